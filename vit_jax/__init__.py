@@ -1,0 +1,41 @@
+"""Vision Transformers in JAX: one encoder, one training loop, any mesh.
+
+Nothing heavy is imported until it is asked for:
+
+>>> import vit_jax
+>>> model = vit_jax.create('S/16', num_classes=1000)   # an nnx.Module, float32 parameters
+>>> logits = model(images)                             # (batch, 224, 224, 3) -> (batch, 1000)
+"""
+
+from __future__ import annotations
+
+import typing
+
+__version__ = '0.1.0'
+
+if typing.TYPE_CHECKING:
+  from vit_jax.models.vit import ViT
+
+
+def create(variant: str, *, seed: int = 0, **config) -> ViT:
+  """A freshly initialised Vision Transformer.
+
+  Args:
+    variant: size and patch, 'S/16' for example; see `vit_jax.models.vit.SIZES`.
+    seed: of the random initialisation.
+    **config: any other field of `vit_jax.models.vit.ViTConfig`.
+
+  Returns:
+    The model, callable on float images of shape (batch, height, width, in_channels).
+
+  Raises:
+    vit_jax.errors.RunError: for an unknown variant or fields that contradict each other.
+  """
+  import jax
+  from flax import nnx
+
+  from vit_jax import schema
+  from vit_jax.models.vit import ViTConfig
+
+  model = schema.build(ViTConfig, {'variant': variant, **config}, 'vit_jax.create')
+  return jax.jit(lambda key: model.create(nnx.Rngs(key)))(jax.random.key(seed))

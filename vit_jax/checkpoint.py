@@ -1,0 +1,120 @@
+"""Checkpoints: asynchronous, atomic, restored onto any mesh. The only file that imports Orbax.
+
+A checkpoint is a flat dict from names ('model/encoder/blocks/attn/query/kernel') to arrays, so that
+it does not depend on the classes that happen to hold them.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from vit_jax import sharding, tree
+from vit_jax.errors import RunError, suggest
+
+
+class Checkpoints:
+  """The checkpoints of one run, in `directory`, a subdirectory per step."""
+
+  def __init__(self, directory: pathlib.Path, *, keep: int):
+    """Removes what an interrupted save left behind. Raises RunError if that is not allowed."""
+    self.directory = directory.absolute()
+    self._pending: tuple[int, Any] | None = None
+    try:
+      self._checkpointer = ocp.training.Checkpointer(
+        self.directory,
+        save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+        preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+        cleanup_tmp_directories=True,
+      )
+    except OSError as error:
+      raise RunError(f'cannot write checkpoints to {directory}: {error}') from None
+
+  @property
+  def latest(self) -> int | None:
+    """The step of the newest finished checkpoint."""
+    newest = self._checkpointer.latest
+    return None if newest is None else newest.step
+
+  def save(self, step: int, state: Any, extra: dict[str, Any]) -> None:
+    """Starts writing `state`; returns once it may be changed or donated.
+
+    Args:
+      step: of the checkpoint.
+      state: a tree of arrays.
+      extra: JSON-serialisable facts to keep with it.
+
+    Raises:
+      RunError: if this save, or the one before, could not be written.
+    """
+    self.wait()
+    try:
+      response = self._checkpointer.save_async(
+        step, tree.flatten(state), force=True, custom_metadata=extra
+      )
+    except Exception as error:
+      raise self._failure(step, error) from error
+    self._pending = (step, response)
+
+  def wait(self) -> None:
+    """Returns when the last save is on disk. Raises RunError if it could not be written."""
+    if self._pending is None:
+      return
+    (step, response), self._pending = self._pending, None
+    try:
+      response.result()
+    except Exception as error:
+      raise self._failure(step, error) from error
+
+  def restore(self, abstract: Any) -> tuple[Any, dict[str, Any]]:
+    """The newest checkpoint, laid out for the mesh in context, and its `extra`.
+
+    Args:
+      abstract: a tree of ShapeDtypeStructs, from `jax.eval_shape` under that mesh.
+
+    Raises:
+      RunError: if names, shapes or dtypes differ from those in the checkpoint, listing them.
+    """
+    step = self.latest
+    metadata = self._checkpointer.metadata(step)
+    wanted = tree.flatten(sharding.fill_shardings(abstract))
+    _compare(metadata.metadata, wanted, f'{self.directory}/{step}')
+    leaves = self._checkpointer.load(step, wanted)
+    return tree.unflatten(abstract, leaves), metadata.custom_metadata or {}
+
+  def close(self) -> None:
+    """Waits for the last save and lets go of the directory."""
+    try:
+      self.wait()
+    finally:
+      self._checkpointer.close()
+
+  def _failure(self, step: int, error: Exception) -> RunError:
+    good = [c.step for c in self._checkpointer.checkpoints if c.step != step]
+    last = f'the last good one is step {max(good)}' if good else 'there is none before it'
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return RunError(
+      f'the checkpoint of step {step} could not be written to {self.directory}; {last}.\n'
+      f'{reason}\nMake room (or the directory writable), then run the same command again.'
+    )
+
+
+def _compare(found: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
+  """Raises RunError unless names, shapes and dtypes agree."""
+  lines = []
+  for name in sorted({*found, *wanted}):
+    if name not in found:
+      lines.append(f'  missing     {name} {wanted[name].shape}: {suggest(name, found)}')
+    elif name not in wanted:
+      lines.append(f'  unexpected  {name} {found[name].shape}')
+    else:
+      a, b = found[name], wanted[name]
+      same_dtype = jax.numpy.dtype(a.dtype) == b.dtype
+      if tuple(a.shape) != b.shape or not same_dtype:
+        lines.append(f'  misshapen   {name}: {a.dtype}{tuple(a.shape)}, expected {b.dtype}{b.shape}')
+  if lines:
+    shown = lines[:20] + [f'  and {len(lines) - 20} more'] * (len(lines) > 20)
+    raise RunError(f'the checkpoint {where} does not fit this model:\n' + '\n'.join(shown))

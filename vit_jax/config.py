@@ -1,0 +1,128 @@
+"""What a run is made of: the one schema behind every file in `configs/`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from vit_jax import schema
+from vit_jax.data.pipeline import DataConfig
+from vit_jax.errors import RunError
+from vit_jax.evaluators import EVALUATORS
+from vit_jax.models import MODELS
+from vit_jax.optim import OptimConfig
+from vit_jax.tasks import TASKS
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+  """How often the run reports its training metrics."""
+
+  every: str = '50 steps'
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+  """A checkpoint every `every`, the newest `keep` of them kept."""
+
+  every: str = '10%'
+  keep: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+  """A jax.profiler trace of `steps` steps after the first `start` ones of this process; 0: none."""
+
+  start: int = 10
+  steps: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """A run. Durations are strings: '500 steps', '1e6 examples', '90 epochs', '5%' of the total."""
+
+  total: str
+  batch_size: int
+  model: Any = schema.choice(MODELS, 'vit')
+  task: Any = schema.choice(TASKS, 'classification')
+  data: DataConfig
+  optim: OptimConfig
+  evals: dict[str, Any] = schema.choices(EVALUATORS)
+  mesh: str = 'data'
+  seed: int = 0
+  log: LogConfig
+  checkpoint: CheckpointConfig
+  profile: ProfileConfig
+
+
+# Fields that decide where and how fast a run goes, not what it computes (beyond rounding): a run
+# may be continued with other values of these.
+FREE = (
+  'mesh', 'model.scan', 'model.remat', 'optim.accumulate', 'data.workers', 'data.source.dir',
+  'data.source.manual_dir', 'log', 'checkpoint', 'profile',
+)  # fmt: skip
+
+
+def complete(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
+  """The locked ConfigDict of a whole run from the fields a config file sets.
+
+  Every field of `Config` is present, so that each can be changed on the command line.
+  """
+  tree = ml_collections.ConfigDict(schema.complete(Config, config))
+  return tree.lock()
+
+
+def run_hash(config: Mapping[str, Any]) -> str:
+  """A short name for everything in `config` that decides what the run computes."""
+  text = json.dumps(without_free(config), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def without_free(config: Mapping[str, Any], path: str = '') -> dict[str, Any]:
+  """`config` as a plain dict, less the fields of `FREE`."""
+  return {
+    key: without_free(value, f'{path}{key}.') if isinstance(value, Mapping) else value
+    for key, value in config.items()
+    if f'{path}{key}' not in FREE
+  }
+
+
+def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """`config` as plain JSON types: tuples become lists."""
+  return json.loads(json.dumps(config.to_dict()))
+
+
+_UNITS = {'': 'step', 'step': 'step', 'example': 'example', 'epoch': 'epoch', '%': '%'}
+
+
+def steps(
+  duration: str, *, batch_size: int, epoch: int, total: int | None = None, field: str = 'duration'
+) -> int:
+  """A duration in optimizer steps, rounded to the nearest, and at least 1 unless it is 0.
+
+  Args:
+    duration: a number and a unit: step(s), example(s), epoch(s) or %; no unit means steps.
+    batch_size: examples per step.
+    epoch: examples per epoch.
+    total: steps in the whole run, for durations in percent.
+    field: named in errors.
+
+  Raises:
+    RunError: if the duration cannot be read, or is in percent with no total to refer to.
+  """
+  match = re.fullmatch(r'([\d._]+(?:e\d+)?)\s*(%|[a-z]*?)s?', duration.strip())
+  if not match or match[2] not in _UNITS:
+    raise RunError(
+      f'{field}={duration!r} is no duration: write 500 steps, 1e6 examples, 90 epochs or 5%'
+    )
+  number, unit = float(match[1]), _UNITS[match[2]]
+  if unit == '%' and total is None:
+    raise RunError(f'{field}={duration!r}: the total length cannot be in percent')
+  scale = {'step': 1, 'example': 1 / batch_size, 'epoch': epoch / batch_size, '%': (total or 0) / 100}
+  return max(round(number * scale[unit]), 1 if number else 0)

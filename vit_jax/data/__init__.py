@@ -1,0 +1,1 @@
+"""Examples from disk to the devices: sources, host preprocessing, the pipeline."""

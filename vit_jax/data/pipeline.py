@@ -1,0 +1,168 @@
+"""Batches as a pure function of the seed and the step.
+
+The order is what makes it so: shuffle and repeat the whole data set, draw each example's random
+crop from its position in that endless stream, only then pick the rows that this process holds. The
+step number is the whole state of the iterator, and any number of processes and workers sees the
+same batches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from vit_jax import schema
+from vit_jax.data.preprocess import CROPS, decode
+from vit_jax.data.sources import SOURCES, Example, Source
+from vit_jax.errors import RunError, suggest
+
+Batch = dict[str, np.ndarray]
+ON_CORRUPT = ('error', 'skip')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+  """Training data.
+
+  Attributes:
+    source: where examples come from; see `sources`.
+    split: the one to train on.
+    crop: how images are brought to the model's size; see `preprocess`.
+    on_corrupt: an image that does not decode stops the run ('error') or counts for nothing in its
+      batch ('skip'; the metric `skipped` says how many).
+    workers: processes that prepare batches; 0 uses threads of this process.
+  """
+
+  source: Any = schema.choice(SOURCES)
+  split: str = 'train'
+  crop: Any = schema.choice(CROPS, 'resize')
+  on_corrupt: str = 'error'
+  workers: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """What the model expects of every image and label."""
+
+  image_size: tuple[int, int]
+  channels: int
+  num_classes: int
+
+
+def train_batches(
+  config: DataConfig, source: Source, shape: Shape, batch_size: int, rows: Sequence[int], seed: int
+) -> grain.MapDataset:
+  """The endless stream of training batches; element t is the batch of step t.
+
+  Args:
+    config: of the data.
+    source: opened from it.
+    shape: of the model's input.
+    batch_size: of the global batch.
+    rows: of the global batch that this process holds.
+    seed: of order and crops.
+
+  Returns:
+    Dicts of image, uint8 (rows, height, width, channels), label, int32 (rows,), and mask, float32
+    (rows,), which is 0 for skipped images.
+  """
+  stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+  stream = stream.random_map(_Prepare(shape, config.crop, config.on_corrupt))
+  return _Rows(stream, batch_size, rows).batch(len(rows))
+
+
+def eval_batches(
+  config: DataConfig, crop: Any, source: Source, shape: Shape, batch_size: int, rows: Sequence[int]
+) -> grain.MapDataset:
+  """Every example once, in order; the last batch is filled up with images of mask 0."""
+  stream = grain.MapDataset.source(_Padded(source, -len(source) % batch_size))
+  stream = stream.seed(0).random_map(_Prepare(shape, crop, config.on_corrupt))
+  return _Rows(stream, batch_size, rows).batch(len(rows))
+
+
+def iterate(batches: grain.MapDataset, *, start: int = 0, workers: int = 0) -> Iterator[Batch]:
+  """Batches from number `start` on, prepared ahead in the background; `close()` when done.
+
+  Raises:
+    RunError: for data that cannot be used, naming the example.
+  """
+  threads = min(os.cpu_count() or 1, 16)
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+  stream = batches[start:].to_iter_dataset(options)
+  if workers:
+    os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+    stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+  iterator = iter(stream)
+  try:
+    yield from iterator
+  finally:
+    iterator.close()
+
+
+class _Padded:
+  """A source with empty examples at its end."""
+
+  def __init__(self, source: Source, padding: int):
+    self._source, self._padding = source, padding
+
+  def __len__(self) -> int:
+    return len(self._source) + self._padding
+
+  def __getitem__(self, index: int) -> Example:
+    if index < len(self._source):
+      return self._source[index]
+    return Example(image=None, label=0, name='padding')
+
+
+class _Rows(grain.MapDataset):
+  """Of every `batch_size` elements of the parent, those at the positions `rows`."""
+
+  def __init__(self, parent: grain.MapDataset, batch_size: int, rows: Sequence[int]):
+    super().__init__(parent)
+    self._stream, self._batch_size, self._rows = parent, batch_size, tuple(rows)
+
+  def __len__(self) -> int:
+    return len(self._stream) // self._batch_size * len(self._rows)
+
+  def __getitem__(self, index):
+    if isinstance(index, slice):
+      return self.slice(index)
+    step, row = divmod(index, len(self._rows))
+    return self._stream[step * self._batch_size + self._rows[row]]
+
+
+class _Prepare:
+  """One example -> what the model expects."""
+
+  def __init__(self, shape: Shape, crop: Any, on_corrupt: str):
+    if on_corrupt not in ON_CORRUPT:
+      raise RunError(f'unknown data.on_corrupt {on_corrupt!r}: {suggest(on_corrupt, ON_CORRUPT)}')
+    self._shape, self._crop, self._skip = shape, crop, on_corrupt == 'skip'
+
+  def __call__(self, example: Example, rng: np.random.Generator) -> Batch:
+    shape = self._shape
+    pixels, label = None, example['label']
+    if not 0 <= label < shape.num_classes:
+      raise RunError(
+        f'{example["name"]} has label {label}, outside the {shape.num_classes} classes of the model'
+      )
+    if example['image'] is not None:
+      try:
+        pixels = decode(example['image'], shape.channels)
+      except ValueError as error:
+        message = f'corrupt image {example["name"]}: {error}'
+        if not self._skip:
+          raise RunError(f'{message}. Set data.on_corrupt=skip to go on without it') from None
+        logging.getLogger(__name__).warning('skipped %s', message)
+    mask = np.float32(pixels is not None)
+    if pixels is None:
+      image = np.zeros((*shape.image_size, shape.channels), np.uint8)
+    else:
+      image = self._crop(pixels, shape.image_size, rng)
+    return {'image': image, 'label': np.int32(label), 'mask': mask}

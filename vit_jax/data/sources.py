@@ -1,0 +1,207 @@
+"""Where examples come from: random access to encoded images and their labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import functools
+import importlib
+import os
+import pathlib
+from typing import Any, Protocol, TypedDict
+
+import numpy as np
+
+from vit_jax.errors import RunError, suggest
+
+
+class Example(TypedDict):
+  """One image, encoded (bytes) or as uint8 (height, width, channels), and what it shows."""
+
+  image: bytes | np.ndarray | None
+  label: int
+  name: str
+
+
+class Source(Protocol):
+  """A picklable sequence of examples."""
+
+  class_names: list[str]
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Example: ...
+
+
+# Data sets of the project's own: prepared from raw files on first use.
+BUILDERS = {
+  'digits': 'vit_jax.data.digits:Digits',
+  'fashion_mnist': 'vit_jax.data.fashion_mnist:FashionMnist',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tfds:
+  """A TFDS data set stored as ArrayRecord; no TensorFlow is needed to read it.
+
+  Attributes:
+    dataset: its name, with '/config' and ':version' where needed, as for `tfds.builder`.
+    dir: where prepared data sets live; '' means TFDS_DATA_DIR or ~/tensorflow_datasets.
+    manual_dir: the raw files, for builders of the project's own that need some.
+  """
+
+  dataset: str
+  dir: str = ''
+  manual_dir: str = ''
+
+  def open(self, split: str) -> Source:
+    """Raises RunError if the data set or the split is not there, or has no image and label."""
+    root = self.dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
+    return _TfdsSource(self._builder(pathlib.Path(root).expanduser()), self.dataset, split)
+
+  def _builder(self, root: pathlib.Path) -> Any:
+    import tensorflow_datasets as tfds
+
+    if self.dataset in BUILDERS:
+      module, name = BUILDERS[self.dataset].split(':')
+      root.mkdir(parents=True, exist_ok=True)
+      # One process at a time: the others find the data set prepared when their turn comes.
+      with open(root / f'.{self.dataset}.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        builder = getattr(importlib.import_module(module), name)(
+          data_dir=str(root), file_format='array_record'
+        )
+        download = tfds.download.DownloadConfig(manual_dir=self.manual_dir or str(root))
+        tfds.disable_progress_bar()  # it would be drawn over ours
+        builder.download_and_prepare(download_config=download)
+      return builder
+    name, _, version = self.dataset.partition(':')
+    versions = sorted(root.glob(f'{name}/{version or "*.*.*"}/dataset_info.json'), key=_version)
+    if not versions:
+      found = sorted(str(p.parent.parent.relative_to(root)) for p in
+                     [*root.glob('*/*/dataset_info.json'), *root.glob('*/*/*/dataset_info.json')])  # fmt: skip
+      raise RunError(
+        f'no data set {self.dataset!r} prepared in {root} ({suggest(name, found)})'
+        if found else f'no data set is prepared in {root}: set data.source.dir'
+      )  # fmt: skip
+    return tfds.builder_from_directory(str(versions[-1].parent))
+
+
+def _version(path: pathlib.Path) -> list[int]:
+  return [int(part) for part in path.parent.name.split('.')]
+
+
+class _TfdsSource:
+  def __init__(self, builder: Any, dataset: str, split: str):
+    import tensorflow_datasets as tfds
+
+    self._name = f'{dataset}/{split}'
+    features = builder.info.features
+    if not {'image', 'label'} <= set(features):
+      raise RunError(f'{dataset} has {", ".join(features)}; an image and a label are needed')
+    self.class_names = list(features['label'].names)
+    try:
+      self._data = builder.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})
+    except ValueError as error:
+      raise RunError(f'{dataset}: {error}') from None
+    except NotImplementedError:
+      raise RunError(
+        f'{dataset} is not stored as ArrayRecord: prepare it with file_format="array_record"'
+      ) from None
+
+  def __len__(self) -> int:
+    return len(self._data)
+
+  def __getitem__(self, index: int) -> Example:
+    example = self._data[index]
+    name = f'{self._name}[{index}]'
+    return Example(image=example['image'], label=int(example['label']), name=name)
+
+
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp')
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+  """A directory of images, one directory per split and in it one per class.
+
+  Attributes:
+    dir: holds {split}/{class}/*.{jpg,jpeg,png,webp}.
+  """
+
+  dir: str
+
+  def open(self, split: str) -> Source:
+    """Raises RunError if directories or images are missing, or classes are not those of train."""
+    return _FolderSource(pathlib.Path(self.dir).expanduser(), split)
+
+
+class _FolderSource:
+  def __init__(self, root: pathlib.Path, split: str):
+    folder, train = root / split, root / 'train'
+    if not folder.is_dir():
+      raise RunError(f'no directory {folder}: images are expected in {folder}/CLASS/')
+    self.class_names = _folders(train if train.is_dir() else folder)
+    unknown = set(_folders(folder)) - set(self.class_names)
+    if unknown:
+      raise RunError(f'{folder} has classes that {train} lacks: {", ".join(sorted(unknown))}')
+    self._files = [
+      (str(path), label)
+      for label, name in enumerate(self.class_names)
+      for path in sorted(folder.joinpath(name).glob('**/*'))
+      if path.suffix.lower() in SUFFIXES
+    ]
+    if not self._files:
+      raise RunError(f'no images ({" ".join(SUFFIXES)}) in {folder}/CLASS/')
+
+  def __len__(self) -> int:
+    return len(self._files)
+
+  def __getitem__(self, index: int) -> Example:
+    path, label = self._files[index]
+    return Example(image=pathlib.Path(path).read_bytes(), label=label, name=path)
+
+
+def _folders(path: pathlib.Path) -> list[str]:
+  return sorted(child.name for child in path.iterdir() if child.is_dir())
+
+
+@dataclasses.dataclass(frozen=True)
+class Synthetic:
+  """Random images that cost nothing to read, for measuring speed.
+
+  Attributes:
+    num_classes: labels are drawn from this many.
+    examples: in the data set.
+    image_size: height and width; give the model's, and nothing is resized.
+  """
+
+  num_classes: int = 1000
+  examples: int = 1_281_167
+  image_size: tuple[int, int] = (224, 224)
+
+  def open(self, split: str) -> Source:
+    """The same for every split."""
+    del split
+    return _SyntheticSource(self)
+
+
+class _SyntheticSource:
+  def __init__(self, config: Synthetic):
+    self._config = config
+    self.class_names = [str(i) for i in range(config.num_classes)]
+
+  @functools.cached_property
+  def _images(self) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (16, *self._config.image_size, 3), dtype=np.uint8)
+
+  def __len__(self) -> int:
+    return self._config.examples
+
+  def __getitem__(self, index: int) -> Example:
+    label = index % self._config.num_classes
+    return Example(image=self._images[index % 16], label=label, name=f'synthetic[{index}]')
+
+
+SOURCES = {'tfds': Tfds, 'folder': Folder, 'synthetic': Synthetic}

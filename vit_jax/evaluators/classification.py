@@ -1,0 +1,78 @@
+"""Accuracy and loss on a whole split."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax import schema
+from vit_jax.data.pipeline import DataConfig, Shape, eval_batches, iterate
+from vit_jax.data.preprocess import CROPS
+from vit_jax.sharding import BatchLayout
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+  """Top-1, top-5 and loss over a split of the training data's source.
+
+  Attributes:
+    split: to evaluate on.
+    crop: as for training data.
+    every: how often; the end of the run always.
+    batch_size: 0 uses that of training.
+  """
+
+  split: str = 'test'
+  crop: Any = schema.choice(CROPS, 'resize')
+  every: str = '10%'
+  batch_size: int = 0
+
+  def prepare(
+    self, task: Any, data: DataConfig, shape: Shape, batch_size: int
+  ) -> Callable[[Any], Iterator[tuple[str, float]]]:
+    """Opens the data; the result evaluates a model."""
+    batch_size = self.batch_size or batch_size
+    layout = BatchLayout(batch_size)
+    source = data.source.open(self.split)
+    batches = eval_batches(data, self.crop, source, shape, batch_size, layout.rows)
+
+    @jax.jit
+    def sums(model, batch):
+      logits = model(task.augment(batch, None)['image'])
+      label = jax.nn.one_hot(batch['label'], shape.num_classes)
+      top5 = jax.lax.top_k(logits, min(5, shape.num_classes))[1]
+      hits = {
+        'top1': jnp.argmax(logits, axis=-1) == batch['label'],
+        'top5': (top5 == batch['label'][:, None]).any(-1),
+        'loss': -(label * jax.nn.log_softmax(logits)).sum(-1),
+        'examples': jnp.ones_like(batch['mask']),
+      }
+      return {name: (value * batch['mask']).sum() for name, value in hits.items()}
+
+    def evaluate(model: Any) -> Iterator[tuple[str, float]]:
+      total = collections.Counter()
+      pending: list[dict] = []
+      for batch in iterate(batches, workers=data.workers):
+        pending.append(sums(model, layout.place(batch)))
+        if len(pending) > 2:  # keeps the host from running far ahead of the devices
+          total.update(_floats(pending.pop(0)))
+      for part in pending:
+        total.update(_floats(part))
+      examples = total.pop('examples')
+      for name, value in total.items():
+        if name != 'top5' or shape.num_classes > 5:
+          yield name, value / max(examples, 1.0)
+      yield 'examples', examples
+      yield 'skipped', len(source) - examples
+
+    return evaluate
+
+
+def _floats(sums: dict[str, jax.Array]) -> dict[str, float]:
+  """To the host, where they are added in double precision: counts stay exact however many."""
+  return {name: float(value) for name, value in jax.device_get(sums).items()}

@@ -1,0 +1,101 @@
+"""A configuration brought to life: data opened, sizes known, state restored or initialised."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from vit_jax import config as config_lib
+from vit_jax import optim, schema
+from vit_jax.data.pipeline import Shape
+from vit_jax.errors import RunError
+from vit_jax.sharding import BatchLayout
+from vit_jax.state import State, init_state, train_step
+
+
+class Experiment:
+  """Everything that training and evaluating share. Create it under the mesh it shall use.
+
+  Attributes:
+    config: the typed configuration, the model's sizes resolved.
+    source: the training data.
+    shape: what the model expects of images and labels.
+    layout: of training batches over processes and devices.
+    total: steps of the run.
+  """
+
+  def __init__(self, config: ConfigDict):
+    """Raises RunError for anything in `config` that is unknown, missing or contradictory."""
+    cfg: config_lib.Config = schema.build(config_lib.Config, config)
+    model = cfg.model.resolve()
+    self.layout = BatchLayout(cfg.batch_size)
+    self.source = cfg.data.source.open(cfg.data.split)
+    model = dataclasses.replace(
+      model, num_classes=model.num_classes or len(self.source.class_names)
+    )
+    self.config = dataclasses.replace(cfg, model=model)
+    self.shape = Shape(model.image_size, model.in_channels, model.num_classes)
+    self.total = self._steps(cfg.total, 'total', total=None)
+    if self.total < 1:
+      raise RunError(f'total={cfg.total!r} is less than one step')
+    self._durations = dict(
+      total=self.total,
+      warmup=self.steps(cfg.optim.warmup, 'optim.warmup'),
+      cooldown=self.steps(cfg.optim.cooldown, 'optim.cooldown'),
+    )
+    optim.check(cfg.optim, **self._durations, batch_size=cfg.batch_size)
+
+  def steps(self, duration: str, field: str) -> int:
+    """A duration in steps; at least 1, unless it is 0."""
+    return self._steps(duration, field, total=self.total)
+
+  def _steps(self, duration: str, field: str, *, total: int | None) -> int:
+    return config_lib.steps(
+      duration, batch_size=self.config.batch_size, epoch=len(self.source), total=total, field=field
+    )
+
+  def hyper(self, step: int) -> optim.Hyper:
+    """The arguments of the compiled step number `step`."""
+    return optim.hyper(step, self.config.optim, **self._durations)
+
+  def init(self) -> State:
+    """The initial state; equal seeds give equal values on any mesh."""
+    return jax.jit(self._init)(np.uint32(self.config.seed))
+
+  def abstract_state(self) -> State:
+    """Shapes, dtypes and layouts of the state."""
+    return jax.eval_shape(self._init, np.uint32(self.config.seed))
+
+  def _init(self, seed: jax.Array) -> State:
+    model = self.config.model.create(nnx.Rngs(jax.random.key(seed)))
+    return init_state(model, self.config.optim)
+
+  def train_step(self) -> Any:
+    """The jitted step: (state, batch, hyper) -> (state, metrics); donates the state."""
+    config = self.config
+    step = functools.partial(
+      train_step, task=config.task, config=config.optim, seed=config.seed
+    )
+    return jax.jit(step, donate_argnums=0)
+
+  def evaluators(self) -> dict[str, Any]:
+    """Functions from a model to (name, value) pairs, by name."""
+    config = self.config
+    return {
+      name: evaluator.prepare(config.task, config.data, self.shape, config.batch_size)
+      for name, evaluator in config.evals.items()
+    }
+
+  def evaluate(self, evaluators: dict[str, Any], state: State) -> dict[str, float]:
+    """Runs `evaluators` on what `state` would be judged by: {'test/top1': 0.98, ...}."""
+    return {
+      f'{name}/{key}': value
+      for name, evaluator in evaluators.items()
+      for key, value in evaluator(state.eval_model)
+    }

@@ -1,0 +1,67 @@
+"""How every command starts: flags, processes, and errors as one clear message."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from vit_jax.errors import RunError
+
+CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'The run: configs/NAME.py or configs/NAME.py:ARGUMENT.', lock_config=True
+)
+WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.', required=True)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', None,
+  'HOST:PORT of process 0. Not needed on one machine, on TPU pods, under Slurm or on Kubernetes.',
+)  # fmt: skip
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'With --coordinator.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --coordinator, from 0.')
+
+
+def run(main: Callable[[], None]) -> None:
+  """Parses flags, joins the other processes, if any, and runs `main`; exits 1 on RunError."""
+
+  def start(argv: list[str]) -> None:
+    if len(argv) > 1:
+      raise RunError(f'unexpected argument {argv[1]!r}: flags are written --name=value')
+    _join()
+    main()
+
+  try:
+    app.run(start)
+  except RunError as error:
+    _fail(str(error))
+  except (AttributeError, KeyError, TypeError) as error:
+    # ml_collections' answers to an unknown or mistyped --config.field.
+    if 'config' not in str(error) or flags.FLAGS.is_parsed():
+      raise
+    _fail(str(error.args[0]))
+
+
+def _fail(message: str) -> None:
+  print(f'error: {message}', file=sys.stderr)
+  sys.exit(1)
+
+
+def _join() -> None:
+  """Makes this process one of several where there are several."""
+  logging.getLogger('orbax').setLevel(logging.WARNING)
+  by_hand = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  if any(value is not None for value in by_hand):
+    if None in by_hand:
+      raise RunError('--coordinator, --num_processes and --process_id are given together')
+    jax.distributed.initialize(*by_hand)
+    return
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')
+      jax.distributed.initialize()
+  except ValueError:
+    pass  # no cluster around us: one process

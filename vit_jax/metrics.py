@@ -1,0 +1,118 @@
+"""What a run reports: lines of metrics, wall time by phase, progress."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes `value` so that the file is either the old one or the whole new one."""
+  partial = path.with_name(f'.{path.name}.partial')
+  with partial.open('w') as file:
+    json.dump(value, file, indent=2)
+    file.write('\n')
+    file.flush()
+    os.fsync(file.fileno())
+  partial.replace(path)
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """What `write_json` wrote."""
+  return json.loads(path.read_text())
+
+
+class MetricsFile:
+  """One JSON object per line, with its step; what came after a restored step is dropped."""
+
+  def __init__(self, path: pathlib.Path, *, after: int):
+    """Keeps the lines of steps up to `after`."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    kept = [line for line in lines if (step := _step(line)) is not None and step <= after]
+    if kept != lines:
+      partial = path.with_name(f'.{path.name}.partial')
+      partial.write_text(''.join(f'{line}\n' for line in kept))
+      partial.replace(path)
+    self._file = path.open('a')
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    """Appends a line and hands it to the operating system."""
+    self._file.write(json.dumps({'step': step, **values}) + '\n')
+    self._file.flush()
+
+  def close(self) -> None:
+    self._file.close()
+
+
+def _step(line: str) -> int | None:
+  try:
+    return json.loads(line)['step']
+  except (ValueError, KeyError, TypeError):
+    return None  # cut short by a kill
+
+
+class Chrono:
+  """Wall time by phase, in seconds, over all sessions of a run."""
+
+  def __init__(self, seconds: Mapping[str, float] | None = None):
+    self.seconds = collections.Counter(seconds or {})
+
+  @contextlib.contextmanager
+  def __call__(self, phase: str) -> Iterator[None]:
+    """Adds the time spent inside to `phase`."""
+    start = time.perf_counter()
+    try:
+      yield
+    finally:
+      self.seconds[phase] += time.perf_counter() - start
+
+
+class Reporter:
+  """A progress bar with rate and remaining time on a terminal, plain lines elsewhere."""
+
+  def __init__(self, total: int, start: int, *, visible: bool):
+    self._console = Console(file=sys.stdout, quiet=not visible, soft_wrap=True, highlight=False)
+    self._total = total
+    self._bar = Progress(
+      TextColumn('{task.fields[title]}'), BarColumn(),
+      TextColumn('{task.completed}/{task.total} {task.fields[text]}'), TimeRemainingColumn(),
+      console=self._console, disable=not self._console.is_terminal, transient=True,
+    )  # fmt: skip
+    self._task = self._bar.add_task('', total=total, completed=start, title='train', text='')
+    self._bar.start()
+
+  def say(self, text: str) -> None:
+    """A line above the bar."""
+    self._console.print(text, markup=False)
+
+  def advance(self, step: int) -> None:
+    """Moves the bar to `step`."""
+    self._bar.update(self._task, completed=step)
+
+  def train(self, step: int, values: Mapping[str, float], rate: float) -> None:
+    """The training metrics of a step; `rate` in images per second."""
+    text = f'loss {values["train/loss"]:.4f}  {rate:,.0f} img/s'
+    if self._bar.disable:
+      self.say(f'step {step}/{self._total}  {text}')
+    self._bar.update(self._task, completed=step, text=text)
+
+  def table(self, title: str, rows: Mapping[str, Any]) -> None:
+    """Two columns under a title."""
+    table = Table(title=title, show_header=False, title_justify='left')
+    for name, value in rows.items():
+      table.add_row(name, value if isinstance(value, str) else f'{value:,.4g}')
+    self._console.print(table)
+
+  def close(self) -> None:
+    self._bar.stop()

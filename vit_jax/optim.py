@@ -1,0 +1,143 @@
+"""AdamW, its schedules, and the one regular-expression language for groups of parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from vit_jax import tree
+from vit_jax.errors import RunError, suggest
+
+SCHEDULES = ('cosine', 'rsqrt', 'wsd')
+Groups = tuple[tuple[str, float], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+  """AdamW (Loshchilov & Hutter 2019): p -= lr * (adam(grad) + weight_decay * p).
+
+  Attributes:
+    lr: peak learning rate.
+    weight_decay: multiplied by the scheduled learning rate.
+    b1, b2, eps: of Adam.
+    clip: largest global norm of the gradient; 0 does not clip.
+    schedule: after a linear warm-up, 'cosine' decays to 0 at the end of the run (Loshchilov &
+      Hutter 2017), 'rsqrt' with the inverse square root of the step, the warm-up being its
+      timescale (Zhai et al. 2022, section 3.5), 'wsd' stays at the peak (warmup-stable-decay).
+    warmup: duration of the linear rise.
+    cooldown: duration of the linear fall to 0 at the end, on top of any schedule.
+    accumulate: batches are cut into this many equal parts, one after another, to save memory.
+    ema: decay per step of the moving average of the parameters that is evaluated; 0 for none.
+    decay: factors on weight_decay by parameter name. Each entry is a regular expression that must
+      match the whole name and a factor; the first match counts, every parameter needs one and
+      every entry must match something.
+    lr_scale: factors on the learning rate, likewise; 0 freezes.
+  """
+
+  lr: float = 1e-3
+  weight_decay: float = 1e-4
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-8
+  clip: float = 1.0
+  schedule: str = 'cosine'
+  warmup: str = '5%'
+  cooldown: str = '0'
+  accumulate: int = 1
+  ema: float = 0.0
+  decay: Groups = (('.*kernel', 1.0), ('.*', 0.0))
+  lr_scale: Groups = (('.*', 1.0),)
+
+
+class Hyper(NamedTuple):
+  """What may differ from step to step: arguments of the compiled step, float32 scalars."""
+
+  lr: Any
+  weight_decay: Any
+  b1: Any
+  b2: Any
+
+
+def learning_rate(step: int, config: OptimConfig, *, total: int, warmup: int, cooldown: int) -> float:
+  """The learning rate of step `step`, counted from 0; durations in steps.
+
+  Neither the first nor the last step has a learning rate of 0.
+  """
+  rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+  fall = min(1.0, (total - step) / cooldown) if cooldown else 1.0
+  body = 1.0
+  if config.schedule == 'cosine' and step >= warmup:
+    body = 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, total - warmup))
+  elif config.schedule == 'rsqrt':
+    body = math.sqrt(warmup / max(warmup, step + 1))
+  return config.lr * rise * body * fall
+
+
+def check(config: OptimConfig, *, total: int, warmup: int, cooldown: int, batch_size: int) -> None:
+  """Raises RunError for an impossible schedule or accumulation."""
+  if config.schedule not in SCHEDULES:
+    raise RunError(
+      f'unknown optim.schedule {config.schedule!r}: {suggest(config.schedule, SCHEDULES)}'
+    )
+  if warmup + cooldown > total:
+    raise RunError(
+      f'optim.warmup ({warmup} steps) and optim.cooldown ({cooldown}) exceed the total of {total}'
+    )
+  if config.schedule == 'rsqrt' and not warmup:
+    raise RunError('optim.schedule=rsqrt takes its timescale from optim.warmup, which is 0')
+  if config.accumulate < 1 or batch_size % config.accumulate:
+    raise RunError(f'optim.accumulate={config.accumulate} does not divide batch_size={batch_size}')
+
+
+def hyper(step: int, config: OptimConfig, **durations: int) -> Hyper:
+  """The arguments of step `step`; `durations` as for `learning_rate`."""
+  lr = learning_rate(step, config, **durations)
+  return Hyper(*(np.float32(x) for x in (lr, config.weight_decay, config.b1, config.b2)))
+
+
+def optimizer(config: OptimConfig, params: Any, hyper: Hyper) -> optax.GradientTransformation:
+  """The Optax chain of one step. Its state does not depend on `hyper`, which may be traced."""
+  decay, lr_scale = groups(config.decay, params, 'decay'), groups(config.lr_scale, params, 'lr_scale')
+
+  def add_decay(updates, params):
+    add = lambda u, p, d: u + hyper.weight_decay * d * p if d else u  # noqa: E731
+    return jax.tree.map(add, updates, params, decay)
+
+  return optax.chain(
+    optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
+    optax.scale_by_adam(hyper.b1, hyper.b2, config.eps),
+    optax.stateless(add_decay),
+    optax.stateless(lambda u, _: jax.tree.map(lambda x, s: -hyper.lr * s * x, u, lr_scale)),
+  )
+
+
+def groups(entries: Groups, params: Any, field: str) -> Any:
+  """The factor of every parameter: a tree of floats like `params`.
+
+  Raises:
+    RunError: for a parameter that no entry matches, or an entry that matches none.
+  """
+  used = set()
+
+  def factor(path, _):
+    name = tree.name(path)
+    for pattern, value in entries:
+      if re.fullmatch(pattern, name):
+        used.add(pattern)
+        return float(value)
+    raise RunError(f'optim.{field} has no entry for the parameter {name}')
+
+  factors = jax.tree_util.tree_map_with_path(factor, params)
+  for pattern, _ in entries:
+    # A catch-all at the end may be left with nothing to catch.
+    if pattern not in used and pattern != '.*':
+      names = tree.flatten(params)
+      raise RunError(f'optim.{field}: {pattern!r} is the first match of no parameter: '
+                     f'{suggest(pattern, names)}')  # fmt: skip
+  return factors

@@ -1,0 +1,68 @@
+"""Single-label classification."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Batch = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+  """Softmax cross-entropy.
+
+  Attributes:
+    label_smoothing: probability mass spread evenly over all classes (Szegedy et al. 2016).
+    mixup: alpha of the Beta distribution of mixing coefficients, one per batch; 0 does not mix
+      (Zhang et al. 2018).
+    flip: mirror half of the training images left to right.
+    mean, std: per channel (or one for all) of pixels in [0, 1], to normalise with.
+  """
+
+  label_smoothing: float = 0.0
+  mixup: float = 0.0
+  flip: bool = False
+  mean: tuple[float, ...] = (0.5,)
+  std: tuple[float, ...] = (0.5,)
+
+  def normalize(self, images: jax.Array) -> jax.Array:
+    """uint8 (batch, height, width, channels) -> float32."""
+    return (images.astype(jnp.float32) / 255 - jnp.array(self.mean)) / jnp.array(self.std)
+
+  def augment(self, batch: Batch, rng: jax.Array | None) -> Batch:
+    """Normalises, flips and mixes a batch of uint8 images; without `rng` only normalises."""
+    batch = {**batch, 'image': self.normalize(batch['image'])}
+    if rng is None:
+      return batch
+    flip_rng, mix_rng = jax.random.split(rng)
+    image = batch['image']
+    if self.flip:
+      sharding = jax.typeof(batch['mask']).sharding
+      mirrored = jax.random.bernoulli(flip_rng, shape=image.shape[:1], out_sharding=sharding)
+      image = jnp.where(mirrored[:, None, None, None], image[:, :, ::-1], image)
+    if self.mixup:
+      share = jax.random.beta(mix_rng, self.mixup, self.mixup)
+      # The partner of each example is its mirror position: a layout-preserving permutation.
+      image = share * image + (1 - share) * image[::-1]
+      batch['label2'], batch['mask'] = batch['label'][::-1], batch['mask'] * batch['mask'][::-1]
+      batch['share'] = jnp.full_like(batch['mask'], share)
+    return {**batch, 'image': image}
+
+  def targets(self, batch: Batch, num_classes: int) -> jax.Array:
+    """(batch, num_classes) probabilities."""
+    one_hot = jax.nn.one_hot(batch['label'], num_classes)
+    if 'label2' in batch:
+      share = batch['share'][:, None]
+      one_hot = share * one_hot + (1 - share) * jax.nn.one_hot(batch['label2'], num_classes)
+    return one_hot * (1 - self.label_smoothing) + self.label_smoothing / num_classes
+
+  def metrics(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
+    """Sums over the batch of the cross-entropy `loss` and of `top1`."""
+    logits = model(batch['image'])
+    loss = -jnp.sum(self.targets(batch, logits.shape[-1]) * jax.nn.log_softmax(logits), axis=-1)
+    top1 = (jnp.argmax(logits, axis=-1) == batch['label']).astype(jnp.float32)
+    return {'loss': (loss * batch['mask']).sum(), 'top1': (top1 * batch['mask']).sum()}
