@@ -19,8 +19,17 @@ from vit_jax.errors import RunError, suggest
 class Checkpoints:
   """The checkpoints of one run, in `directory`, a subdirectory per step."""
 
-  def __init__(self, directory: pathlib.Path, *, keep: int):
-    """Removes what an interrupted save left behind. Raises RunError if that is not allowed."""
+  def __init__(self, directory: pathlib.Path, *, keep: int = 1, read_only: bool = False):
+    """Opens `directory`; unless `read_only`, makes it and clears away interrupted saves.
+
+    Args:
+      directory: of the checkpoints.
+      keep: how many of the newest checkpoints to keep.
+      read_only: leave everything as it is; a run may be writing there.
+
+    Raises:
+      RunError: if the directory cannot be written.
+    """
     self.directory = directory.absolute()
     self._pending: tuple[int, Any] | None = None
     try:
@@ -28,7 +37,7 @@ class Checkpoints:
         self.directory,
         save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
         preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-        cleanup_tmp_directories=True,
+        cleanup_tmp_directories=not read_only,
       )
     except OSError as error:
       raise RunError(f'cannot write checkpoints to {directory}: {error}') from None

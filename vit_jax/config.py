@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -53,7 +54,7 @@ class Config:
   task: Any = schema.choice(TASKS, 'classification')
   data: DataConfig
   optim: OptimConfig
-  evals: dict[str, Any] = schema.choices(EVALUATORS)
+  evals: dict[str, Any] = schema.choices(EVALUATORS, 'classification')
   mesh: str = 'data'
   seed: int = 0
   log: LogConfig
@@ -116,7 +117,7 @@ def steps(
   Raises:
     RunError: if the duration cannot be read, or is in percent with no total to refer to.
   """
-  match = re.fullmatch(r'([\d._]+(?:e\d+)?)\s*(%|[a-z]*?)s?', duration.strip())
+  match = re.fullmatch(r'(\d[\d_]*(?:\.\d+)?(?:e\d+)?)\s*(%|[a-z]*?)s?', duration.strip())
   if not match or match[2] not in _UNITS:
     raise RunError(
       f'{field}={duration!r} is no duration: write 500 steps, 1e6 examples, 90 epochs or 5%'
@@ -125,4 +126,4 @@ def steps(
   if unit == '%' and total is None:
     raise RunError(f'{field}={duration!r}: the total length cannot be in percent')
   scale = {'step': 1, 'example': 1 / batch_size, 'epoch': epoch / batch_size, '%': (total or 0) / 100}
-  return max(round(number * scale[unit]), 1 if number else 0)
+  return max(math.floor(number * scale[unit] + 0.5), 1 if number else 0)

@@ -9,10 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
-from vit_jax import optim, schema
+from vit_jax import optim
 from vit_jax.data.pipeline import Shape
 from vit_jax.errors import RunError
 from vit_jax.sharding import BatchLayout
@@ -28,11 +27,11 @@ class Experiment:
     shape: what the model expects of images and labels.
     layout: of training batches over processes and devices.
     total: steps of the run.
+    abstract_state: shapes, dtypes and layouts of the state.
   """
 
-  def __init__(self, config: ConfigDict):
-    """Raises RunError for anything in `config` that is unknown, missing or contradictory."""
-    cfg: config_lib.Config = schema.build(config_lib.Config, config)
+  def __init__(self, cfg: config_lib.Config):
+    """Raises RunError for anything in `cfg` that is contradictory or not there."""
     model = cfg.model.resolve()
     self.layout = BatchLayout(cfg.batch_size)
     self.source = cfg.data.source.open(cfg.data.split)
@@ -50,6 +49,7 @@ class Experiment:
       cooldown=self.steps(cfg.optim.cooldown, 'optim.cooldown'),
     )
     optim.check(cfg.optim, **self._durations, batch_size=cfg.batch_size)
+    self.abstract_state: State = jax.eval_shape(self._init, np.uint32(cfg.seed))
 
   def steps(self, duration: str, field: str) -> int:
     """A duration in steps; at least 1, unless it is 0."""
@@ -67,10 +67,6 @@ class Experiment:
   def init(self) -> State:
     """The initial state; equal seeds give equal values on any mesh."""
     return jax.jit(self._init)(np.uint32(self.config.seed))
-
-  def abstract_state(self) -> State:
-    """Shapes, dtypes and layouts of the state."""
-    return jax.eval_shape(self._init, np.uint32(self.config.seed))
 
   def _init(self, seed: jax.Array) -> State:
     model = self.config.model.create(nnx.Rngs(jax.random.key(seed)))

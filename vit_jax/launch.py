@@ -1,14 +1,16 @@
-"""How every command starts: flags, processes, and errors as one clear message."""
+"""How every command starts: flags, processes, and errors as one clear message.
+
+Importing this module defines flags, so only commands import it, when they run as one.
+"""
 
 from __future__ import annotations
 
-import logging
 import sys
 import warnings
 from collections.abc import Callable
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from vit_jax.errors import RunError
@@ -31,6 +33,8 @@ def run(main: Callable[[], None]) -> None:
   def start(argv: list[str]) -> None:
     if len(argv) > 1:
       raise RunError(f'unexpected argument {argv[1]!r}: flags are written --name=value')
+    if not any(arg.lstrip('-').startswith(('v=', 'verbosity')) for arg in sys.argv):
+      logging.set_verbosity(logging.WARNING)  # absl's own default is to show everything
     _join()
     main()
 
@@ -52,7 +56,6 @@ def _fail(message: str) -> None:
 
 def _join() -> None:
   """Makes this process one of several where there are several."""
-  logging.getLogger('orbax').setLevel(logging.WARNING)
   by_hand = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   if any(value is not None for value in by_hand):
     if None in by_hand:

@@ -21,9 +21,10 @@ def choice(registry: Mapping[str, type], default: str | None = None) -> Any:
   return dataclasses.field(metadata={'choice': registry, 'default': default}, **kwargs)
 
 
-def choices(registry: Mapping[str, type]) -> Any:
+def choices(registry: Mapping[str, type], default: str) -> Any:
   """A dataclass field holding a dict of instances of classes of `registry`."""
-  return dataclasses.field(metadata={'choices': registry}, default_factory=dict)
+  metadata = {'choices': registry, 'default': default}
+  return dataclasses.field(metadata=metadata, default_factory=dict)
 
 
 def complete(cls: type, given: Mapping[str, Any], path: str = 'config') -> dict[str, Any]:
@@ -40,14 +41,13 @@ def complete(cls: type, given: Mapping[str, Any], path: str = 'config') -> dict[
   types = typing.get_type_hints(cls)
   tree = {}
   for name, field in fields.items():
-    where = f'{path}.{name}'
+    where, default = f'{path}.{name}', field.metadata.get('default')
     if 'choices' in field.metadata:
       tree[name] = {
-        key: _complete_choice(field.metadata['choices'], section, None, f'{where}.{key}')
+        key: _complete_choice(field.metadata['choices'], section, default, f'{where}.{key}')
         for key, section in given.get(name, {}).items()
       }
     elif 'choice' in field.metadata:
-      default = field.metadata['default']
       tree[name] = _complete_choice(
         field.metadata['choice'], given.get(name, {}), default, where
       )

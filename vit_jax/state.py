@@ -84,5 +84,5 @@ def train_step(state: State, batch: Any, hyper: Hyper, *, task, config: OptimCon
     decay = jnp.minimum(config.ema, (1 + state.step) / (10 + state.step))
     ema = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, ema, model)
   metrics = {name: value / examples for name, value in sums.items()}
-  metrics |= {'grad_norm': optax.global_norm(grad), 'skipped': (1 - batch['mask']).sum()}
+  metrics |= {'grad_norm': optax.tree.norm(grad), 'skipped': (1 - batch['mask']).sum()}
   return State(state.step + 1, model, opt, ema), metrics

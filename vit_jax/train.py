@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
-from vit_jax import flops, launch, schema, sharding
+from vit_jax import flops, schema, sharding
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.data.pipeline import iterate, train_batches
 from vit_jax.errors import RunError
@@ -48,17 +48,24 @@ def train(config: ConfigDict, workdir: str, *, overwrite: bool = False) -> dict[
     RunError: for anything that the person who started the run can mend.
   """
   folder = pathlib.Path(workdir)
+  cfg: config_lib.Config = schema.build(config_lib.Config, config)
   chrono = Chrono()
-  with chrono('init'), jax.set_mesh(sharding.make_mesh(schema.build(config_lib.Config, config).mesh)):
-    experiment = Experiment(config)
-    _claim(folder, config, overwrite=overwrite)
-    if (folder / 'result.json').exists():
-      result = read_json(folder / 'result.json')
-      reporter = Reporter(experiment.total, experiment.total, visible=jax.process_index() == 0)
-      reporter.say(f'{folder} is complete: {result["step"]} steps. Nothing to do.')
-      reporter.close()
-      return result
-  with jax.set_mesh(sharding.make_mesh(experiment.config.mesh)):
+  with jax.set_mesh(sharding.make_mesh(cfg.mesh)):
+    with chrono('init'):
+      changed = _changes(folder, config)
+      if changed and not overwrite:
+        listing = '\n'.join(f'  {name}: {old!r} -> {new!r}' for name, (old, new) in changed.items())
+        raise RunError(
+          f'{folder} holds a run of another configuration:\n{listing}\n'
+          'Use another --workdir, or --overwrite to delete that run.'
+        )
+      if not changed and (folder / 'result.json').exists():
+        result = read_json(folder / 'result.json')
+        if jax.process_index() == 0:
+          print(f'{folder} is complete: {result["step"]} steps. Nothing to do.')
+        return result
+      experiment = Experiment(cfg)
+      _claim(folder, config, delete=bool(changed))
     return _Loop(experiment, config, folder, chrono).run()
 
 
@@ -89,7 +96,7 @@ class _Loop:
     experiment = self.experiment
     self.start = self.checkpoints.latest or 0
     if self.checkpoints.latest is not None:
-      self.state, extra = self.checkpoints.restore(experiment.abstract_state())
+      self.state, extra = self.checkpoints.restore(experiment.abstract_state)
       for phase, seconds in extra['seconds'].items():
         self.chrono.seconds[phase] += seconds
     else:
@@ -231,29 +238,25 @@ def _due(step: int, every: int) -> bool:
   return bool(every) and step % every == 0
 
 
-def _claim(folder: pathlib.Path, config: ConfigDict, *, overwrite: bool) -> None:
-  """Makes `folder` the directory of this run, or makes sure that it is already."""
-  mine = config_lib.to_dict(config)
+def _changes(folder: pathlib.Path, config: ConfigDict) -> dict[str, tuple]:
+  """The fields in which the run in `folder`, if there is one, differs from `config`."""
   path = folder / 'config.json'
-  if path.exists():
-    theirs = read_json(path)
-    changed = schema.differences(
-      config_lib.without_free(theirs), config_lib.without_free(mine)
-    )
-    if changed and not overwrite:
-      listing = '\n'.join(f'  {name}: {old!r} -> {new!r}' for name, (old, new) in changed.items())
-      raise RunError(
-        f'{folder} holds a run of another configuration:\n{listing}\n'
-        'Use another --workdir, or --overwrite to delete that run.'
-      )
-    if changed and jax.process_index() == 0:
-      # Last what says which run this is: an interrupted deletion is repeated.
-      for name in ('result.json', 'checkpoints', 'profile', 'metrics.jsonl', 'config.json'):
-        _delete(folder / name)
+  if not path.exists():
+    return {}
+  theirs, mine = read_json(path), config_lib.to_dict(config)
+  return schema.differences(config_lib.without_free(theirs), config_lib.without_free(mine))
+
+
+def _claim(folder: pathlib.Path, config: ConfigDict, *, delete: bool) -> None:
+  """Makes `folder` the directory of this run, deleting the one that is there if told to."""
   try:
     if jax.process_index() == 0:
+      # Last what says which run this is: an interrupted deletion is repeated.
+      for name in ('result.json', 'checkpoints', 'profile', 'metrics.jsonl', 'config.json'):
+        if delete:
+          _delete(folder / name)
       folder.mkdir(parents=True, exist_ok=True)
-      write_json(path, mine)
+      write_json(folder / 'config.json', config_lib.to_dict(config))
   except OSError as error:
     raise RunError(f'cannot write to --workdir={folder}: {error.strerror}') from None
   multihost_utils.sync_global_devices('workdir is ready')
@@ -336,6 +339,8 @@ def _git_revision() -> str | None:
 
 if __name__ == '__main__':
   from absl import flags
+
+  from vit_jax import launch
 
   OVERWRITE = flags.DEFINE_bool(
     'overwrite', False, 'Delete the run of another configuration that is in --workdir.'

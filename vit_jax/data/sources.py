@@ -62,6 +62,8 @@ class Tfds:
   def _builder(self, root: pathlib.Path) -> Any:
     import tensorflow_datasets as tfds
 
+    if self.manual_dir and not pathlib.Path(self.manual_dir).is_dir():
+      raise RunError(f'no directory {self.manual_dir}: set data.source.manual_dir')
     if self.dataset in BUILDERS:
       module, name = BUILDERS[self.dataset].split(':')
       root.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,21 @@
+r"""Your own images: DIR/{train,test}/CLASS/*.{jpg,png,webp}. The classes are the directories' names.
+
+    python -m vit_jax.train --config=configs/image_folder.py:DIR --workdir=runs/mine
+
+A ViT-S/16 trained from nothing, which wants at least some ten thousand images; with fewer take a
+smaller model and longer training, --config.model.variant=Ti/16 --config.total='300 epochs'.
+"""
+
+from vit_jax.config import complete
+
+
+def get_config(folder='data/images'):
+  return complete(dict(
+    total='90 epochs',
+    batch_size=256,
+    model=dict(variant='S/16', pool='mean', posemb='sincos2d', dtype='bfloat16', remat='names'),
+    task=dict(flip=True, mixup=0.2, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    data=dict(source=dict(name='folder', dir=folder), crop=dict(name='random_resized')),
+    optim=dict(lr=1e-3, weight_decay=0.1, warmup='5%'),
+    evals=dict(test=dict(split='test', crop=dict(name='center'), every='10%')),
+  ))  # fmt: skip

@@ -1,0 +1,65 @@
+import functools
+import os
+import pathlib
+import tempfile
+
+# Eight devices; code that is compiled in half the time, and runs once, slowly.
+os.environ['XLA_FLAGS'] = (
+  '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 '
+  '--xla_llvm_disable_expensive_passes=true'
+)
+# One compilation cache for all workers and subprocesses of the suite, kept between its runs.
+CACHE = pathlib.Path(tempfile.gettempdir()) / f'vit_jax_tests_cache_{os.getuid()}'
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE))
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
+os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
+os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
+
+import absl.flags  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+from vit_jax import config as config_lib  # noqa: E402
+from vit_jax import sharding  # noqa: E402
+
+absl.flags.FLAGS.mark_as_parsed()  # Grain's workers read flags
+
+
+@pytest.fixture(scope='session')
+def data_dir(tmp_path_factory, worker_id):
+  """A TFDS directory that all tests of a worker share."""
+  return str(tmp_path_factory.mktemp('data'))
+
+
+def make_digits(data_dir, **changes):
+  """The configuration of a run of seconds on the digits; model__width=8 sets model.width."""
+  config = dict(
+    total='12 steps', batch_size=16,
+    model=dict(variant='mu/4', image_size=(8, 8), in_channels=1, depth=2, width=16, mlp_dim=32),
+    data=dict(source=dict(name='tfds', dataset='digits', dir=data_dir), crop=dict(name='affine')),
+    optim=dict(lr=3e-3, weight_decay=0.1, warmup='4 steps', eps=1e-3),
+    evals=dict(test=dict(every='6 steps', batch_size=256)),
+    log=dict(every='1 step'), checkpoint=dict(every='4 steps'),
+  )  # fmt: skip
+  config = config_lib.complete(config).unlock()
+  config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
+  return config.lock()
+
+
+@pytest.fixture
+def digits(data_dir):
+  """`make_digits` on the data of this worker."""
+  return functools.partial(make_digits, data_dir)
+
+
+@pytest.fixture
+def mesh():
+  """A context with a mesh of the given layout over the first devices."""
+
+  def make(data, fsdp, tensor):
+    count = data * fsdp * tensor
+    return jax.set_mesh(
+      jax.make_mesh((data, fsdp, tensor), sharding.AXES, devices=jax.devices()[:count])
+    )
+
+  return make

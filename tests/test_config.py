@@ -1,0 +1,115 @@
+"""Configurations: every file builds, every mistake is answered."""
+
+import json
+import pathlib
+
+import pytest
+from ml_collections import config_flags
+
+from vit_jax import config as config_lib
+from vit_jax import schema
+from vit_jax.errors import RunError
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIGS = [
+  'digits.py', 'fashion_mnist.py', 'fashion_mnist.py:quick', 'image_folder.py:somewhere',
+  'synthetic.py:B/16', 'tfds.py:imagenet2012',
+]  # fmt: skip
+
+
+def load(name):
+  import importlib.util
+
+  file, _, arg = name.partition(':')
+  spec = importlib.util.spec_from_file_location('loaded', ROOT / 'configs' / file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(*([arg] if arg else []))
+
+
+def test_no_config_is_forgotten():
+  files = {path.name for path in (ROOT / 'configs').glob('*.py')}
+  assert files == {name.partition(':')[0] for name in CONFIGS}
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_configs_build_lock_and_survive_json(name):
+  config = load(name)
+  assert config.is_locked
+  built = schema.build(config_lib.Config, config)
+  again = schema.build(config_lib.Config, json.loads(config.to_json()))
+  assert again == built
+  built.model.resolve()
+  doc = (ROOT / 'configs' / name.partition(':')[0]).read_text()
+  assert f'--config=configs/{name.partition(":")[0]}' in doc
+
+
+def test_every_field_can_be_changed_on_the_command_line():
+  config = load('digits.py')
+  assert config_flags  # parses the same ConfigDict
+  config.model.width = 128
+  config.optim.ema = 0.9
+  config.evals.test.batch_size = 7
+  assert schema.build(config_lib.Config, config).model.width == 128
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (dict(modle={}), r'unknown field config\.modle: did you mean model'),
+    (dict(model=dict(widht=3)), r'unknown field config\.model\.widht: did you mean width'),
+    (dict(model=dict(name='vti')), r"unknown config\.model\.name 'vti': did you mean vit"),
+    (dict(model=dict(width=1.5)), r'config\.model\.width must be of type int, not 1\.5'),
+    (dict(batch_size=True), 'config.batch_size must be of type int'),
+    (dict(data=dict(source=dict(name='tdfs'))), 'did you mean tfds'),
+    (dict(data=dict(source={})), 'source.name is missing: choose from tfds, folder, synthetic'),
+    (dict(data=dict(source=dict(name='tfds'))), r'config\.data\.source\.dataset is missing'),
+    (dict(evals=dict(x=dict(name='clasification'))), 'did you mean classification'),
+    (dict(optim=dict(lr='fast')), 'config.optim.lr must be of type float'),
+  ],
+)
+def test_mistakes_are_named(changes, message):
+  config = dict(total='1', batch_size=1, data=dict(source=dict(name='synthetic')))
+  with pytest.raises(RunError, match=message):
+    config_lib.complete({**config, **changes})
+
+
+def test_missing_fields_are_named():
+  with pytest.raises(RunError, match=r'config\.total is missing'):
+    config_lib.complete({})
+
+
+@pytest.mark.parametrize(
+  ('duration', 'steps'),
+  [
+    ('100', 100), ('100 steps', 100), ('1 step', 1), ('1e3 steps', 1000), ('640 examples', 20),
+    ('2 epochs', 63), ('0.5 epoch', 16), ('5%', 10), ('0', 0), ('1 example', 1), ('1_000', 1000),
+  ],
+)  # fmt: skip
+def test_durations(duration, steps):
+  assert config_lib.steps(duration, batch_size=32, epoch=1000, total=200) == steps
+
+
+@pytest.mark.parametrize('duration', ['', 'ten steps', '5 weeks', '-3', '1.2.3', '_1', 'e5', '5 %%'])
+def test_bad_durations(duration):
+  with pytest.raises(RunError, match='is no duration'):
+    config_lib.steps(duration, batch_size=32, epoch=1000, total=200)
+
+
+def test_the_total_is_not_a_percentage():
+  with pytest.raises(RunError, match='cannot be in percent'):
+    config_lib.steps('5%', batch_size=32, epoch=1000)
+
+
+def test_free_fields_do_not_name_another_run(digits):
+  config, moved = digits().to_dict(), digits(mesh='fsdp', model__remat='full').to_dict()
+  assert config_lib.run_hash(config) == config_lib.run_hash(moved)
+  assert config_lib.run_hash(config) != config_lib.run_hash(digits(seed=1).to_dict())
+
+
+def test_free_fields_exist(digits):
+  config = digits()
+  for name in config_lib.FREE:
+    node = config
+    for part in name.split('.'):
+      node = node[part]

@@ -1,0 +1,258 @@
+"""One step: the same on every mesh, with every way of cutting the batch, compiled once."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax import config as config_lib
+from vit_jax import schema, sharding, tree
+from vit_jax.errors import RunError
+from vit_jax.experiment import Experiment
+from vit_jax.optim import Hyper
+from vit_jax.sharding import BatchLayout
+from vit_jax.tasks.classification import Classification
+
+
+def build(**changes):
+  """A tiny run on random images in which every feature of the step is on.
+
+  A large eps, because key biases have no gradient but rounding errors (softmax does not see them),
+  which Adam would blow up to steps of full size.
+  """
+  config = dict(
+    total='9', batch_size=16,
+    model=dict(variant='mu/4', image_size=(8, 8), in_channels=1, depth=2, width=16, mlp_dim=32,
+               num_heads=2, pool='map', remat='names'),
+    task=dict(label_smoothing=0.1, mixup=0.3, flip=True),
+    data=dict(source=dict(name='synthetic', num_classes=4, image_size=(8, 8))),
+    optim=dict(lr=1e-2, weight_decay=0.1, warmup='2', ema=0.5, clip=0.7, eps=1e-3),
+  )  # fmt: skip
+  config = config_lib.complete(config).unlock()
+  config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
+  return schema.build(config_lib.Config, config)
+
+
+def batch_of(cfg, step):
+  rng = np.random.default_rng(step)
+  mask = np.ones(cfg.batch_size, np.float32)
+  mask[[1, 6]] = 0
+  return {
+    'image': rng.integers(0, 256, (cfg.batch_size, 8, 8, 1), dtype=np.uint8),
+    'label': rng.integers(0, 4, cfg.batch_size, dtype=np.int32),
+    'mask': mask,
+  }
+
+
+def run(steps=3, **changes):
+  """Metrics of each step and the final state, as NumPy."""
+  cfg = build(**changes)
+  experiment = Experiment(cfg)
+  state, step_fn, history = experiment.init(), experiment.train_step(), []
+  for step in range(steps):
+    batch = experiment.layout.place(batch_of(cfg, step))
+    state, metrics = step_fn(state, batch, experiment.hyper(step))
+    history.append({name: float(value) for name, value in metrics.items()})
+  assert step_fn._cache_size() == 1
+  return history, {name: np.asarray(leaf) for name, leaf in tree.flatten(state).items()}
+
+
+@pytest.fixture(scope='module')
+def plain():
+  """Without any mesh."""
+  return run()
+
+
+def assert_same(got, want):
+  for a, b in zip(got[0], want[0], strict=True):
+    assert a == pytest.approx(b, rel=1e-5)
+  for name, value in want[1].items():
+    np.testing.assert_allclose(got[1][name], value, rtol=1e-3, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize('layout', [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2)])
+def test_every_mesh_gives_the_same_training(plain, mesh, layout):
+  with mesh(*layout):
+    assert_same(run(), plain)
+
+
+@pytest.mark.parametrize('layout', [None, (2, 2, 2)])
+def test_accumulation_gives_the_same_training(plain, mesh, layout):
+  if layout is None:
+    assert_same(run(optim__accumulate=4), plain)
+  else:
+    with mesh(*layout):
+      assert_same(run(optim__accumulate=2), plain)
+
+
+def test_bfloat16_on_a_mesh_is_near_float32(plain, mesh):
+  with mesh(2, 2, 2):
+    history, _ = run(model__dtype='bfloat16')
+  for a, b in zip(history, plain[0], strict=True):
+    assert a['loss'] == pytest.approx(b['loss'], rel=1e-2)
+
+
+def test_parameters_and_optimizer_are_sharded(mesh):
+  with mesh(2, 2, 2):
+    leaves = tree.flatten(Experiment(build()).init())
+    kernel = 'encoder/blocks/mlp/up/kernel'
+    for name in (f'model/{kernel}', f'opt/1/mu/{kernel}', f'opt/1/nu/{kernel}', f'ema/{kernel}'):
+      assert leaves[name].sharding.spec == jax.P(None, 'fsdp', 'tensor'), name
+      assert leaves[name].addressable_shards[0].data.shape == (2, 8, 16)
+
+
+def test_changing_hyperparameters_compiles_nothing(mesh):
+  with mesh(2, 2, 1) as _:
+    experiment = Experiment(build())
+    state, step_fn = experiment.init(), experiment.train_step()
+    batch = experiment.layout.place(batch_of(experiment.config, 0))
+    norms = []
+    for lr, decay, b1, b2 in ((0.1, 0.2, 0.9, 0.99), (0.0, 0.5, 0.8, 0.9), (1e-3, 0.0, 0.7, 0.95)):
+      hyper = Hyper(*(np.float32(x) for x in (lr, decay, b1, b2)))
+      before = [np.asarray(leaf) for leaf in jax.tree.leaves(state.model)]
+      state, _ = step_fn(state, batch, hyper)
+      after = jax.tree.leaves(state.model)
+      norms.append(sum(np.abs(a - b).sum() for a, b in zip(after, before, strict=True)))
+    assert step_fn._cache_size() == 1
+    assert norms[1] == 0 < norms[2] < norms[0]
+
+
+def test_the_state_is_donated():
+  experiment = Experiment(build())
+  state = experiment.init()
+  batch = experiment.layout.place(batch_of(experiment.config, 0))
+  experiment.train_step()(state, batch, experiment.hyper(0))
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.model))
+
+
+def test_masked_examples_count_for_nothing():
+  experiment = Experiment(build(task__mixup=0.0))
+  step_fn = experiment.train_step()
+  results = []
+  for filler in (0, 255):
+    batch = batch_of(experiment.config, 0)
+    batch['image'][[1, 6]] = filler
+    batch['label'][[1, 6]] = filler % 4
+    state, metrics = step_fn(experiment.init(), batch, experiment.hyper(0))
+    assert metrics['skipped'] == 2
+    results.append([np.asarray(leaf) for leaf in jax.tree.leaves((state, metrics))])
+  for a, b in zip(*results, strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_ema_follows_the_model():
+  experiment = Experiment(build())
+  state, step_fn = experiment.init(), experiment.train_step()
+  average = np.asarray(state.model.head.kernel[...])
+  for step in range(4):
+    state, _ = step_fn(state, batch_of(experiment.config, step), experiment.hyper(step))
+    decay = min(0.5, (1 + step) / (10 + step))
+    average = decay * average + (1 - decay) * np.asarray(state.model.head.kernel[...])
+  np.testing.assert_allclose(state.eval_model.head.kernel[...], average, rtol=1e-5, atol=1e-7)
+
+
+def test_clipping_bounds_the_gradient():
+  experiment = Experiment(build(optim__clip=1e-12, optim__eps=1.0, optim__weight_decay=0.0))
+  state = experiment.init()
+  before = np.asarray(state.model.head.kernel[...])
+  state, metrics = experiment.train_step()(state, batch_of(experiment.config, 0), experiment.hyper(0))
+  assert metrics['grad_norm'] > 1e-3
+  np.testing.assert_allclose(state.model.head.kernel[...], before, atol=1e-12)
+
+
+# --- the objective ---
+
+
+def test_cross_entropy_with_smoothing_and_mixup():
+  task = Classification(label_smoothing=0.2)
+  batch = {'label': jnp.array([0, 2]), 'mask': jnp.ones(2), 'image': None}
+  np.testing.assert_allclose(task.targets(batch, 4)[0], [0.85, 0.05, 0.05, 0.05])
+  batch |= {'label2': jnp.array([2, 0]), 'share': jnp.array([0.75, 0.75])}
+  np.testing.assert_allclose(task.targets(batch, 4)[0], [0.65, 0.05, 0.25, 0.05], rtol=1e-6)
+  logits = jnp.array([[1.0, 2.0, 0.0, -1.0], [0.0, 0.0, 3.0, 0.0]])
+  sums = task.metrics(lambda _: logits, batch)
+  p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+  want = -(np.asarray(task.targets(batch, 4)) * np.log(p)).sum()
+  np.testing.assert_allclose(sums['loss'], want, rtol=1e-6)
+  assert sums['top1'] == 1
+
+
+def test_augmentation_mixes_and_flips():
+  images = np.random.default_rng(0).integers(0, 256, (64, 4, 4, 1), dtype=np.uint8)
+  batch = {'image': images, 'label': jnp.arange(64), 'mask': jnp.ones(64)}
+  clean = Classification(mean=(0.0,), std=(1.0,)).augment(batch, None)['image']
+  np.testing.assert_allclose(clean, images / 255, rtol=1e-6)
+  flip = Classification(mean=(0.0,), std=(1.0,), flip=True).augment(batch, jax.random.key(0))['image']
+  mirrored = [bool((f == c[:, ::-1]).all()) for f, c in zip(flip, clean, strict=True)]
+  assert all(m or (f == c).all() for m, f, c in zip(mirrored, flip, clean, strict=True))
+  assert 16 < sum(mirrored) < 48
+  mix = Classification(mean=(0.0,), std=(1.0,), mixup=1.0).augment(batch, jax.random.key(0))
+  share = float(mix['share'][0])
+  assert 0 < share < 1
+  np.testing.assert_allclose(mix['image'], share * clean + (1 - share) * clean[::-1], rtol=1e-5, atol=1e-6)
+  np.testing.assert_array_equal(mix['label2'], np.arange(64)[::-1])
+
+
+# --- meshes ---
+
+
+@pytest.mark.parametrize(
+  ('layout', 'sizes'),
+  [('data', (8, 1, 1)), ('fsdp', (1, 8, 1)), ('2x2x2', (2, 2, 2)), ('-1x4x1', (2, 4, 1))],
+)
+def test_meshes_by_name_and_number(layout, sizes):
+  assert tuple(sharding.make_mesh(layout).shape.values()) == sizes
+
+
+@pytest.mark.parametrize('layout', ['fdsp', '2x2', '3x1x1', '0x8x1', '-1x3x1', '-1x-1x8', ''])
+def test_bad_meshes(layout):
+  with pytest.raises(RunError, match='mesh='):
+    sharding.make_mesh(layout)
+
+
+def test_what_a_mesh_cannot_divide(mesh):
+  with mesh(8, 1, 1), pytest.raises(RunError, match='batch_size=12 .* try 8 or 16'):
+    BatchLayout(12)
+  with mesh(1, 1, 8), pytest.raises(RunError, match='num_heads=2 cannot be divided among the 8'):
+    Experiment(build())
+  with mesh(1, 8, 1), pytest.raises(RunError, match="has 20 'embed' features"):
+    Experiment(build(model__width=20))
+
+
+def test_place_puts_rows_where_they_belong(mesh):
+  x = np.arange(16)[:, None] * np.ones(3)
+  with mesh(2, 2, 2):
+    layout = BatchLayout(16)
+    assert layout.rows == list(range(16))
+    placed = layout.place({'x': x})['x']
+    np.testing.assert_array_equal(placed, x)
+    assert placed.addressable_shards[0].data.shape == (4, 3)
+
+
+def test_evaluation_is_exact_on_a_mesh_that_does_not_divide_the_data(digits, mesh):
+  """360 images in batches of 256, 64 and 8: the same numbers, and those of a plain loop."""
+  scores = []
+  for size in (256, 64, 8):
+    with mesh(2, 2, 2):
+      cfg = schema.build(config_lib.Config, digits(evals__test__batch_size=size))
+      experiment = Experiment(cfg)
+      scores.append(experiment.evaluate(experiment.evaluators(), experiment.init()))
+  assert scores[0]['test/examples'] == 360
+  for other in scores[1:]:
+    assert other == pytest.approx(scores[0], rel=1e-5)
+
+
+def test_evaluation_counts_ties_of_an_untrained_model_honestly(digits):
+  """All logits are 0 before training: the first class is predicted for every image."""
+  experiment = Experiment(schema.build(config_lib.Config, digits()))
+  scores = experiment.evaluate(experiment.evaluators(), experiment.init())
+  source = experiment.config.data.source.open('test')
+  zeros = sum(source[i]['label'] == 0 for i in range(360))
+  assert scores['test/top1'] == zeros / 360
+  assert scores['test/loss'] == pytest.approx(np.log(10), rel=1e-5)
+
+
+def test_the_free_dataclass_fields_are_not_shared():
+  assert dataclasses.asdict(build()) == dataclasses.asdict(build())
