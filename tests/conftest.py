@@ -35,7 +35,8 @@ def make_digits(data_dir, **changes):
   """The configuration of a run of seconds on the digits; model__width=8 sets model.width."""
   config = dict(
     total='12 steps', batch_size=16,
-    model=dict(variant='mu/4', image_size=(8, 8), in_channels=1, depth=2, width=16, mlp_dim=32),
+    model=dict(variant='mu/4', image_size=(8, 8), in_channels=1, depth=2, width=16, mlp_dim=32,
+               num_heads=8),
     data=dict(source=dict(name='tfds', dataset='digits', dir=data_dir), crop=dict(name='affine')),
     optim=dict(lr=3e-3, weight_decay=0.1, warmup='4 steps', eps=1e-3),
     evals=dict(test=dict(every='6 steps', batch_size=256)),

@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import random
-import resource
 import signal
 import socket
 import subprocess
@@ -26,6 +25,7 @@ from vit_jax.train import train
 
 ROOT = pathlib.Path(__file__).parent.parent
 TIMES = ('images_per_second',)
+KILLS = int(os.environ.get('VIT_JAX_TEST_KILLS', '5'))
 
 
 def lines(workdir):
@@ -143,15 +143,15 @@ def test_evaluation_is_what_a_plain_loop_computes(finished, data_dir):
   source = Tfds(dataset='digits', dir=data_dir).open('test')
   images = np.stack([decode(source[i]['image'], 1) for i in range(360)])
   logits = jax.jit(lambda m, x: m(x))(state.model, experiment.config.task.normalize(images))
-  hits = np.argmax(logits, -1) == [source[i]['label'] for i in range(360)]
+  hits = np.argmax(logits, -1) == np.array([source[i]['label'] for i in range(360)])
   assert hits.mean() == result['metrics']['test/top1']
 
 
 # --- interruptions ---
 
 
-def test_twenty_kills_change_nothing(finished, tmp_path):
-  """kill -9 at twenty random moments of one run, start-up and saving included."""
+def test_kills_change_nothing(finished, tmp_path):
+  """kill -9 at random moments of one run, start-up and saving included."""
   _, _, config = finished
   config = config.copy_and_resolve_references().unlock()
   config.update(total='400 steps', mesh='data')
@@ -160,7 +160,7 @@ def test_twenty_kills_change_nothing(finished, tmp_path):
   config = config.lock()
   assert run(tmp_path / 'whole', config).returncode == 0
   rng, kills, furthest = random.Random(0), 0, []
-  while kills < 20:
+  while kills < KILLS:
     process = start(tmp_path / 'killed', config)
     # Most kills hit the loop; some hit imports, restoring and compiling.
     if kills % 4:
@@ -280,17 +280,15 @@ def finish(processes):
     assert process.returncode == 0, (out, err)
 
 
-@pytest.mark.parametrize('mesh', ['data', '1x2x4'])
+@pytest.mark.parametrize('mesh', ['4x2x1', '1x1x8'])
 def test_two_processes_get_the_losses_of_one(finished, tmp_path, digits, mesh):
-  """Also where both hold the same rows: on 1x2x4 each fsdp shard is one process."""
+  """Each with half of the rows of a batch, and (1x1x8) both with all of them."""
   workdir, result, _ = finished
-  finish(start_two(tmp_path / 'two', digits(mesh=mesh, model__num_heads=4)
-                   if mesh != 'data' else digits()))  # fmt: skip
+  finish(start_two(tmp_path / 'two', digits(mesh=mesh)))
   two = json.loads((tmp_path / 'two' / 'result.json').read_text())
   assert two['processes'] == 2
-  if mesh == 'data':
-    assert_close(tmp_path / 'two', workdir)
-    assert two['metrics'] == pytest.approx(result['metrics'], rel=1e-3)
+  assert_close(tmp_path / 'two', workdir)
+  assert two['metrics'] == pytest.approx(result['metrics'], rel=1e-3)
 
 
 def test_one_process_continues_what_two_began(finished, tmp_path, digits):
@@ -347,17 +345,16 @@ def test_a_checkpoint_that_does_not_fit_is_compared(finished, digits):
   assert 'does not fit this model' in message
   assert 'misshapen   model/embed/proj/bias: float32(16,), expected float32(32,)' in message
   assert 'missing     ema/' in message
-  assert 'unexpected  model/token (1, 1, 16)' in message or 'more' in message
+  assert 'unexpected  model/token (1, 1, 16)' in message
 
 
 def test_a_full_disk(tmp_path, digits):
   """Files may not grow past 16 KiB: what a checkpoint needs, but not the metrics before it."""
   config = digits(checkpoint__every='8 steps', model__mlp_dim=512, model__depth=8)
   spec = command(tmp_path / 'run', config)
-  process = subprocess.run(
-    **spec, capture_output=True,
-    preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (16384, resource.RLIM_INFINITY)),
-  )  # fmt: skip
+  spec['env']['JAX_COMPILATION_CACHE_DIR'] = ''
+  spec['args'] = ['bash', '-c', 'ulimit -S -f 16; exec "$@"', 'bash', *spec['args']]
+  process = subprocess.run(**spec, capture_output=True)
   assert process.returncode == 1, process.stderr
   assert 'error: the checkpoint of step 8 could not be written' in process.stderr
   assert 'there is none before it' in process.stderr

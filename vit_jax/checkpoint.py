@@ -6,6 +6,9 @@ it does not depend on the classes that happen to hold them.
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import logging
 import pathlib
 from typing import Any
 
@@ -13,7 +16,14 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from vit_jax import sharding, tree
-from vit_jax.errors import RunError, suggest
+from vit_jax.errors import RunError
+
+
+# A failed save is raised as an exception, with a message of ours; Orbax logs each of its threads'
+# tracebacks as well.
+logging.getLogger('absl').addFilter(
+  lambda record: record.levelno < logging.ERROR or 'orbax' not in record.pathname
+)
 
 
 class Checkpoints:
@@ -68,15 +78,25 @@ class Checkpoints:
       raise self._failure(step, error) from error
     self._pending = (step, response)
 
-  def wait(self) -> None:
-    """Returns when the last save is on disk. Raises RunError if it could not be written."""
+  def wait(self, timeout: float | None = None) -> None:
+    """Returns when the last save is on disk, or after `timeout` seconds.
+
+    Raises:
+      RunError: if it could not be written.
+    """
     if self._pending is None:
       return
-    (step, response), self._pending = self._pending, None
+    step, response = self._pending
     try:
-      response.result()
+      response.result(timeout)
+    except TimeoutError as error:
+      if timeout is None:
+        raise self._failure(step, error) from error
+      return
     except Exception as error:
+      self._pending = None
       raise self._failure(step, error) from error
+    self._pending = None
 
   def restore(self, abstract: Any) -> tuple[Any, dict[str, Any]]:
     """The newest checkpoint, laid out for the mesh in context, and its `extra`.
@@ -99,7 +119,9 @@ class Checkpoints:
     try:
       self.wait()
     finally:
-      self._checkpointer.close()
+      # After a failed save this raises the same error once more.
+      with contextlib.suppress(Exception):
+        self._checkpointer.close()
 
   def _failure(self, step: int, error: Exception) -> RunError:
     good = [c.step for c in self._checkpointer.checkpoints if c.step != step]
@@ -113,17 +135,23 @@ class Checkpoints:
 
 def _compare(found: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
   """Raises RunError unless names, shapes and dtypes agree."""
-  lines = []
+  problems: dict[str, list[str]] = {'misshapen': [], 'missing': [], 'unexpected': []}
   for name in sorted({*found, *wanted}):
     if name not in found:
-      lines.append(f'  missing     {name} {wanted[name].shape}: {suggest(name, found)}')
+      near = difflib.get_close_matches(name, found.keys() - wanted.keys(), n=1)
+      hint = f' (renamed from {near[0]}?)' if near else ''
+      problems['missing'].append(f'{name} {wanted[name].shape}{hint}')
     elif name not in wanted:
-      lines.append(f'  unexpected  {name} {found[name].shape}')
+      problems['unexpected'].append(f'{name} {tuple(found[name].shape)}')
     else:
       a, b = found[name], wanted[name]
-      same_dtype = jax.numpy.dtype(a.dtype) == b.dtype
-      if tuple(a.shape) != b.shape or not same_dtype:
-        lines.append(f'  misshapen   {name}: {a.dtype}{tuple(a.shape)}, expected {b.dtype}{b.shape}')
+      if tuple(a.shape) != b.shape or jax.numpy.dtype(a.dtype) != b.dtype:
+        problems['misshapen'].append(
+          f'{name}: {a.dtype}{tuple(a.shape)}, expected {b.dtype}{b.shape}'
+        )
+  lines = []
+  for kind, names in problems.items():
+    lines += [f'  {kind:<10}  {name}' for name in names[:10]]
+    lines += [f'  {kind:<10}  and {len(names) - 10} more'] * (len(names) > 10)
   if lines:
-    shown = lines[:20] + [f'  and {len(lines) - 20} more'] * (len(lines) > 20)
-    raise RunError(f'the checkpoint {where} does not fit this model:\n' + '\n'.join(shown))
+    raise RunError(f'the checkpoint {where} does not fit this model:\n' + '\n'.join(lines))

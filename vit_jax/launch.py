@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -39,17 +40,23 @@ def run(main: Callable[[], None]) -> None:
     main()
 
   try:
-    app.run(start)
+    app.run(start, flags_parser=_parse)
   except RunError as error:
     _fail(str(error))
-  except (AttributeError, KeyError, TypeError) as error:
-    # ml_collections' answers to an unknown or mistyped --config.field.
-    if 'config' not in str(error) or flags.FLAGS.is_parsed():
-      raise
-    _fail(str(error.args[0]))
 
 
-def _fail(message: str) -> None:
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, RunError) as error:
+    _fail(str(error))
+  except (AttributeError, KeyError) as error:  # ml_collections on a --config.field of no such name
+    while error.args and isinstance(error.args[0], Exception):
+      error = error.args[0]
+    _fail(str(error.args[0]).replace('\n', ': '))
+
+
+def _fail(message: str) -> NoReturn:
   print(f'error: {message}', file=sys.stderr)
   sys.exit(1)
 

@@ -16,16 +16,30 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from vit_jax.errors import RunError
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+  """Turns a full or read-only disk into a RunError about `path`."""
+  try:
+    yield
+  except OSError as error:
+    raise RunError(
+      f'cannot write {path}: {error.strerror}. Nothing that was saved is lost: make room, then run '
+      'the same command again.'
+    ) from error
+
 
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes `value` so that the file is either the old one or the whole new one."""
   partial = path.with_name(f'.{path.name}.partial')
-  with partial.open('w') as file:
+  with writing(path), partial.open('w') as file:
     json.dump(value, file, indent=2)
     file.write('\n')
     file.flush()
     os.fsync(file.fileno())
-  partial.replace(path)
+    partial.replace(path)
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -42,14 +56,17 @@ class MetricsFile:
     kept = [line for line in lines if (step := _step(line)) is not None and step <= after]
     if kept != lines:
       partial = path.with_name(f'.{path.name}.partial')
-      partial.write_text(''.join(f'{line}\n' for line in kept))
-      partial.replace(path)
-    self._file = path.open('a')
+      with writing(path):
+        partial.write_text(''.join(f'{line}\n' for line in kept))
+        partial.replace(path)
+    with writing(path):
+      self._file = path.open('ab', buffering=0)
+    self._path = path
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Appends a line and hands it to the operating system."""
-    self._file.write(json.dumps({'step': step, **values}) + '\n')
-    self._file.flush()
+    with writing(self._path):
+      self._file.write((json.dumps({'step': step, **values}) + '\n').encode())
 
   def close(self) -> None:
     self._file.close()

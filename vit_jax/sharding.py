@@ -109,7 +109,9 @@ class BatchLayout:
   """Which rows of a global batch this process holds, and how they become one global array."""
 
   def __init__(self, batch_size: int):
-    """Raises RunError if the mesh in context does not divide `batch_size`."""
+    """Raises RunError unless the mesh in context divides `batch_size`, which must be positive."""
+    if batch_size < 1:
+      raise RunError(f'batch_size={batch_size} must be at least 1')
     parts = shards('batch')
     if batch_size % parts:
       lower = batch_size - batch_size % parts

@@ -135,6 +135,7 @@ class _Loop:
         self.state, metrics = step_fn(self.state, batch, hyper)
         # While this step runs, the metrics of the one before come to the host.
         self._flush()
+        self.checkpoints.wait(timeout=0)  # a failed save is news at once
         self.pending = (step + 1, (metrics, hyper))
       if self._boundary(step + 1, stopped(step + 1)):
         self.reporter.say(
@@ -256,9 +257,10 @@ def _claim(folder: pathlib.Path, config: ConfigDict, *, delete: bool) -> None:
         if delete:
           _delete(folder / name)
       folder.mkdir(parents=True, exist_ok=True)
-      write_json(folder / 'config.json', config_lib.to_dict(config))
   except OSError as error:
     raise RunError(f'cannot write to --workdir={folder}: {error.strerror}') from None
+  if jax.process_index() == 0:
+    write_json(folder / 'config.json', config_lib.to_dict(config))
   multihost_utils.sync_global_devices('workdir is ready')
 
 

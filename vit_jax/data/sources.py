@@ -66,16 +66,19 @@ class Tfds:
       raise RunError(f'no directory {self.manual_dir}: set data.source.manual_dir')
     if self.dataset in BUILDERS:
       module, name = BUILDERS[self.dataset].split(':')
-      root.mkdir(parents=True, exist_ok=True)
-      # One process at a time: the others find the data set prepared when their turn comes.
-      with open(root / f'.{self.dataset}.lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        builder = getattr(importlib.import_module(module), name)(
-          data_dir=str(root), file_format='array_record'
-        )
-        download = tfds.download.DownloadConfig(manual_dir=self.manual_dir or str(root))
-        tfds.disable_progress_bar()  # it would be drawn over ours
-        builder.download_and_prepare(download_config=download)
+      try:
+        root.mkdir(parents=True, exist_ok=True)
+        # One process at a time: the others find the data set prepared when their turn comes.
+        with open(root / f'.{self.dataset}.lock', 'w') as lock:
+          fcntl.flock(lock, fcntl.LOCK_EX)
+          builder = getattr(importlib.import_module(module), name)(
+            data_dir=str(root), file_format='array_record'
+          )
+          download = tfds.download.DownloadConfig(manual_dir=self.manual_dir or str(root))
+          tfds.disable_progress_bar()  # it would be drawn over ours
+          builder.download_and_prepare(download_config=download)
+      except OSError as error:
+        raise RunError(f'cannot prepare {self.dataset} in {root}: {error.strerror}') from error
       return builder
     name, _, version = self.dataset.partition(':')
     versions = sorted(root.glob(f'{name}/{version or "*.*.*"}/dataset_info.json'), key=_version)
