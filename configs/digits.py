@@ -1,6 +1,6 @@
 r"""A tiny ViT on the 1,797 handwritten digits that ship with scikit-learn, 360 of them held out.
 
-    python -m vit_jax.train --config=configs/digits.py --workdir=runs/digits
+python -m vit_jax.train --config=configs/digits.py --workdir=runs/digits
 """
 
 from vit_jax.config import complete
@@ -15,7 +15,10 @@ def get_config():
       pool='map', remat='full',
     ),
     task=dict(name='classification', label_smoothing=0.1),
-    data=dict(source=dict(name='tfds', dataset='digits'), crop=dict(name='affine', degrees=8.0, shift=0.06)),
+    data=dict(
+        source=dict(name='tfds', dataset='digits'),
+        crop=dict(name='affine', degrees=8.0, shift=0.06),
+      ),
     optim=dict(lr=3e-3, weight_decay=0.1, warmup='10%', schedule='cosine'),
     evals=dict(test=dict(name='classification', split='test', every='20%')),
   ))  # fmt: skip

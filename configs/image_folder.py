@@ -1,4 +1,4 @@
-r"""Your own images: DIR/{train,test}/CLASS/*.{jpg,png,webp}. The classes are the directories' names.
+r"""Your own images: DIR/{train,test}/CLASS/*.{jpg,png,webp}; the directories name the classes.
 
     python -m vit_jax.train --config=configs/image_folder.py:DIR --workdir=runs/mine
 

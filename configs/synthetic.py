@@ -1,6 +1,6 @@
 r"""Random images from memory: the speed of a step with no data and no input to wait for.
 
-    python -m vit_jax.train --config=configs/synthetic.py:B/16 --workdir=runs/speed
+python -m vit_jax.train --config=configs/synthetic.py:B/16 --workdir=runs/speed
 """
 
 from vit_jax.config import complete

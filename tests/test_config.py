@@ -90,7 +90,9 @@ def test_durations(duration, steps):
   assert config_lib.steps(duration, batch_size=32, epoch=1000, total=200) == steps
 
 
-@pytest.mark.parametrize('duration', ['', 'ten steps', '5 weeks', '-3', '1.2.3', '_1', 'e5', '5 %%'])
+@pytest.mark.parametrize(
+  'duration', ['', 'ten steps', '5 weeks', '-3', '1.2.3', '_1', 'e5', '5 %%']
+)
 def test_bad_durations(duration):
   with pytest.raises(RunError, match='is no duration'):
     config_lib.steps(duration, batch_size=32, epoch=1000, total=200)

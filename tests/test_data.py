@@ -70,7 +70,9 @@ def test_digits_are_prepared_once_and_every_fifth_is_held_out(data_dir):
   train, test = source.open('train'), source.open('test')
   assert (len(train), len(test)) == (1437, 360)
   assert train.class_names == [str(i) for i in range(10)]
-  pixels = {preprocess.decode(s[i]['image'], 1).tobytes() for s in (train, test) for i in range(len(s))}
+  pixels = {
+    preprocess.decode(s[i]['image'], 1).tobytes() for s in (train, test) for i in range(len(s))
+  }
   from sklearn.datasets import load_digits
 
   want = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
@@ -97,11 +99,16 @@ def test_fashion_mnist_from_idx_files(tmp_path, pack):
   for split, part in (('train', 'train'), ('test', 't10k')):
     opened = source.open(split)
     assert tuple(opened.class_names) == CLASSES
-    found = {(preprocess.decode(e['image'], 1).tobytes(), e['label']) for e in map(opened.__getitem__, range(len(opened)))}
+    found = {
+      (preprocess.decode(e['image'], 1).tobytes(), e['label'])
+      for e in map(opened.__getitem__, range(len(opened)))
+    }
     assert found == {(i.tobytes(), y) for i, y in zip(*data[part], strict=True)}
 
 
-@pytest.mark.parametrize('content', [b'', b'\0\0\x08', b'\0\0\x09\x01\0\0\0\x01a', b'\0\0\x08\x01\0\0\0\x05a'])
+@pytest.mark.parametrize(
+  'content', [b'', b'\0\0\x08', b'\0\0\x09\x01\0\0\0\x01a', b'\0\0\x08\x01\0\0\0\x05a']
+)
 def test_broken_idx_files(tmp_path, content):
   (tmp_path / 'x').write_bytes(content)
   with pytest.raises(RunError, match=str(tmp_path / 'x')):
@@ -119,11 +126,11 @@ def test_missing_idx_files(tmp_path):
 
 def test_other_prepared_data_sets_are_found(data_dir):
   Tfds(dataset='digits', dir=data_dir).open('train')
-  with pytest.raises(RunError, match="no data set 'digit' prepared .*did you mean digits"):
+  with pytest.raises(RunError, match=r"no data set 'digit' is prepared .*did you mean digits"):
     Tfds(dataset='digit', dir=data_dir).open('train')
   with pytest.raises(RunError, match="Unknown split 'valid'"):
     Tfds(dataset='digits', dir=data_dir).open('valid')
-  with pytest.raises(RunError, match='no data set is prepared in'):
+  with pytest.raises(RunError, match='nor any other'):
     Tfds(dataset='digit', dir=data_dir + '/empty').open('train')
 
 
@@ -260,7 +267,9 @@ def test_evaluation_sees_every_example_once(count, hosts):
   assert sorted(seen) == list(range(count))
 
 
-@pytest.mark.parametrize('workers', [0, pytest.param(1, marks=pytest.mark.filterwarnings('ignore'))])
+@pytest.mark.parametrize(
+  'workers', [0, pytest.param(1, marks=pytest.mark.filterwarnings('ignore'))]
+)
 def test_a_corrupt_image_is_named(folder, workers):
   bad = folder / 'train' / 'dog' / '1.png'
   bad.write_bytes(bad.read_bytes()[:100])

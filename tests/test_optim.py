@@ -33,7 +33,9 @@ def test_cosine():
 def test_rsqrt_halves_when_the_step_quadruples():
   lr = rates(schedule='rsqrt', cooldown=20)
   np.testing.assert_allclose(lr[39], lr[9] / 2)
-  np.testing.assert_allclose(lr[80:], 2 * np.sqrt(10 / np.arange(81, 101)) * np.arange(20, 0, -1) / 20)
+  np.testing.assert_allclose(
+    lr[80:], 2 * np.sqrt(10 / np.arange(81, 101)) * np.arange(20, 0, -1) / 20
+  )
 
 
 def test_wsd_is_flat_between_warmup_and_cooldown():
@@ -107,4 +109,6 @@ def test_lr_scale_zero_freezes():
 
 def test_accumulate_divides_the_batch():
   with pytest.raises(RunError, match='accumulate=3 does not divide batch_size=8'):
-    optim.check(dataclasses.replace(OptimConfig(), accumulate=3), total=9, warmup=1, cooldown=0, batch_size=8)
+    optim.check(
+      dataclasses.replace(OptimConfig(), accumulate=3), total=9, warmup=1, cooldown=0, batch_size=8
+    )

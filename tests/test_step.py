@@ -157,7 +157,9 @@ def test_clipping_bounds_the_gradient():
   experiment = Experiment(build(optim__clip=1e-12, optim__eps=1.0, optim__weight_decay=0.0))
   state = experiment.init()
   before = np.asarray(state.model.head.kernel[...])
-  state, metrics = experiment.train_step()(state, batch_of(experiment.config, 0), experiment.hyper(0))
+  state, metrics = experiment.train_step()(
+    state, batch_of(experiment.config, 0), experiment.hyper(0)
+  )
   assert metrics['grad_norm'] > 1e-3
   np.testing.assert_allclose(state.model.head.kernel[...], before, atol=1e-12)
 
@@ -184,14 +186,18 @@ def test_augmentation_mixes_and_flips():
   batch = {'image': images, 'label': jnp.arange(64), 'mask': jnp.ones(64)}
   clean = Classification(mean=(0.0,), std=(1.0,)).augment(batch, None)['image']
   np.testing.assert_allclose(clean, images / 255, rtol=1e-6)
-  flip = Classification(mean=(0.0,), std=(1.0,), flip=True).augment(batch, jax.random.key(0))['image']
+  flip = Classification(mean=(0.0,), std=(1.0,), flip=True).augment(batch, jax.random.key(0))[
+    'image'
+  ]
   mirrored = [bool((f == c[:, ::-1]).all()) for f, c in zip(flip, clean, strict=True)]
   assert all(m or (f == c).all() for m, f, c in zip(mirrored, flip, clean, strict=True))
   assert 16 < sum(mirrored) < 48
   mix = Classification(mean=(0.0,), std=(1.0,), mixup=1.0).augment(batch, jax.random.key(0))
   share = float(mix['share'][0])
   assert 0 < share < 1
-  np.testing.assert_allclose(mix['image'], share * clean + (1 - share) * clean[::-1], rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(
+    mix['image'], share * clean + (1 - share) * clean[::-1], rtol=1e-5, atol=1e-6
+  )
   np.testing.assert_array_equal(mix['label2'], np.arange(64)[::-1])
 
 
@@ -213,7 +219,7 @@ def test_bad_meshes(layout):
 
 
 def test_what_a_mesh_cannot_divide(mesh):
-  with mesh(8, 1, 1), pytest.raises(RunError, match='batch_size=12 .* try 8 or 16'):
+  with mesh(8, 1, 1), pytest.raises(RunError, match=r'batch_size=12 .* try 8 or 16'):
     BatchLayout(12)
   with mesh(1, 1, 8), pytest.raises(RunError, match='num_heads=2 cannot be divided among the 8'):
     Experiment(build())

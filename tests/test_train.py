@@ -62,7 +62,14 @@ def command(workdir, config, *flags, devices=1, module='train'):
   flag = f'--xla_force_host_platform_device_count={devices}'
   level = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
   env = {**os.environ, 'XLA_FLAGS': f'{flag} {level}', 'PYTHONPATH': str(ROOT)}
-  args = [sys.executable, '-m', f'vit_jax.{module}', f'--config={path}', f'--workdir={workdir}', *flags]
+  args = [
+    sys.executable,
+    '-m',
+    f'vit_jax.{module}',
+    f'--config={path}',
+    f'--workdir={workdir}',
+    *flags,
+  ]
   return dict(args=args, env=env, text=True, cwd=ROOT)
 
 
@@ -174,7 +181,11 @@ def test_kills_change_nothing(finished, tmp_path):
     process.communicate()
     kills += 1
     path = tmp_path / 'killed' / 'metrics.jsonl'
-    done = [json.loads(row)['step'] for row in path.read_text().splitlines()[:-1]] if path.exists() else []
+    done = (
+      [json.loads(row)['step'] for row in path.read_text().splitlines()[:-1]]
+      if path.exists()
+      else []
+    )
     furthest.append(max(done, default=0))
   last = run(tmp_path / 'killed', config)
   assert last.returncode == 0, last.stderr
@@ -212,7 +223,7 @@ def cut_off(config, workdir, step, monkeypatch):
   """Runs in this process up to `step`, which is not saved."""
   from vit_jax import train as module
 
-  original = module._Loop._boundary
+  original = module._Session._boundary
 
   def boundary(self, done, stop):
     if done == step:
@@ -221,7 +232,7 @@ def cut_off(config, workdir, step, monkeypatch):
     return original(self, done, stop)
 
   with monkeypatch.context() as patch:
-    patch.setattr(module._Loop, '_boundary', boundary)
+    patch.setattr(module._Session, '_boundary', boundary)
     with pytest.raises(Stop):
       train(config, str(workdir))
 
@@ -385,7 +396,10 @@ def test_a_profile_is_written(tmp_path, digits):
     (['--config.model.width=big'], 'width'),
     (['--config.model.variant=Q/16'], "unknown model variant 'Q/16'"),
     (['--config.batch_size=0'], 'batch_size'),
-    (['--config.data.source.dir=/nowhere/at/all', '--config.data.source.dataset=cifar'], 'no data set'),
+    (
+      ['--config.data.source.dir=/nowhere/at/all', '--config.data.source.dataset=cifar'],
+      'no data set',
+    ),
     (['--config.mesh=2x2x2'], 'for 8 devices, but there are 1'),
     (['--config.optim.warmup=soon'], 'is no duration'),
     (['extra'], "unexpected argument 'extra'"),

@@ -18,7 +18,6 @@ from orbax.checkpoint import v1 as ocp
 from vit_jax import sharding, tree
 from vit_jax.errors import RunError
 
-
 # A failed save is raised as an exception, with a message of ours; Orbax logs each of its threads'
 # tracebacks as well.
 logging.getLogger('absl').addFilter(
@@ -44,7 +43,7 @@ class Checkpoints:
     self._pending: tuple[int, Any] | None = None
     try:
       self._checkpointer = ocp.training.Checkpointer(
-        self.directory,
+        str(self.directory),
         save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
         preservation_policy=ocp.training.preservation_policies.LatestN(keep),
         cleanup_tmp_directories=not read_only,
@@ -112,7 +111,7 @@ class Checkpoints:
     wanted = tree.flatten(sharding.fill_shardings(abstract))
     _compare(metadata.metadata, wanted, f'{self.directory}/{step}')
     leaves = self._checkpointer.load(step, wanted)
-    return tree.unflatten(abstract, leaves), metadata.custom_metadata or {}
+    return tree.unflatten(abstract, leaves), dict(metadata.custom_metadata or {})
 
   def close(self) -> None:
     """Waits for the last save and lets go of the directory."""

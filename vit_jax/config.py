@@ -125,5 +125,10 @@ def steps(
   number, unit = float(match[1]), _UNITS[match[2]]
   if unit == '%' and total is None:
     raise RunError(f'{field}={duration!r}: the total length cannot be in percent')
-  scale = {'step': 1, 'example': 1 / batch_size, 'epoch': epoch / batch_size, '%': (total or 0) / 100}
+  scale = {
+    'step': 1,
+    'example': 1 / batch_size,
+    'epoch': epoch / batch_size,
+    '%': (total or 0) / 100,
+  }
   return max(math.floor(number * scale[unit] + 0.5), 1 if number else 0)

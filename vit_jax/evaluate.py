@@ -26,11 +26,10 @@ def restore(workdir: str, config: Mapping[str, Any] | None = None) -> tuple[Expe
     RunError: if there is no checkpoint, or it does not fit the model of `config`.
   """
   folder = pathlib.Path(workdir)
-  if config is None:
-    if not (folder / 'config.json').exists():
-      raise RunError(f'{folder} holds no run: there is no config.json')
-    config = read_json(folder / 'config.json')
-  experiment = Experiment(schema.build(config_lib.Config, config))
+  if config is None and not (folder / 'config.json').exists():
+    raise RunError(f'{folder} holds no run: there is no config.json')
+  given = read_json(folder / 'config.json') if config is None else config
+  experiment = Experiment(schema.build(config_lib.Config, given))
   if not (folder / 'checkpoints').is_dir():
     raise RunError(f'{folder} holds no checkpoints')
   checkpoints = Checkpoints(folder / 'checkpoints', read_only=True)
@@ -63,4 +62,4 @@ def evaluate(workdir: str, config: Mapping[str, Any] | None = None) -> dict[str,
 if __name__ == '__main__':
   from vit_jax import launch
 
-  launch.run(lambda: evaluate(launch.WORKDIR.value, launch.CONFIG.value) and None)
+  launch.run(lambda: evaluate(launch.WORKDIR.value, launch.CONFIG.value))

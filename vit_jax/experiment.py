@@ -75,9 +75,7 @@ class Experiment:
   def train_step(self) -> Any:
     """The jitted step: (state, batch, hyper) -> (state, metrics); donates the state."""
     config = self.config
-    step = functools.partial(
-      train_step, task=config.task, config=config.optim, seed=config.seed
-    )
+    step = functools.partial(train_step, task=config.task, config=config.optim, seed=config.seed)
     return jax.jit(step, donate_argnums=0)
 
   def evaluators(self) -> dict[str, Any]:

@@ -40,7 +40,9 @@ class Sizes(Protocol):
   pool: str
 
   @property
-  def grid(self) -> tuple[int, int]: ...
+  def grid(self) -> tuple[int, int]:
+    """Patches down and across."""
+    ...
 
 
 def forward_macs(config: Sizes) -> int:

@@ -28,7 +28,7 @@ _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'With --coordinator
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --coordinator, from 0.')
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], object]) -> None:
   """Parses flags, joins the other processes, if any, and runs `main`; exits 1 on RunError."""
 
   def start(argv: list[str]) -> None:

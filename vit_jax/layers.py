@@ -14,11 +14,13 @@ from vit_jax.sharding import einsum, param, spec
 
 
 def zeros(key: jax.Array, shape, sharding) -> jax.Array:
+  """An initialiser, as all of these: key, shape and sharding to a float32 array."""
   del key
   return jnp.zeros(shape, out_sharding=sharding)
 
 
 def ones(key: jax.Array, shape, sharding) -> jax.Array:
+  """As `zeros`."""
   del key
   return jnp.ones(shape, out_sharding=sharding)
 
@@ -50,6 +52,7 @@ class LayerNorm(nnx.Module):
     self.eps = eps
 
   def __call__(self, x: jax.Array) -> jax.Array:
+    """(..., width) -> the same, in the dtype of `x`."""
     y = x.astype(jnp.float32)
     mean = y.mean(-1, keepdims=True)
     var = jnp.square(y - mean).mean(-1, keepdims=True)
@@ -101,9 +104,7 @@ class PatchEmbed(nnx.Module):
     shape = (patch_size, patch_size, channels, width)
     # LeCun normal, as for a convolution with these patches as its receptive fields.
     init = normal(math.prod(shape[:3]) ** -0.5)
-    self.proj = Dense(
-      rngs, shape, (None, None, None, 'embed'), contracted=3, kernel_init=init
-    )
+    self.proj = Dense(rngs, shape, (None, None, None, 'embed'), contracted=3, kernel_init=init)
     self.patch_size = patch_size
 
   def __call__(self, images: jax.Array) -> jax.Array:

@@ -69,6 +69,7 @@ class MetricsFile:
       self._file.write((json.dumps({'step': step, **values}) + '\n').encode())
 
   def close(self) -> None:
+    """Closes the file."""
     self._file.close()
 
 
@@ -83,16 +84,22 @@ class Chrono:
   """Wall time by phase, in seconds, over all sessions of a run."""
 
   def __init__(self, seconds: Mapping[str, float] | None = None):
-    self.seconds = collections.Counter(seconds or {})
+    self.seconds: dict[str, float] = collections.defaultdict(float, seconds or {})
+    self._open: dict[str, float] = {}
 
   @contextlib.contextmanager
   def __call__(self, phase: str) -> Iterator[None]:
     """Adds the time spent inside to `phase`."""
-    start = time.perf_counter()
+    self._open[phase] = time.perf_counter()
     try:
       yield
     finally:
-      self.seconds[phase] += time.perf_counter() - start
+      self.seconds[phase] += time.perf_counter() - self._open.pop(phase)
+
+  def running(self, phase: str) -> float:
+    """Seconds spent in `phase` so far, up to now if it is going on."""
+    now = time.perf_counter()
+    return self.seconds[phase] + now - self._open.get(phase, now)
 
 
 class Reporter:
@@ -132,4 +139,5 @@ class Reporter:
     self._console.print(table)
 
   def close(self) -> None:
+    """Takes the bar away."""
     self._bar.stop()

@@ -64,7 +64,9 @@ class Hyper(NamedTuple):
   b2: Any
 
 
-def learning_rate(step: int, config: OptimConfig, *, total: int, warmup: int, cooldown: int) -> float:
+def learning_rate(
+  step: int, config: OptimConfig, *, total: int, warmup: int, cooldown: int
+) -> float:
   """The learning rate of step `step`, counted from 0; durations in steps.
 
   Neither the first nor the last step has a learning rate of 0.
@@ -103,7 +105,10 @@ def hyper(step: int, config: OptimConfig, **durations: int) -> Hyper:
 
 def optimizer(config: OptimConfig, params: Any, hyper: Hyper) -> optax.GradientTransformation:
   """The Optax chain of one step. Its state does not depend on `hyper`, which may be traced."""
-  decay, lr_scale = groups(config.decay, params, 'decay'), groups(config.lr_scale, params, 'lr_scale')
+  decay, lr_scale = (
+    groups(config.decay, params, 'decay'),
+    groups(config.lr_scale, params, 'lr_scale'),
+  )
 
   def add_decay(updates, params):
     add = lambda u, p, d: u + hyper.weight_decay * d * p if d else u  # noqa: E731

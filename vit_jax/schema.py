@@ -17,7 +17,7 @@ from vit_jax.errors import RunError, suggest
 
 def choice(registry: Mapping[str, type], default: str | None = None) -> Any:
   """A dataclass field holding one instance of a class of `registry`, picked by its name."""
-  kwargs = {} if default is None else {'default_factory': registry[default]}
+  kwargs: Any = {} if default is None else {'default_factory': registry[default]}
   return dataclasses.field(metadata={'choice': registry, 'default': default}, **kwargs)
 
 
@@ -48,9 +48,7 @@ def complete(cls: type, given: Mapping[str, Any], path: str = 'config') -> dict[
         for key, section in given.get(name, {}).items()
       }
     elif 'choice' in field.metadata:
-      tree[name] = _complete_choice(
-        field.metadata['choice'], given.get(name, {}), default, where
-      )
+      tree[name] = _complete_choice(field.metadata['choice'], given.get(name, {}), default, where)
     elif dataclasses.is_dataclass(types[name]):
       tree[name] = complete(typing.cast(type, types[name]), given.get(name, {}), where)
     elif name in given:

@@ -130,16 +130,17 @@ class BatchLayout:
 
   def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """This process's rows, on host -> the global batch, on the devices of the mesh."""
-    if self._sharding is None:
+    sharding = self._sharding
+    if sharding is None:
       return {key: jnp.asarray(value) for key, value in batch.items()}
     first = {row: at for at, row in enumerate(self.rows)}
 
     def put(x: np.ndarray) -> jax.Array:
-      def block(index: tuple[slice, ...]) -> np.ndarray:
+      def block(index: Any) -> np.ndarray:
         start, stop, _ = index[0].indices(self.batch_size)
         return x[first[start] : first[start] + stop - start]
 
       shape = (self.batch_size, *x.shape[1:])
-      return jax.make_array_from_callback(shape, self._sharding, block)
+      return jax.make_array_from_callback(shape, sharding, block)
 
     return {key: put(value) for key, value in batch.items()}

@@ -9,15 +9,11 @@ command ends as if nothing had happened.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import math
 import pathlib
-import platform
-import shutil
 import signal
-import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -25,21 +21,23 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
-from vit_jax import flops, schema, sharding
+from vit_jax import schema, sharding, workdir
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.data.pipeline import iterate, train_batches
 from vit_jax.errors import RunError
 from vit_jax.experiment import Experiment
 from vit_jax.metrics import Chrono, MetricsFile, Reporter, read_json, write_json
+from vit_jax.optim import Hyper
 
 
-def train(config: ConfigDict, workdir: str, *, overwrite: bool = False) -> dict[str, Any] | None:
+def train(config: ConfigDict, folder: str, *, overwrite: bool = False) -> dict[str, Any] | None:
   """Trains, or goes on training, until the run is complete.
 
   Args:
     config: from a file in `configs/`.
-    workdir: gets config.json, metrics.jsonl, checkpoints/ and, at the end, result.json.
-    overwrite: whether a run of another configuration in `workdir` may be deleted.
+    folder: the run's directory: gets config.json, metrics.jsonl, checkpoints/ and, at the end,
+      result.json.
+    overwrite: whether a run of another configuration in `folder` may be deleted.
 
   Returns:
     The contents of result.json, or None if a signal stopped the run (it can be continued).
@@ -47,119 +45,143 @@ def train(config: ConfigDict, workdir: str, *, overwrite: bool = False) -> dict[
   Raises:
     RunError: for anything that the person who started the run can mend.
   """
-  folder = pathlib.Path(workdir)
-  cfg: config_lib.Config = schema.build(config_lib.Config, config)
+  record, path = config_lib.to_dict(config), pathlib.Path(folder)
+  cfg: config_lib.Config = schema.build(config_lib.Config, record)
   chrono = Chrono()
   with jax.set_mesh(sharding.make_mesh(cfg.mesh)):
     with chrono('init'):
-      changed = _changes(folder, config)
+      changed = workdir.changes(path, record)
       if changed and not overwrite:
-        listing = '\n'.join(f'  {name}: {old!r} -> {new!r}' for name, (old, new) in changed.items())
+        lines = (f'  {name}: {old!r} -> {new!r}' for name, (old, new) in changed.items())
         raise RunError(
-          f'{folder} holds a run of another configuration:\n{listing}\n'
+          f'{path} holds a run of another configuration:\n' + '\n'.join(lines) + '\n'
           'Use another --workdir, or --overwrite to delete that run.'
         )
-      if not changed and (folder / 'result.json').exists():
-        result = read_json(folder / 'result.json')
+      if not changed and (path / 'result.json').exists():
+        result = read_json(path / 'result.json')
         if jax.process_index() == 0:
-          print(f'{folder} is complete: {result["step"]} steps. Nothing to do.')
+          print(f'{path} is complete: {result["step"]} steps. Nothing to do.')
         return result
       experiment = Experiment(cfg)
-      _claim(folder, config, delete=bool(changed))
-    return _Loop(experiment, config, folder, chrono).run()
+      workdir.claim(path, record, delete=bool(changed))
+    with _Session(experiment, path, chrono) as session:
+      if not session.run():
+        return None
+      result = workdir.result(experiment, record, session.state.model, session.scores, chrono)
+      session.finish(result)
+      return result
 
 
-class _Loop:
-  """One session of a run: from the last checkpoint to the end, or to a signal."""
+class _Session:
+  """One sitting of a run: from the last checkpoint to the end, or to a signal."""
 
-  def __init__(self, experiment: Experiment, config: ConfigDict, folder: pathlib.Path, chrono: Chrono):
-    self.experiment, self.config, self.folder = experiment, config, folder
-    self.chrono = chrono
-    every = experiment.steps
-    cfg = experiment.config
-    self.log_every = every(cfg.log.every, 'log.every')
-    self.save_every = every(cfg.checkpoint.every, 'checkpoint.every')
-    self.eval_every = {n: every(e.every, f'evals.{n}.every') for n, e in cfg.evals.items()}
-    self.primary = jax.process_index() == 0
-    self.checkpoints = Checkpoints(folder / 'checkpoints', keep=cfg.checkpoint.keep)
+  def __init__(self, experiment: Experiment, folder: pathlib.Path, chrono: Chrono):
+    self.experiment, self.folder, self.chrono = experiment, folder, chrono
+    cfg, steps = experiment.config, experiment.steps
+    self.log_every = steps(cfg.log.every, 'log.every')
+    self.save_every = steps(cfg.checkpoint.every, 'checkpoint.every')
+    self.eval_every = {k: steps(e.every, f'evals.{k}.every') for k, e in cfg.evals.items()}
+    self.scores: dict[str, float] = {}
+    self.pending: tuple[int, Any, Hyper] | None = None
+    self.resources = contextlib.ExitStack()
+    self.trace = contextlib.ExitStack()
+    self.resources.callback(self.trace.close)
 
-  def run(self) -> dict[str, Any] | None:
-    with contextlib.ExitStack() as stack:
-      stack.callback(self.checkpoints.close)
-      with self.chrono('init'):
-        self._start(stack)
-      stopped = stack.enter_context(_stop_signal())
-      return self._steps(stopped, stack)
+  def __enter__(self) -> _Session:
+    """Restores or initialises the state and opens whatever the session writes to."""
+    experiment, cfg = self.experiment, self.experiment.config
+    with self.resources, self.chrono('init'):
+      self.checkpoints = Checkpoints(self.folder / 'checkpoints', keep=cfg.checkpoint.keep)
+      self.resources.callback(self.checkpoints.close)
+      latest = self.checkpoints.latest
+      if latest is None:
+        self.state = experiment.init()
+      else:
+        self.state, extra = self.checkpoints.restore(experiment.abstract_state)
+        for phase, seconds in extra['seconds'].items():
+          self.chrono.seconds[phase] += seconds
+      self.start = latest or 0
+      self.evaluators = experiment.evaluators()
+      primary = jax.process_index() == 0
+      self.metrics = None
+      if primary:
+        self.metrics = MetricsFile(self.folder / 'metrics.jsonl', after=self.start)
+        self.resources.callback(self.metrics.close)
+      self.reporter = Reporter(experiment.total, self.start, visible=primary)
+      self.resources.callback(self.reporter.close)
+      self.resources = self.resources.pop_all()
+    self.marked = self.start, self._busy()
+    return self
 
-  def _start(self, stack: contextlib.ExitStack) -> None:
-    """Restores or initialises the state and opens whatever the loop writes to."""
-    experiment = self.experiment
-    self.start = self.checkpoints.latest or 0
-    if self.checkpoints.latest is not None:
-      self.state, extra = self.checkpoints.restore(experiment.abstract_state)
-      for phase, seconds in extra['seconds'].items():
-        self.chrono.seconds[phase] += seconds
-    else:
-      self.state = experiment.init()
-    self.evaluators = experiment.evaluators()
-    self.metrics = None
-    if self.primary:
-      self.metrics = MetricsFile(self.folder / 'metrics.jsonl', after=self.start)
-      stack.callback(self.metrics.close)
-    self.reporter = Reporter(experiment.total, self.start, visible=self.primary)
-    stack.callback(self.reporter.close)
-    if self.start:
-      self.reporter.say(f'continuing {self.folder} at step {self.start} of {experiment.total}')
+  def __exit__(self, *error: Any) -> None:
+    self.resources.close()
 
-  def _steps(self, stopped, stack: contextlib.ExitStack) -> dict[str, Any] | None:
+  def run(self) -> bool:
+    """Trains to the end (True) or to a signal (False)."""
     experiment, chrono, total = self.experiment, self.chrono, self.experiment.total
-    cfg = experiment.config
+    cfg, layout = experiment.config, experiment.layout
+    if self.start:
+      self.reporter.say(f'continuing {self.folder} at step {self.start} of {total}')
     batches = train_batches(
-      cfg.data, experiment.source, experiment.shape, cfg.batch_size, experiment.layout.rows, cfg.seed
+      cfg.data, experiment.source, experiment.shape, cfg.batch_size, layout.rows, cfg.seed
     )
     stream = iterate(batches, start=self.start, workers=cfg.data.workers)
-    stack.callback(stream.close)
     step_fn = None
-    self.pending: tuple[int, Any] | None = None
-    self.scores: dict[str, float] = {}
-    self._mark()
-    for step in range(self.start, total):
-      with chrono('input'):
-        batch = experiment.layout.place(next(stream))
-      hyper = experiment.hyper(step)
-      if step_fn is None:
-        with chrono('compile'):
-          step_fn = experiment.train_step().lower(self.state, batch, hyper).compile()
-      self._profile(step - self.start)
-      with chrono('step'), jax.profiler.StepTraceAnnotation('train', step_num=step):
-        self.state, metrics = step_fn(self.state, batch, hyper)
-        # While this step runs, the metrics of the one before come to the host.
-        self._flush()
+    with contextlib.closing(stream), _stop_signal() as stop_at:
+      for step in range(self.start, total):
+        with chrono('input'):
+          batch = layout.place(next(stream))
+        hyper = experiment.hyper(step)
+        if step_fn is None:
+          with chrono('compile'):
+            step_fn = experiment.train_step().lower(self.state, batch, hyper).compile()
+        self._profile(step - self.start)
+        with chrono('step'), jax.profiler.StepTraceAnnotation('train', step_num=step):
+          self.state, metrics = step_fn(self.state, batch, hyper)
+          # While this step runs, the metrics of the one before come to the host.
+          self._flush()
+          self.pending = step + 1, metrics, hyper
         self.checkpoints.wait(timeout=0)  # a failed save is news at once
-        self.pending = (step + 1, (metrics, hyper))
-      if self._boundary(step + 1, stopped(step + 1)):
-        self.reporter.say(
-          f'stopped by a signal at step {step + 1} of {total}, which is saved: '
-          'run the same command to continue'
-        )
-        return None
+        stop = stop_at(step + 1)
+        self._boundary(step + 1, stop)
+        if stop and step + 1 < total:
+          self.reporter.say(
+            f'stopped by a signal at step {step + 1} of {total}, which is saved: '
+            'run the same command to continue'
+          )
+          return False
     if not self.scores:  # restored after the last step
       with chrono('eval'):
         self.scores = experiment.evaluate(self.evaluators, self.state)
-    return self._finish()
+    with chrono('checkpoint'):
+      self.checkpoints.wait()
+    return True
 
-  def _boundary(self, done: int, stop: bool) -> bool:
-    """Evaluates and saves where due after `done` steps; whether to leave the loop now."""
+  def finish(self, result: dict[str, Any]) -> None:
+    """Writes result.json and shows what is in it."""
+    if self.metrics:
+      write_json(self.folder / 'result.json', result)
+    rows: dict[str, Any] = dict(self.scores)
+    rows['parameters'] = f'{result["parameters"]:,}'
+    rows['images/s per chip'] = result['images_per_second_per_chip']
+    if result['mfu'] is not None:
+      rows['MFU'] = f'{result["mfu"]:.1%}'
+    rows['seconds'] = ', '.join(f'{k} {v:.1f}' for k, v in result['seconds'].items())
+    self.reporter.table(f'{self.folder}: {result["step"]} steps', rows)
+
+  def _boundary(self, done: int, stop: bool) -> None:
+    """After `done` steps: evaluates and saves where that is due, in this order."""
     total = self.experiment.total
     last = done == total
-    evals = {n: self.evaluators[n] for n, every in self.eval_every.items() if last or _due(done, every)}
+    names = [name for name, every in self.eval_every.items() if last or _due(done, every)]
     save = last or stop or _due(done, self.save_every)
-    if evals or save:
+    if names or save:
       with self.chrono('step'):
         self._flush()
-    if evals:
+    if names:
+      evaluators = {name: self.evaluators[name] for name in names}
       with self.chrono('eval'):
-        scores = self.experiment.evaluate(evals, self.state)
+        scores = self.experiment.evaluate(evaluators, self.state)
       self.scores |= scores
       self._write(done, scores)
       text = '  '.join(f'{name} {value:.4g}' for name, value in scores.items())
@@ -170,18 +192,17 @@ class _Loop:
         if stop:
           self.checkpoints.wait()
     self.reporter.advance(done)
-    return stop and not last
 
   def _flush(self) -> None:
     """Brings the metrics of the last dispatched step to the host; stops the run if not finite."""
     if self.pending is None:
       return
-    (step, (metrics, hyper)), self.pending = self.pending, None
+    (step, metrics, hyper), self.pending = self.pending, None
     values = {f'train/{name}': float(value) for name, value in jax.device_get(metrics).items()}
     if not (math.isfinite(values['train/loss']) and math.isfinite(values['train/grad_norm'])):
       self._diverged(step, values)
     if step == self.experiment.total or _due(step, self.log_every):
-      rate = self._mark(step)
+      rate = self._rate(step)
       self._write(step, {**values, 'lr': float(hyper.lr), 'images_per_second': rate})
       self.reporter.train(step, values, rate)
 
@@ -189,7 +210,7 @@ class _Loop:
     with contextlib.suppress(RunError):
       self.checkpoints.wait()
     latest = self.checkpoints.latest
-    good = f'{self.checkpoints.directory}/{latest}' if latest is not None else 'none yet'
+    good = 'none yet' if latest is None else f'{self.checkpoints.directory}/{latest}'
     raise RunError(
       f'loss {values["train/loss"]} and gradient norm {values["train/grad_norm"]} at step {step}: '
       f'the run has stopped, nothing was overwritten.\nLast good checkpoint: {good}\n'
@@ -197,15 +218,13 @@ class _Loop:
       'model.dtype=float32, another seed.'
     )
 
-  def _mark(self, step: int | None = None) -> float:
-    """Images per second of stepping and waiting for input since the last mark."""
-    busy = self.chrono.seconds['step'] + self.chrono.seconds['input']
-    step = self.start if step is None else step
-    rate = 0.0
-    if hasattr(self, 'marked') and busy > self.marked[1]:
-      rate = (step - self.marked[0]) * self.experiment.config.batch_size / (busy - self.marked[1])
-    self.marked = (step, busy)
-    return rate
+  def _rate(self, step: int) -> float:
+    """Images per second of stepping and waiting for input since the last call."""
+    (before, busy), self.marked = self.marked, (step, self._busy())
+    return (step - before) * self.experiment.config.batch_size / max(self.marked[1] - busy, 1e-9)
+
+  def _busy(self) -> float:
+    return self.chrono.running('step') + self.chrono.running('input')
 
   def _write(self, step: int, values: dict[str, float]) -> None:
     if self.metrics:
@@ -214,129 +233,33 @@ class _Loop:
   def _profile(self, session_step: int) -> None:
     profile = self.experiment.config.profile
     if profile.steps and session_step == profile.start:
-      jax.profiler.start_trace(str(self.folder / 'profile'))
+      self.trace.enter_context(jax.profiler.trace(str(self.folder / 'profile')))
     if profile.steps and session_step == profile.start + profile.steps:
-      jax.profiler.stop_trace()
-
-  def _finish(self) -> dict[str, Any]:
-    with self.chrono('checkpoint'):
-      self.checkpoints.wait()
-    result = _result(self.experiment, self.config, self.state, self.scores, self.chrono)
-    if self.primary:
-      write_json(self.folder / 'result.json', result)
-    rows = dict(self.scores)
-    rows['parameters'] = f'{result["parameters"]:,}'
-    rows['images/s per chip'] = result['images_per_second_per_chip']
-    if result['mfu'] is not None:
-      rows['MFU'] = f'{result["mfu"]:.1%}'
-    rows['seconds'] = ', '.join(f'{k} {v:.1f}' for k, v in result['seconds'].items())
-    self.reporter.close()
-    self.reporter.table(f'{self.folder}: {result["step"]} steps', rows)
-    return result
+      jax.block_until_ready(self.state)
+      self.trace.close()
 
 
 def _due(step: int, every: int) -> bool:
   return bool(every) and step % every == 0
 
 
-def _changes(folder: pathlib.Path, config: ConfigDict) -> dict[str, tuple]:
-  """The fields in which the run in `folder`, if there is one, differs from `config`."""
-  path = folder / 'config.json'
-  if not path.exists():
-    return {}
-  theirs, mine = read_json(path), config_lib.to_dict(config)
-  return schema.differences(config_lib.without_free(theirs), config_lib.without_free(mine))
-
-
-def _claim(folder: pathlib.Path, config: ConfigDict, *, delete: bool) -> None:
-  """Makes `folder` the directory of this run, deleting the one that is there if told to."""
-  try:
-    if jax.process_index() == 0:
-      # Last what says which run this is: an interrupted deletion is repeated.
-      for name in ('result.json', 'checkpoints', 'profile', 'metrics.jsonl', 'config.json'):
-        if delete:
-          _delete(folder / name)
-      folder.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise RunError(f'cannot write to --workdir={folder}: {error.strerror}') from None
-  if jax.process_index() == 0:
-    write_json(folder / 'config.json', config_lib.to_dict(config))
-  multihost_utils.sync_global_devices('workdir is ready')
-
-
-def _delete(path: pathlib.Path) -> None:
-  if path.is_dir():
-    shutil.rmtree(path)
-  else:
-    path.unlink(missing_ok=True)
-
-
 @contextlib.contextmanager
-def _stop_signal() -> Iterator[Any]:
+def _stop_signal() -> Iterator[Callable[[int], bool]]:
   """A function of the step: whether all processes are to stop there, after SIGTERM or Ctrl-C."""
   if jax.process_count() > 1:
     # JAX listens for SIGTERM and agrees on a step that no process has passed.
     yield multihost_utils.reached_preemption_sync_point
     return
   asked = threading.Event()
-  in_main = threading.current_thread() is threading.main_thread()
-  previous = {}
-  for number in (signal.SIGTERM, signal.SIGINT) if in_main else ():
-    previous[number] = signal.signal(number, lambda *_: asked.set())
+  signals = (signal.SIGTERM, signal.SIGINT)
+  if threading.current_thread() is not threading.main_thread():
+    signals = ()  # only the main thread may listen
+  previous = {number: signal.signal(number, lambda *_: asked.set()) for number in signals}
   try:
     yield lambda step: asked.is_set()
   finally:
     for number, handler in previous.items():
       signal.signal(number, handler)
-
-
-def _result(experiment: Experiment, config: ConfigDict, state, scores, chrono: Chrono) -> dict[str, Any]:
-  """The facts of a finished run."""
-  cfg = experiment.config
-  device = jax.devices()[0]
-  examples = experiment.total * cfg.batch_size
-  rate = examples / (chrono.seconds['step'] + chrono.seconds['input']) / jax.device_count()
-  per_image = flops.train_flops(cfg.model)
-  peak = flops.PEAKS.get(device.device_kind)
-  packages = ('vit_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
-  return {
-    'step': experiment.total,
-    'examples': examples,
-    'metrics': scores,
-    'config_hash': config_lib.run_hash(config_lib.to_dict(config)),
-    'git': _git_revision(),
-    'python': platform.python_version(),
-    'packages': {name: _version(name) for name in packages},
-    'device': device.device_kind,
-    'devices': jax.device_count(),
-    'processes': jax.process_count(),
-    'mesh': dict(jax.sharding.get_mesh().shape),
-    'parameters': sum(leaf.size for leaf in jax.tree.leaves(state.model)),
-    'flops': {
-      'training_per_image': per_image,
-      'training_total': per_image * examples,
-      'convention': flops.CONVENTION,
-    },
-    'seconds': {phase: round(seconds, 3) for phase, seconds in chrono.seconds.items()},
-    'images_per_second_per_chip': rate,
-    'mfu': rate * per_image / peak if peak else None,
-  }
-
-
-def _version(package: str) -> str | None:
-  try:
-    return importlib.metadata.version(package)
-  except importlib.metadata.PackageNotFoundError:
-    return None
-
-
-def _git_revision() -> str | None:
-  """Of the code that ran, with + if it was changed; None outside a checkout."""
-  git = ['git', '-C', str(pathlib.Path(__file__).parent), 'describe', '--always', '--abbrev=40', '--dirty=+']
-  try:
-    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip() or None
-  except (OSError, subprocess.CalledProcessError):
-    return None
 
 
 if __name__ == '__main__':
@@ -348,6 +271,4 @@ if __name__ == '__main__':
     'overwrite', False, 'Delete the run of another configuration that is in --workdir.'
   )
   flags.mark_flag_as_required('config')
-  launch.run(
-    lambda: train(launch.CONFIG.value, launch.WORKDIR.value, overwrite=OVERWRITE.value)
-  )
+  launch.run(lambda: train(launch.CONFIG.value, launch.WORKDIR.value, overwrite=OVERWRITE.value))

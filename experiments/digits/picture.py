@@ -2,10 +2,11 @@
 
     python -m experiments.digits.picture --workdir=runs/digits
 
-Writes WORKDIR/predictions.png and a table of the classes to the terminal. The wrong predictions come first.
+Writes WORKDIR/predictions.png, wrong predictions first, and a table of the classes to the terminal.
 """
 
 import pathlib
+from typing import Any
 
 import cv2
 import jax
@@ -39,14 +40,16 @@ def predict(workdir: str):
 
 def tile(image, label, prediction, attention, names):
   """One image, its attention as warmth beside it, and what was said of it."""
-  enlarge = dict(dsize=(SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+  enlarge: Any = dict(dsize=(SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
   pixels = cv2.cvtColor(cv2.resize(image, **enlarge), cv2.COLOR_GRAY2BGR)
   heat = cv2.resize(attention / attention.max(), **enlarge).clip(0, 1)
   warm = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
   overlay = cv2.addWeighted(pixels, 0.45, warm, 0.75, 0)
   out = np.full((SIDE + TEXT, 2 * SIDE + 2, 3), PAPER, np.uint8)
   out[TEXT:] = np.hstack([pixels, np.full((SIDE, 2, 3), PAPER, np.uint8), overlay])
-  font = dict(fontFace=cv2.FONT_HERSHEY_SIMPLEX, fontScale=0.5, thickness=1, lineType=cv2.LINE_AA)
+  font: Any = dict(
+    fontFace=cv2.FONT_HERSHEY_SIMPLEX, fontScale=0.5, thickness=1, lineType=cv2.LINE_AA
+  )
   color = RIGHT if label == prediction else WRONG
   cv2.putText(out, f'predicted {names[prediction]}', (0, 18), color=color, **font)
   cv2.putText(out, f'true {names[label]}', (SIDE + 36, 18), color=INK, **font)
@@ -59,12 +62,13 @@ def draw(images, labels, predictions, attention, names) -> np.ndarray:
   right = np.random.default_rng(0).permutation(np.flatnonzero(labels == predictions))
   chosen = [*wrong, *right][: COLUMNS * ROWS]
   tiles = [tile(images[i], labels[i], predictions[i], attention[i], names) for i in chosen]
-  tiles = [cv2.copyMakeBorder(t, *(GAP,) * 4, cv2.BORDER_CONSTANT, value=(PAPER,) * 3) for t in tiles]
+  tiles = [np.pad(t, ((GAP, GAP), (GAP, GAP), (0, 0)), constant_values=PAPER) for t in tiles]
   rows = [np.hstack(tiles[i : i + COLUMNS]) for i in range(0, len(tiles), COLUMNS)]
   return np.vstack([row for row in rows if row.shape == rows[0].shape])
 
 
 def main(workdir: str):
+  """Table and picture of a run."""
   images, labels, predictions, attention, names = predict(workdir)
   table = Table('class', 'images', 'right', 'mistaken for')
   for k, name in enumerate(names):
@@ -76,7 +80,9 @@ def main(workdir: str):
   path = pathlib.Path(workdir) / 'predictions.png'
   cv2.imwrite(str(path), draw(images, labels, predictions, attention, names))
   hits = int((labels == predictions).sum())
-  console.print(f'{hits} of {len(labels)} test images right ({hits / len(labels):.1%}). Picture: {path}')
+  console.print(
+    f'{hits} of {len(labels)} test images right ({hits / len(labels):.1%}). Picture: {path}'
+  )
 
 
 if __name__ == '__main__':

@@ -1,5 +1,7 @@
 """The 1,797 handwritten digits that ship with scikit-learn, as a TFDS data set."""
 
+from typing import Any
+
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
@@ -25,7 +27,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     del dl_manager
     from sklearn.datasets import load_digits
 
-    data = load_digits()
+    data: Any = load_digits()
     images = np.rint(data.images * (255 / 16)).astype(np.uint8)
     test = np.arange(len(images)) % 5 == 0
     return {

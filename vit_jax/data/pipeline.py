@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import grain
@@ -22,7 +22,7 @@ from vit_jax.data.preprocess import CROPS, decode
 from vit_jax.data.sources import SOURCES, Example, Source
 from vit_jax.errors import RunError, suggest
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]  # of NumPy arrays
 ON_CORRUPT = ('error', 'skip')
 
 
@@ -86,7 +86,9 @@ def eval_batches(
   return _Rows(stream, batch_size, rows).batch(len(rows))
 
 
-def iterate(batches: grain.MapDataset, *, start: int = 0, workers: int = 0) -> Iterator[Batch]:
+def iterate(
+  batches: grain.MapDataset, *, start: int = 0, workers: int = 0
+) -> Generator[Batch, None, None]:
   """Batches from number `start` on, prepared ahead in the background; `close()` when done.
 
   Raises:

@@ -41,7 +41,7 @@ class Resize:
   """The whole image, squeezed into the model's size."""
 
   def __call__(self, image, size, rng) -> np.ndarray:
-    """Every crop: uint8 image, (height, width) -> uint8 of that size. This one uses no `rng`."""
+    """As every crop: uint8 image, (height, width) and a NumPy generator -> uint8 of that size."""
     del rng
     return resize(image, size)
 
@@ -53,6 +53,7 @@ class Center:
   fraction: float = 0.875
 
   def __call__(self, image, size, rng) -> np.ndarray:
+    """See `Resize`."""
     del rng
     scale = self.fraction * min(image.shape[0] / size[0], image.shape[1] / size[1])
     height, width = (max(1, round(side * scale)) for side in size)
@@ -73,6 +74,7 @@ class RandomResized:
   max_aspect: float = 4 / 3
 
   def __call__(self, image, size, rng) -> np.ndarray:
+    """See `Resize`."""
     h, w = image.shape[:2]
     for _ in range(10):
       area = h * w * rng.uniform(self.min_area, 1)
@@ -99,6 +101,7 @@ class Affine:
   shift: float = 0.1
 
   def __call__(self, image, size, rng) -> np.ndarray:
+    """See `Resize`."""
     height, width = size
     angle, zoom, dy, dx = rng.uniform(-1, 1, 4)
     matrix = cv2.getRotationMatrix2D(

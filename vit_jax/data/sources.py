@@ -83,12 +83,10 @@ class Tfds:
     name, _, version = self.dataset.partition(':')
     versions = sorted(root.glob(f'{name}/{version or "*.*.*"}/dataset_info.json'), key=_version)
     if not versions:
-      found = sorted(str(p.parent.parent.relative_to(root)) for p in
-                     [*root.glob('*/*/dataset_info.json'), *root.glob('*/*/*/dataset_info.json')])  # fmt: skip
-      raise RunError(
-        f'no data set {self.dataset!r} prepared in {root} ({suggest(name, found)})'
-        if found else f'no data set is prepared in {root}: set data.source.dir'
-      )  # fmt: skip
+      infos = [*root.glob('*/*/dataset_info.json'), *root.glob('*/*/*/dataset_info.json')]
+      found = sorted({str(info.parent.parent.relative_to(root)) for info in infos})
+      hint = suggest(name, found) if found else 'nor any other: set data.source.dir'
+      raise RunError(f'no data set {self.dataset!r} is prepared in {root}: {hint}')
     return tfds.builder_from_directory(str(versions[-1].parent))
 
 

@@ -102,9 +102,7 @@ class ViTConfig:
     if config.width % config.num_heads:
       raise RunError(f'num_heads={config.num_heads} does not divide width={config.width}')
     if any(side < 1 or side % config.patch_size for side in self.image_size):
-      raise RunError(
-        f'patch_size={config.patch_size} does not divide image_size={self.image_size}'
-      )
+      raise RunError(f'patch_size={config.patch_size} does not divide image_size={self.image_size}')
     if self.posemb == 'sincos2d' and config.width % 4:
       raise RunError(f'posemb=sincos2d needs a width divisible by 4, not {config.width}')
     return config
@@ -161,9 +159,7 @@ class ViT(nnx.Module):
     if config.posemb == 'learned':
       tokens = config.grid[0] * config.grid[1] + (config.pool == 'token')
       self.posemb = param(normal(width**-0.5), rngs, (1, tokens, width), (None,) * 3)
-    self.encoder = Encoder(
-      width, config.depth, *shape, rngs, scan=config.scan, policy=config.remat
-    )
+    self.encoder = Encoder(width, config.depth, *shape, rngs, scan=config.scan, policy=config.remat)
     if config.pool == 'map':
       self.map_head = MapHead(width, *shape, rngs)
     self.head = Dense(rngs, (width, config.num_classes), ('embed', None), kernel_init=zeros)

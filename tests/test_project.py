@@ -1,0 +1,260 @@
+"""The project as a whole: its import graph, its README, its notebook, its numbers."""
+
+import ast
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from vit_jax import flops
+from vit_jax.models.vit import ViTConfig
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / 'vit_jax'
+
+# What each module may import of the project, beside `errors` and `schema`.
+ALLOWED = {
+  '__init__': {'models.vit'},
+  'errors': set(),
+  'schema': set(),
+  'flops': set(),
+  'tree': set(),
+  'metrics': set(),
+  'sharding': set(),
+  'layers': {'sharding'},
+  'attention': {'layers'},
+  'encoder': {'attention', 'layers', 'tree'},
+  'models.__init__': {'models.vit'},
+  'models.vit': {'attention', 'encoder', 'layers', 'sharding'},
+  'explore.__init__': set(),
+  'explore.attention': {'encoder', 'models.vit'},
+  'optim': {'tree'},
+  'state': {'optim'},
+  'tasks.__init__': {'tasks.classification'},
+  'tasks.classification': set(),
+  'data.__init__': set(),
+  'data.sources': set(),
+  'data.digits': set(),
+  'data.fashion_mnist': set(),
+  'data.preprocess': set(),
+  'data.pipeline': {'data.preprocess', 'data.sources'},
+  'evaluators.__init__': {'evaluators.classification'},
+  'evaluators.classification': {'data.pipeline', 'data.preprocess', 'sharding'},
+  'config': {'data.pipeline', 'evaluators', 'models', 'optim', 'tasks'},
+  'checkpoint': {'sharding', 'tree'},
+  'experiment': {'config', 'data.pipeline', 'optim', 'sharding', 'state'},
+  'launch': set(),
+  'train': {
+    'checkpoint', 'config', 'data.pipeline', 'experiment', 'launch', 'metrics', 'optim', 'sharding',
+    'workdir',
+  },
+  'workdir': {'config', 'experiment', 'flops', 'metrics'},
+  'evaluate': {'checkpoint', 'config', 'experiment', 'launch', 'metrics', 'sharding'},
+}  # fmt: skip
+# Who may import a package at all.
+ONLY = {
+  'orbax': {'checkpoint'},
+  'grain': {'data.pipeline'},
+  'tensorflow_datasets': {'data.sources', 'data.digits', 'data.fashion_mnist'},
+  'absl': {'launch', 'train'},
+  'ml_collections': {'config', 'launch', 'train'},
+  'rich': {'metrics'},
+  'optax': {'optim', 'state'},
+  'cv2': {'data.preprocess', 'data.digits', 'data.fashion_mnist'},
+  'tensorflow': set(), 'torch': set(), 'matplotlib': set(),
+}  # fmt: skip
+
+
+def imports(path):
+  """Dotted names of everything a file imports, `from x import y` as both x and x.y."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def module(path):
+  return '.'.join(path.relative_to(PACKAGE).with_suffix('').parts)
+
+
+MODULES = {module(path): path for path in PACKAGE.rglob('*.py')}
+
+
+def test_every_module_has_its_place():
+  assert MODULES.keys() == ALLOWED.keys()
+
+
+@pytest.mark.parametrize('name', sorted(MODULES))
+def test_imports_run_one_way(name):
+  free = {'errors', 'schema'} - {name}
+  for imported in imports(MODULES[name]):
+    top, _, rest = imported.partition('.')
+    if top == 'vit_jax':
+      known = [
+        m for m in (*MODULES, 'models', 'tasks', 'evaluators') if f'{rest}.'.startswith(f'{m}.')
+      ]
+      assert set(known) & (ALLOWED[name] | free), f'{name} imports {imported}'
+    elif top in ONLY:
+      assert name in ONLY[top], f'{name} imports {top}'
+    if name.startswith('data.') or name in ('schema', 'errors', 'flops', 'metrics'):
+      assert top not in ('jax', 'flax'), f'{name} imports {top}'
+
+
+def test_configs_and_package_keep_to_themselves():
+  for path in (ROOT / 'configs').glob('*.py'):
+    assert set(imports(path)) == {'vit_jax.config.complete'}
+  for path in MODULES.values():
+    assert not {i.partition('.')[0] for i in imports(path)} & {
+      'configs',
+      'experiments',
+      'notebooks',
+    }
+
+
+def python(code):
+  return subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True
+  ).stdout
+
+
+def test_importing_the_package_is_light():
+  assert (
+    python("import sys, vit_jax; print('jax' in sys.modules or 'numpy' in sys.modules)")
+    == 'False\n'
+  )
+
+
+def test_training_needs_no_tensorflow_and_touches_no_device_on_import():
+  code = """
+import sys, vit_jax.train, vit_jax.evaluate
+from jax._src import xla_bridge
+print([m for m in ('tensorflow', 'torch', 'matplotlib') if m in sys.modules],
+      xla_bridge.backends_are_initialized())
+"""
+  assert python(code) == '[] False\n'
+
+
+@pytest.mark.parametrize(
+  ('variant', 'size', 'gmacs'),
+  # timm's published numbers (class token, 1000 classes).
+  [('Ti/16', 224, 1.26), ('S/16', 224, 4.61), ('B/16', 224, 17.58), ('B/16', 384, 55.54),
+   ('L/16', 224, 61.60), ('H/14', 224, 167.40)],
+)  # fmt: skip
+def test_flops_agree_with_published_ones(variant, size, gmacs):
+  config = ViTConfig(variant, image_size=(size, size), num_classes=1000).resolve()
+  assert flops.forward_macs(config) / 1e9 == pytest.approx(gmacs, rel=5e-3)
+  assert flops.train_flops(config) == 6 * flops.forward_macs(config)
+
+
+@pytest.mark.parametrize('pool', ['token', 'mean', 'map'])
+def test_flops_agree_with_the_compiler(pool):
+  import jax
+
+  import vit_jax
+
+  config = dict(image_size=(32, 32), num_classes=10, pool=pool, width=128, mlp_dim=512, depth=3)
+  model = vit_jax.create('mu/4', scan=False, **config)
+  run = jax.jit(lambda model, x: model(x)).lower(model, np.zeros((1, 32, 32, 3), np.float32))
+  # Norms, softmax and activations are what the compiler counts beyond ours.
+  counted = run.compile().cost_analysis()['flops'] / 2
+  assert 1 <= counted / flops.forward_macs(model.config) < 1.1
+
+
+# --- what the README says ---
+
+BLOCKS = re.findall(r'^```(\w+)\n(.*?)^```', (ROOT / 'README.md').read_text(), re.M | re.S)
+
+
+@pytest.fixture(scope='module')
+def checkout(tmp_path_factory):
+  """A copy of the project, with some photos in it."""
+  folder = tmp_path_factory.mktemp('checkout')
+  ignore = shutil.ignore_patterns('.git', '.venv', 'runs', '__pycache__', '*.egg-info')
+  shutil.copytree(ROOT, folder, ignore=ignore, dirs_exist_ok=True)
+  rng = np.random.default_rng(0)
+  for split in ('train', 'test'):
+    for label in ('bright', 'dark'):
+      path = folder / 'photos' / split / label
+      path.mkdir(parents=True)
+      for i in range(8):
+        image = rng.integers(0, 100, (40, 50, 3)) + (150 if label == 'bright' else 0)
+        cv2.imwrite(str(path / f'{i}.jpg'), image.astype(np.uint8))
+  return folder
+
+
+def environment(checkout):
+  env = {**os.environ, 'TFDS_DATA_DIR': str(checkout / 'data'), 'PYTHONPATH': str(checkout)}
+  env['PATH'] = f'{pathlib.Path(sys.executable).parent}:{env["PATH"]}'
+  env['XLA_FLAGS'] = ''
+  return env
+
+
+@pytest.mark.parametrize('number', range(len(BLOCKS)))
+def test_readme(checkout, number):
+  language, code = BLOCKS[number]
+  command = {'bash': ['bash', '-euc', code], 'python': [sys.executable, '-c', code]}[language]
+  done = subprocess.run(
+    command, cwd=checkout, env=environment(checkout), capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'Traceback' not in done.stderr
+  assert 'error:' not in done.stderr
+
+
+def test_readme_has_no_dead_links():
+  text = (ROOT / 'README.md').read_text()
+  for target in re.findall(r'\]\((?!http)([^)#]+)\)', text) + re.findall(
+    r'`((?:configs|notebooks)/[^`:]+)', text
+  ):
+    assert (ROOT / target).exists(), target
+
+
+def test_make_demo_reaches_98_percent_and_then_rests(checkout):
+  """The whole demo, in this environment instead of a new one."""
+  command = ['make', 'demo', f'VENV={sys.prefix}', '-o', f'{sys.prefix}/.installed']
+  env = environment(checkout)
+  done = subprocess.run(command, cwd=checkout, env=env,
+                        capture_output=True, text=True)  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  right = re.search(r'(\d+) of 360 test images right', done.stdout)
+  assert right, done.stdout
+  assert int(right[1]) >= 0.98 * 360
+  picture = cv2.imread(str(checkout / 'runs' / 'digits' / 'predictions.png'))
+  assert picture.shape[0] > 400
+  assert picture.std() > 30
+  again = subprocess.run(command, cwd=checkout, env=env,
+                         capture_output=True, text=True)  # fmt: skip
+  assert 'is complete' in again.stdout
+
+
+@pytest.mark.filterwarnings('ignore')  # of the notebook machinery
+def test_notebooks_run(checkout):
+  import nbclient
+  import nbformat
+
+  for path in (checkout / 'notebooks').glob('*.ipynb'):
+    notebook = nbformat.read(path, as_version=4)
+    assert not any(cell.get('outputs') for cell in notebook.cells), (
+      f'{path.name}: clear its outputs'
+    )
+    os.environ['TFDS_DATA_DIR'] = str(checkout / 'data')
+    nbclient.NotebookClient(
+      notebook, timeout=300, resources={'metadata': {'path': path.parent}}
+    ).execute()
+
+
+def test_one_machine_is_not_the_world():
+  """No path of a home directory in anything that is tracked."""
+  home = str(pathlib.Path.home())
+  for path in ROOT.rglob('*'):
+    tracked = path.suffix in ('.py', '.md', '.toml', '.yml', '.ipynb') and not {
+      '.venv', 'runs', '.git'} & set(path.relative_to(ROOT).parts)  # fmt: skip
+    if tracked:
+      assert f'{home}/' not in path.read_text(), path
