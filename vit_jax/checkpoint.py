@@ -42,10 +42,11 @@ class Checkpoints:
     self.directory = directory.absolute()
     self._pending: tuple[int, Any] | None = None
     try:
+      policies: Any = ocp.training
       self._checkpointer = ocp.training.Checkpointer(
         str(self.directory),
-        save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-        preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+        save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(1),
+        preservation_policy=policies.preservation_policies.LatestN(keep),
         cleanup_tmp_directories=not read_only,
       )
     except OSError as error:
@@ -111,7 +112,8 @@ class Checkpoints:
     wanted = tree.flatten(sharding.fill_shardings(abstract))
     _compare(metadata.metadata, wanted, f'{self.directory}/{step}')
     leaves = self._checkpointer.load(step, wanted)
-    return tree.unflatten(abstract, leaves), dict(metadata.custom_metadata or {})
+    extra: Any = metadata.custom_metadata
+    return tree.unflatten(abstract, leaves), extra
 
   def close(self) -> None:
     """Waits for the last save and lets go of the directory."""
