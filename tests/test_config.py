@@ -3,12 +3,14 @@
 import json
 import pathlib
 
+import jax
+import numpy as np
 import pytest
-from ml_collections import config_flags
 
 from vit_jax import config as config_lib
 from vit_jax import schema
 from vit_jax.errors import RunError
+from vit_jax.experiment import Experiment
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = [
@@ -44,9 +46,25 @@ def test_configs_build_lock_and_survive_json(name):
   assert f'--config=configs/{name.partition(":")[0]}' in doc
 
 
+@pytest.mark.parametrize('name', CONFIGS)
+def test_configs_trace_a_step(name):
+  tree = load(name).to_dict()
+  tree['data']['source'] = {'name': 'synthetic', 'num_classes': 7}
+  experiment = Experiment(schema.build(config_lib.Config, tree))
+  size, shape = tree['batch_size'], experiment.shape
+  batch = {
+    'image': jax.ShapeDtypeStruct((size, *shape.image_size, shape.channels), np.uint8),
+    'label': jax.ShapeDtypeStruct((size,), np.int32),
+    'mask': jax.ShapeDtypeStruct((size,), np.float32),
+  }
+  step = experiment.train_step()
+  state, metrics = jax.eval_shape(step, experiment.abstract_state, batch, experiment.hyper(0))
+  assert jax.tree.structure(state) == jax.tree.structure(experiment.abstract_state)
+  assert {'loss', 'top1', 'grad_norm', 'skipped'} == metrics.keys()
+
+
 def test_every_field_can_be_changed_on_the_command_line():
   config = load('digits.py')
-  assert config_flags  # parses the same ConfigDict
   config.model.width = 128
   config.optim.ema = 0.9
   config.evals.test.batch_size = 7
@@ -65,13 +83,16 @@ def test_every_field_can_be_changed_on_the_command_line():
     (dict(data=dict(source={})), 'source.name is missing: choose from tfds, folder, synthetic'),
     (dict(data=dict(source=dict(name='tfds'))), r'config\.data\.source\.dataset is missing'),
     (dict(evals=dict(x=dict(name='clasification'))), 'did you mean classification'),
-    (dict(optim=dict(lr='fast')), 'config.optim.lr must be of type float'),
+    (dict(optim=dict(lr='fast')), r'config\.optim\.lr must be of type float'),
+    (dict(checkpoint=dict(keep=0)), 'keep=0 would keep none'),
+    (dict(task=dict(label_smoothing=1.0)), r'must be in \[0, 1\)'),
+    (dict(task=dict(mixup=-0.1)), 'must not be negative'),
   ],
 )
 def test_mistakes_are_named(changes, message):
   config = dict(total='1', batch_size=1, data=dict(source=dict(name='synthetic')))
   with pytest.raises(RunError, match=message):
-    config_lib.complete({**config, **changes})
+    schema.build(config_lib.Config, config_lib.complete({**config, **changes}))
 
 
 def test_missing_fields_are_named():

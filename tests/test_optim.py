@@ -50,6 +50,7 @@ def test_wsd_is_flat_between_warmup_and_cooldown():
     (dict(schedule='cosin'), {}, 'did you mean cosine'),
     (dict(schedule='rsqrt'), dict(warmup=0), 'timescale'),
     ({}, dict(warmup=60, cooldown=50), 'exceed the total'),
+    (dict(ema=1.0), {}, 'less than 1'),
   ],
 )
 def test_impossible_schedules(config, durations, message):

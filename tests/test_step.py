@@ -1,7 +1,5 @@
 """One step: the same on every mesh, with every way of cutting the batch, compiled once."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -258,7 +256,3 @@ def test_evaluation_counts_ties_of_an_untrained_model_honestly(digits):
   zeros = sum(source[i]['label'] == 0 for i in range(360))
   assert scores['test/top1'] == zeros / 360
   assert scores['test/loss'] == pytest.approx(np.log(10), rel=1e-5)
-
-
-def test_the_free_dataclass_fields_are_not_shared():
-  assert dataclasses.asdict(build()) == dataclasses.asdict(build())

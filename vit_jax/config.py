@@ -35,6 +35,10 @@ class CheckpointConfig:
   every: str = '10%'
   keep: int = 2
 
+  def __post_init__(self):
+    if self.keep < 1:
+      raise RunError(f'checkpoint.keep={self.keep} would keep none')
+
 
 @dataclasses.dataclass(frozen=True)
 class ProfileConfig:
@@ -65,8 +69,8 @@ class Config:
 # Fields that decide where and how fast a run goes, not what it computes (beyond rounding): a run
 # may be continued with other values of these.
 FREE = (
-  'mesh', 'model.scan', 'model.remat', 'optim.accumulate', 'data.workers', 'data.source.dir',
-  'data.source.manual_dir', 'log', 'checkpoint', 'profile',
+  'mesh', 'model.scan', 'model.remat', 'optim.accumulate', 'data.workers', 'data.on_corrupt',
+  'data.source.dir', 'data.source.manual_dir', 'log', 'checkpoint', 'profile',
 )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def run(main: Callable[[], object]) -> None:
 def _parse(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
-  except (flags.Error, RunError) as error:
+  except (flags.Error, RunError, ValueError, OSError) as error:
     _fail(str(error))
   except (AttributeError, KeyError) as error:  # ml_collections on a --config.field of no such name
     while error.args and isinstance(error.args[0], Exception):

@@ -20,7 +20,10 @@ def decode(image: bytes | np.ndarray, channels: int) -> np.ndarray:
   if isinstance(image, np.ndarray):
     return image[..., :channels]
   flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
-  pixels = cv2.imdecode(np.frombuffer(image, np.uint8), flag) if image else None
+  try:
+    pixels = cv2.imdecode(np.frombuffer(image, np.uint8), flag) if image else None
+  except cv2.error as error:  # too many pixels, for example
+    raise ValueError(str(error)) from None
   if pixels is None:
     raise ValueError(f'{len(image)} bytes that do not decode as an image')
   return pixels if pixels.ndim == 3 else pixels[..., None]

@@ -102,6 +102,8 @@ class _TfdsSource:
     features = builder.info.features
     if not {'image', 'label'} <= set(features):
       raise RunError(f'{dataset} has {", ".join(features)}; an image and a label are needed')
+    if not hasattr(features['label'], 'names'):
+      raise RunError(f'the label of {dataset} is not a class')
     self.class_names = list(features['label'].names)
     try:
       self._data = builder.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})
@@ -162,7 +164,10 @@ class _FolderSource:
 
   def __getitem__(self, index: int) -> Example:
     path, label = self._files[index]
-    return Example(image=pathlib.Path(path).read_bytes(), label=label, name=path)
+    try:
+      return Example(image=pathlib.Path(path).read_bytes(), label=label, name=path)
+    except OSError as error:
+      raise RunError(f'cannot read {path}: {error.strerror}') from None
 
 
 def _folders(path: pathlib.Path) -> list[str]:

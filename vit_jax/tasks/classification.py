@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vit_jax.errors import RunError
+
 Batch = dict[str, jax.Array]
 
 
@@ -28,6 +30,12 @@ class Classification:
   flip: bool = False
   mean: tuple[float, ...] = (0.5,)
   std: tuple[float, ...] = (0.5,)
+
+  def __post_init__(self):
+    if not 0 <= self.label_smoothing < 1:
+      raise RunError(f'task.label_smoothing={self.label_smoothing} must be in [0, 1)')
+    if self.mixup < 0:
+      raise RunError(f'task.mixup={self.mixup} must not be negative')
 
   def normalize(self, images: jax.Array) -> jax.Array:
     """uint8 (batch, height, width, channels) -> float32."""
