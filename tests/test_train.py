@@ -25,7 +25,7 @@ from vit_jax.train import train
 
 ROOT = pathlib.Path(__file__).parent.parent
 TIMES = ('images_per_second',)
-KILLS = int(os.environ.get('VIT_JAX_TEST_KILLS', '5'))
+KILLS = int(os.environ.get('VIT_JAX_TEST_KILLS', '3'))
 
 
 def lines(workdir):
@@ -402,6 +402,9 @@ def test_a_profile_is_written(tmp_path, digits):
     (['--config.mesh=2x2x2'], 'for 8 devices, but there are 1'),
     (['--config.optim.warmup=soon'], 'is no duration'),
     (['extra'], "unexpected argument 'extra'"),
+    (['--config=configs/fashion_mnist.py:quik'], "error: unknown recipe 'quik': choose from quick"),
+    (['--config=configs/none.py'], "No such file or directory: 'configs/none.py'"),
+    (['--confg=x'], "Unknown command line flag 'confg'"),
     (['--process_id=1'], 'given together'),
   ],
 )

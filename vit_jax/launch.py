@@ -5,6 +5,7 @@ Importing this module defines flags, so only commands import it, when they run a
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -36,6 +37,10 @@ def run(main: Callable[[], object]) -> None:
       raise RunError(f'unexpected argument {argv[1]!r}: flags are written --name=value')
     if not any(arg.lstrip('-').startswith(('v=', 'verbosity')) for arg in sys.argv):
       logging.set_verbosity(logging.WARNING)  # absl's own default is to show everything
+    try:
+      getattr(CONFIG.value, 'fields', None)  # a file that is not there is only noticed on use
+    except OSError as error:
+      raise RunError(_last_line(error)) from None
     _join()
     main()
 
@@ -48,12 +53,20 @@ def run(main: Callable[[], object]) -> None:
 def _parse(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
-  except (flags.Error, RunError, ValueError, OSError) as error:
+  except flags.Error as error:
+    # An exception in a configuration file arrives as text, its traceback included.
+    known = re.search(r'^(?:ValueError|vit_jax\.errors\.RunError): (.*)', str(error), re.M | re.S)
+    _fail(known[1].strip() if known else str(error))
+  except RunError as error:
     _fail(str(error))
   except (AttributeError, KeyError) as error:  # ml_collections on a --config.field of no such name
     while error.args and isinstance(error.args[0], Exception):
       error = error.args[0]
     _fail(str(error.args[0]).replace('\n', ': '))
+
+
+def _last_line(error: Exception) -> str:
+  return str(error).strip().splitlines()[-1].strip()
 
 
 def _fail(message: str) -> NoReturn:
