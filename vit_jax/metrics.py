@@ -19,6 +19,11 @@ from rich.table import Table
 from vit_jax.errors import RunError
 
 
+def number(value: float) -> str:
+  """For people: counts in full, everything else to four digits."""
+  return f'{value:,.0f}' if float(value).is_integer() else f'{value:,.4g}'
+
+
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
   """Turns a full or read-only disk into a RunError about `path`."""
@@ -135,7 +140,7 @@ class Reporter:
     """Two columns under a title."""
     table = Table(title=title, show_header=False, title_justify='left')
     for name, value in rows.items():
-      table.add_row(name, value if isinstance(value, str) else f'{value:,.4g}')
+      table.add_row(name, value if isinstance(value, str) else number(value))
     self._console.print(table)
 
   def close(self) -> None:

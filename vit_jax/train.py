@@ -26,7 +26,7 @@ from vit_jax.checkpoint import Checkpoints
 from vit_jax.data.pipeline import iterate, train_batches
 from vit_jax.errors import RunError
 from vit_jax.experiment import Experiment
-from vit_jax.metrics import Chrono, MetricsFile, Reporter, read_json, write_json
+from vit_jax.metrics import Chrono, MetricsFile, Reporter, number, read_json, write_json
 from vit_jax.optim import Hyper
 
 
@@ -184,7 +184,7 @@ class _Session:
         scores = self.experiment.evaluate(evaluators, self.state)
       self.scores |= scores
       self._write(done, scores)
-      text = '  '.join(f'{name} {value:.4g}' for name, value in scores.items())
+      text = '  '.join(f'{name} {number(value)}' for name, value in scores.items())
       self.reporter.say(f'step {done}/{total}  {text}')
     if save:
       with self.chrono('checkpoint'):
