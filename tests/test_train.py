@@ -161,7 +161,8 @@ def test_kills_change_nothing(finished, tmp_path):
   """kill -9 at random moments of one run, start-up and saving included."""
   _, _, config = finished
   config = config.copy_and_resolve_references().unlock()
-  config.update(total='400 steps', mesh='data')
+  total = 40 + 20 * KILLS
+  config.update(total=f'{total} steps', mesh='data')
   config.checkpoint.every = '5 steps'
   config.evals.test.every = '100 steps'
   config = config.lock()
@@ -172,7 +173,7 @@ def test_kills_change_nothing(finished, tmp_path):
     # Most kills hit the loop; some hit imports, restoring and compiling.
     if kills % 4:
       step = (furthest[-1] if furthest else 0) + rng.randint(1, 12)
-      wait_for_step(tmp_path / 'killed', min(step, 390), process)
+      wait_for_step(tmp_path / 'killed', min(step, total - 20), process)
       time.sleep(rng.uniform(0, 0.1))
     else:
       time.sleep(rng.uniform(1, 8))
@@ -210,9 +211,10 @@ def test_a_signal_saves_and_exits_cleanly(finished, tmp_path, number):
   assert len(saved) == 1
   assert 20 <= saved[0] < 300
   assert not (tmp_path / 'run' / 'result.json').exists()
-  assert run(tmp_path / 'run', config).returncode == 0
-  assert run(tmp_path / 'whole', config).returncode == 0
-  assert_bit_identical(tmp_path / 'run', tmp_path / 'whole')
+  if number == signal.SIGTERM:
+    assert run(tmp_path / 'run', config).returncode == 0
+    assert run(tmp_path / 'whole', config).returncode == 0
+    assert_bit_identical(tmp_path / 'run', tmp_path / 'whole')
 
 
 class Stop(BaseException):
