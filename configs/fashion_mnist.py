@@ -3,7 +3,7 @@ r"""Fashion-MNIST: 60,000 images to train on, 10,000 to test on.
 Debian and Ubuntu ship the four IDX files: apt-get install dataset-fashion-mnist. They may be in any
 directory: --config.data.source.manual_dir=DIR; they are prepared once.
 
-88.5 % in about five minutes on two CPU cores (logistic regression reaches 83-84 %):
+88.5 % in about six minutes on two CPU cores (logistic regression reaches 83-84 %):
 
     python -m vit_jax.train --config=configs/fashion_mnist.py:quick --workdir=runs/fashion_quick
 
