@@ -78,6 +78,8 @@ def test_every_field_can_be_changed_on_the_command_line():
     (dict(model=dict(widht=3)), r'unknown field config\.model\.widht: did you mean width'),
     (dict(model=dict(name='vti')), r"unknown config\.model\.name 'vti': did you mean vit"),
     (dict(model=dict(width=1.5)), r'config\.model\.width must be of type int, not 1\.5'),
+    (dict(name='x'), r'unknown field config\.name'),
+    (dict(optim=dict(name='adam')), r'unknown field config\.optim\.name'),
     (dict(batch_size=True), 'config.batch_size must be of type int'),
     (dict(data=dict(source=dict(name='tdfs'))), 'did you mean tfds'),
     (dict(data=dict(source={})), 'source.name is missing: choose from tfds, folder, synthetic'),

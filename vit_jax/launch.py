@@ -40,7 +40,7 @@ def run(main: Callable[[], object]) -> None:
     try:
       getattr(CONFIG.value, 'fields', None)  # a file that is not there is only noticed on use
     except OSError as error:
-      raise RunError(_last_line(error)) from None
+      raise RunError(str(error).strip().splitlines()[-1].strip()) from None
     _join()
     main()
 
@@ -63,10 +63,6 @@ def _parse(argv: list[str]) -> list[str]:
     while error.args and isinstance(error.args[0], Exception):
       error = error.args[0]
     _fail(str(error.args[0]).replace('\n', ': '))
-
-
-def _last_line(error: Exception) -> str:
-  return str(error).strip().splitlines()[-1].strip()
 
 
 def _fail(message: str) -> NoReturn:

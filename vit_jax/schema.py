@@ -36,7 +36,7 @@ def complete(cls: type, given: Mapping[str, Any], path: str = 'config') -> dict[
   """
   fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
   for name in given:
-    if name not in fields and name != 'name':
+    if name not in fields:
       raise RunError(f'unknown field {path}.{name}: {suggest(name, fields)}')
   types = typing.get_type_hints(cls)
   tree = {}
@@ -97,16 +97,20 @@ def _pick(registry: Mapping[str, type], name: str, path: str) -> type:
   return registry[name]
 
 
+def _fields(section: Mapping[str, Any]) -> dict[str, Any]:
+  """What a section holds beside the name of its class."""
+  return {key: value for key, value in section.items() if key != 'name'}
+
+
 def _complete_choice(registry, section, default, path):
   name = section.get('name') or default
   if name is None:
     raise RunError(f'{path}.name is missing: choose from {", ".join(registry)}')
-  return {'name': name, **complete(_pick(registry, name, path), section, path)}
+  return {'name': name, **complete(_pick(registry, name, path), _fields(section), path)}
 
 
 def _build_choice(registry, section, path):
-  fields = {key: value for key, value in section.items() if key != 'name'}
-  return build(_pick(registry, section['name'], path), fields, path)
+  return build(_pick(registry, section['name'], path), _fields(section), path)
 
 
 def _checked(value: Any, wanted: Any, path: str) -> Any:
