@@ -14,8 +14,9 @@ from vit_jax.attention import Attention
 from vit_jax.encoder import NAMES
 from vit_jax.errors import RunError
 from vit_jax.explore.attention import rollout
-from vit_jax.layers import sincos2d
-from vit_jax.models.vit import POOL, POSEMB, SIZES, ViTConfig
+from vit_jax.models.variants import SIZES
+from vit_jax.models.vit import POOL, ViTConfig
+from vit_jax.positions import grid_coords, sincos2d
 
 TINY = dict(image_size=(8, 12), num_classes=5, width=16, depth=3, mlp_dim=32, num_heads=4)
 
@@ -98,7 +99,7 @@ def reference(model, x):
   ]
   x = np.stack(patches, axis=1) + p['embed/proj/bias']
   if config.posemb == 'sincos2d':
-    x = x + sincos2d(*config.grid, config.width)
+    x = x + sincos2d(grid_coords(*config.grid), config.width)
   if config.pool == 'token':
     x = np.concatenate([np.tile(p['token'], (len(x), 1, 1)), x], axis=1)
   if config.posemb == 'learned':
@@ -119,7 +120,10 @@ def reference(model, x):
   return x @ p['head/kernel'] + p['head/bias']
 
 
-@pytest.mark.parametrize(('posemb', 'pool'), list(itertools.product(POSEMB, POOL)))
+@pytest.mark.parametrize(
+  ('posemb', 'pool'),
+  list(itertools.product(('learned', 'sincos2d', 'none'), ('token', 'mean', 'map'))),
+)
 def test_forward_is_the_paper_in_float64(posemb, pool):
   model = tiny(posemb=posemb, pool=pool)
   want = reference(model, np.asarray(images(), np.float64))
@@ -173,10 +177,11 @@ def test_bfloat16_is_near_float32():
   exact, model = tiny(), tiny(dtype='bfloat16')
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(model))
   run = jax.jit(lambda model, x: model(x))
-  want, got = run(exact, images()), run(model, images())
+  want, got = run(exact, images(64)), run(model, images(64))
   assert got.dtype == jnp.float32
-  # bfloat16 keeps 8 bits: errors of 2**-8 relative to the size of the logits.
-  assert jnp.abs(got - want).max() < 4 * 2**-8 * jnp.abs(want).max()
+  # bfloat16 keeps 8 bits, and the logits are a sum of what six branches add to the embedding.
+  rms = lambda x: jnp.sqrt(jnp.square(x).mean())  # noqa: E731
+  assert rms(got - want) < 6 * 2**-8 * rms(want)
   dtypes = {str(e.outvars[0].aval.dtype) for e in jax.make_jaxpr(model)(images()).eqns}
   assert 'bfloat16' in dtypes
 
@@ -206,6 +211,12 @@ def test_rollout_is_a_distribution_over_patches(pool):
   ('config', 'message'),
   [
     (dict(variant='X/16'), "unknown model variant 'X/16'"),
+    (dict(variant='dinov:S/16'), 'did you mean dinov3, dinov2'),
+    (dict(variant='R60+B/16'), 'did you mean R50'),
+    (dict(variant='R26+B/16'), 'R26 comes with patches of 32, not 16'),
+    (dict(variant='', depth=2), 'needs width'),
+    (dict(no_bias='kye'), 'did you mean key'),
+    (dict(distilled=True, pool='mean'), 'needs pool=token'),
     (dict(variant='Ti'), 'lacks a patch size'),
     (dict(variant='B/17'), r'patch_size=17 does not divide image_size=\(224, 224\)'),
     (dict(num_heads=5), 'num_heads=5 does not divide width=384'),
@@ -214,7 +225,7 @@ def test_rollout_is_a_distribution_over_patches(pool):
     (dict(dtype='float16'), 'did you mean bfloat16'),
     (dict(remat='ful'), 'did you mean full'),
     (dict(posemb='sincos2d', width=6, num_heads=1), 'divisible by 4'),
-    (dict(num_classes=0), 'num_classes must be at least 1'),
+    (dict(num_classes=-1), 'must not be negative'),
   ],
 )
 def test_bad_configurations(config, message):
@@ -228,5 +239,5 @@ def test_unknown_argument_is_answered_with_the_nearest():
 
 
 def test_wrong_image_shape():
-  with pytest.raises(ValueError, match=r'expected images of shape \(batch, \(8, 12, 3\)\)'):
-    tiny()(jnp.zeros((2, 8, 8, 3)))
+  with pytest.raises(ValueError, match=r'multiples of 4, found \(2, 8, 10, 3\)'):
+    tiny()(jnp.zeros((2, 8, 10, 3)))

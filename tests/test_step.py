@@ -172,7 +172,7 @@ def test_cross_entropy_with_smoothing_and_mixup():
   batch |= {'label2': jnp.array([2, 0]), 'share': jnp.array([0.75, 0.75])}
   np.testing.assert_allclose(task.targets(batch, 4)[0], [0.65, 0.05, 0.25, 0.05], rtol=1e-6)
   logits = jnp.array([[1.0, 2.0, 0.0, -1.0], [0.0, 0.0, 3.0, 0.0]])
-  sums = task.metrics(lambda _: logits, batch)
+  sums = task.metrics(lambda image, key: logits, batch, None)
   p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
   want = -(np.asarray(task.targets(batch, 4)) * np.log(p)).sum()
   np.testing.assert_allclose(sums['loss'], want, rtol=1e-6)

@@ -21,7 +21,7 @@ def create(variant: str, *, seed: int = 0, **config) -> ViT:
   """A freshly initialised Vision Transformer.
 
   Args:
-    variant: size and patch, 'S/16' for example; see `vit_jax.models.vit.SIZES`.
+    variant: 'S/16', 'dinov2:S/14', 'R50+B/16'; see `vit_jax.models.variants.FAMILIES`.
     seed: of the random initialisation.
     **config: any other field of `vit_jax.models.vit.ViTConfig`.
 

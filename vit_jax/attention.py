@@ -2,14 +2,67 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from vit_jax.layers import Dense
+from vit_jax.layers import Dense, zeros
+from vit_jax.positions import resize_relative
+from vit_jax.sharding import param, spec
 
 _QKV = ('batch', None, 'heads', None)
+
+
+class Context(NamedTuple):
+  """What attention knows about its tokens beside their features; every part may be absent.
+
+  Attributes:
+    angles: rotary angles, float32 (1 or batch, tokens, head_dim / 2).
+    index: rows of the tables of relative positions, int (1 or batch, tokens, tokens).
+    grid: rows and columns of the grid on which `index` is, when the tables must be resized to it.
+    mask: which tokens may be attended to, bool (batch, tokens).
+  """
+
+  angles: Any = None
+  index: Any = None
+  grid: tuple[int, int] | None = None
+  mask: Any = None
+
+  def rows(self, take: Any, batch: int) -> Context:
+    """`take` applied to the parts that differ from example to example."""
+    return self._replace(**{
+      name: take(part)
+      for name, part in (('angles', self.angles), ('index', self.index), ('mask', self.mask))
+      if part is not None and part.shape[0] == batch and batch > 1
+    })  # fmt: skip
+
+
+class RelativeBias(nnx.Module):
+  """Learned addition to the attention scores by relative position (BEiT, Bao et al. 2022).
+
+  Args:
+    grid: rows and columns of the grid of patches; see `positions.relative_index`.
+    prefix: whether there are tokens before the patches, which take three more rows.
+    num_heads: each has its own.
+  """
+
+  def __init__(self, grid: tuple[int, int], prefix: bool, num_heads: int, rngs: nnx.Rngs):
+    rows = (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3 * prefix
+    self.table = param(zeros, rngs, (rows, num_heads), (None, 'heads'))
+    self.grid = tuple(grid)
+
+  def __call__(self, context: Context) -> jax.Array:
+    """float32 (1 or batch, heads, queries, keys)."""
+    table = self.table[...].astype(jnp.float32)
+    if context.grid is not None and context.grid != self.grid:
+      table = resize_relative(table, self.grid, context.grid)
+    batch = 'batch' if context.index.shape[0] > 1 else None
+    out = spec(batch, None, None, 'heads')
+    bias = table.at[context.index].get(out_sharding=out)
+    return bias.transpose(0, 3, 1, 2)
 
 
 class Attention(nnx.Module):
@@ -18,31 +71,87 @@ class Attention(nnx.Module):
   Args:
     width: features of queries, keys, values and output.
     num_heads: divides `width`.
+    norm: makes a norm of the width of a head for queries and keys (Dehghani et al. 2023, section
+      2.2), or None.
+    no_bias: those of 'query', 'key', 'value' and 'out' that have none.
+    relative: a `RelativeBias` of its own, or None.
+    causal: tokens attend to themselves and to what precedes them.
   """
 
-  def __init__(self, width: int, num_heads: int, rngs: nnx.Rngs):
-    shape, axes = (width, num_heads, width // num_heads), ('embed', 'heads', None)
-    self.query = Dense(rngs, shape, axes)
-    self.key = Dense(rngs, shape, axes)
-    self.value = Dense(rngs, shape, axes)
+  def __init__(
+    self, width: int, num_heads: int, rngs: nnx.Rngs, *, norm=None, no_bias=(), relative=None,
+    causal: bool = False,
+  ):  # fmt: skip
+    head_dim = width // num_heads
+    for name in ('query', 'key', 'value'):
+      dense = Dense(
+        rngs, (width, num_heads, head_dim), ('embed', 'heads', None), bias=name not in no_bias
+      )
+      setattr(self, name, dense)
+    if norm:
+      self.query_norm, self.key_norm = norm(head_dim, rngs), norm(head_dim, rngs)
+    if relative:
+      self.relative = relative
     self.out = Dense(
-      rngs, (num_heads, width // num_heads, width), ('heads', None, 'embed'), contracted=2
-    )
+      rngs, (num_heads, head_dim, width), ('heads', None, 'embed'), contracted=2,
+      bias='out' not in no_bias,
+    )  # fmt: skip
+    self.causal = causal
 
-  def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-    """Attends from `x` (batch, queries, width) to `context` (batch, keys, width)."""
+  def __call__(
+    self, x: jax.Array, source: jax.Array, context: Context | None = None, bias=None
+  ) -> jax.Array:
+    """Attends from `x` (batch, queries, width) to `source` (batch, keys, width).
+
+    Args:
+      x, source: features.
+      context: of the tokens, the same for queries and keys but for the mask, which is of keys.
+      bias: added to the scores, float32 (1 or batch, heads, queries, keys).
+    """
+    q, k, v, bias, mask = self._operands(x, source, context or Context(), bias)
+    y = jax.nn.dot_product_attention(q, k, v, bias, mask, is_causal=self.causal)
+    y = checkpoint_name(y, 'context')
+    return self.out(y, 'bthk,hkd->btd', ('batch', None, None))
+
+  def weights(
+    self, x: jax.Array, source: jax.Array, context: Context | None = None, bias=None
+  ) -> jax.Array:
+    """The attention weights, float32 of shape (batch, heads, queries, keys); rows sum to 1."""
+    q, k, _, bias, mask = self._operands(x, source, context or Context(), bias)
+    q, k = q.astype(jnp.float32), k.astype(jnp.float32)
+    scores = jnp.einsum('bqhd,bkhd->bhqk', q, k) * q.shape[-1] ** -0.5
+    scores = scores if bias is None else scores + bias
+    scores = scores if mask is None else jnp.where(mask, scores, -jnp.inf)
+    if self.causal:
+      scores = jnp.where(jnp.tri(*scores.shape[-2:], dtype=bool), scores, -jnp.inf)
+    return jax.nn.softmax(scores, axis=-1)
+
+  def _operands(self, x, source, context, bias):
     q, k, v = (
       checkpoint_name(dense(y, 'btd,dhk->bthk', _QKV), name)
       for name, dense, y in (
-        ('query', self.query, x), ('key', self.key, context), ('value', self.value, context)
+        ('query', self.query, x), ('key', self.key, source), ('value', self.value, source)
       )
     )  # fmt: skip
-    y = checkpoint_name(jax.nn.dot_product_attention(q, k, v), 'context')
-    return self.out(y, 'bthk,hkd->btd', ('batch', None, None))
+    if hasattr(self, 'query_norm'):
+      q, k = self.query_norm(q), self.key_norm(k)
+    if context.angles is not None:
+      q, k = rotate(q, context.angles), rotate(k, context.angles)
+    if hasattr(self, 'relative'):
+      own = self.relative(context)
+      bias = own if bias is None else bias + own
+    bias = None if bias is None else bias.astype(q.dtype)
+    mask = None if context.mask is None else context.mask[:, None, None, :]
+    return q, k, v, bias, mask
 
-  def weights(self, x: jax.Array, context: jax.Array) -> jax.Array:
-    """The attention weights, float32 of shape (batch, heads, queries, keys); rows sum to 1."""
-    q = self.query(x, 'btd,dhk->bthk', _QKV).astype(jnp.float32)
-    k = self.key(context, 'btd,dhk->bthk', _QKV).astype(jnp.float32)
-    scores = jnp.einsum('bqhd,bkhd->bhqk', q, k) * q.shape[-1] ** -0.5
-    return jax.nn.softmax(scores, axis=-1)
+
+def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
+  """Turns features i and i + head_dim / 2 of each head by the i-th angle (Su et al. 2021).
+
+  Args:
+    x: (batch, tokens, heads, head_dim).
+    angles: float32 (1 or batch, tokens, head_dim / 2).
+  """
+  cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
+  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

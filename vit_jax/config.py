@@ -79,7 +79,8 @@ def complete(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
 
   Every field of `Config` is present, so that each can be changed on the command line.
   """
-  tree = ml_collections.ConfigDict(schema.complete(Config, config))
+  tree = schema.complete(Config, config, unset=ml_collections.config_dict.placeholder)
+  tree = ml_collections.ConfigDict(tree)
   return tree.lock()
 
 

@@ -1,19 +1,122 @@
-"""The transformer encoder: pre-norm blocks, scanned over depth, rematerialised by policy."""
+"""The transformer encoder: its blocks, scanned over depth, rematerialised by policy."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax import tree
-from vit_jax.attention import Attention
+from vit_jax.attention import Attention, Context, RelativeBias
 from vit_jax.errors import RunError, suggest
-from vit_jax.layers import LayerNorm, Mlp
+from vit_jax.layers import ACTIVATIONS, Mlp, Norm, ones
+from vit_jax.sharding import param, shards, spec
 
 # Activations that a block marks by name, in the order in which they are computed.
 NAMES = ('query', 'key', 'value', 'context', 'attn', 'hidden', 'mlp')
 REMAT = ('none', 'dots', 'names', 'full')
+BIASES = ('query', 'key', 'value', 'out', 'mlp', 'norm', 'embed', 'head')
+OPTIONS = {
+  'norm': ('layernorm', 'rmsnorm'),
+  'norm_place': ('pre', 'post'),
+  'mlp': tuple(ACTIVATIONS),
+  'relative_bias': ('none', 'layer', 'shared'),
+  'drop_path_mode': ('linear', 'constant', 'subset'),
+  'dtype': ('float32', 'bfloat16'),
+}
+UNSET: Any = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+  """A stack of transformer blocks. Fields left unset are those of the model's variant.
+
+  Attributes:
+    width: features of a token.
+    depth: blocks.
+    mlp_dim: features of the hidden layer of each MLP.
+    num_heads: of attention, dividing width.
+    mlp: activation, 'gelu' (exact), 'gelu_tanh', 'quick_gelu' or 'swiglu' (gated).
+    mlp_norm: a norm on the hidden layer of the MLP (EVA-02).
+    norm: 'layernorm' or 'rmsnorm'.
+    eps: of all norms.
+    norm_place: 'pre' norms what enters attention and MLP, and once after the last block; 'post'
+      norms the sum with the residual instead (Vaswani et al. 2017).
+    parallel: attention and MLP read the same norm and are added together (ViT-22B, Dehghani et al.
+      2023).
+    qk_norm: queries and keys are normed per head.
+    layerscale: initial value of learned factors on what each block adds (Touvron et al. 2021);
+      0 for none.
+    relative_bias: a learned bias of attention by relative position in each 'layer', 'shared' by
+      all, or 'none'.
+    no_bias: parts without additive parameters, separated by commas, out of query, key, value, out,
+      mlp, norm, embed (of patches) and head.
+    drop_path: rate of stochastic depth (Huang et al. 2016), applied when a model is called with a
+      key.
+    drop_path_mode: examples are dropped one by one at a rate that rises 'linear'ly to drop_path
+      over depth, or is 'constant'; 'subset' runs each block on that share of the examples of each
+      device only, drawn anew for each block, and saves the time (Oquab et al. 2023, section 5).
+    dtype: of activations and matrix products, 'float32' or 'bfloat16'; parameters, norm
+      statistics, softmax and the head are float32.
+    scan: loop over layers (compiles in constant time) or unroll them.
+    remat: what the backward pass keeps instead of recomputing; see `encoder.remat`.
+  """
+
+  width: int = UNSET
+  depth: int = UNSET
+  mlp_dim: int = UNSET
+  num_heads: int = UNSET
+  mlp: str = UNSET
+  mlp_norm: bool = UNSET
+  norm: str = UNSET
+  eps: float = UNSET
+  norm_place: str = UNSET
+  parallel: bool = UNSET
+  qk_norm: bool = UNSET
+  layerscale: float = UNSET
+  relative_bias: str = UNSET
+  no_bias: str = UNSET
+  drop_path: float = 0.0
+  drop_path_mode: str = 'linear'
+  dtype: str = 'float32'
+  scan: bool = True
+  remat: str = 'none'
+
+  def check(self, options: dict[str, tuple[str, ...]] = OPTIONS) -> None:
+    """Raises RunError for unknown names and for numbers that contradict each other."""
+    for name, known in options.items():
+      value = getattr(self, name)
+      if value not in known:
+        raise RunError(f'unknown model.{name} {value!r}: {suggest(str(value), known)}')
+    for name in self.without:
+      if name not in BIASES:
+        raise RunError(f'unknown part {name!r} in model.no_bias: {suggest(name, BIASES)}')
+    remat(None, self.remat, scan=self.scan)
+    if min(self.width, self.depth, self.mlp_dim, self.num_heads) < 1:
+      raise RunError('width, depth, mlp_dim and num_heads of a model must be at least 1')
+    if self.width % self.num_heads:
+      raise RunError(f'num_heads={self.num_heads} does not divide width={self.width}')
+    if not 0 <= self.drop_path < 1:
+      raise RunError(f'model.drop_path={self.drop_path} must be in [0, 1)')
+    if self.parallel and self.norm_place == 'post':
+      raise RunError('parallel blocks have one norm, before both branches: use norm_place=pre')
+
+  @property
+  def without(self) -> tuple[str, ...]:
+    """The parts named in `no_bias`."""
+    return tuple(name for name in self.no_bias.split(',') if name)
+
+  @property
+  def make_norm(self) -> Any:
+    """Makes a norm of this kind: (width, rngs, axis=None) to a module."""
+    return functools.partial(
+      Norm, kind=self.norm, eps=self.eps, bias='norm' not in self.without
+    )  # fmt: skip
 
 
 def remat(body, policy: str, *, scan: bool):
@@ -49,47 +152,198 @@ def remat(body, policy: str, *, scan: bool):
 class Block(nnx.Module):
   """x + attention(norm(x)), then x + mlp(norm(x)) (Dosovitskiy et al. 2021, equations 2 and 3)."""
 
-  def __init__(self, width: int, mlp_dim: int, num_heads: int, rngs: nnx.Rngs):
-    self.norm1 = LayerNorm(width, rngs)
-    self.attn = Attention(width, num_heads, rngs)
-    self.norm2 = LayerNorm(width, rngs)
-    self.mlp = Mlp(width, mlp_dim, rngs)
+  def __init__(
+    self, config: EncoderConfig, rngs: nnx.Rngs, *, grid=None, prefix=False, causal=False
+  ):
+    width, norm, without = config.width, config.make_norm, config.without
+    relative = None
+    if config.relative_bias == 'layer':
+      relative = RelativeBias(grid, prefix, config.num_heads, rngs)
+    self.norm1 = norm(width, rngs)
+    self.attn = Attention(
+      width, config.num_heads, rngs, norm=norm if config.qk_norm else None, no_bias=without,
+      relative=relative, causal=causal,
+    )  # fmt: skip
+    if not config.parallel:
+      self.norm2 = norm(width, rngs)
+    self.mlp = Mlp(
+      width, config.mlp_dim, rngs, kind=config.mlp, norm=norm if config.mlp_norm else None,
+      bias='mlp' not in without,
+    )  # fmt: skip
+    if config.layerscale:
+      full = lambda *args: config.layerscale * ones(*args)  # noqa: E731
+      self.scale1 = param(full, rngs, (width,), (None,))
+      self.scale2 = param(full, rngs, (width,), (None,))
+    self.config = config
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """(batch, tokens, width) -> the same."""
-    y = self.norm1(x)
-    x = x + checkpoint_name(self.attn(y, y), 'attn')
-    return x + checkpoint_name(self.mlp(self.norm2(x)), 'mlp')
+  def __call__(
+    self, x: jax.Array, context: Context | None = None, bias=None, key=None, rate=None
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """One layer.
+
+    Args:
+      x: (batch, tokens, width).
+      context: of the tokens.
+      bias: shared by all layers, added to attention scores.
+      key, rate: of stochastic depth; without a key nothing is dropped.
+
+    Returns:
+      The new x, and what was added to it by 'attn' and 'mlp' (after LayerScale, before dropping).
+    """
+    context, added = context or Context(), {}
+
+    def attention(y, context, bias):
+      added['attn'] = self._scaled(checkpoint_name(self.attn(y, y, context, bias), 'attn'), 1)
+      return added['attn']
+
+    def mlp(y):
+      added['mlp'] = self._scaled(checkpoint_name(self.mlp(y), 'mlp'), 2)
+      return added['mlp']
+
+    if self.config.parallel:
+
+      def branches(x, context, bias):
+        y = self.norm1(x)
+        return attention(y, context, bias) + mlp(y)
+
+      return self._add(x, branches, context, bias, key, rate), added
+    keys = (None, None) if key is None else jax.random.split(key)
+    if self.config.norm_place == 'post':
+      x = self.norm1(self._add(x, attention, context, bias, keys[0], rate))
+      x = self.norm2(self._add(x, lambda y, *_: mlp(y), context, None, keys[1], rate))
+      return x, added
+    x = self._add(
+      x, lambda x, context, bias: attention(self.norm1(x), context, bias), context, bias, keys[0],
+      rate,
+    )  # fmt: skip
+    x = self._add(x, lambda x, *_: mlp(self.norm2(x)), context, None, keys[1], rate)
+    return x, added
+
+  def _scaled(self, y: jax.Array, number: int) -> jax.Array:
+    if not self.config.layerscale:
+      return y
+    return y * getattr(self, f'scale{number}')[...].astype(y.dtype)
+
+  def _add(self, x, branch, context, bias, key, rate):
+    """x + branch(x), with stochastic depth if there is a key."""
+    if key is None:
+      return x + branch(x, context, bias)
+    if self.config.drop_path_mode == 'subset':
+      return _add_to_subset(x, branch, context, bias, key, self.config.drop_path)
+    shape, sharding = (x.shape[0], 1, 1), spec('batch', None, None)
+    kept = jax.random.bernoulli(key, 1 - rate, shape, out_sharding=sharding)
+    scale = (kept / (1 - rate)).astype(x.dtype)
+    return x + branch(x, context, bias) * scale
+
+
+def _add_to_subset(x, branch, context, bias, key, rate):
+  """x + branch(x) for a random subset, of static size, of the examples on each device."""
+  batch, parts = x.shape[0], shards('batch')
+  each = batch // parts
+  keep = max(1, round(each * (1 - rate)))
+  draw = jax.random.uniform(key, (parts, each), out_sharding=spec('batch', None))
+  order = jnp.argsort(draw, axis=1)
+
+  def split(y):
+    return y.reshape(parts, each, *y.shape[1:], out_sharding=spec('batch', *(None,) * y.ndim))
+
+  def pick(y):
+    y = _take(split(y), order[:, :keep])
+    out = spec('batch', *(None,) * (y.ndim - 2))
+    return y.reshape(parts * keep, *y.shape[2:], out_sharding=out)
+
+  picked_bias = pick(bias) if bias is not None and bias.shape[0] == batch > 1 else bias
+  y = branch(pick(x), context.rows(pick, batch), picked_bias) * (each / keep)
+  y = y.reshape(parts, keep, *y.shape[1:], out_sharding=spec('batch', *(None,) * y.ndim))
+  y = jnp.pad(y, ((0, 0), (0, each - keep), (0, 0), (0, 0)))
+  # Sorting the order gives the place of each example among the picked ones, or a row of zeros.
+  y = _take(y, jnp.argsort(order, axis=1))
+  return x + y.reshape(x.shape, out_sharding=spec('batch', None, None)).astype(x.dtype)
+
+
+def _take(x: jax.Array, index: jax.Array) -> jax.Array:
+  """x[i, index[i]] for each i: the batched gather along axis 1."""
+  return jax.vmap(lambda x, index: x[index])(x, index)
 
 
 class Encoder(nnx.Module):
-  """`depth` blocks, stored as one block whose parameters have a leading layer axis, and a norm.
+  """Blocks, stored as one block whose parameters have a leading layer axis, and a norm.
 
   The parameters are the same whether the layers are scanned or unrolled.
+
+  Args:
+    config: of the blocks.
+    grid: rows and columns of the grid of patches, for relative positions.
+    prefix: whether tokens precede the patches, likewise.
+    causal: tokens attend to what precedes them only.
+    final_norm: whether there is a norm after the last block (never with norm_place='post').
   """
 
   def __init__(
-    self, width: int, depth: int, mlp_dim: int, num_heads: int, rngs: nnx.Rngs,
-    *, scan: bool, policy: str,
+    self, config: EncoderConfig, rngs: nnx.Rngs, *, grid=None, prefix: bool = False,
+    causal: bool = False, final_norm: bool = True,
   ):  # fmt: skip
-    keys = jax.random.split(rngs.params(), depth)
-    self.blocks = jax.vmap(lambda key: Block(width, mlp_dim, num_heads, nnx.Rngs(key)))(keys)
-    self.norm = LayerNorm(width, rngs)
-    self.depth, self.scan, self.policy = depth, scan, policy
+    if config.num_heads % shards('heads'):
+      raise RunError(
+        f'num_heads={config.num_heads} cannot be divided among the {shards("heads")} devices of '
+        'the tensor axis: choose a smaller mesh.tensor'
+      )
+    keys = jax.random.split(rngs.params(), config.depth)
+    make = lambda key: Block(  # noqa: E731
+      config, nnx.Rngs(key), grid=grid, prefix=prefix, causal=causal
+    )
+    self.blocks = jax.vmap(make)(keys)
+    if config.relative_bias == 'shared':
+      self.relative = RelativeBias(grid, prefix, config.num_heads, rngs)
+    if final_norm and config.norm_place == 'pre':
+      self.norm = config.make_norm(config.width, rngs)
+    self.config = config
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """(batch, tokens, width) -> the same, normalised."""
+  def __call__(
+    self, x: jax.Array, context: Context | None = None, *, key=None, record: bool = False
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """All blocks, and the norm.
+
+    Args:
+      x: (batch, tokens, width).
+      context: of the tokens.
+      key: of stochastic depth; none drops nothing.
+      record: whether to return what happened inside.
+
+    Returns:
+      The normalised tokens, and if asked 'attn', 'mlp' and 'block', (depth, batch, tokens, width):
+      what each layer added, and its output.
+    """
+    config = self.config
     blocks = cast_weights(self.blocks, x.dtype)
-    body = remat(lambda x, block: (block(x), None), self.policy, scan=self.scan)
-    if self.scan:
-      x, _ = jax.lax.scan(body, x, blocks)
+    bias = self.relative(context) if config.relative_bias == 'shared' else None
+    bias = None if bias is None else bias.astype(x.dtype)
+    drop: Any = None
+    if key is not None and config.drop_path:
+      rates = jnp.full(config.depth, config.drop_path, jnp.float32)
+      if config.drop_path_mode == 'linear':
+        rates = jnp.linspace(0.0, config.drop_path, config.depth)
+      drop = jax.random.split(key, config.depth), rates
+
+    def layer(x, item):
+      block, (key, rate) = item if drop is not None else (item, (None, None))
+      x, added = block(x, context, bias, key, rate)
+      return x, {**added, 'block': x} if record else None
+
+    body = remat(layer, config.remat, scan=config.scan)
+    items = blocks if drop is None else (blocks, drop)
+    if config.scan:
+      x, recorded = jax.lax.scan(body, x, items)
     else:
-      for layer in range(self.depth):
-        x, _ = body(x, layer_of(blocks, layer))
-    return self.norm(x)
+      steps = []
+      for number in range(config.depth):
+        x, step = body(x, layer_of(items, number))
+        steps.append(step)
+      recorded = jax.tree.map(lambda *parts: jnp.stack(parts), *steps) if record else None
+    return self.norm(x) if hasattr(self, 'norm') else x, recorded or {}
 
 
-def layer_of(blocks: Block, layer: int) -> Block:
+def layer_of(blocks: Any, layer: int) -> Any:
   """One block out of the stacked ones."""
   return jax.tree.map(lambda w: w[layer], blocks)
 
@@ -97,10 +351,11 @@ def layer_of(blocks: Block, layer: int) -> Block:
 def cast_weights(blocks: Block, dtype) -> Block:
   """Weights of the stacked blocks in the compute dtype, cast once for all layers of a step.
 
-  Norms keep float32: they are small, and their statistics are float32 as well.
+  Norms and tables of relative positions keep float32: they are small, and used in float32.
   """
 
   def cast(path, w):
-    return w if tree.name(path).startswith('norm') else w.astype(dtype)
+    name = tree.name(path)
+    return w if 'norm' in name or 'relative' in name else w.astype(dtype)
 
   return jax.tree_util.tree_map_with_path(cast, blocks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from vit_jax.positions import resize_weights
 from vit_jax.sharding import einsum, param, spec
 
 
@@ -43,21 +45,35 @@ def uniform(limit: float):
   return init
 
 
-class LayerNorm(nnx.Module):
-  """Layer normalisation over the last axis, statistics in float32 (Ba et al. 2016)."""
+class Norm(nnx.Module):
+  """Layer normalisation (Ba et al. 2016) or RMS normalisation (Zhang & Sennrich 2019).
 
-  def __init__(self, width: int, rngs: nnx.Rngs, *, eps: float = 1e-6):
-    self.scale = param(ones, rngs, (width,), (None,))
-    self.bias = param(zeros, rngs, (width,), (None,))
-    self.eps = eps
+  Args:
+    width: of the last axis, over which it works; statistics are float32.
+    kind: 'layernorm', or 'rmsnorm' (no mean, no bias).
+    eps: added to the variance.
+    bias: whether layer normalisation adds one.
+    axis: logical name of that axis, if it is sharded.
+  """
+
+  def __init__(
+    self, width: int, rngs: nnx.Rngs, *, kind: str = 'layernorm', eps: float = 1e-6,
+    bias: bool = True, axis: str | None = None,
+  ):  # fmt: skip
+    self.scale = param(ones, rngs, (width,), (axis,))
+    if bias and kind == 'layernorm':
+      self.bias = param(zeros, rngs, (width,), (axis,))
+    self.kind, self.eps = kind, eps
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """(..., width) -> the same, in the dtype of `x`."""
     y = x.astype(jnp.float32)
-    mean = y.mean(-1, keepdims=True)
-    var = jnp.square(y - mean).mean(-1, keepdims=True)
-    y = (y - mean) * jax.lax.rsqrt(var + self.eps)
-    return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+    if self.kind == 'layernorm':
+      y = y - y.mean(-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps) * self.scale[...]
+    if hasattr(self, 'bias'):
+      y = y + self.bias[...]
+    return y.astype(x.dtype)
 
 
 class Dense(nnx.Module):
@@ -68,73 +84,134 @@ class Dense(nnx.Module):
     axes: logical name of each kernel axis, or None.
     contracted: how many leading axes of the kernel are summed over.
     kernel_init: Xavier uniform if not given.
+    bias: whether there is one.
   """
 
-  def __init__(self, rngs: nnx.Rngs, shape, axes, *, contracted: int = 1, kernel_init=None):
+  def __init__(
+    self, rngs: nnx.Rngs, shape, axes, *, contracted: int = 1, kernel_init=None, bias: bool = True
+  ):
     fan_in, fan_out = math.prod(shape[:contracted]), math.prod(shape[contracted:])
     kernel_init = kernel_init or uniform(math.sqrt(6 / (fan_in + fan_out)))
     self.kernel = param(kernel_init, rngs, shape, axes)
-    # Biases are added to activations, whose embed axis is never sharded.
-    bias_axes = tuple(None if axis == 'embed' else axis for axis in axes[contracted:])
-    self.bias = param(zeros, rngs, shape[contracted:], bias_axes)
+    if bias:
+      # Biases are added to activations, whose embed axis is never sharded.
+      bias_axes = tuple(None if axis == 'embed' else axis for axis in axes[contracted:])
+      self.bias = param(zeros, rngs, shape[contracted:], bias_axes)
 
   def __call__(self, x: jax.Array, eqn: str, out: tuple[str | None, ...]) -> jax.Array:
-    """Einsum `eqn` of `x` and the kernel, plus the bias, laid out as `out`."""
-    return einsum(eqn, x, self.kernel[...], out=out) + self.bias[...].astype(x.dtype)
+    """Einsum `eqn` of `x` and the kernel, plus the bias if any, laid out as `out`."""
+    y = einsum(eqn, x, self.kernel[...], out=out)
+    return y + self.bias[...].astype(x.dtype) if hasattr(self, 'bias') else y
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+  """x sigmoid(1.702 x), the approximation of CLIP's original models (Radford et al. 2021)."""
+  return x * jax.nn.sigmoid(1.702 * x)
+
+
+# GELU: Hendrycks & Gimpel 2016, exact and with tanh. SwiGLU: Shazeer 2020.
+ACTIVATIONS = {
+  'gelu': functools.partial(jax.nn.gelu, approximate=False),
+  'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),
+  'quick_gelu': quick_gelu,
+  'swiglu': jax.nn.silu,
+}
 
 
 class Mlp(nnx.Module):
-  """width -> mlp_dim -> width with a tanh-approximated GELU between (Hendrycks & Gimpel 2016)."""
+  """width -> mlp_dim -> width.
 
-  def __init__(self, width: int, mlp_dim: int, rngs: nnx.Rngs):
-    self.up = Dense(rngs, (width, mlp_dim), ('embed', 'mlp'))
-    self.down = Dense(rngs, (mlp_dim, width), ('mlp', 'embed'))
+  Args:
+    width, mlp_dim: features outside and inside.
+    kind: of activation; with 'swiglu' it gates a second projection.
+    norm: makes a norm of that width for the hidden layer (NormFormer, EVA-02), or None.
+    bias: of the projections.
+  """
+
+  def __init__(
+    self, width: int, mlp_dim: int, rngs: nnx.Rngs, *, kind: str = 'gelu_tanh', norm=None,
+    bias: bool = True,
+  ):  # fmt: skip
+    self.up = Dense(rngs, (width, mlp_dim), ('embed', 'mlp'), bias=bias)
+    if kind == 'swiglu':
+      self.gate = Dense(rngs, (width, mlp_dim), ('embed', 'mlp'), bias=bias)
+    if norm:
+      self.norm = norm(mlp_dim, rngs, axis='mlp')
+    self.down = Dense(rngs, (mlp_dim, width), ('mlp', 'embed'), bias=bias)
+    self.kind = kind
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """(batch, tokens, width) -> the same."""
-    y = jax.nn.gelu(self.up(x, 'btd,df->btf', ('batch', None, 'mlp')))
+    project = lambda dense: dense(x, 'btd,df->btf', ('batch', None, 'mlp'))  # noqa: E731
+    activation = ACTIVATIONS[self.kind]
+    if self.kind == 'swiglu':
+      y = activation(project(self.gate)) * project(self.up)
+    else:
+      y = activation(project(self.up))
     y = checkpoint_name(y, 'hidden')
+    if hasattr(self, 'norm'):
+      y = self.norm(y)
     return self.down(y, 'btf,fd->btd', ('batch', None, None))
 
 
 class PatchEmbed(nnx.Module):
   """Non-overlapping square patches, each mapped linearly to `width` features."""
 
-  def __init__(self, patch_size: int, channels: int, width: int, rngs: nnx.Rngs):
+  def __init__(
+    self, patch_size: int, channels: int, width: int, rngs: nnx.Rngs, *, bias: bool = True
+  ):
     shape = (patch_size, patch_size, channels, width)
     # LeCun normal, as for a convolution with these patches as its receptive fields.
     init = normal(math.prod(shape[:3]) ** -0.5)
-    self.proj = Dense(rngs, shape, (None, None, None, 'embed'), contracted=3, kernel_init=init)
+    axes = (None, None, None, 'embed')
+    self.proj = Dense(rngs, shape, axes, contracted=3, kernel_init=init, bias=bias)
     self.patch_size = patch_size
 
-  def __call__(self, images: jax.Array) -> jax.Array:
-    """(batch, height, width, channels) -> (batch, height / patch, width / patch, features)."""
+  def __call__(self, images: jax.Array, patch_size: int | None = None) -> jax.Array:
+    """(batch, height, width, channels) -> (batch, height / patch, width / patch, features).
+
+    With another `patch_size` than its own the kernel is resampled (see `resample_patches`).
+    """
     b, h, w, c = images.shape
-    p = self.patch_size
+    p = patch_size or self.patch_size
     # One axis at a time: an explicitly sharded array cannot be cut along both in one reshape.
     x = images.reshape(b, h // p, p, w, c).reshape(b, h // p, p, w // p, p, c)
-    return self.proj(x, 'bhpwqc,pqcd->bhwd', ('batch', None, None, None))
+    return self._project(x, 'bhpwqc,pqcd->bhwd', p)
+
+  def flat(self, patches: jax.Array) -> jax.Array:
+    """(batch, patches, patch * patch * channels), rows first -> (batch, patches, features)."""
+    p = self.patch_size
+    x = patches.reshape(*patches.shape[:2], p, p, -1)
+    return self._project(x, 'bnpqc,pqcd->bnd', p)
+
+  def _project(self, x: jax.Array, eqn: str, patch_size: int) -> jax.Array:
+    out = ('batch', *(None,) * (len(eqn.split('->')[1]) - 1))
+    if patch_size == self.patch_size:
+      return self.proj(x, eqn, out)
+    kernel = resample_patches(self.proj.kernel[...], patch_size)
+    y = einsum(eqn, x, kernel, out=out)
+    return y + self.proj.bias[...].astype(y.dtype) if hasattr(self.proj, 'bias') else y
 
 
-def prepend_token(token: jax.Array, x: jax.Array) -> jax.Array:
-  """(1, 1, width) and (batch, tokens, width) -> (batch, 1 + tokens, width)."""
-  shape = (x.shape[0], 1, x.shape[2])
-  token = jnp.broadcast_to(token.astype(x.dtype), shape, out_sharding=spec('batch', None, None))
-  return jnp.concatenate([token, x], axis=1)
+def resample_patches(kernel: jax.Array, patch_size: int, method: str = 'bilinear') -> jax.Array:
+  """A (patch, patch, channels, features) kernel for patches of another size.
 
-
-def sincos2d(height: int, width: int, features: int, temperature: float = 10_000.0) -> np.ndarray:
-  """Fixed two-dimensional sine-cosine position embedding (MoCo v3, Chen et al. 2021).
-
-  Args:
-    height, width: of the grid of patches.
-    features: of the embedding, a multiple of 4: sin x, cos x, sin y, cos y in this order.
-    temperature: longest wavelength over 2 pi.
-
-  Returns:
-    float32 array of shape (1, height * width, features).
+  The pseudo-inverse of resizing the patch: resized patches have the inner products with the new
+  kernel that they had with the old one, where this can be (FlexiViT, Beyer et al. 2023, section
+  3.4, which resizes bilinearly; timm uses 'bicubic_aa'). Methods are those of
+  `positions.resize_weights`.
   """
-  omega = temperature ** -(np.arange(features // 4) / max(features // 4 - 1, 1))
-  y, x = np.mgrid[:height, :width].reshape(2, -1, 1) * omega
-  table = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1)
-  return table[None].astype(np.float32)
+  old = kernel.shape[0]
+  if old == patch_size:
+    return kernel
+  side = resize_weights(np.arange(patch_size), patch_size, old, method).astype(np.float64)
+  # The pseudo-inverse of a Kronecker product is that of its factors.
+  inverse = np.linalg.pinv(side.T).astype(np.float32)
+  return jnp.einsum('pi,qj,ijcd->pqcd', inverse, inverse, kernel, precision='highest')
+
+
+def prepend_tokens(tokens: jax.Array, x: jax.Array) -> jax.Array:
+  """(1, some, width) and (batch, tokens, width) -> (batch, some + tokens, width)."""
+  shape = (x.shape[0], *tokens.shape[1:])
+  tokens = jnp.broadcast_to(tokens.astype(x.dtype), shape, out_sharding=spec('batch', None, None))
+  return jnp.concatenate([tokens, x], axis=1)

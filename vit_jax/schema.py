@@ -2,7 +2,8 @@
 
 A field annotated with a dataclass is a section. A field made by `choice(REGISTRY)` is a section
 whose key `name` picks the dataclass: `dict(name='wsd', cooldown='20%')`. A field made by
-`choices(REGISTRY)` holds any number of such sections under keys of the user's own.
+`choices(REGISTRY)` holds any number of such sections under keys of the user's own. A field whose
+default is None may be left unset, whatever its type.
 """
 
 from __future__ import annotations
@@ -27,8 +28,16 @@ def choices(registry: Mapping[str, type], default: str) -> Any:
   return dataclasses.field(metadata=metadata, default_factory=dict)
 
 
-def complete(cls: type, given: Mapping[str, Any], path: str = 'config') -> dict[str, Any]:
+def complete(
+  cls: type, given: Mapping[str, Any], path: str = 'config', unset: Any = lambda kind: None
+) -> dict[str, Any]:
   """`given` as a nested dict in which every field of `cls` is present.
+
+  Args:
+    cls: a dataclass.
+    given: values of some of its fields.
+    path: of the fields, for messages.
+    unset: makes what stands for a field that is left unset, from its type.
 
   Raises:
     RunError: a name that does not exist (with the nearest ones), a field without a default that
@@ -44,17 +53,21 @@ def complete(cls: type, given: Mapping[str, Any], path: str = 'config') -> dict[
     where, default = f'{path}.{name}', field.metadata.get('default')
     if 'choices' in field.metadata:
       tree[name] = {
-        key: _complete_choice(field.metadata['choices'], section, default, f'{where}.{key}')
+        key: _complete_choice(field.metadata['choices'], section, default, f'{where}.{key}', unset)
         for key, section in given.get(name, {}).items()
       }
     elif 'choice' in field.metadata:
-      tree[name] = _complete_choice(field.metadata['choice'], given.get(name, {}), default, where)
+      tree[name] = _complete_choice(
+        field.metadata['choice'], given.get(name, {}), default, where, unset
+      )
     elif dataclasses.is_dataclass(types[name]):
-      tree[name] = complete(typing.cast(type, types[name]), given.get(name, {}), where)
-    elif name in given:
+      tree[name] = complete(typing.cast(type, types[name]), given.get(name, {}), where, unset)
+    elif name in given and not (given[name] is None and field.default is None):
       tree[name] = _checked(given[name], types[name], where)
     elif field.default is dataclasses.MISSING:
       raise RunError(f'{where} is missing')
+    elif field.default is None:
+      tree[name] = unset(typing.get_origin(types[name]) or types[name])
     else:
       tree[name] = field.default
   return tree
@@ -102,11 +115,11 @@ def _fields(section: Mapping[str, Any]) -> dict[str, Any]:
   return {key: value for key, value in section.items() if key != 'name'}
 
 
-def _complete_choice(registry, section, default, path):
+def _complete_choice(registry, section, default, path, unset):
   name = section.get('name') or default
   if name is None:
     raise RunError(f'{path}.name is missing: choose from {", ".join(registry)}')
-  return {'name': name, **complete(_pick(registry, name, path), _fields(section), path)}
+  return {'name': name, **complete(_pick(registry, name, path), _fields(section), path, unset)}
 
 
 def _build_choice(registry, section, path):

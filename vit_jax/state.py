@@ -52,29 +52,32 @@ def train_step(state: State, batch: Any, hyper: Hyper, *, task, config: OptimCon
     that are not masked, grad_norm (before clipping) and skipped.
   """
   rng = jax.random.fold_in(jax.random.key(seed), state.step)
-  batch = task.augment(batch, rng)
+  augment_rng, model_rng = jax.random.split(rng)
+  batch = task.augment(batch, augment_rng)
   examples = jnp.maximum(batch['mask'].sum(), 1.0)
 
-  def loss_fn(model, part):
-    sums = task.metrics(model, part)
+  def loss_fn(model, part, rng):
+    sums = task.metrics(model, part, rng)
     return sums['loss'] / examples, sums
 
   grad_fn = jax.grad(loss_fn, has_aux=True)
   if config.accumulate == 1:
-    grad, sums = grad_fn(state.model, batch)
+    grad, sums = grad_fn(state.model, batch, model_rng)
   else:
 
-    def add_part(total, part):
-      return jax.tree.map(jnp.add, total, grad_fn(state.model, part)), None
+    def add_part(total, item):
+      return jax.tree.map(jnp.add, total, grad_fn(state.model, *item)), None
 
     # Part i takes every accumulate-th example, so that each device keeps its own examples.
     parts = jax.tree.map(
       lambda x: x.reshape(-1, config.accumulate, *x.shape[1:]).swapaxes(0, 1), batch
     )
     first = jax.tree.map(lambda x: x[0], parts)
-    names = jax.eval_shape(task.metrics, state.model, first)
+    names = jax.eval_shape(task.metrics, state.model, first, model_rng)
     zeros = jax.tree.map(jnp.zeros_like, state.model), dict.fromkeys(names, jnp.float32(0))
-    (grad, sums), _ = jax.lax.scan(add_part, zeros, parts)
+    (grad, sums), _ = jax.lax.scan(
+      add_part, zeros, (parts, jax.random.split(model_rng, config.accumulate))
+    )
 
   update, opt = optimizer(config, state.model, hyper).update(grad, state.opt, state.model)
   model = optax.apply_updates(state.model, update)

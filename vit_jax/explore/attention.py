@@ -21,23 +21,27 @@ def rollout(model: ViT, images: jax.Array) -> jax.Array:
     images: normalised, (batch, height, width, channels).
 
   Returns:
-    float32 (batch, rows, columns) over the grid of patches, each summing to 1 (with a class token:
-    to 1 less what stays with the token itself).
+    float32 (batch, rows, columns) over the grid of patches, each summing to 1 less what stays with
+    tokens that are no patches.
   """
-  x = model.tokens(images)
+  prefix, encoder = model.config.prefix, model.encoder
+  x, context = model.tokens(images)
+  grid = context.grid
+  shared = encoder.relative(context) if model.config.relative_bias == 'shared' else None
   mixed = jnp.broadcast_to(jnp.eye(x.shape[1]), (x.shape[0], x.shape[1], x.shape[1]))
-  for layer in range(model.encoder.depth):
-    block = layer_of(model.encoder.blocks, layer)
-    y = block.norm1(x)
-    weights = block.attn.weights(y, y).mean(axis=1)
+  for layer in range(model.config.depth):
+    block = layer_of(encoder.blocks, layer)
+    y = block.norm1(x) if model.config.norm_place == 'pre' else x
+    weights = block.attn.weights(y, y, context, shared).mean(axis=1)
     mixed = 0.5 * weights @ mixed + 0.5 * mixed
-    x = block(x)
+    x, _ = block(x, context, shared)
+  mean = mixed[:, prefix:].mean(axis=1)
   if model.config.pool == 'map':
-    x = model.encoder.norm(x)
+    x = (encoder.norm(x) if hasattr(encoder, 'norm') else x)[:, prefix:]
     pooling = model.map_head.attn.weights(model.map_head.queries(x), x).mean(axis=(1, 2))
-    share = jnp.einsum('bt,btp->bp', pooling, mixed)
-  elif model.config.pool == 'token':
-    share = mixed[:, 0, 1:]
+    share = jnp.einsum('bt,btp->bp', pooling, mixed[:, prefix:])
+  elif model.config.pool == 'mean':
+    share = mean
   else:
-    share = mixed.mean(axis=1)
-  return share.reshape(-1, *model.config.grid)
+    share = mixed[:, 0] if model.config.pool == 'token' else (mixed[:, 0] + mean) / 2
+  return share[:, prefix:].reshape(-1, *grid)

@@ -1,131 +1,182 @@
-"""The Vision Transformer (Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929)."""
+"""The Vision Transformer (Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929) and its kin."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from vit_jax.attention import Attention
-from vit_jax.encoder import Encoder, remat
-from vit_jax.errors import RunError, suggest
-from vit_jax.layers import (
-  Dense,
-  LayerNorm,
-  Mlp,
-  PatchEmbed,
-  normal,
-  prepend_token,
-  sincos2d,
-  uniform,
-  zeros,
-)
-from vit_jax.sharding import param, shards, spec
+from vit_jax import positions, resnet
+from vit_jax.attention import Attention, Context
+from vit_jax.encoder import OPTIONS, UNSET, Encoder, EncoderConfig
+from vit_jax.errors import RunError
+from vit_jax.layers import Dense, Mlp, PatchEmbed, normal, prepend_tokens, uniform, zeros
+from vit_jax.models import variants
+from vit_jax.sharding import param, spec
 
-# name: width, depth, mlp_dim, num_heads. Ti to G: Dosovitskiy et al. 2021, Touvron et al. 2021 and
-# Zhai et al. 2022 (table 2); So400m: Alabdulmohsin et al. 2023; mu, M, g-opt, G-opt: big_vision.
-SIZES = {
-  'mu': (32, 1, 128, 2),
-  'Ti': (192, 12, 768, 3),
-  'S': (384, 12, 1536, 6),
-  'M': (512, 12, 2048, 8),
-  'B': (768, 12, 3072, 12),
-  'L': (1024, 24, 4096, 16),
-  'So400m': (1152, 27, 4304, 16),
-  'H': (1280, 32, 5120, 16),
-  'g': (1408, 40, 6144, 16),
-  'g-opt': (1536, 40, 6144, 16),
-  'G': (1664, 48, 8192, 16),
-  'G-opt': (1536, 48, 8192, 16),
-  'e': (1792, 56, 15360, 16),
+POSEMB = ('learned', 'sincos2d', 'factorised', 'none')
+POOL = ('token', 'mean', 'map', 'token_mean')
+VIT_OPTIONS = {
+  **OPTIONS,
+  'posemb': POSEMB,
+  'pool': POOL,
+  'posemb_tokens': ('patches', 'class', 'all'),
+  'interpolation': positions.INTERPOLATIONS,
+  'rope': ('none', 'unit', 'grid'),
+  'stem_convention': resnet.CONVENTIONS,
 }
-POSEMB = ('learned', 'sincos2d', 'none')
-POOL = ('token', 'mean', 'map')
-DTYPES = ('float32', 'bfloat16')
 
 
 @dataclasses.dataclass(frozen=True)
-class ViTConfig:
-  """A Vision Transformer.
+class ViTConfig(EncoderConfig):
+  """A Vision Transformer. Fields left unset are those of its variant.
 
   Attributes:
-    variant: size and patch, 'S/16'. Sets width, depth, mlp_dim, num_heads and patch_size wherever
-      these are left at 0.
-    image_size: height and width in pixels, multiples of patch_size.
+    variant: family, size and patch, 'S/16' or 'dinov2:S/14'; see `vit_jax.models.variants`. None
+      ('') leaves only the defaults of the original model, and sizes must be given.
+    patch_size: side of the patches in pixels, or in positions of the stem's output.
+    image_size: height and width in pixels, multiples of patch_size, for which learned positions are
+      stored. Images of other sizes may be given; positions are then interpolated.
     in_channels: of the images.
-    num_classes: logits of the linear head; 0 asks the data set.
-    posemb: 'learned' (one vector per token), 'sincos2d' (fixed) or 'none'.
-    pool: what the head sees: 'token' (a learned class token), 'mean' (of all patches) or 'map'
-      (multi-head attention pooling, Zhai et al. 2022, section 3.1).
-    dtype: of activations and matrix products, 'float32' or 'bfloat16'; parameters, norm
-      statistics, softmax and the head are float32.
-    scan: loop over layers (compiles in constant time) or unroll them.
-    remat: what the backward pass keeps instead of recomputing; see `encoder.remat`.
+    num_classes: logits of the linear head; 0 for no head. Training replaces 0 by what the data set
+      has.
+    stem_width: width of the ResNet in front; 0 for none.
+    stem_depths: units of each of its stages.
+    stem_convention: epsilons of the stem, 'bit' as in the original or 'timm'.
+    class_token: a class token even if the pooling does not look at it.
+    distilled: a distillation token, with a head of its own (Touvron et al. 2021); logits are the mean
+      of both heads. Needs pool='token'.
+    registers: number of further tokens that nothing looks at (Darcet et al. 2024).
+    mask_token: a learned vector in place of patches that are masked out.
+    embed_norm: a norm between embedding and first block (CLIP).
+    posemb: 'learned' (one vector per position), 'sincos2d' (fixed), 'factorised' (a vector per row
+      plus one per column, Dehghani et al. 2023) or 'none'.
+    posemb_tokens: which tokens 'learned' has vectors for: 'patches' only, also 'class' and
+      distillation token, or 'all' with the registers.
+    interpolation: of learned positions; see `positions.resize_weights`.
+    rope: rotary positions of patches, 'unit' or 'grid'; see `positions.rope`.
+    rope_base, rope_grid: likewise.
+    patch_dropout: share of the patches left out when a model is called with a key (Li et al. 2023).
+    pool: what the head sees: 'token' (a learned class token), 'mean' (of all patches), 'map'
+      (multi-head attention pooling of all patches, Zhai et al. 2022, section 3.1) or 'token_mean'
+      (both, side by side).
+    pool_norm: the last norm comes after the pooling instead of before.
+    representation_size: width of a tanh layer before the head; 0 for none.
   """
 
   variant: str = 'S/16'
-  width: int = 0
-  depth: int = 0
-  mlp_dim: int = 0
-  num_heads: int = 0
-  patch_size: int = 0
-  image_size: tuple[int, int] = (224, 224)
-  in_channels: int = 3
+  patch_size: int = UNSET
+  image_size: tuple[int, int] = UNSET
+  in_channels: int = UNSET
   num_classes: int = 0
-  posemb: str = 'learned'
-  pool: str = 'token'
-  dtype: str = 'float32'
-  scan: bool = True
-  remat: str = 'none'
+  stem_width: int = UNSET
+  stem_depths: tuple[int, ...] = UNSET
+  stem_convention: str = UNSET
+  class_token: bool = UNSET
+  distilled: bool = UNSET
+  registers: int = UNSET
+  mask_token: bool = UNSET
+  embed_norm: bool = UNSET
+  posemb: str = UNSET
+  posemb_tokens: str = UNSET
+  interpolation: str = UNSET
+  rope: str = UNSET
+  rope_base: float = UNSET
+  rope_grid: tuple[int, int] = UNSET
+  patch_dropout: float = 0.0
+  pool: str = UNSET
+  pool_norm: bool = UNSET
+  representation_size: int = UNSET
 
   def resolve(self) -> ViTConfig:
-    """This configuration with the numbers of its variant filled in and everything checked.
+    """This configuration with what its variant says filled in and everything checked.
 
     Raises:
       RunError: for unknown names and for sizes that do not divide each other.
     """
-    size, _, patch = self.variant.partition('/')
-    if size not in SIZES:
-      raise RunError(f'unknown model variant {self.variant!r}: {suggest(size, SIZES)}')
-    if not patch.isdigit() or not int(patch):
-      raise RunError(f'model variant {self.variant!r} lacks a patch size: write {size}/16')
-    names = ('width', 'depth', 'mlp_dim', 'num_heads', 'patch_size')
-    numbers = zip(names, (*SIZES[size], int(patch)), strict=True)
-    config = dataclasses.replace(self, **{k: getattr(self, k) or v for k, v in numbers})
-    for name, options in (('posemb', POSEMB), ('pool', POOL), ('dtype', DTYPES)):
-      if getattr(self, name) not in options:
-        value = getattr(self, name)
-        raise RunError(f'unknown model.{name} {value!r}: {suggest(value, options)}')
-    remat(None, self.remat, scan=self.scan)
-    if config.width % config.num_heads:
-      raise RunError(f'num_heads={config.num_heads} does not divide width={config.width}')
-    if any(side < 1 or side % config.patch_size for side in self.image_size):
-      raise RunError(f'patch_size={config.patch_size} does not divide image_size={self.image_size}')
-    if self.posemb == 'sincos2d' and config.width % 4:
+    given = variants.options(self.variant)
+    config = dataclasses.replace(
+      self, **{k: v for k, v in given.items() if getattr(self, k) is None}
+    )
+    for name in (*variants.NUMBERS, 'patch_size'):
+      if getattr(config, name) is None:
+        raise RunError(f'a model without a variant needs {name}')
+    if config.pool in ('token', 'token_mean') and not config.class_token:
+      config = dataclasses.replace(config, class_token=True)
+    config.check(VIT_OPTIONS)
+    if config.num_classes < 0 or config.registers < 0 or config.representation_size < 0:
+      raise RunError('num_classes, registers and representation_size must not be negative')
+    if config.patch_size < 1 or config.in_channels < 1:
+      raise RunError('patch_size and in_channels must be at least 1')
+    if config.stem_width % resnet.GROUPS:
+      raise RunError(f'stem_width={config.stem_width} must be a multiple of {resnet.GROUPS}')
+    if any(side < 1 or side % config.stride for side in config.image_size):
+      raise RunError(f'patch_size={config.stride} does not divide image_size={config.image_size}')
+    if config.posemb == 'sincos2d' and config.width % 4:
       raise RunError(f'posemb=sincos2d needs a width divisible by 4, not {config.width}')
+    if config.rope != 'none' and config.width // config.num_heads % 4:
+      raise RunError('rope needs heads whose width is divisible by 4')
+    if config.distilled and config.pool != 'token':
+      raise RunError(f'distilled=True needs pool=token, not {config.pool}')
+    if not 0 <= config.patch_dropout < 1:
+      raise RunError(f'model.patch_dropout={config.patch_dropout} must be in [0, 1)')
     return config
+
+  @property
+  def stride(self) -> int:
+    """Pixels from one patch to the next, stem included."""
+    return self.patch_size * (resnet.stride(self.stem_depths) if self.stem_width else 1)
 
   @property
   def grid(self) -> tuple[int, int]:
     """Patches down and across, of a resolved configuration."""
     height, width = self.image_size
-    return height // self.patch_size, width // self.patch_size
+    return height // self.stride, width // self.stride
+
+  @property
+  def prefix(self) -> int:
+    """Tokens before the patches: class, distillation, registers."""
+    return self.class_token + self.distilled + self.registers
+
+  @property
+  def posemb_prefix(self) -> int:
+    """How many of them have learned positions."""
+    tokens = {'patches': 0, 'class': self.prefix - self.registers, 'all': self.prefix}
+    return tokens[self.posemb_tokens]
 
   def create(self, rngs: nnx.Rngs) -> ViT:
     """The model itself, sharded over the mesh in context."""
     return ViT(self, rngs)
 
 
+class Patches(NamedTuple):
+  """Images of any size and aspect ratio, cut into patches and padded to one length (NaFlex).
+
+  Attributes:
+    pixels: (batch, patches, patch * patch * channels), of each patch row by row.
+    coords: row and column of each patch in its image, int (batch, patches, 2).
+    mask: whether there is a patch, bool (batch, patches).
+  """
+
+  pixels: Any
+  coords: Any
+  mask: Any
+
+
 class MapHead(nnx.Module):
   """Multi-head attention pooling: one learned query attends to all tokens, then an MLP block."""
 
-  def __init__(self, width: int, mlp_dim: int, num_heads: int, rngs: nnx.Rngs):
+  def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
+    width, without = config.width, config.without
     self.probe = param(uniform((6 / (width + 1)) ** 0.5), rngs, (1, 1, width), (None,) * 3)
-    self.attn = Attention(width, num_heads, rngs)
-    self.norm = LayerNorm(width, rngs)
-    self.mlp = Mlp(width, mlp_dim, rngs)
+    self.attn = Attention(width, config.num_heads, rngs)
+    self.norm = config.make_norm(width, rngs)
+    self.mlp = Mlp(width, config.mlp_dim, rngs, kind=config.mlp, bias='mlp' not in without)
 
   def queries(self, x: jax.Array) -> jax.Array:
     """The learned query for each example of `x`, (batch, 1, width)."""
@@ -133,9 +184,9 @@ class MapHead(nnx.Module):
     probe = self.probe[...].astype(x.dtype)
     return jnp.broadcast_to(probe, shape, out_sharding=spec('batch', None, None))
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """(batch, tokens, width) -> (batch, width)."""
-    y = self.attn(self.queries(x), x)
+  def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """(batch, tokens, width), of which `mask` says which count -> (batch, width)."""
+    y = self.attn(self.queries(x), x, Context(mask=mask))
     return (y + self.mlp(self.norm(y)))[:, 0]
 
 
@@ -144,50 +195,252 @@ class ViT(nnx.Module):
 
   def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
     config = config.resolve()
-    if config.num_classes < 1:
-      raise RunError('model.num_classes must be at least 1')
-    if config.num_heads % shards('heads'):
-      raise RunError(
-        f'num_heads={config.num_heads} cannot be divided among the {shards("heads")} devices of '
-        'the tensor axis: choose a smaller mesh.tensor'
-      )
-    width, shape = config.width, (config.mlp_dim, config.num_heads)
+    width, without = config.width, config.without
     self.config = config
-    self.embed = PatchEmbed(config.patch_size, config.in_channels, width, rngs)
-    if config.pool == 'token':
-      self.token = param(zeros, rngs, (1, 1, width), (None,) * 3)
+    self.preprocess: Any = None
+    channels = config.in_channels
+    if config.stem_width:
+      self.stem = resnet.ResNet(
+        channels, config.stem_width, config.stem_depths, rngs, convention=config.stem_convention
+      )
+      channels = resnet.features(config.stem_width, config.stem_depths)
+    self.embed = PatchEmbed(config.patch_size, channels, width, rngs, bias='embed' not in without)
+    tokens = lambda count, init=zeros: param(init, rngs, (1, count, width), (None,) * 3)  # noqa: E731
+    if config.class_token:
+      self.token = tokens(1)
+    if config.distilled:
+      self.distill_token = tokens(1)
+    if config.registers:
+      self.registers = tokens(config.registers, normal(0.02))
+    if config.mask_token:
+      self.mask_token = tokens(1)
+    rows, columns = config.grid
     if config.posemb == 'learned':
-      tokens = config.grid[0] * config.grid[1] + (config.pool == 'token')
-      self.posemb = param(normal(width**-0.5), rngs, (1, tokens, width), (None,) * 3)
-    self.encoder = Encoder(width, config.depth, *shape, rngs, scan=config.scan, policy=config.remat)
+      self.posemb = tokens(config.posemb_prefix + rows * columns, normal(width**-0.5))
+    elif config.posemb == 'factorised':
+      self.posemb_rows = tokens(rows, normal(width**-0.5))
+      self.posemb_columns = tokens(columns, normal(width**-0.5))
+    if config.embed_norm:
+      self.embed_norm = config.make_norm(width, rngs)
+    self.encoder = Encoder(
+      config, rngs, grid=config.grid, prefix=config.prefix > 0, final_norm=not config.pool_norm
+    )
     if config.pool == 'map':
-      self.map_head = MapHead(width, *shape, rngs)
-    self.head = Dense(rngs, (width, config.num_classes), ('embed', None), kernel_init=zeros)
+      self.map_head = MapHead(config, rngs)
+    size = 2 * width if config.pool == 'token_mean' else width
+    if config.pool_norm:
+      self.pool_norm = config.make_norm(size, rngs)
+    if config.representation_size:
+      self.pre_logits = Dense(rngs, (size, config.representation_size), ('embed', None))
+      size = config.representation_size
+    if config.num_classes:
+      head = functools.partial(
+        Dense, rngs, (size, config.num_classes), ('embed', None), kernel_init=zeros,
+        bias='head' not in without,
+      )  # fmt: skip
+      self.head = head()
+      if config.distilled:
+        self.distill_head = head()
 
-  def __call__(self, images: jax.Array) -> jax.Array:
-    """Float images (batch, height, width, in_channels) -> float32 logits (batch, num_classes)."""
-    x = self.encoder(self.tokens(images))
-    if self.config.pool == 'map':
-      x = self.map_head(x)
-    elif self.config.pool == 'token':
-      x = x[:, 0]
+  def __call__(self, images: Any, **kwargs) -> jax.Array:
+    """Logits; without a head, pooled features.
+
+    Args:
+      images: float (batch, height, width, in_channels), or `Patches`.
+      **kwargs: as for `tokens`.
+
+    Returns:
+      float32 (batch, num_classes) or (batch, features).
+    """
+    return self._forward(images, record=False, **kwargs)['output']
+
+  def features(self, images: Any, **kwargs) -> dict[str, jax.Array]:
+    """Every intermediate by name; what is not used costs nothing under `jax.jit`.
+
+    Args:
+      images: as for the model itself.
+      **kwargs: as for `tokens`.
+
+    Returns:
+      'tokens' (batch, tokens, width) that enter the first block; for each layer 'block00/attn' and
+      'block00/mlp', what it adds, and 'block00', its output; 'encoded', the tokens after the last
+      norm; 'patches', those of them that are patches, for images as a grid (batch, rows, columns,
+      width); 'pooled' (batch, features); 'pre_logits'; 'logits', and with distillation
+      'logits_class' and 'logits_distill' of each head; 'output', what the model returns.
+    """
+    return self._forward(images, record=True, **kwargs)
+
+  def _forward(self, images, *, record: bool, key=None, **kwargs) -> dict[str, jax.Array]:
+    config, out = self.config, {}
+    keys = (None, None) if key is None else jax.random.split(key)
+    out['tokens'], context = self.tokens(images, key=keys[0], **kwargs)
+    x, layers = self.encoder(out['tokens'], context, key=keys[1], record=record)
+    if record:
+      for number in range(config.depth):
+        name = f'block{number:02d}'
+        out[name] = layers['block'][number]
+        out |= {f'{name}/{part}': layers[part][number] for part in ('attn', 'mlp')}
+    out['encoded'] = x
+    mask = None if context.mask is None else context.mask[:, config.prefix :]
+    patches = x[:, config.prefix :]
+    on_grid = context.grid is not None and patches.shape[1] == np.prod(context.grid)
+    shape = (len(x), *context.grid, config.width) if on_grid else patches.shape
+    out['patches'] = patches.reshape(shape)
+    out['pooled'] = x = self._pool(patches, x[:, 0], mask)
+    if config.representation_size:
+      x = out['pre_logits'] = jnp.tanh(_logits(self.pre_logits, x))
+    if config.num_classes:
+      x = _logits(self.head, x)
+      if config.distilled:
+        out['logits_class'] = x
+        out['logits_distill'] = _logits(self.distill_head, self._final(out['encoded'][:, 1]))
+        x = (x + out['logits_distill']) / 2
+      out['logits'] = x
+    return {**out, 'output': x}
+
+  def _pool(self, patches: jax.Array, token: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """float32 (batch, features)."""
+    pool = self.config.pool
+    if pool == 'map':
+      return self._final(self.map_head(patches, mask))
+    if pool == 'token':
+      return self._final(token)
+    weight = jnp.ones(patches.shape[1:2]) if mask is None else mask.astype(jnp.float32)
+    weight = weight / weight.sum(-1, keepdims=True)
+    mean = (patches.astype(jnp.float32) * weight[..., None]).sum(1)
+    return self._final(jnp.concatenate([token, mean], -1) if pool == 'token_mean' else mean)
+
+  def _final(self, x: jax.Array) -> jax.Array:
+    x = x.astype(jnp.float32)
+    return self.pool_norm(x) if self.config.pool_norm else x
+
+  def tokens(
+    self, images: Any, *, key: jax.Array | None = None, masked: jax.Array | None = None,
+    patch_size: int | None = None,
+  ) -> tuple[jax.Array, Context]:  # fmt: skip
+    """What enters the encoder.
+
+    Args:
+      images: float (batch, height, width, in_channels), or `Patches`.
+      key: of patch dropout and stochastic depth; without one nothing is dropped.
+      masked: patches to be replaced by the mask token, bool (batch, patches).
+      patch_size: cut the images into patches of this size instead of the model's own; the kernel is
+        resampled (FlexiViT).
+
+    Returns:
+      (batch, tokens, width) in the compute dtype, and where the tokens are.
+
+    Raises:
+      ValueError: if the shape of the images does not fit the model.
+    """
+    config, packed = self.config, isinstance(images, Patches)
+    if packed:
+      if config.stem_width:
+        raise ValueError('a model with a convolutional stem takes images, not patches')
+      x = self.embed.flat(jnp.asarray(images.pixels, config.dtype))
+      coords, mask, grid, xp = images.coords, images.mask, None, jnp
+      size = jnp.where(mask[..., None], coords + 1, 1).max(1, keepdims=True)
     else:
-      x = x.mean(axis=1)
-    return self.head(x.astype(jnp.float32), 'bd,dc->bc', ('batch', None))
+      x = self._embed_images(images, patch_size)
+      grid = x.shape[1:3]
+      # Merging the grid one axis into the other keeps the batch axis, and its sharding, untouched.
+      x = x.reshape(x.shape[0], grid[0] * grid[1], config.width)
+      coords, mask, xp = positions.grid_coords(*grid)[None], None, np
+      size = np.array(grid)
+    if masked is not None:
+      x = jnp.where(masked[..., None], self.mask_token[...].astype(x.dtype), x)
+    x = x + self._position(coords, size, grid, x.dtype)
+    prefix = [
+      getattr(self, name)[...]
+      for name in ('token', 'distill_token', 'registers')
+      if hasattr(self, name)
+    ]
+    if prefix:
+      tokens = jnp.concatenate(prefix, axis=1)
+      if config.posemb == 'learned' and config.posemb_prefix:
+        rows = self.posemb[:, : config.posemb_prefix]
+        tokens = tokens + jnp.pad(rows, ((0, 0), (0, tokens.shape[1] - rows.shape[1]), (0, 0)))
+      x = prepend_tokens(tokens, x)
+    if config.embed_norm:
+      x = self.embed_norm(x)
+    if key is not None and config.patch_dropout:
+      x, coords, mask = self._drop_patches(x, coords, mask, key)
+      xp = jnp
+    return x, self._context(coords, size, grid, mask, xp)
 
-  def tokens(self, images: jax.Array) -> jax.Array:
-    """Images -> what enters the encoder, (batch, tokens, width) in the compute dtype."""
+  def _embed_images(self, images: jax.Array, patch_size: int | None) -> jax.Array:
     config = self.config
-    expected = (*config.image_size, config.in_channels)
-    if images.shape[1:] != expected:
-      raise ValueError(f'expected images of shape (batch, {expected}), found {images.shape}')
-    x = self.embed(images.astype(config.dtype))
-    # Merging the grid one axis into the other keeps the batch axis, and its sharding, untouched.
-    x = x.reshape(x.shape[0], config.grid[0] * config.grid[1], config.width)
+    stride = config.stride // config.patch_size * (patch_size or config.patch_size)
+    shape = images.shape
+    if len(shape) != 4 or shape[3] != config.in_channels or any(s % stride for s in shape[1:3]):
+      raise ValueError(
+        f'expected images of shape (batch, height, width, {config.in_channels}) with sides that are '
+        f'multiples of {stride}, found {shape}'
+      )
+    images = images.astype(config.dtype)
+    return self.embed(self.stem(images) if config.stem_width else images, patch_size)
+
+  def _position(self, coords, size, grid, dtype) -> Any:
+    """What is added to the embeddings of patches, (1 or batch, patches, width)."""
+    config, method = self.config, self.config.interpolation
+    if config.posemb == 'none':
+      return jnp.zeros((), dtype)
     if config.posemb == 'sincos2d':
-      x = x + jnp.asarray(sincos2d(*config.grid, config.width), x.dtype)
-    if config.pool == 'token':
-      x = prepend_token(self.token[...], x)
-    if config.posemb == 'learned':
-      x = x + self.posemb[...].astype(x.dtype)
-    return x
+      xp = np if grid else jnp
+      return jnp.asarray(positions.sincos2d(coords, config.width, xp=xp), dtype)
+    rows, columns = config.grid
+    if config.posemb == 'factorised':
+      parts = ((self.posemb_rows, rows, 0), (self.posemb_columns, columns, 1))
+      y = 0.0
+      for table, old, axis in parts:
+        if grid and grid[axis] == old:
+          y = y + table[...][0][coords[..., axis]]
+        else:
+          xp = np if grid else jnp
+          weights = positions.resize_weights(coords[..., axis], size[..., axis], old, method, xp)
+          y = y + jnp.einsum('bnp,pd->bnd', weights, table[...][0], precision='highest')
+      return jnp.asarray(y, dtype)
+    table = self.posemb[0, config.posemb_prefix :].reshape(rows, columns, config.width)
+    if grid:
+      table = positions.resample(table, grid, method)
+      return table.reshape(1, -1, config.width).astype(dtype)
+    y, x = (
+      positions.resize_weights(coords[..., axis], size[..., axis], old, method, jnp)
+      for axis, old in enumerate((rows, columns))
+    )
+    both = (y[..., :, None] * x[..., None, :]).reshape(*y.shape[:2], rows * columns)
+    table = table.reshape(rows * columns, config.width)
+    return jnp.einsum('bnp,pd->bnd', both, table, precision='highest').astype(dtype)
+
+  def _drop_patches(self, x, coords, mask, key):
+    """A random subset of the patches of each example, of static size, in their old order."""
+    config = self.config
+    batch, count = x.shape[0], x.shape[1] - config.prefix
+    keep = max(1, round(count * (1 - config.patch_dropout)))
+    draw = jax.random.uniform(key, (batch, count), out_sharding=spec('batch', None))
+    kept = jnp.sort(jnp.argsort(draw, axis=1)[:, :keep], axis=1)
+    take = jax.vmap(lambda x, index: x[index])
+    shape = (batch, count, 2)
+    coords = jnp.broadcast_to(coords, shape, out_sharding=spec('batch', None, None))
+    x = jnp.concatenate([x[:, : config.prefix], take(x[:, config.prefix :], kept)], axis=1)
+    return x, take(coords, kept), None if mask is None else take(mask, kept)
+
+  def _context(self, coords, size, grid, mask, xp) -> Context:
+    config = self.config
+    angles = index = None
+    if config.rope != 'none':
+      head_dim = config.width // config.num_heads
+      angles = positions.rope(
+        coords, size, head_dim, config.rope, config.rope_base, config.rope_grid, xp
+      )
+      angles = xp.pad(angles, ((0, 0), (config.prefix, 0), (0, 0)))
+    if config.relative_bias != 'none':
+      base = grid or config.grid
+      index = positions.relative_index(coords, base, config.prefix, xp)
+    if mask is not None and config.prefix:
+      mask = jnp.pad(mask, ((0, 0), (config.prefix, 0)), constant_values=True)
+    return Context(angles, index, grid, mask)
+
+
+def _logits(head: Dense, x: jax.Array) -> jax.Array:
+  return head(x, 'bd,dc->bc', ('batch', None))

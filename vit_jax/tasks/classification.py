@@ -68,9 +68,9 @@ class Classification:
       one_hot = share * one_hot + (1 - share) * jax.nn.one_hot(batch['label2'], num_classes)
     return one_hot * (1 - self.label_smoothing) + self.label_smoothing / num_classes
 
-  def metrics(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
-    """Sums over the batch of the cross-entropy `loss` and of `top1`."""
-    logits = model(batch['image'])
+  def metrics(self, model: Any, batch: Batch, rng: jax.Array) -> dict[str, jax.Array]:
+    """Sums over the batch of the cross-entropy `loss` and of `top1`; `rng` is for the model."""
+    logits = model(batch['image'], key=rng)
     loss = -jnp.sum(self.targets(batch, logits.shape[-1]) * jax.nn.log_softmax(logits), axis=-1)
     top1 = (jnp.argmax(logits, axis=-1) == batch['label']).astype(jnp.float32)
     return {'loss': (loss * batch['mask']).sum(), 'top1': (top1 * batch['mask']).sum()}

@@ -1,0 +1,176 @@
+"""Where patches are: resampled and sine-cosine embeddings, rotary angles, relative positions.
+
+Every function works on the coordinates of patches, so that it serves a regular grid (NumPy, worked
+out while tracing) and packed sequences of any aspect ratio (JAX, different for each example) alike.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+Array = Any
+INTERPOLATIONS = (
+  'corner', 'bilinear', 'bilinear_aa', 'bicubic', 'bicubic_aa', 'bicubic_offset'
+)  # fmt: skip
+
+
+def grid_coords(height: int, width: int) -> np.ndarray:
+  """Row and column of each patch of a grid, row by row: int (height * width, 2)."""
+  return np.mgrid[:height, :width].reshape(2, -1).T
+
+
+def resize_weights(at: Array, size: Array, source: int, method: str, xp: ModuleType = np) -> Array:
+  """What each of `source` old samples contributes to new samples, along one axis.
+
+  Args:
+    at: positions of new samples, integers of any shape (...).
+    size: number of new samples along the axis, broadcastable to the shape of `at`.
+    source: number of old samples.
+    method: 'corner' is linear with the outermost samples aligned (scipy.ndimage.zoom, as in the
+      fine-tuning of the original ViT). In the others pixels are areas: 'bilinear' and 'bicubic'
+      (with a = -0.75) as in PyTorch, 'bilinear_aa' and 'bicubic_aa' (a = -0.5) with antialiasing as in
+      PyTorch and jax.image.resize; 'bicubic_offset' is 'bicubic' to a tenth of a sample more, as
+      in DINO and DINOv2.
+    xp: numpy, or jax.numpy for positions known only at run time.
+
+  Returns:
+    float32 of shape (..., source); each row sums to 1.
+  """
+  at, size = xp.asarray(at, xp.float32), xp.asarray(size, xp.float32)
+  old = xp.arange(source, dtype=xp.float32)
+  scale = source / (size + (0.1 if method == 'bicubic_offset' else 0.0))
+  if method.endswith('_aa'):
+    stretch = xp.maximum(scale, 1.0)
+    offset = (old + 0.5 - ((at + 0.5) * scale)[..., None]) / stretch[..., None]
+    weights = _triangle(offset, xp) if method == 'bilinear_aa' else _cubic(offset, -0.5, xp)
+    return weights / weights.sum(-1, keepdims=True)
+  if method == 'corner':
+    place = at * (source - 1) / xp.maximum(size - 1, 1.0)
+  else:
+    place = (at + 0.5) * scale - 0.5
+  if method in ('corner', 'bilinear'):
+    return _triangle(xp.clip(place, 0, source - 1)[..., None] - old, xp)
+  first = xp.floor(place)
+  weights = 0.0
+  for tap in (-1, 0, 1, 2):  # taps beyond the edge repeat the sample on it
+    hit = xp.clip(first + tap, 0, source - 1)[..., None] == old
+    weights = weights + hit * _cubic(place - first - tap, -0.75, xp)[..., None]
+  return xp.asarray(weights, xp.float32)
+
+
+def _triangle(x: Array, xp: ModuleType) -> Array:
+  return xp.maximum(1 - xp.abs(x), 0)
+
+
+def _cubic(x: Array, a: float, xp: ModuleType) -> Array:
+  """The convolution kernel of Keys 1981."""
+  x = xp.abs(x)
+  near = ((a + 2) * x - (a + 3)) * x * x + 1
+  far = a * (((x - 5) * x + 8) * x - 4)
+  return xp.where(x <= 1, near, xp.where(x < 2, far, 0.0))
+
+
+def resample(table: Array, grid: tuple[int, int], method: str) -> Array:
+  """A (rows, columns, features) table on another grid; unchanged if the grid is the same."""
+  if tuple(table.shape[:2]) == tuple(grid):
+    return table
+  rows, columns = (
+    resize_weights(np.arange(new), new, old, method)
+    for new, old in zip(grid, table.shape[:2], strict=True)
+  )
+  return jnp.einsum('hp,wq,pqd->hwd', rows, columns, table, precision='highest')
+
+
+def sincos2d(
+  coords: Array, features: int, temperature: float = 10_000.0, xp: ModuleType = np
+) -> Array:
+  """Fixed two-dimensional sine-cosine position embedding (MoCo v3, Chen et al. 2021).
+
+  Args:
+    coords: rows and columns, (..., 2).
+    features: of the embedding, a multiple of 4: sin x, cos x, sin y, cos y in this order.
+    temperature: longest wavelength over 2 pi.
+    xp: numpy or jax.numpy.
+
+  Returns:
+    float32 array of shape (..., features).
+  """
+  omega = temperature ** -(np.arange(features // 4) / max(features // 4 - 1, 1))
+  y, x = (coords[..., axis, None] * omega for axis in (0, 1))
+  return xp.concatenate([xp.sin(x), xp.cos(x), xp.sin(y), xp.cos(y)], axis=-1).astype(xp.float32)
+
+
+def rope(
+  coords: Array, sizes: Array, head_dim: int, kind: str, base: float,
+  reference: tuple[int, int], xp: ModuleType = np,
+) -> Array:  # fmt: skip
+  """Angles of two-dimensional (axial) rotary position embedding (Heo et al. 2024).
+
+  Args:
+    coords: rows and columns, (..., patches, 2).
+    sizes: rows and columns of the grid that `coords` are on, (..., 1, 2) or (2,).
+    head_dim: width of a head, a multiple of 4.
+    kind: 'unit' measures positions from -1 to 1 across the image, in turns (DINOv3, Simeoni et al.
+      2025); 'grid' in patches, in radians (EVA-02, Fang et al. 2023).
+    base: wavelengths grow geometrically from 1 to almost this factor.
+    reference: with 'grid', positions are stretched so that the image has this many patches down
+      and across, whatever its size; (0, 0) leaves them alone.
+    xp: numpy or jax.numpy.
+
+  Returns:
+    float32 angles (..., patches, head_dim / 2): those of the rows, then those of the columns.
+  """
+  at = xp.asarray(coords, xp.float32)
+  if kind == 'unit':
+    at = 2 * np.pi * (2 * (at + 0.5) / sizes - 1)
+  elif all(reference):
+    at = at / sizes * np.asarray(reference, np.float32)
+  bands = np.asarray(base, np.float32) ** -np.arange(0, 1, 4 / head_dim, dtype=np.float32)
+  angles = at[..., None] * bands[: head_dim // 4]
+  return angles.reshape(*at.shape[:-1], head_dim // 2)
+
+
+def relative_index(coords: Array, grid: tuple[int, int], prefix: int, xp: ModuleType = np) -> Array:
+  """Which row of a table of relative positions holds for each pair of tokens (BEiT).
+
+  Args:
+    coords: rows and columns of the patches, (..., patches, 2).
+    grid: rows and columns of the grid of the table, which has (2 rows - 1) (2 columns - 1) + 3
+      rows; distances beyond it count as its longest.
+    prefix: tokens before the patches. The last three rows of the table are theirs: to any token,
+      from any token, among themselves.
+    xp: numpy or jax.numpy.
+
+  Returns:
+    int (..., tokens, tokens), from queries to keys.
+  """
+  height, width = grid
+  apart = coords[..., :, None, :] - coords[..., None, :, :]
+  apart = xp.clip(apart + np.array([height - 1, width - 1]), 0, 2 * np.array(grid) - 2)
+  index = apart[..., 0] * (2 * width - 1) + apart[..., 1]
+  if not prefix:
+    return index
+  special = (2 * height - 1) * (2 * width - 1)
+  index = xp.pad(index, [(0, 0)] * (index.ndim - 2) + [(prefix, 0)] * 2)
+  ours = np.arange(index.shape[-1]) < prefix
+  query, key = ours[:, None], ours[None, :]
+  of_prefix = np.where(query & key, special + 2, np.where(query, special, special + 1))
+  return xp.where(query | key, of_prefix, index)
+
+
+def resize_relative(table: Array, old: tuple[int, int], new: tuple[int, int]) -> Array:
+  """A table of relative positions for another grid, interpolated bilinearly (MiDaS v3.1, BEiT)."""
+  if tuple(old) == tuple(new):
+    return table
+  sides = [(2 * a - 1, 2 * b - 1) for a, b in zip(old, new, strict=True)]
+  rows, columns = (resize_weights(np.arange(b), b, a, 'bilinear') for a, b in sides)
+  matrix = np.kron(rows, columns)
+  count = matrix.shape[1]
+  matrix = np.block(
+    [[matrix, np.zeros((len(matrix), 3))], [np.zeros((3, count)), np.eye(3)]]
+  ).astype(np.float32)
+  return jnp.einsum('nm,mh->nh', matrix, table, precision='highest')
