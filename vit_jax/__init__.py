@@ -5,6 +5,7 @@ Nothing heavy is imported until it is asked for:
 >>> import vit_jax
 >>> model = vit_jax.create('S/16', num_classes=1000)   # an nnx.Module, float32 parameters
 >>> logits = model(images)                             # (batch, 224, 224, 3) -> (batch, 1000)
+>>> model = vit_jax.load('B_16.npz')                   # any published checkpoint
 """
 
 from __future__ import annotations
@@ -15,6 +16,14 @@ __version__ = '0.1.0'
 
 if typing.TYPE_CHECKING:
   from vit_jax.models.vit import ViT
+
+
+def __getattr__(name: str) -> typing.Any:
+  if name in ('load', 'save'):
+    from vit_jax.convert import bridge
+
+    return getattr(bridge, name)
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
 def create(variant: str, *, seed: int = 0, **config) -> ViT:

@@ -115,6 +115,25 @@ class Checkpoints:
     extra: Any = metadata.custom_metadata
     return tree.unflatten(abstract, leaves), extra
 
+  def peek(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Shapes and dtypes of the newest checkpoint by name, and its `extra`; raises RunError."""
+    if self.latest is None:
+      raise RunError(f'{self.directory} holds no finished checkpoint')
+    metadata: Any = self._checkpointer.metadata(self.latest)
+    return metadata.metadata, metadata.custom_metadata or {}
+
+  def part(self, names: list[str]) -> dict[str, Any]:
+    """Some arrays of the newest checkpoint by name, on one device."""
+    shapes, _ = self.peek()
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    wanted = {
+      name: jax.ShapeDtypeStruct(shapes[name].shape, shapes[name].dtype, sharding=device)
+      for name in names
+    }
+    loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
+    with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
+      return self._checkpointer.load(self.latest, wanted)
+
   def close(self) -> None:
     """Waits for the last save and lets go of the directory."""
     try:

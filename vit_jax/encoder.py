@@ -87,6 +87,19 @@ class EncoderConfig:
   scan: bool = True
   remat: str = 'none'
 
+  def filled(self, options: dict[str, Any]) -> Any:
+    """A copy in which the fields that are unset have the values of `options`.
+
+    Raises:
+      RunError: if sizes are still missing.
+    """
+    unset = {name: value for name, value in options.items() if getattr(self, name) is None}
+    config = dataclasses.replace(self, **unset)
+    for field in dataclasses.fields(config):
+      if getattr(config, field.name) is None:
+        raise RunError(f'a model without a variant needs {field.name}')
+    return config
+
   def check(self, options: dict[str, tuple[str, ...]] = OPTIONS) -> None:
     """Raises RunError for unknown names and for numbers that contradict each other."""
     for name, known in options.items():
@@ -341,6 +354,16 @@ class Encoder(nnx.Module):
         steps.append(step)
       recorded = jax.tree.map(lambda *parts: jnp.stack(parts), *steps) if record else None
     return self.norm(x) if hasattr(self, 'norm') else x, recorded or {}
+
+
+def features_by_name(layers: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  """What an `Encoder` recorded, layer by layer: 'block00/attn', 'block00/mlp', 'block00'."""
+  named = {}
+  for number in range(len(layers['block']) if layers else 0):
+    name = f'block{number:02d}'
+    named |= {f'{name}/{part}': layers[part][number] for part in ('attn', 'mlp')}
+    named[name] = layers['block'][number]
+  return named
 
 
 def layer_of(blocks: Any, layer: int) -> Any:

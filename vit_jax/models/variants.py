@@ -168,3 +168,46 @@ def options(variant: str) -> dict[str, Any]:
       raise RunError(f'{stem} comes with patches of {", ".join(patches)}, not {patch}')
     found |= dict(stem_width=width, stem_depths=depths, patch_size=patches[patch])
   return found
+
+
+# The text towers of two-tower models. Everything not said is as in `TEXT_BASE`.
+TEXT_BASE: dict[str, Any] = dict(
+  vocab_size=32_000, context_length=64, causal=False, eot=-1, pool='last', relative_bias='none',
+  norm='layernorm', eps=1e-6, norm_place='pre', mlp='gelu_tanh', mlp_norm=False, parallel=False,
+  qk_norm=False, layerscale=0.0, no_bias='',
+)  # fmt: skip
+_SIGLIP_TEXT = _some('B', 'L', 'So400m')
+TEXT_FAMILIES: dict[str, Family] = {
+  'clip': Family(
+    {'B': (512, 12, 2048, 8), 'L': (768, 12, 3072, 12), 'H': (1024, 24, 4096, 16),
+     'g': (1024, 24, 4096, 16), 'G': (1280, 32, 5120, 20)},
+    dict(vocab_size=49_408, context_length=77, causal=True, pool='eot', mlp='quick_gelu', eps=1e-5,
+         no_bias='head'),
+    {size: dict(mlp='gelu') for size in ('H', 'g', 'G')},
+  ),
+  'siglip': Family(_SIGLIP_TEXT),
+  'siglip2': Family(
+    {**_SIGLIP_TEXT, 'g-opt': SIZES['So400m']}, dict(vocab_size=256_000)
+  ),
+  'siglip2-naflex': Family(_some('B', 'So400m'), dict(vocab_size=256_000)),
+}  # fmt: skip
+# Width of the space that CLIP's towers share; SigLIP's is the width of the image tower.
+CLIP_SPACE = {'B': 512, 'L': 768, 'H': 1024, 'g': 1024, 'G': 1280}
+
+
+def text_options(variant: str) -> dict[str, Any]:
+  """Every field of `TextConfig` that a variant ('clip:B') decides.
+
+  Raises:
+    RunError: for an unknown family or size.
+  """
+  if not variant:
+    return dict(TEXT_BASE)
+  name, _, size = variant.partition(':')
+  if name not in TEXT_FAMILIES:
+    raise RunError(f'unknown family of text towers {name!r}: {suggest(name, TEXT_FAMILIES)}')
+  family = TEXT_FAMILIES[name]
+  if size not in family.sizes:
+    raise RunError(f'unknown text tower {variant!r}: {suggest(size, family.sizes)}')
+  found = {**TEXT_BASE, **family.options, **family.special.get(size, {})}
+  return found | dict(zip(NUMBERS, family.sizes[size], strict=True))

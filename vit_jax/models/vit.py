@@ -1,4 +1,4 @@
-"""The Vision Transformer (Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929) and its kin."""
+"""The Vision Transformer (Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929) and kin."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flax import nnx
 
 from vit_jax import positions, resnet
 from vit_jax.attention import Attention, Context
-from vit_jax.encoder import OPTIONS, UNSET, Encoder, EncoderConfig
+from vit_jax.encoder import OPTIONS, UNSET, Encoder, EncoderConfig, features_by_name
 from vit_jax.errors import RunError
 from vit_jax.layers import Dense, Mlp, PatchEmbed, normal, prepend_tokens, uniform, zeros
 from vit_jax.models import variants
@@ -49,8 +49,8 @@ class ViTConfig(EncoderConfig):
     stem_depths: units of each of its stages.
     stem_convention: epsilons of the stem, 'bit' as in the original or 'timm'.
     class_token: a class token even if the pooling does not look at it.
-    distilled: a distillation token, with a head of its own (Touvron et al. 2021); logits are the mean
-      of both heads. Needs pool='token'.
+    distilled: a distillation token, with a head of its own (Touvron et al. 2021); logits are the
+      mean of both heads. Needs pool='token'.
     registers: number of further tokens that nothing looks at (Darcet et al. 2024).
     mask_token: a learned vector in place of patches that are masked out.
     embed_norm: a norm between embedding and first block (CLIP).
@@ -99,13 +99,7 @@ class ViTConfig(EncoderConfig):
     Raises:
       RunError: for unknown names and for sizes that do not divide each other.
     """
-    given = variants.options(self.variant)
-    config = dataclasses.replace(
-      self, **{k: v for k, v in given.items() if getattr(self, k) is None}
-    )
-    for name in (*variants.NUMBERS, 'patch_size'):
-      if getattr(config, name) is None:
-        raise RunError(f'a model without a variant needs {name}')
+    config = self.filled(variants.options(self.variant))
     if config.pool in ('token', 'token_mean') and not config.class_token:
       config = dataclasses.replace(config, class_token=True)
     config.check(VIT_OPTIONS)
@@ -197,7 +191,7 @@ class ViT(nnx.Module):
     config = config.resolve()
     width, without = config.width, config.without
     self.config = config
-    self.preprocess: Any = None
+    self.card: Any = None
     channels = config.in_channels
     if config.stem_width:
       self.stem = resnet.ResNet(
@@ -275,11 +269,7 @@ class ViT(nnx.Module):
     keys = (None, None) if key is None else jax.random.split(key)
     out['tokens'], context = self.tokens(images, key=keys[0], **kwargs)
     x, layers = self.encoder(out['tokens'], context, key=keys[1], record=record)
-    if record:
-      for number in range(config.depth):
-        name = f'block{number:02d}'
-        out[name] = layers['block'][number]
-        out |= {f'{name}/{part}': layers[part][number] for part in ('attn', 'mlp')}
+    out |= features_by_name(layers)
     out['encoded'] = x
     mask = None if context.mask is None else context.mask[:, config.prefix :]
     patches = x[:, config.prefix :]
@@ -374,8 +364,8 @@ class ViT(nnx.Module):
     shape = images.shape
     if len(shape) != 4 or shape[3] != config.in_channels or any(s % stride for s in shape[1:3]):
       raise ValueError(
-        f'expected images of shape (batch, height, width, {config.in_channels}) with sides that are '
-        f'multiples of {stride}, found {shape}'
+        f'expected images of shape (batch, height, width, {config.in_channels}) with sides that '
+        f'are multiples of {stride}, found {shape}'
       )
     images = images.astype(config.dtype)
     return self.embed(self.stem(images) if config.stem_width else images, patch_size)

@@ -1,0 +1,135 @@
+"""Image models: outputs, everything inside, gradients, and the way back, bit by bit."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+import vit_jax
+from tests.parity import references
+from tests.parity.references import REFERENCES, hf, numpy, timm
+from vit_jax import tree
+from vit_jax.convert import layout
+from vit_jax.convert.bridge import open_checkpoint
+
+SEED = 3
+
+
+def images(shape, batch=3):
+  return np.random.default_rng(SEED).normal(size=(batch, *shape)).astype(np.float32)
+
+
+@pytest.fixture(scope='module', params=list(REFERENCES))
+def case(request, tmp_path_factory):
+  reference = REFERENCES[request.param]
+  torch.manual_seed(SEED)
+  module = references.shake(reference.make(), SEED)
+  folder = tmp_path_factory.mktemp(request.param.replace('/', '-'))
+  reference.save(module, folder / 'theirs')
+  return request.param, reference, module, folder
+
+
+def close(got, want, tolerance, what):
+  got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+  assert got.shape == want.shape, (what, got.shape, want.shape)
+  error = np.abs(got - want).max() / np.abs(want).max()
+  assert error < tolerance, f'{what}: {error:.2e}'
+
+
+def torch_images(x):
+  return torch.from_numpy(x).permute(0, 3, 1, 2)
+
+
+def test_outputs_and_everything_inside(case):
+  _, reference, module, folder = case
+  x = images(reference.image)
+  with torch.no_grad():
+    want = references.watch(module, lambda: reference.run(module, torch_images(x)))
+  model = vit_jax.load(folder / 'theirs')
+  with jax.default_matmul_precision('highest'):
+    got = jax.jit(lambda model, x: model.features(x))(model, x)
+  before = got['tokens']
+  for number in range(model.config.depth):
+    got[f'mid{number:02d}'] = before + got[f'block{number:02d}/attn']
+    before = got[f'block{number:02d}']
+  assert {'tokens', 'block00', 'mid00', 'block02', 'output'} <= want.keys()
+  for name, value in want.items():
+    close(got[name], numpy(value), 1e-5, name)
+
+
+def test_gradients(case):
+  name, reference, module, folder = case
+  x = images(reference.image)
+  shape = reference.run(module, torch_images(x))['output'].shape
+  weight = np.random.default_rng(5).normal(size=shape).astype(np.float32)
+  module.zero_grad()
+  (reference.run(module, torch_images(x))['output'] * torch.from_numpy(weight)).sum().backward()
+  if name.startswith('hf/'):  # the names in memory are the new ones
+    module.save_pretrained(folder / 'new', save_original_format=False)
+    opened = open_checkpoint(folder / 'new')
+  else:
+    opened = open_checkpoint(folder / 'theirs')
+  model = vit_jax.load(folder / 'theirs')
+
+  @jax.jit
+  def gradient(model, x):
+    return jax.grad(lambda model: (model(x) * weight).sum())(model)
+
+  with jax.default_matmul_precision('highest'):
+    ours = layout.write(opened.rules, tree.flatten(gradient(model, jnp.asarray(x))))
+  checked = 0
+  for key, p in module.named_parameters():
+    theirs = key if key in ours else f'{module.base_model_prefix}.{key}'
+    if p.grad is None:
+      assert 'mask_token' in key or key.endswith('k_bias') or not np.abs(ours[theirs]).any(), key
+      continue
+    want = numpy(p.grad)
+    # The bias of keys moves no softmax: its gradient is rounding alone.
+    scale = max(np.abs(want).max(), 1e-3)
+    error = np.abs(ours[theirs] - want).max() / scale
+    assert error < 1e-4, (key, error)
+    checked += 1
+  assert checked > 10
+
+
+def test_written_back_bit_by_bit_and_read_by_their_loader(case):
+  name, reference, module, folder = case
+  model = vit_jax.load(folder / 'theirs')
+  vit_jax.save(model, folder / 'ours', reference.dialect)
+  weights = [load_file(folder / side / 'model.safetensors') for side in ('theirs', 'ours')]
+  assert weights[0].keys() == weights[1].keys()
+  for key, value in weights[0].items():
+    np.testing.assert_array_equal(weights[1][key], value, key)
+  x = torch_images(images(reference.image))
+  if name.startswith('hf/'):
+    loaded, info = type(module).from_pretrained(folder / 'ours', output_loading_info=True)
+    assert not any(info.values()), info
+  else:
+    config = json.loads((folder / 'theirs' / 'config.json').read_text())
+    loaded = reference.make()
+    timm.models.load_checkpoint(loaded, str(folder / 'ours' / 'model.safetensors'), strict=True)
+    assert config['num_classes'] == 5
+  with torch.no_grad():
+    want = reference.run(module, x)['output']
+    got = reference.run(loaded.eval(), x)['output']
+  assert torch.equal(got, want)
+
+
+def test_new_names_of_transformers(case):
+  name, reference, module, folder = case
+  if not name.startswith('hf/'):
+    pytest.skip('timm has one set of names')
+  module.save_pretrained(folder / 'v5', save_original_format=False)
+  old, new = vit_jax.load(folder / 'theirs'), vit_jax.load(folder / 'v5')
+  for key, value in tree.flatten(old).items():
+    np.testing.assert_array_equal(tree.flatten(new)[key], value, key)
+  vit_jax.save(new, folder / 'ours-v5', 'transformers-v5')
+  weights = [load_file(folder / side / 'model.safetensors') for side in ('v5', 'ours-v5')]
+  assert weights[0].keys() == weights[1].keys()
+  for key, value in weights[0].items():
+    np.testing.assert_array_equal(weights[1][key], value, key)
+  assert hf.AutoConfig.from_pretrained(folder / 'ours-v5').model_type

@@ -1,0 +1,142 @@
+"""Changing a model between reading and using it: other heads, image sizes, patches, channels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from vit_jax import tree
+from vit_jax.card import Card
+from vit_jax.errors import RunError
+from vit_jax.layers import resample_patches
+from vit_jax.models.two_towers import TwoTowersConfig
+from vit_jax.models.vit import ViTConfig
+from vit_jax.positions import resample, resize_relative, resize_weights
+
+# Fields that change the shape of parameters after they have been read.
+CHANGES = ('num_classes', 'image_size', 'patch_size', 'in_channels')
+Leaves = dict[str, np.ndarray]
+
+
+def adapt(
+  config: ViTConfig, card: Card, leaves: Leaves, changes: Mapping[str, Any], patch_method: str,
+  seed: int,
+) -> tuple[ViTConfig, Card, Leaves]:  # fmt: skip
+  """A model with `CHANGES` made to it; see `bridge.load`.
+
+  Raises:
+    RunError: if what is asked for makes no model.
+  """
+  changes = {k: v for k, v in changes.items() if k in CHANGES and v != getattr(config, k)}
+  if not changes:
+    return config, card, leaves
+  changes = {k: tuple(v) if k == 'image_size' else v for k, v in changes.items()}
+  if 'patch_size' in changes and 'image_size' not in changes and config.posemb != 'none':
+    # Keep the grid, and with it the positions.
+    side = config.stride // config.patch_size * changes['patch_size']
+    changes['image_size'] = tuple(n * side for n in config.grid)
+  new = dataclasses.replace(config, **changes).resolve()
+  leaves = dict(leaves)
+  if 'patch_size' in changes:
+    kernel = leaves['embed/proj/kernel']
+    leaves['embed/proj/kernel'] = np.asarray(resample_patches(kernel, new.patch_size, patch_method))
+  if 'in_channels' in changes:
+    name = 'stem/root/kernel' if config.stem_width else 'embed/proj/kernel'
+    leaves[name] = adapt_channels(leaves[name], new.in_channels)
+    card = dataclasses.replace(
+      card, **{k: _channels(getattr(card, k), new.in_channels) for k in ('mean', 'std')}
+    )
+  if new.grid != config.grid:
+    _resample_positions(config, new, leaves)
+  if 'num_classes' in changes:
+    _replace_head(new, leaves, seed)
+    card = dataclasses.replace(card, class_names=())
+  return new, dataclasses.replace(card, size=new.image_size), leaves
+
+
+def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
+  """A (height, width, channels, features) kernel for images with other channels.
+
+  One channel gets the sum of all: a grey image then gives what it gave as a coloured one. More
+  channels repeat the old ones, scaled so that the sum over channels stays (as timm does).
+  """
+  old = kernel.shape[2]
+  if channels == 1:
+    return kernel.sum(2, keepdims=True)
+  repeated = np.tile(kernel, (1, 1, -(-channels // old), 1))[:, :, :channels]
+  return repeated * np.float32(old / channels)
+
+
+def _channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+  if channels == 1:
+    return (float(np.mean(values)),)
+  return tuple(values[i % len(values)] for i in range(channels))
+
+
+def _resample_positions(old: ViTConfig, new: ViTConfig, leaves: Leaves) -> None:
+  if old.posemb == 'learned':
+    prefix = old.posemb_prefix
+    rows = leaves['posemb'][0, prefix:].reshape(*old.grid, old.width)
+    rows = np.asarray(resample(rows, new.grid, new.interpolation)).reshape(1, -1, old.width)
+    leaves['posemb'] = np.concatenate([leaves['posemb'][:, :prefix], rows], axis=1)
+  elif old.posemb == 'factorised':
+    for axis, name in enumerate(('posemb_rows', 'posemb_columns')):
+      size = new.grid[axis]
+      weights = resize_weights(np.arange(size), size, old.grid[axis], new.interpolation)
+      leaves[name] = (weights @ leaves[name][0])[None]
+  for name in [n for n in leaves if n.endswith('relative/table')]:
+    table = leaves[name]
+    stack = table if table.ndim == 3 else table[None]
+    grown = [np.asarray(resize_relative(part, old.grid, new.grid)) for part in stack]
+    leaves[name] = np.stack(grown) if table.ndim == 3 else grown[0]
+
+
+def _replace_head(config: ViTConfig, leaves: Leaves, seed: int) -> None:
+  for name in [n for n in leaves if n.split('/')[0] in ('head', 'distill_head')]:
+    del leaves[name]
+  fresh = jax.jit(lambda key: config.create(nnx.Rngs(key)))(jax.random.key(seed))
+  for name, leaf in tree.flatten(fresh).items():
+    if name not in leaves:
+      leaves[name] = np.asarray(leaf)
+
+
+# Which tokens have learned positions, where a dialect cannot do otherwise.
+_POSEMB = {
+  'vit': 'class', 'vit-linen': 'class', 'transformers': 'class', 'transformers-v5': 'class',
+  'openai': 'class', 'dinov2': 'class',
+}  # fmt: skip
+
+
+def for_dialect(config: Any, leaves: Leaves, dialect: str) -> tuple[Any, Leaves]:
+  """The same function in the form in which a dialect can express it.
+
+  Raises:
+    RunError: if it cannot.
+  """
+  if isinstance(config, TwoTowersConfig):
+    if dialect in ('openai', 'vit', 'vit-linen') and config.image.pool == 'map':
+      raise RunError(f'{dialect} has no towers with a map head')
+    return config, leaves
+  want, leaves = _POSEMB.get(dialect), dict(leaves)
+  first = config.prefix - config.registers
+  if want and config.posemb == 'learned' and config.posemb_prefix < first:
+    # A row of zeros for the tokens that have no position.
+    zeros = np.zeros((1, first - config.posemb_prefix, config.width), np.float32)
+    leaves['posemb'] = np.concatenate([zeros, leaves['posemb']], axis=1)
+    config = dataclasses.replace(config, posemb_tokens=want)
+  if dialect == 'timm' and config.registers and config.posemb_tokens == 'class' and first:
+    # timm has rows for all tokens before the patches, or for none.
+    rows = leaves['posemb']
+    for token, at in (('token', 0), ('distill_token', 1)):
+      if token in leaves:
+        leaves[token] = leaves[token] + rows[:, at : at + 1]
+    leaves['posemb'] = rows[:, first:]
+    config = dataclasses.replace(config, posemb_tokens='patches')
+  if dialect == 'timm':  # keeps nothing that only pre-training uses
+    leaves.pop('mask_token', None)
+  return config, leaves

@@ -1,0 +1,337 @@
+"""Reading a model out of any known checkpoint, and writing it into one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from flax import nnx
+
+from vit_jax import sharding, tree
+from vit_jax.card import Card
+from vit_jax.checkpoint import Checkpoints
+from vit_jax.convert import adapt, files, layout, npz, openai, timm, transformers
+from vit_jax.convert.source import Source
+from vit_jax.errors import RunError, suggest
+from vit_jax.models.text import TextConfig
+from vit_jax.models.two_towers import TwoTowersConfig
+from vit_jax.models.vit import ViTConfig
+
+READERS: dict[str, Any] = {
+  'npz': npz, 'openai': openai, 'transformers': transformers, 'timm': timm
+}  # fmt: skip
+# Dialects to write, and what they are written as: one file, or a folder with a configuration.
+DIALECTS = {
+  'vit': '.npz', 'vit-linen': '.npz', 'big_vision': '.npz', 'big_vision-scan': '.npz',
+  'timm': 'folder', 'dinov2': '.safetensors', 'dinov3': '.safetensors',
+  'transformers': 'folder', 'transformers-v5': 'folder', 'openai': 'folder', 'vit_jax': 'folder',
+}  # fmt: skip
+TYPES = {np.dtype(t) for t in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)}
+SIDECARS = ('config.json', 'open_clip_config.json')
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+  """A recognised checkpoint, not read yet.
+
+  Attributes:
+    dialect: who wrote it.
+    config: resolved, of the model in it.
+    card: of the model.
+    arrays: in the file by name, shapes and dtypes known.
+    rules: from them to our parameters; none for our own.
+    ignore: regular expression of names that are no parameters.
+    where: it is.
+  """
+
+  dialect: str
+  config: Any
+  card: Card
+  arrays: Mapping[str, Any]
+  rules: list[layout.Rule] | None
+  ignore: str
+  where: str
+
+  def problems(self) -> list[str]:
+    """What would not fit: names missing, unexpected and misshapen."""
+    if self.rules is None:
+      wanted = {name: tuple(leaf.shape) for name, leaf in abstract(self.config).items()}
+    else:
+      wanted = {rule.theirs: rule.shape for rule in self.rules}
+    found = {name: tuple(array.shape) for name, array in self.arrays.items()}
+    return layout.differences(wanted, found, self.ignore)
+
+  def leaves(self, ignore: str = '') -> dict[str, np.ndarray]:
+    """Our parameters by name, float32; raises RunError for what does not fit, or is no number."""
+    ignore = f'{self.ignore}|{ignore}' if ignore else self.ignore
+    if self.rules is None:
+      wanted = {name: tuple(leaf.shape) for name, leaf in abstract(self.config).items()}
+      found = {name: tuple(array.shape) for name, array in self.arrays.items()}
+      layout.compare(wanted, found, self.where, ignore)
+      leaves = {name: np.asarray(self.arrays[name]) for name in wanted}
+    else:
+      leaves = layout.read(self.rules, self.arrays, self.where, ignore)
+    for name, leaf in leaves.items():
+      if leaf.dtype not in TYPES:
+        raise RunError(f'{self.where}: {name} holds {leaf.dtype}, not floating-point numbers')
+      leaves[name] = leaf = leaf.astype(np.float32)
+      if not np.isfinite(leaf).all():
+        raise RunError(f'{self.where}: {name} has values that are not finite')
+    return leaves
+
+
+def open_checkpoint(path: str | pathlib.Path, **hints: Any) -> Opened:
+  """Recognises the dialect and the architecture of a checkpoint without reading its arrays.
+
+  Args:
+    path: a file, or a folder of transformers, timm, OpenCLIP or a run of this project.
+    **hints: fields of the model that the checkpoint cannot know, such as num_heads.
+
+  Raises:
+    RunError: if it is missing, damaged, of no known dialect, or contradicts itself.
+  """
+  path = pathlib.Path(path)
+  if (path / 'checkpoints').is_dir():
+    return _open_run(path)
+  folder = path if path.is_dir() else path.parent
+  file = files.weights(path) if path.is_dir() else path
+  source = Source(str(path), files.read(file), hints=hints)
+  # A configuration lies beside weights of its own kind only.
+  if path.is_dir() or file.suffix in ('.safetensors', '.bin') or file.name.endswith('.index.json'):
+    for name in SIDECARS:
+      if (folder / name).exists():
+        source.config = files.read_json(folder / name)
+        break
+    if (folder / 'preprocessor_config.json').exists():
+      source.preprocessor = files.read_json(folder / 'preprocessor_config.json')
+  source.arrays = _without_wrapper(source.arrays)
+  for name, reader in READERS.items():
+    style = reader.recognise(source)
+    if style is None:
+      continue
+    try:
+      config, card = reader.architecture(source, style)
+      config = _with_hints(config, hints).resolve()
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError, KeyError) as error:
+      raise RunError(f'{path}: the configuration makes no sense: {error}') from None
+    shapes = {leaf: tuple(array.shape) for leaf, array in abstract(config).items()}
+    made = reader.make_rules(config, shapes, style)
+    return Opened(card.dialect or name, config, card, source.arrays, made, reader.IGNORE, str(path))
+  names = ', '.join(list(source.arrays)[:5])
+  raise RunError(
+    f'{path} is of no known dialect ({", ".join(DIALECTS)}); its names begin with {names}'
+  )
+
+
+def _without_wrapper(arrays: files.Arrays) -> files.Arrays:
+  """Less what data-parallel training and self-distillation put before every name."""
+  for prefix in ('module.', '_orig_mod.', 'backbone.', 'teacher.backbone.', 'model.'):
+    inside = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+    # transformers' DINOv3 begins its layers, but not its embeddings, with 'model.'.
+    if inside and (len(inside) == len(arrays) or prefix.endswith('backbone.')):
+      return _without_wrapper(inside)
+  return arrays
+
+
+def _with_hints(config: Any, hints: Mapping[str, Any]) -> Any:
+  """What the caller says about the file; what is to be changed after reading comes later."""
+  if isinstance(config, TwoTowersConfig):
+    parts = {
+      name: dataclasses.replace(getattr(config, name), **hints.get(name, {}))
+      for name in ('image', 'text')
+    }
+    return dataclasses.replace(config, **parts)
+  return dataclasses.replace(config, **{k: v for k, v in hints.items() if k not in adapt.CHANGES})
+
+
+def abstract(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes of a model's parameters by name."""
+  return tree.flatten(jax.eval_shape(lambda key: config.create(nnx.Rngs(key)), jax.random.key(0)))
+
+
+def build(config: Any, leaves: Mapping[str, np.ndarray], card: Card) -> Any:
+  """A model with these parameters, sharded over the mesh in context."""
+  model = jax.eval_shape(lambda key: config.create(nnx.Rngs(key)), jax.random.key(0))
+  filled = sharding.fill_shardings(model)
+  place = lambda path, a: jax.device_put(  # noqa: E731
+    jnp.asarray(leaves[tree.name(path)], a.dtype), a.sharding
+  )
+  model = jax.tree_util.tree_map_with_path(place, filled)
+  model.card = card
+  return model
+
+
+def load(
+  path: str | pathlib.Path, *, ignore: str = '', patch_method: str = 'bilinear', seed: int = 0,
+  **changes: Any,
+) -> Any:  # fmt: skip
+  """A model from a checkpoint of any known dialect.
+
+  Args:
+    path: an npz, safetensors or PyTorch file; a folder of transformers, timm or OpenCLIP; or the
+      directory of a run of this project.
+    ignore: regular expression of names in the file that may be left out.
+    patch_method: how the patch embedding is resampled if patch_size is changed; see
+      `layers.resample_patches`.
+    seed: of parameters that the checkpoint does not have.
+    **changes: fields of the model's configuration. num_classes replaces the head by a fresh one (0
+      removes it), image_size resamples learned positions, by the model's own interpolation or the
+      one given, patch_size and in_channels resample and adapt the patch embedding; the other fields
+      override what was inferred (num_heads, eps, mlp, dtype, remat, ...). For two towers: image and
+      text, dicts of such fields.
+
+  Returns:
+    `models.vit.ViT`, or `models.two_towers.TwoTowers`; what it expects of images is its `card`.
+
+  Raises:
+    RunError: if the checkpoint is missing, damaged, not recognised, or does not fit.
+  """
+  _check_fields(changes)
+  opened = open_checkpoint(path, **changes)
+  leaves = opened.leaves(ignore)
+  config, card = opened.config, opened.card
+  if isinstance(config, TwoTowersConfig):
+    wanted = changes.get('image', {})
+    image, card, part = adapt.adapt(
+      config.image, card, _part(leaves, 'image/'), wanted, patch_method, seed
+    )
+    leaves |= {f'image/{name}': leaf for name, leaf in part.items()}
+    config = dataclasses.replace(config, image=image)
+  else:
+    config, card, leaves = adapt.adapt(config, card, leaves, changes, patch_method, seed)
+  return build(config, leaves, card)
+
+
+def _part(leaves: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+  return {n.removeprefix(prefix): leaf for n, leaf in leaves.items() if n.startswith(prefix)}
+
+
+def _check_fields(changes: Mapping[str, Any]) -> None:
+  known = [f.name for f in dataclasses.fields(ViTConfig)] + ['image', 'text']
+  for name in changes:
+    if name not in known:
+      raise RunError(f'unknown field {name!r} of a model: {suggest(name, known)}')
+
+
+def save(
+  model: Any, path: str | pathlib.Path, dialect: str, *, dtype: str = 'float32',
+  overwrite: bool = False,
+) -> None:  # fmt: skip
+  """Writes a model so that the programs which speak `dialect` can read it.
+
+  Args:
+    model: `models.vit.ViT` or `models.two_towers.TwoTowers`.
+    path: of a file, or of a folder where the dialect has a configuration beside the weights. It
+      appears when it is complete.
+    dialect: one of `DIALECTS`.
+    dtype: 'float32', 'bfloat16' or 'float16'.
+    overwrite: replace what is there.
+
+  Raises:
+    RunError: if the dialect cannot express the model, or the target cannot be written.
+  """
+  path = pathlib.Path(path)
+  if dialect not in DIALECTS:
+    raise RunError(f'unknown dialect {dialect!r}: {suggest(dialect, DIALECTS)}')
+  suffix = DIALECTS[dialect]
+  if suffix != 'folder' and path.suffix != suffix:
+    raise RunError(f'a checkpoint of {dialect} is a file that ends in {suffix}, not {path.name}')
+  if suffix == 'folder' and path.suffix in ('.npz', '.safetensors'):
+    raise RunError(f'a checkpoint of {dialect} is a folder: {path.with_suffix("")}')
+  leaves = {n: np.asarray(jax.device_get(leaf)) for n, leaf in tree.flatten(model).items()}
+  card = model.card or _plain_card(model.config)
+  if dialect == 'vit_jax':
+    return _save_run(path, model, card, overwrite)
+  config, leaves = adapt.for_dialect(model.config, leaves, dialect)
+  shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
+  beside: dict[str, Any] = {}
+  if dialect.startswith('transformers'):
+    style = transformers.style_for(config, old=dialect == 'transformers')
+    made = transformers.make_rules(config, shapes, style)
+    beside = transformers.sidecar(config, card, style)
+  elif dialect == 'openai':
+    made = openai.make_rules(config, shapes, openai.style_for(config))
+    beside = openai.sidecar(config, card)
+  elif dialect in ('timm', 'dinov2', 'dinov3'):
+    if isinstance(config, TwoTowersConfig):
+      raise RunError(f'{dialect} has no text towers')
+    made = timm.make_rules(config, shapes, timm.style_for(config, dialect))
+    beside = {'config.json': timm.sidecar(config, card)} if dialect == 'timm' else {}
+  else:
+    made = npz.make_rules(config, shapes, npz.style_for(config, dialect))
+  kind = {'float32': np.float32, 'float16': np.float16, 'bfloat16': ml_dtypes.bfloat16}
+  if dtype not in kind:
+    raise RunError(f'unknown dtype {dtype!r}: {suggest(dtype, kind)}')
+  arrays = {n: a.astype(kind[dtype]) for n, a in layout.write(made, leaves).items()}
+  with files.target(path, overwrite=overwrite) as place:
+    if suffix == '.npz':
+      files.write_npz(place, arrays)
+    elif suffix == '.safetensors':
+      files.write_safetensors(place, arrays)
+    else:
+      place.mkdir()
+      name = 'open_clip_model.safetensors' if dialect == 'openai' else 'model.safetensors'
+      files.write_safetensors(place / name, arrays)
+      for name, value in beside.items():
+        (place / name).write_text(json.dumps(value, indent=2) + '\n')
+  return None
+
+
+def _plain_card(config: Any) -> Card:
+  image = config.image if isinstance(config, TwoTowersConfig) else config
+  channels = image.in_channels
+  return Card('vit_jax', image.image_size, (0.5,) * channels, (0.5,) * channels)
+
+
+def about(config: Any, card: Card) -> dict[str, Any]:
+  """What a checkpoint of this project says about its model, as JSON."""
+  kind = 'two_towers' if isinstance(config, TwoTowersConfig) else 'vit'
+  facts = {'kind': kind, 'model': dataclasses.asdict(config), 'card': dataclasses.asdict(card)}
+  return json.loads(json.dumps(facts))
+
+
+def _save_run(path: pathlib.Path, model: Any, card: Card, overwrite: bool) -> None:
+  with files.target(path, overwrite=overwrite) as place:
+    checkpoints = Checkpoints(place / 'checkpoints')
+    try:
+      checkpoints.save(0, {'model': model}, about(model.config, card))
+    finally:
+      checkpoints.close()
+
+
+def _open_run(path: pathlib.Path) -> Opened:
+  checkpoints = Checkpoints(path / 'checkpoints', read_only=True)
+  try:
+    shapes, extra = checkpoints.peek()
+    if 'card' not in extra:
+      raise RunError(f'{path} was written by an older version, without a description of its model')
+    prefix = 'ema/' if any(name.startswith('ema/') for name in shapes) else 'model/'
+    names = [name for name in shapes if name.startswith(prefix)]
+    arrays = {
+      name.removeprefix(prefix): files.Stub(
+        shapes[name].shape, shapes[name].dtype, lambda name=name: loaded[name]
+      )
+      for name in names
+    }
+    loaded = checkpoints.part(names)
+  finally:
+    checkpoints.close()
+  config = _config(extra['kind'], extra['model']).resolve()
+  return Opened('vit_jax', config, Card.from_dict(extra['card']), arrays, None, '', str(path))
+
+
+def _config(kind: str, given: Mapping[str, Any]) -> Any:
+  plain = lambda d: {k: tuple(v) if isinstance(v, list) else v for k, v in d.items()}  # noqa: E731
+  if kind == 'two_towers':
+    return TwoTowersConfig(
+      given['variant'], ViTConfig(**plain(given['image'])), TextConfig(**plain(given['text'])),
+      given['logit_bias'],
+    )  # fmt: skip
+  return ViTConfig(**plain(given))

@@ -1,0 +1,204 @@
+"""Files of named arrays: npz, safetensors and PyTorch's zip format. Reading runs no code of theirs.
+
+Arrays are read one at a time, when they are asked for. Targets are written beside their place and
+moved there when they are complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from vit_jax.convert import pickles
+from vit_jax.errors import RunError
+
+WEIGHTS = ('model.safetensors', 'open_clip_model.safetensors', 'open_clip_pytorch_model.bin',
+           'pytorch_model.bin')  # fmt: skip
+
+
+class Stub:
+  """Shape and dtype of an array, which `np.asarray` fetches."""
+
+  def __init__(self, shape: tuple[int, ...], dtype: Any, fetch: Any):
+    self.shape, self.dtype, self._fetch = tuple(shape), np.dtype(dtype), fetch
+
+  def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    """The array itself."""
+    del copy
+    array = self._fetch()
+    return array if dtype is None else array.astype(dtype)
+
+
+Arrays = dict[str, Stub]
+
+
+def read(path: pathlib.Path) -> Arrays:
+  """The arrays in a file, by name.
+
+  Raises:
+    RunError: if it is missing, damaged, no file of named arrays, or holds Python objects.
+  """
+  if not path.is_file():
+    raise RunError(f'there is no file {path}')
+  try:
+    if path.name.endswith('.index.json'):
+      return _sharded(path)
+    with path.open('rb') as file:
+      start = file.read(8)
+    if path.suffix == '.safetensors':
+      return _safetensors(path)
+    if not start.startswith(b'PK'):
+      raise RunError(
+        f'{path} is neither npz nor safetensors nor a zip file of PyTorch'
+        + ('; save it again with a current torch.save' if start[:1] == b'\x80' else '')
+      )
+    with zipfile.ZipFile(path) as archive:
+      if any(name.endswith('/data.pkl') for name in archive.namelist()):
+        return {name: Stub(*stub) for name, stub in pickles.read(path).items()}
+    return _npz(path)
+  except (zipfile.BadZipFile, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+    raise RunError(f'{path} is damaged: {error}') from None
+
+
+def _npz(path: pathlib.Path) -> Arrays:
+  arrays = {}
+  with zipfile.ZipFile(path) as archive:
+    size = path.stat().st_size
+    for info in archive.infolist():
+      if not info.filename.endswith('.npy'):
+        raise RunError(f'{path} holds {info.filename!r}, which is no array')
+      with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        reader = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+          version, np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = reader(file)
+      name = info.filename.removesuffix('.npy')
+      if dtype.hasobject:
+        raise RunError(f'{path}: {name!r} holds Python objects; only plain arrays are read')
+      if info.compress_size > size or np.prod(shape, dtype=float) * dtype.itemsize > info.file_size:
+        raise RunError(f'{path} is damaged: {name!r} is shorter than its shape {shape}')
+      # big_vision saves bfloat16, which NumPy does not know, as two bytes of anything.
+      kind = ml_dtypes.bfloat16 if dtype == np.dtype('V2') else dtype
+      arrays[name] = Stub(shape, kind, lambda n=info.filename, kind=kind: _member(path, n, kind))
+  return arrays
+
+
+def _member(path: pathlib.Path, name: str, dtype: Any) -> np.ndarray:
+  try:
+    with zipfile.ZipFile(path) as archive, archive.open(name) as file:
+      return np.lib.format.read_array(file, allow_pickle=False).view(dtype)
+  except (zipfile.BadZipFile, EOFError, ValueError, OSError) as error:
+    raise RunError(f'{path} is damaged: {name}: {error}') from None
+
+
+def _safetensors(path: pathlib.Path) -> Arrays:
+  try:
+    with safetensors.safe_open(path, 'numpy') as file:
+      arrays = {}
+      for name in file.keys():  # noqa: SIM118
+        part = file.get_slice(name)
+        kind = _DTYPES.get(part.get_dtype())
+        if kind is None:
+          raise RunError(f'{path}: {name!r} has the unsupported type {part.get_dtype()}')
+        arrays[name] = Stub(part.get_shape(), kind, lambda name=name: _tensor(path, name))
+      return arrays
+  except safetensors.SafetensorError as error:
+    raise RunError(f'{path} is damaged: {error}') from None
+
+
+_DTYPES = {
+  'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16,
+  'I64': np.int64, 'I32': np.int32, 'I16': np.int16, 'I8': np.int8, 'U8': np.uint8, 'BOOL': np.bool,
+}  # fmt: skip
+
+
+def _tensor(path: pathlib.Path, name: str) -> np.ndarray:
+  try:
+    with safetensors.safe_open(path, 'numpy') as file:
+      return file.get_tensor(name)
+  except safetensors.SafetensorError as error:
+    raise RunError(f'{path} is damaged: {name}: {error}') from None
+
+
+def _sharded(path: pathlib.Path) -> Arrays:
+  index = read_json(path)
+  names = index.get('weight_map')
+  if not isinstance(names, Mapping) or any(pathlib.Path(f).name != f for f in names.values()):
+    raise RunError(f'{path} is no index of the parts of a checkpoint')
+  parts = {name: read(path.parent / name) for name in sorted(set(names.values()))}
+  missing = [name for name, part in names.items() if name not in parts[part]]
+  if missing:
+    raise RunError(f'{path} promises {missing[0]!r}, which {names[missing[0]]} does not have')
+  return {name: parts[part][name] for name, part in names.items()}
+
+
+def weights(folder: pathlib.Path) -> pathlib.Path:
+  """The file of weights in a folder as transformers, timm and OpenCLIP save them."""
+  for name in WEIGHTS:
+    for candidate in (folder / name, folder / f'{name}.index.json'):
+      if candidate.exists():
+        return candidate
+  raise RunError(f'{folder} holds neither a run of vit_jax nor any of {", ".join(WEIGHTS)}')
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """An object from a JSON file; raises RunError if there is none."""
+  try:
+    value = json.loads(path.read_text())
+  except (ValueError, OSError) as error:
+    raise RunError(f'{path} is no JSON: {error}') from None
+  if not isinstance(value, dict):
+    raise RunError(f'{path} holds no JSON object')
+  return value
+
+
+@contextlib.contextmanager
+def target(path: pathlib.Path, *, overwrite: bool) -> Iterator[pathlib.Path]:
+  """A place to write a file or folder, which becomes `path` when the block ends well.
+
+  Raises:
+    RunError: if `path` exists already and may not be overwritten, or cannot be written.
+  """
+  if path.exists() and not overwrite:
+    raise RunError(f'{path} exists already; to replace it, say so (overwrite)')
+  place = None
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place = pathlib.Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=path.parent))
+    yield place / path.name
+    if path.is_dir():
+      shutil.rmtree(path)
+    os.replace(place / path.name, path)
+  except OSError as error:
+    raise RunError(f'cannot write {path}: {error}') from None
+  finally:
+    if place is not None:
+      shutil.rmtree(place, ignore_errors=True)
+
+
+def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+  """An npz file; bfloat16 becomes two bytes of anything, as in big_vision."""
+  plain = {
+    name: array.view('V2') if array.dtype == ml_dtypes.bfloat16 else array
+    for name, array in arrays.items()
+  }
+  with path.open('wb') as file:
+    np.savez(file, allow_pickle=False, **plain)
+
+
+def write_safetensors(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+  """A safetensors file that says it is for PyTorch."""
+  safetensors.numpy.save_file(dict(arrays), path, metadata={'format': 'pt'})

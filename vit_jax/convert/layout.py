@@ -1,0 +1,267 @@
+"""Our parameters under other names and in other layouts, one rule per foreign array.
+
+A dialect is a table from our names to theirs. From the table and the shapes of a model come the
+rules, and every rule works in both directions, so that what can be read can be written.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_jax.errors import RunError
+
+BLOCKS = 'encoder/blocks/'
+_ROTARY = re.compile(r'blocks/attn/(query|key)(_norm)?/')
+
+
+@dataclasses.dataclass(frozen=True)
+class To:
+  """Where a leaf or a module goes, if a name alone does not say it.
+
+  Attributes:
+    name: of the foreign array; '{}' stands for the layer.
+    ndim: dimensions of the foreign array, fewer or more than ours by leading ones.
+    plain: not transposed, though their other matrices are.
+    shape: of the foreign array, where it is ours in another shape.
+  """
+
+  name: str
+  ndim: int | None = None
+  plain: bool = False
+  shape: tuple[int, ...] | None = None
+
+
+Table = Mapping[str, 'str | To']
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """One foreign array and the parts of ours it is made of, one after another along its first axis.
+
+  Attributes:
+    theirs: its name.
+    ours: name, layer (None: not one of stacked layers) and shape of each part; a part that our
+      model lacks has no name and stands for zeros.
+    kind: 'plain'; 'flat', theirs has one axis; 'linear', our kernel has its inputs first and theirs
+      its outputs; 'conv', the same for two-dimensional convolutions.
+    ndim: dimensions of theirs if not implied.
+    fixed: shape of theirs, likewise.
+    interleaved: rotary features 2i and 2i + 1 of theirs are i and i + head_dim / 2 of ours.
+  """
+
+  theirs: str
+  ours: tuple[tuple[str | None, int | None, tuple[int, ...]], ...]
+  kind: str
+  ndim: int | None = None
+  fixed: tuple[int, ...] | None = None
+  interleaved: bool = False
+
+  def write(self, parts: list[np.ndarray]) -> np.ndarray:
+    """Our parts -> their array."""
+    out = []
+    for part, (name, _, _) in zip(parts, self.ours, strict=True):
+      if self.interleaved and name and _ROTARY.search(name):
+        part = _interleave(part)
+      if self.kind == 'conv':
+        part = part.transpose(3, 2, 0, 1)
+      elif self.kind == 'linear':
+        inputs = np.prod(part.shape[: _contracted(name)], dtype=int)
+        part = part.reshape(inputs, -1).T
+      elif self.kind == 'flat':
+        part = part.reshape(-1)
+      if self.fixed is not None:
+        part = part.reshape(self.fixed)
+      elif self.ndim is not None:
+        lead, rest = part.shape[: max(part.ndim - self.ndim, 0)], part.shape[-self.ndim :]
+        rest = rest if self.ndim else ()
+        if set(lead) - {1}:
+          raise RunError(f'{name} {part.shape} cannot be written as {self.theirs}')
+        part = part.reshape((1,) * (self.ndim - len(rest)) + rest)
+      out.append(part)
+    return out[0] if len(out) == 1 else np.concatenate(out)
+
+  def read(self, array: np.ndarray) -> list[np.ndarray]:
+    """Their array -> our parts."""
+    parts = np.split(array, len(self.ours)) if len(self.ours) > 1 else [array]
+    out = []
+    for part, (name, _, shape) in zip(parts, self.ours, strict=True):
+      if self.kind == 'conv':
+        part = part.transpose(2, 3, 1, 0)
+      elif self.kind == 'linear':
+        part = part.T
+      part = part.reshape(shape)
+      turned = self.interleaved and name and _ROTARY.search(name)
+      out.append(_deinterleave(part) if turned else part)
+    return out
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Of their array."""
+    zero = np.zeros((), np.int8)
+    return self.write([np.broadcast_to(zero, shape) for _, _, shape in self.ours]).shape
+
+
+def _contracted(name: str | None) -> int:
+  """Leading axes of one of our kernels that are summed over."""
+  if name and name.endswith('embed/proj/kernel'):
+    return 3
+  return 2 if name and name.endswith('attn/out/kernel') else 1
+
+
+def _interleave(x: np.ndarray) -> np.ndarray:
+  """The halves of the last axis, one feature of each in turn."""
+  return x.reshape(*x.shape[:-1], 2, -1).swapaxes(-1, -2).reshape(x.shape)
+
+
+def _deinterleave(x: np.ndarray) -> np.ndarray:
+  return x.reshape(*x.shape[:-1], -1, 2).swapaxes(-1, -2).reshape(x.shape)
+
+
+def rules(
+  table: Table, shapes: Mapping[str, tuple[int, ...]], *, torch: bool, interleaved: bool = False
+) -> list[Rule]:
+  """The rules by which a model is read and written.
+
+  Args:
+    table: from our names to theirs. A key is a leaf ('token', 'encoder/blocks/norm1/bias') or a
+      module, and leaves count first; 'a|b' in a key means both, packed into one array. Under their
+      module the leaves are 'weight' and 'bias' in PyTorch and 'kernel', 'scale' and 'bias' in JAX.
+    shapes: of our leaves, by name.
+    torch: whether their kernels are transposed.
+    interleaved: see `Rule`.
+
+  Raises:
+    RunError: if a leaf has no place in the table.
+  """
+  found = []
+  packs = _packs(table)
+  done = set()
+  for leaf in shapes:
+    if leaf in done:
+      continue
+    module, _, kind = leaf.rpartition('/')
+    if leaf in packs or module in packs:
+      names, to = packs[leaf] if leaf in packs else packs[module]
+      suffix = '' if leaf in packs else f'/{kind}'
+    else:
+      raise RunError(f'{leaf} has no counterpart in this dialect')
+    names = [name + suffix for name in names]
+    done |= set(names)
+    to = to if isinstance(to, To) else To(to)
+    theirs = to.name + (_suffix(kind, torch) if suffix else '')
+    how = 'plain'
+    if kind == 'kernel' and torch and not to.plain:
+      how = 'conv' if len(shapes[leaf]) - ('{}' in to.name) == 4 else 'linear'
+    elif kind == 'bias' and torch:
+      how = 'flat'
+    if leaf.endswith('embed/proj/kernel') and to.ndim == 2:
+      how = 'linear'
+    ndim = None if how == 'linear' else to.ndim
+    stacked = leaf.startswith(BLOCKS) or f'/{BLOCKS}' in leaf
+    layers = range(shapes[leaf][0]) if stacked and '{}' in to.name else [None]
+    for layer in layers:
+      shape = shapes[leaf][1:] if layer is not None else shapes[leaf]
+      ours = tuple((name if name in shapes else None, layer, shape) for name in names)
+      found.append(Rule(theirs.format(layer), ours, how, ndim, to.shape, interleaved))
+  return found
+
+
+def _packs(table: Table) -> dict[str, tuple[list[str], str | To]]:
+  """Each name in the keys of a table -> all names of its pack, and where they go."""
+  found = {}
+  for key, to in table.items():
+    head, _, last = key.rpartition('/')
+    options = last.split('|')
+    base = f'{head}/' if head else ''
+    names = [base + option for option in options]
+    if len(options) == 1 and '|' in head:  # 'attn/query|key/kernel'
+      head, _, middle = head.rpartition('/')
+      names = [f'{head}/{option}/{last}' for option in middle.split('|')]
+    for name in names:
+      found[name] = names, to
+  return found
+
+
+def _suffix(kind: str, torch: bool) -> str:
+  if torch:
+    return '.bias' if kind == 'bias' else '.weight'
+  return f'/{kind}'
+
+
+def read(
+  rule_list: list[Rule], arrays: Mapping[str, Any], where: str, ignore: str = ''
+) -> dict[str, np.ndarray]:
+  """Our leaves from foreign arrays.
+
+  Args:
+    rule_list: of the model.
+    arrays: theirs by name; each is fetched once.
+    where: they are, for messages.
+    ignore: regular expression of names that may be left over.
+
+  Raises:
+    RunError: with a table of what is missing, unexpected or misshapen.
+  """
+  compare({rule.theirs: rule.shape for rule in rule_list},
+          {name: tuple(arrays[name].shape) for name in arrays}, where, ignore)  # fmt: skip
+  stacks: dict[str, dict[int, np.ndarray]] = collections.defaultdict(dict)
+  leaves = {}
+  for rule in rule_list:
+    for (name, layer, _), part in zip(
+      rule.ours, rule.read(np.asarray(arrays[rule.theirs])), strict=True
+    ):
+      if name is None:
+        continue
+      if layer is None:
+        leaves[name] = np.ascontiguousarray(part)
+      else:
+        stacks[name][layer] = part
+  for name, layers in stacks.items():
+    leaves[name] = np.stack([layers[i] for i in range(len(layers))])
+  return leaves
+
+
+def write(rule_list: list[Rule], leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """Foreign arrays from our leaves."""
+  arrays = {}
+  for rule in rule_list:
+    parts = []
+    for name, layer, shape in rule.ours:
+      part = np.zeros(shape, np.float32) if name is None else np.asarray(leaves[name])
+      parts.append(part if layer is None or name is None else part[layer])
+    arrays[rule.theirs] = np.ascontiguousarray(rule.write(parts))
+  return arrays
+
+
+def compare(
+  wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str,
+  ignore: str = '',
+) -> None:  # fmt: skip
+  """Raises RunError, with a table, unless names and shapes agree."""
+  lines = differences(wanted, found, ignore)
+  if lines:
+    more = [f'  and {len(lines) - 30} more'] if len(lines) > 30 else []
+    raise RunError(f'{where} does not fit this model:\n' + '\n'.join(lines[:30] + more))
+
+
+def differences(
+  wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], ignore: str = ''
+) -> list[str]:
+  """One line for each name that is missing, unexpected or misshapen."""
+  lines = []
+  extra = [n for n in found if n not in wanted and not (ignore and re.fullmatch(ignore, n))]
+  for name, shape in wanted.items():
+    if name not in found:
+      near = difflib.get_close_matches(name, extra[:2000], n=1)
+      hint = f'; nearest: {near[0]} {found[near[0]]}' if near else ''
+      lines.append(f'  missing     {name} {shape}{hint}')
+    elif tuple(found[name]) != tuple(shape):
+      lines.append(f'  misshapen   {name}: {tuple(found[name])}, expected {tuple(shape)}')
+  return lines + [f'  unexpected  {name} {tuple(found[name])}' for name in extra]

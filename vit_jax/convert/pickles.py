@@ -1,0 +1,146 @@
+"""PyTorch's zip files without PyTorch: tensors and dicts of them, nothing else is brought to life.
+
+Covers `torch.save` of a state dict (or of a dict that holds one) and TorchScript archives, in which
+OpenAI published CLIP. Every class that a file asks for is either one of a short list or an inert
+stand-in; no code of the file runs.
+"""
+
+from __future__ import annotations
+
+import collections
+import pathlib
+import pickle
+import zipfile
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from vit_jax.errors import RunError
+
+_STORAGES = {
+  'DoubleStorage': np.float64, 'FloatStorage': np.float32, 'HalfStorage': np.float16,
+  'BFloat16Storage': ml_dtypes.bfloat16, 'LongStorage': np.int64, 'IntStorage': np.int32,
+  'ShortStorage': np.int16, 'CharStorage': np.int8, 'ByteStorage': np.uint8,
+  'BoolStorage': np.bool,
+}  # fmt: skip
+Tensor = collections.namedtuple('Tensor', 'shape dtype fetch')
+
+
+class _Inert:
+  """Stands in for an object of any other class, and keeps its state to look into."""
+
+  def __init__(self, *args):
+    self.args = args
+
+  def __setstate__(self, state):
+    self.state = state
+
+  def __setitem__(self, key, value):
+    pass
+
+  def append(self, value):
+    pass
+
+  def extend(self, values):
+    pass
+
+
+class _Unpickler(pickle.Unpickler):
+  """Knows tensors, storages and ordered dicts."""
+
+  def __init__(self, file, storage):
+    super().__init__(file)
+    self._storage = storage
+
+  def find_class(self, module: str, name: str) -> Any:
+    if (module, name) == ('collections', 'OrderedDict'):
+      return collections.OrderedDict
+    if module == 'torch._utils' and name in ('_rebuild_tensor_v2', '_rebuild_tensor'):
+      return _tensor
+    if module == 'torch._utils' and name == '_rebuild_parameter':
+      return lambda data, *_: data
+    if module in ('torch', 'torch.storage') and name in _STORAGES:
+      return np.dtype(_STORAGES[name])
+    return type(name, (_Inert,), {})
+
+  def persistent_load(self, pid: Any) -> Any:
+    if not (isinstance(pid, tuple) and len(pid) >= 5 and isinstance(pid[1], np.dtype)):
+      raise pickle.UnpicklingError('a storage of an unknown kind')
+    return pid[1], str(pid[2]), int(pid[4])
+
+
+def _tensor(storage, offset, shape, stride, *_) -> Tensor:
+  dtype, key, count = storage
+  shape, stride = tuple(map(int, shape)), tuple(map(int, stride))
+  last = offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
+  if offset < 0 or min((*shape, *stride, 0)) < 0 or (0 not in shape and last >= count):
+    raise pickle.UnpicklingError(f'a tensor of shape {shape} reaches beyond its storage')
+  return Tensor(shape, dtype, (key, int(offset), stride, count))
+
+
+def read(path: pathlib.Path) -> dict[str, Tensor]:
+  """Tensors by name; `fetch` of each is a function that returns the array.
+
+  Raises:
+    RunError: if the file is damaged or holds no tensors.
+  """
+  with zipfile.ZipFile(path) as archive:
+    [pickled] = [n for n in archive.namelist() if n.endswith('/data.pkl')][:1]
+    if archive.getinfo(pickled).file_size > 1 << 28:
+      raise RunError(f'{path} has more than names in its index')
+    root = pickled.removesuffix('data.pkl')
+    members = set(archive.namelist())
+    with archive.open(pickled) as file:
+      try:
+        top = _Unpickler(file, None).load()
+      except RunError:
+        raise
+      except Exception as error:  # whatever a damaged pickle makes of the machine
+        raise RunError(f'{path} is damaged: {error}') from None
+    order = f'{root}byteorder'
+    if order in members and archive.read(order) != b'little':
+      raise RunError(f'{path} was written on a big-endian machine')
+  found: dict[str, Tensor] = {}
+  _collect(_state_dict(top), '', found, 0)
+  if not found:
+    raise RunError(f'{path} holds no tensors by name')
+
+  def bound(tensor: Tensor) -> Tensor:
+    key, offset, stride, count = tensor.fetch
+    member = f'{root}data/{key}'
+    if member not in members:
+      raise RunError(f'{path} is damaged: {member} is missing')
+
+    def fetch() -> np.ndarray:
+      try:
+        with zipfile.ZipFile(path) as archive:
+          data = np.frombuffer(archive.read(member), tensor.dtype)
+      except (zipfile.BadZipFile, ValueError) as error:
+        raise RunError(f'{path} is damaged: {member}: {error}') from None
+      if len(data) < count:
+        raise RunError(f'{path} is damaged: {member} has {len(data)} of {count} numbers')
+      strides = [s * tensor.dtype.itemsize for s in stride]
+      return np.lib.stride_tricks.as_strided(data[offset:], tensor.shape, strides).copy()
+
+    return tensor._replace(fetch=fetch)
+
+  return {name: bound(tensor) for name, tensor in found.items()}
+
+
+def _state_dict(top: Any) -> Any:
+  """The state dict in what training scripts save around it."""
+  for key in ('state_dict', 'model', 'teacher', 'model_ema', 'module'):
+    if isinstance(top, dict) and isinstance(top.get(key), dict | _Inert):
+      return _state_dict(top[key])
+  return top
+
+
+def _collect(node: Any, name: str, found: dict[str, Tensor], depth: int) -> None:
+  if isinstance(node, Tensor):
+    found[name] = node
+  if isinstance(node, _Inert):
+    node = getattr(node, 'state', None)
+  if isinstance(node, dict) and depth < 50:
+    for key, value in node.items():
+      _collect(value, f'{name}.{key}' if name else str(key), found, depth + 1)

@@ -1,0 +1,107 @@
+"""An open checkpoint: its arrays by name, and what lies beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+from vit_jax.convert.files import Arrays
+from vit_jax.errors import RunError
+
+INCEPTION = ((0.5,) * 3, (0.5,) * 3)
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+@dataclasses.dataclass
+class Source:
+  """An open checkpoint.
+
+  Attributes:
+    where: its path, for messages.
+    arrays: by name.
+    config: of config.json or open_clip_config.json beside it; empty if there is none.
+    preprocessor: of preprocessor_config.json, likewise.
+    hints: fields of the model's configuration that the caller knows better.
+  """
+
+  where: str
+  arrays: Arrays
+  config: dict[str, Any] = dataclasses.field(default_factory=dict)
+  preprocessor: dict[str, Any] = dataclasses.field(default_factory=dict)
+  hints: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def __contains__(self, name: str) -> bool:
+    return name in self.arrays
+
+  def shape(self, name: str, ndim: int | None = None) -> tuple[int, ...]:
+    """Of an array that must be there, and have `ndim` dimensions."""
+    if name not in self.arrays:
+      raise RunError(f'{self.where} lacks {name}')
+    shape = self.arrays[name].shape
+    if ndim is not None and len(shape) != ndim:
+      raise RunError(f'{self.where}: {name} has shape {shape}, not {ndim} dimensions')
+    if 0 in shape:
+      raise RunError(f'{self.where}: {name} is empty')
+    return shape
+
+  def count(self, pattern: str) -> int:
+    """How many numbers, from 0, `pattern` finds in the names; it must have one group."""
+    numbers = {int(m[1]) for name in self.arrays if (m := re.match(pattern, name))}
+    if numbers != set(range(len(numbers))):
+      raise RunError(f'{self.where}: layers {sorted(numbers)} are not all there')
+    return len(numbers)
+
+  def integer(self, value: Any, name: str) -> int:
+    """A whole number from a configuration file, at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+      raise RunError(f'{self.where}: {name} is {value!r} in the configuration beside it')
+    return value
+
+  def heads(self, width: int, known: Any = None, *, special: dict[int, int] | None = None) -> int:
+    """Attention heads of a model of this width: from a hint, a configuration, or by custom."""
+    hint = self.hints.get('num_heads') or known
+    if hint:
+      return self.integer(hint, 'num_heads')
+    heads = {32: 2, **HEADS, **(special or {})}.get(width) or (0 if width % 64 else width // 64)
+    if not heads:
+      raise RunError(f'{self.where} does not say how many heads it has: give num_heads')
+    return heads
+
+  def grid(self, rows: int, prefixes: dict[str, int], stride: int, size: Any = None):
+    """Image size, and which tokens have learned positions, from the number of these.
+
+    Args:
+      rows: learned positions.
+      prefixes: for each value of `posemb_tokens` how many rows it takes, likeliest first.
+      stride: pixels from one patch to the next.
+      size: height and width of images, if they are known.
+    """
+    for known in (size, None):  # what a configuration says may be wrong
+      for tokens, prefix in prefixes.items():
+        patches = rows - prefix
+        if known and (known[0] // stride) * (known[1] // stride) == patches:
+          return tuple(known), tokens
+        side = math.isqrt(max(patches, 0))
+        if not known and side and side * side == patches:
+          return (side * stride, side * stride), tokens
+    raise RunError(f'{self.where}: {rows} positions are no square of patches')
+
+
+# Heads by width where they are not 64 wide.
+HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16, 1792: 16, 4096: 32, 6144: 48}
+
+
+def pair(value: Any) -> tuple[int, int] | None:
+  """An image size, given as one number, two, or as a dict."""
+  if isinstance(value, dict):
+    if 'shortest_edge' in value:
+      return pair(value['shortest_edge'])
+    value = (value.get('height'), value.get('width'))
+  if isinstance(value, int):
+    return value, value
+  if isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(v, int) for v in value):
+    return tuple(value)
+  return None

@@ -1,0 +1,551 @@
+"""Checkpoints of Hugging Face transformers: weights and config.json, in their old and new names."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from vit_jax.card import Card
+from vit_jax.convert.layout import BLOCKS, Rule, Table, To, rules
+from vit_jax.convert.source import IMAGENET, INCEPTION, OPENAI, Source, pair
+from vit_jax.errors import RunError, suggest
+from vit_jax.models.text import TextConfig
+from vit_jax.models.two_towers import TwoTowersConfig
+from vit_jax.models.vit import ViTConfig
+
+IGNORE = r'(.*\.)?(position_ids|relative_position_index|inv_freq)'
+ACTIVATIONS = {
+  'gelu': 'gelu', 'gelu_pytorch_tanh': 'gelu_tanh', 'gelu_new': 'gelu_tanh',
+  'gelu_fast': 'gelu_tanh',
+  'quick_gelu': 'quick_gelu', 'silu': 'swiglu',
+}  # fmt: skip
+# By model_type: the name of the model inside the ones with a head, what images it was trained on.
+TOWERS = ('clip', 'siglip', 'siglip2')
+TYPES: dict[str, dict[str, Any]] = {
+  'vit': dict(inner='vit.', stats=INCEPTION, resize='bilinear', crop=0.0),
+  'deit': dict(inner='deit.', stats=IMAGENET, resize='bicubic', crop=0.875),
+  'beit': dict(inner='beit.', stats=INCEPTION, resize='bicubic', crop=0.875),
+  'dinov2': dict(inner='dinov2.', stats=IMAGENET, resize='bicubic', crop=0.875),
+  'dinov2_with_registers': dict(
+    inner='dinov2_with_registers.', stats=IMAGENET, resize='bicubic', crop=0.875
+  ),
+  'dinov3_vit': dict(inner='model.', stats=IMAGENET, resize='bilinear', crop=0.0),
+  'clip': dict(stats=OPENAI, resize='bicubic', crop=1.0),
+  'siglip': dict(stats=INCEPTION, resize='bicubic', crop=0.0),
+  'siglip2': dict(stats=INCEPTION, resize='bilinear', crop=0.0),
+}
+VISION_ONLY = {f'{tower}_vision_model': tower for tower in TOWERS}
+
+
+def recognise(source: Source) -> dict[str, Any] | None:
+  """The style of a checkpoint of transformers: type, old or new names, prefix; None if none."""
+  kind = source.config.get('model_type')
+  names = source.arrays
+  for prefix in ('vision_model.', ''):
+    if f'{prefix}embeddings.patch_embedding.weight' not in source:
+      continue
+    two = 'text_model.embeddings.token_embedding.weight' in source
+    kind = VISION_ONLY.get(kind, kind) or _guess_tower(source, prefix)
+    if kind not in TOWERS:
+      raise RunError(f'{source.where}: unknown model_type {kind!r}: {suggest(kind, TOWERS)}')
+    return dict(kind=kind, two=two, old=True, prefix=prefix)
+  embedded = [n for n in names if n.endswith('embeddings.cls_token')]
+  if len(embedded) != 1 or kind in VISION_ONLY:
+    return None
+  if kind is None:
+    kind = _guess(source)
+  elif kind not in TYPES:
+    raise RunError(f'{source.where}: unknown model_type {kind!r}: {suggest(kind, TYPES)}')
+  old = any('.attention.attention.' in n or '.layer_scale1.' in n and n.startswith('layer.')
+            for n in names)  # fmt: skip
+  prefix = embedded[0].removesuffix('embeddings.cls_token')
+  if kind == 'dinov3_vit':
+    old = any(n.startswith(f'{prefix}layer.') for n in names)
+  return dict(kind=kind, two=False, old=old, prefix=prefix)
+
+
+def _guess_tower(source: Source) -> str:
+  if 'vision_model.pre_layrnorm.weight' in source:
+    return 'clip'
+  return (
+    'siglip'
+    if len(source.shape('vision_model.embeddings.patch_embedding.weight')) == 4
+    else 'siglip2'
+  )
+
+
+def _guess(source: Source) -> str:
+  """The model_type of weights without a config.json."""
+  has = lambda part: any(part in name for name in source.arrays)  # noqa: E731
+  if has('.distillation_token'):
+    return 'deit'
+  if has('lambda_1'):
+    return 'beit'
+  if has('register_tokens'):
+    return 'dinov2_with_registers' if has('position_embeddings') else 'dinov3_vit'
+  return 'dinov2' if has('layer_scale1') else 'vit'
+
+
+def _block(style: dict[str, Any], base: str, names: tuple[str, ...]) -> dict[str, Any]:
+  ours = (
+    'norm1',
+    'attn/query',
+    'attn/key',
+    'attn/value',
+    'attn/out',
+    'norm2',
+    'mlp/up',
+    'mlp/down',
+  )
+  del style
+  return {BLOCKS + a: base + b for a, b in zip(ours, names, strict=True)}
+
+
+def table(config: ViTConfig, style: dict[str, Any]) -> Table:
+  """From our names to theirs, for one image tower that is not of CLIP or SigLIP."""
+  kind, old, prefix = style['kind'], style['old'], style['prefix']
+  attention = (
+    ('attention.attention.query', 'attention.attention.key', 'attention.attention.value',
+     'attention.output.dense')
+    if old and kind != 'dinov3_vit'
+    else ('attention.q_proj', 'attention.k_proj', 'attention.v_proj', 'attention.o_proj')
+  )  # fmt: skip
+  names: dict[str, Any] = {
+    'token': f'{prefix}embeddings.cls_token',
+    'distill_token': f'{prefix}embeddings.distillation_token',
+    'registers': f'{prefix}embeddings.register_tokens',
+    'posemb': f'{prefix}embeddings.position_embeddings',
+    'embed/proj': f'{prefix}embeddings.patch_embeddings.projection',
+    'encoder/norm': f'{prefix}layernorm',
+    'head': 'classifier',
+    'pre_logits': f'{prefix}pooler.dense',
+    'pool_norm': f'{prefix}pooler.layernorm',
+  }
+  dino2 = kind.startswith('dinov2')
+  names['mask_token'] = To(f'{prefix}embeddings.mask_token', ndim=2 if dino2 else 3)
+  if kind in ('vit', 'deit', 'beit'):
+    base = f'{prefix}encoder.layer.{{}}.' if old else f'{prefix}layers.{{}}.'
+    mlp = ('intermediate.dense', 'output.dense') if old else ('mlp.fc1', 'mlp.fc2')
+    norms = ('layernorm_before', 'layernorm_after')
+    scales = ('lambda_1', 'lambda_2')
+  else:
+    if kind == 'dinov3_vit':
+      inner = 'layer.' if old else 'model.layer.'
+      base = f'{prefix}{inner}{{}}.'
+      names['embed/proj'] = f'{prefix}embeddings.patch_embeddings'
+      names['encoder/norm'] = f'{prefix}norm'
+      mlp = ('mlp.up_proj', 'mlp.down_proj')
+    else:
+      base, mlp = f'{prefix}encoder.layer.{{}}.', ('mlp.fc1', 'mlp.fc2')
+    norms, scales = ('norm1', 'norm2'), ('layer_scale1.lambda1', 'layer_scale2.lambda1')
+  names |= _block(base, (norms[0], *attention, norms[1], *mlp))
+  names |= {f'{BLOCKS}scale{i}': base + scale for i, scale in enumerate(scales, 1)}
+  if config.mlp == 'swiglu':
+    if dino2 and old:
+      names.pop(f'{BLOCKS}mlp/up')
+      names[f'{BLOCKS}mlp/gate|up'] = f'{base}mlp.weights_in'
+      names[f'{BLOCKS}mlp/down'] = f'{base}mlp.weights_out'
+    else:
+      names |= {f'{BLOCKS}mlp/{n}': f'{base}mlp.{n}_proj' for n in ('gate', 'up', 'down')}
+  if kind == 'beit':
+    bias = 'relative_position_bias.relative_position_bias_table'
+    names[f'{BLOCKS}attn/relative/table'] = base + ('attention.attention.' if old else '') + bias
+    names['encoder/relative/table'] = prefix + (
+      f'encoder.{bias}' if old else 'shared_position_bias.relative_position_bias_table'
+    )
+  if config.distilled:
+    names |= {'head': 'cls_classifier', 'distill_head': 'distillation_classifier'}
+  return names
+
+
+def towers_table(config: ViTConfig, style: dict[str, Any]) -> tuple[Table, Table]:
+  """The same for the image and the text tower of CLIP and SigLIP, without prefixes of ours."""
+  kind, v = style['kind'], style['prefix']
+  parts = ('layer_norm1', 'self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj',
+           'self_attn.out_proj', 'layer_norm2', 'mlp.fc1', 'mlp.fc2')  # fmt: skip
+  image: dict[str, Any] = {
+    **_block(f'{v}encoder.layers.{{}}.', parts),
+    'token': To(f'{v}embeddings.class_embedding', ndim=1),
+    'posemb': To(f'{v}embeddings.position_embedding.weight', ndim=2),
+    'embed/proj': f'{v}embeddings.patch_embedding',
+    'embed_norm': f'{v}pre_layrnorm',
+    'encoder/norm': f'{v}post_layernorm',
+    'head': 'visual_projection',
+    'map_head/probe': f'{v}head.probe',
+    'map_head/attn/query|key|value/kernel': f'{v}head.attention.in_proj_weight',
+    'map_head/attn/query|key|value/bias': f'{v}head.attention.in_proj_bias',
+    'map_head/attn/out': f'{v}head.attention.out_proj',
+    'map_head/norm': f'{v}head.layernorm',
+    'map_head/mlp/up': f'{v}head.mlp.fc1',
+    'map_head/mlp/down': f'{v}head.mlp.fc2',
+  }
+  if kind == 'siglip2':
+    image['embed/proj/kernel'] = To(f'{v}embeddings.patch_embedding.weight', ndim=2)
+  text = {
+    **_block('text_model.encoder.layers.{}.', parts),
+    'embed': 'text_model.embeddings.token_embedding.weight',
+    'posemb': To('text_model.embeddings.position_embedding.weight', ndim=2),
+    'encoder/norm': 'text_model.final_layer_norm',
+    'head': 'text_projection' if kind == 'clip' else 'text_model.head',
+  }
+  return image, text
+
+
+def make_rules(config: Any, shapes: dict, style: dict[str, Any]) -> list[Rule]:
+  """The rules by which a model is read and written."""
+  if isinstance(config, TwoTowersConfig):
+    image, text = towers_table(config.image, style)
+    scalar = 0 if style['kind'] == 'clip' else 1
+    both = {
+      **{f'image/{k}': v for k, v in image.items()},
+      **{f'text/{k}': v for k, v in text.items()},
+      'logit_scale': To('logit_scale', ndim=scalar),
+      'logit_bias': 'logit_bias',
+    }
+    return rules(both, shapes, torch=True)
+  one = towers_table(config, style)[0] if style['kind'] in TOWERS else table(config, style)
+  return rules(one, shapes, torch=True)
+
+
+def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
+  """The model of a checkpoint, by its config.json, and where that is silent by its arrays."""
+  kind, given = style['kind'], source.config
+  if kind in TOWERS:
+    return _towers(source, style)
+  prefix, has = style['prefix'], source.__contains__
+  embed = f'{prefix}embeddings.patch_embeddings.' + ('' if kind == 'dinov3_vit' else 'projection.')
+  width, channels, patch, _ = source.shape(f'{embed}weight', 4)
+  layers = max(
+    source.count(re.escape(prefix) + at + r'layers?\.(\d+)\.')
+    for at in ('', r'encoder\.', r'model\.')
+  )
+  dino = kind.startswith('dino')
+  found: dict[str, Any] = dict(
+    variant='', width=width, patch_size=patch, in_channels=channels, depth=layers,
+    num_heads=source.heads(width, given.get('num_attention_heads'),
+                           special={1280: 20} if kind == 'dinov3_vit' else {1536: 24}),
+    class_token=True, pool='token', interpolation='bicubic',
+    eps=given.get('layer_norm_eps', 1e-5 if kind == 'dinov3_vit' else 1e-6 if dino else 1e-12),
+    mlp=ACTIVATIONS.get(given.get('hidden_act', 'gelu'), ''),
+    mask_token=has(f'{prefix}embeddings.mask_token'),
+    distilled=has(f'{prefix}embeddings.distillation_token'),
+  )  # fmt: skip
+  first = next(n for n in source.arrays if re.match(re.escape(prefix) + r'.*layers?\.0\.', n))
+  base = re.match(r'.*?layers?\.0\.', first[len(prefix) :])
+  base = prefix + (base[0] if base else '')
+  names = {
+    'down': (
+      'output.dense.weight', 'mlp.fc2.weight', 'mlp.weights_out.weight', 'mlp.down_proj.weight'
+    ),
+    'gate': ('mlp.weights_in.weight', 'mlp.gate_proj.weight'),
+  }  # fmt: skip
+  down = next((base + n for n in names['down'] if has(base + n)), base + 'mlp.fc2.weight')
+  found['mlp_dim'] = source.shape(down, 2)[1]
+  gated = any(has(base + n) for n in names['gate'])
+  if gated:
+    found['mlp'] = 'swiglu'
+  elif found['mlp'] in ('swiglu', ''):
+    raise RunError(f'{source.where}: hidden_act={given.get("hidden_act")!r} is not known here')
+  without = []
+  for part in ('query', 'key', 'value'):
+    old_name, new_name = f'attention.attention.{part}.bias', f'attention.{part[0]}_proj.bias'
+    if not has(base + old_name) and not has(base + new_name):
+      without.append(part)
+  if not has(f'{base}attention.output.dense.bias') and not has(f'{base}attention.o_proj.bias'):
+    without.append('out')
+  if not has(
+    down.replace('weight', 'bias').replace('weights_out.bias', 'weights_out.bias')
+  ) and not has(down.removesuffix('weight') + 'bias'):
+    without.append('mlp')
+  found['no_bias'] = ','.join(without)
+  if has(f'{base}layer_scale1.lambda1') or has(f'{base}lambda_1'):
+    default = 0.1 if kind == 'beit' else 1.0
+    found['layerscale'] = float(
+      given.get('layerscale_value') or given.get('layer_scale_init_value') or default
+    )
+  if has(f'{prefix}embeddings.register_tokens'):
+    found['registers'] = source.shape(f'{prefix}embeddings.register_tokens', 3)[1]
+  if kind == 'dinov2_with_registers':
+    found['interpolation'] = 'bicubic_aa'
+  # Positions.
+  size = pair(given.get('image_size'))
+  posemb = f'{prefix}embeddings.position_embeddings'
+  if has(posemb):
+    rows = source.shape(posemb, 3)[1]
+    found['image_size'], _ = source.grid(rows, {'class': 1 + found['distilled']}, patch, size)
+  else:
+    found |= dict(posemb='none', image_size=size or (14 * patch, 14 * patch))
+  if kind == 'dinov3_vit':
+    found |= dict(rope='unit', rope_base=_theta(given))
+  if kind == 'beit':
+    tables = [n for n in source.arrays if n.endswith('relative_position_bias_table')]
+    if tables:
+      shared = len(tables) == 1 and ('shared_' in tables[0] or 'encoder.relative' in tables[0])
+      found['relative_bias'] = 'shared' if shared else 'layer'
+      rows = source.shape(tables[0], 2)[0]
+      side = int(((rows - 3) ** 0.5 + 1) // 2) * patch
+      if not has(posemb):
+        found['image_size'] = size or (side, side)
+    if has(f'{prefix}pooler.layernorm.weight'):
+      found |= dict(pool='mean', pool_norm=True)
+  # The head.
+  heads = {'classifier.weight', 'cls_classifier.weight'} & set(source.arrays)
+  for head in heads:
+    classes, inputs = source.shape(head, 2)
+    found['num_classes'] = classes
+    if kind.startswith('dinov2') and inputs == 2 * width:
+      found['pool'] = 'token_mean'
+  if has(f'{prefix}pooler.dense.weight'):
+    found['representation_size'] = source.shape(f'{prefix}pooler.dense.weight', 2)[0]
+  _check_config(source, found)
+  config = ViTConfig(**found)
+  return config, _card(source, kind, config.image_size, config.num_classes)
+
+
+def _theta(given: dict[str, Any]) -> float:
+  rope = given.get('rope_parameters') or {}
+  return float(given.get('rope_theta') or rope.get('rope_theta') or 100.0)
+
+
+def _check_config(source: Source, found: dict[str, Any]) -> None:
+  """Raises RunError where config.json contradicts the arrays."""
+  for name, ours in (('hidden_size', 'width'), ('num_hidden_layers', 'depth'),
+                     ('patch_size', 'patch_size'), ('num_channels', 'in_channels'),
+                     ('intermediate_size', 'mlp_dim')):  # fmt: skip
+    value = source.config.get(name)
+    if isinstance(value, int) and value != found[ours]:
+      raise RunError(
+        f'{source.where}: config.json says {name}={value}, but the weights have {found[ours]}'
+      )
+
+
+def _towers(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
+  kind, has = style['kind'], source.__contains__
+  given = source.config
+  vision = given.get('vision_config', {} if style['two'] else given)
+  v = style['prefix']
+  embed = source.shape(f'{v}embeddings.patch_embedding.weight')
+  depth = source.count(re.escape(v) + r'encoder\.layers\.(\d+)\.')
+  width = embed[0]
+  eps = 1e-5 if kind == 'clip' else 1e-6
+  found: dict[str, Any] = dict(
+    variant='', width=width, depth=depth,
+    num_heads=source.heads(width, vision.get('num_attention_heads')),
+    mlp_dim=source.shape(f'{v}encoder.layers.0.mlp.fc1.weight', 2)[0],
+    mlp=_activation(source, vision, kind), eps=vision.get('layer_norm_eps', eps),
+    interpolation='bilinear_aa' if kind == 'siglip2' else 'bicubic',
+    class_token=kind == 'clip', pool='token' if kind == 'clip' else 'map',
+    embed_norm=has(f'{v}pre_layrnorm.weight'),
+  )  # fmt: skip
+  if kind == 'siglip2' and len(embed) == 2:
+    patch = vision.get('patch_size') or round((embed[1] / 3) ** 0.5)
+    found['in_channels'] = embed[1] // patch**2
+  else:
+    patch, found['in_channels'] = (
+      source.shape(f'{v}embeddings.patch_embedding.weight', 4)[2],
+      embed[1],
+    )
+  found['patch_size'] = patch
+  rows = source.shape(f'{v}embeddings.position_embedding.weight', 2)[0]
+  size = None if kind == 'siglip2' else pair(vision.get('image_size'))
+  prefix = {'class': 1} if kind == 'clip' else {'class': 0}
+  found['image_size'], _ = source.grid(rows, prefix, patch, size)
+  if kind == 'clip':
+    found['no_bias'] = 'embed,head'
+    if has('visual_projection.weight'):
+      found['num_classes'] = source.shape('visual_projection.weight', 2)[0]
+  elif not has(f'{v}head.probe'):
+    found |= dict(pool='mean')
+  _check_config(Source(source.where, {}, vision), found)
+  image = ViTConfig(**found)
+  card = _card(source, kind, image.image_size, 0)
+  if not style['two']:
+    return image, card
+  words = given.get('text_config', {})
+  vocab, text_width = source.shape('text_model.embeddings.token_embedding.weight', 2)
+  head = 'text_projection.weight' if kind == 'clip' else 'text_model.head.weight'
+  eot = words.get('eos_token_id', 2 if kind == 'clip' else -1)
+  text = TextConfig(
+    variant='', vocab_size=vocab,
+    width=text_width, depth=source.count(r'text_model\.encoder\.layers\.(\d+)\.'),
+    num_heads=source.heads(text_width, words.get('num_attention_heads')),
+    mlp_dim=source.shape('text_model.encoder.layers.0.mlp.fc1.weight', 2)[0],
+    mlp=_activation(source, words, kind), eps=words.get('layer_norm_eps', eps),
+    context_length=source.shape('text_model.embeddings.position_embedding.weight', 2)[0],
+    num_classes=source.shape(head, 2)[0],
+    causal=kind == 'clip', pool='eot' if kind == 'clip' else 'last',
+    # 2 is what old configurations say by mistake; the token is then the largest number.
+    eot=-1 if kind != 'clip' or eot == 2 else eot, no_bias='head' if kind == 'clip' else '',
+  )  # fmt: skip
+  return TwoTowersConfig('', image, text, logit_bias=kind != 'clip'), card
+
+
+def _activation(source: Source, given: dict[str, Any], kind: str) -> str:
+  name = given.get('hidden_act', 'quick_gelu' if kind == 'clip' else 'gelu_pytorch_tanh')
+  if name not in ACTIVATIONS or name == 'silu':
+    raise RunError(f'{source.where}: hidden_act={name!r} is not known here')
+  return ACTIVATIONS[name]
+
+
+def _card(source: Source, kind: str, size: tuple[int, int], classes: int) -> Card:
+  known, given = TYPES[kind], source.preprocessor
+  crop = given.get('do_center_crop', bool(known['crop']))
+  inner, outer = pair(given.get('crop_size')), pair(given.get('size'))
+  share = known['crop']
+  if given:
+    share = min(inner) / min(outer) if crop and inner and outer else 1.0 if crop else 0.0
+  resample = {2: 'bilinear', 3: 'bicubic'}.get(given.get('resample'), known['resize'])
+  labels = source.config.get('id2label') or {}
+  names = tuple(str(labels.get(str(i), labels.get(i, i))) for i in range(classes))
+  if len(labels) != classes or names == tuple(f'LABEL_{i}' for i in range(classes)):
+    names = ()
+  mean, std = known['stats']
+  return Card(
+    dialect='transformers', size=(inner if crop else outer) or size,
+    mean=tuple(given.get('image_mean') or mean), std=tuple(given.get('image_std') or std),
+    resize=resample, crop=float(share), class_names=names,
+  )  # fmt: skip
+
+
+def style_for(config: Any, old: bool) -> dict[str, Any]:
+  """How a model is written: the class of transformers that can hold it.
+
+  Raises:
+    RunError: if none can.
+  """
+  if isinstance(config, TwoTowersConfig):
+    return dict(kind=_tower_kind(config.image), two=True, old=True, prefix='vision_model.')
+  if config.pool == 'map' or config.embed_norm:
+    prefix = 'vision_model.' if old or config.num_classes else ''
+    return dict(kind=_tower_kind(config), two=False, old=True, prefix=prefix)
+  if config.rope == 'unit':
+    return dict(kind='dinov3_vit', two=False, old=old, prefix='')
+  if config.relative_bias != 'none' or (config.pool == 'mean' and config.pool_norm):
+    kind = 'beit'
+  elif config.layerscale:
+    kind = 'dinov2_with_registers' if config.registers else 'dinov2'
+  else:
+    kind = 'deit' if config.distilled else 'vit'
+  prefix = TYPES[kind]['inner'] if config.num_classes else ''
+  return dict(kind=kind, two=False, old=old, prefix=prefix)
+
+
+def _tower_kind(config: ViTConfig) -> str:
+  return 'clip' if config.embed_norm else 'siglip'
+
+
+def sidecar(config: Any, card: Card, style: dict[str, Any]) -> dict[str, dict[str, Any]]:
+  """config.json and preprocessor_config.json of a model."""
+  kind, two = style['kind'], isinstance(config, TwoTowersConfig)
+  image = config.image if two else config
+  act = {v: k for k, v in reversed(ACTIVATIONS.items())}
+  given: dict[str, Any] = dict(
+    hidden_size=image.width, num_hidden_layers=image.depth, num_attention_heads=image.num_heads,
+    intermediate_size=image.mlp_dim, hidden_act=act[image.mlp], layer_norm_eps=image.eps,
+    patch_size=image.patch_size, num_channels=image.in_channels,
+    image_size=image.image_size[0] if len(set(image.image_size)) == 1 else list(image.image_size),
+  )  # fmt: skip
+  architectures = {
+    'vit': ('ViTModel', 'ViTForImageClassification'),
+    'deit': ('DeiTModel', 'DeiTForImageClassificationWithTeacher'),
+    'beit': ('BeitModel', 'BeitForImageClassification'),
+    'dinov2': ('Dinov2Model', 'Dinov2ForImageClassification'),
+    'dinov2_with_registers': (
+      'Dinov2WithRegistersModel', 'Dinov2WithRegistersForImageClassification'
+    ),
+    'dinov3_vit': ('DINOv3ViTModel', 'DINOv3ViTModel'),
+  }  # fmt: skip
+  without = image.without
+  if kind in ('vit', 'deit', 'dinov2', 'dinov2_with_registers'):
+    given['qkv_bias'] = 'query' not in without
+  if kind == 'vit' and image.representation_size:
+    given['pooler_output_size'] = image.representation_size
+  if kind == 'beit':
+    given |= dict(
+      use_relative_position_bias=image.relative_bias == 'layer',
+      use_shared_relative_position_bias=image.relative_bias == 'shared',
+      use_absolute_position_embeddings=image.posemb == 'learned',
+      use_mask_token=image.mask_token, use_mean_pooling=image.pool == 'mean',
+      layer_scale_init_value=image.layerscale,
+    )  # fmt: skip
+  if kind.startswith('dino'):
+    given['layerscale_value'] = image.layerscale
+  if kind.startswith('dinov2'):
+    given |= dict(use_swiglu_ffn=image.mlp == 'swiglu', hidden_act='gelu',
+                  mlp_ratio=_ratio(image))  # fmt: skip
+    given.pop('intermediate_size')
+    given |= (
+      dict(num_register_tokens=image.registers)
+      if image.registers
+      else (dict(use_mask_token=image.mask_token))
+    )
+  if kind == 'dinov3_vit':
+    given |= dict(
+      num_register_tokens=image.registers, rope_theta=image.rope_base,
+      use_gated_mlp=image.mlp == 'swiglu', mlp_bias='mlp' not in without,
+      proj_bias='out' not in without,
+      **{f'{n}_bias': n not in without for n in ('query', 'key', 'value')},
+    )  # fmt: skip
+  preprocessor = dict(
+    do_resize=True, do_rescale=True, rescale_factor=1 / 255, do_normalize=True,
+    image_mean=list(card.mean), image_std=list(card.std),
+    resample={'bilinear': 2, 'bicubic': 3}[card.resize],
+    do_center_crop=bool(card.crop),
+  )  # fmt: skip
+  height, width = card.size
+  if card.crop:
+    short = round(min(card.size) / card.crop)
+    preprocessor |= dict(size={'shortest_edge': short}, crop_size=dict(height=height, width=width))
+  else:
+    preprocessor['size'] = dict(height=height, width=width)
+  if kind not in TOWERS:
+    head = bool(image.num_classes)
+    labels = card.class_names or tuple(f'LABEL_{i}' for i in range(image.num_classes))
+    given |= dict(model_type=kind, architectures=[architectures[kind][head]])
+    if head:
+      given |= dict(
+        id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)}
+      )
+    return {'config.json': given, 'preprocessor_config.json': preprocessor}
+  if kind == 'siglip2':
+    given.pop('image_size')
+    given['num_patches'] = image.grid[0] * image.grid[1]
+  names = {'clip': 'CLIP', 'siglip': 'Siglip', 'siglip2': 'Siglip2'}
+  if kind == 'clip':
+    given['projection_dim'] = image.num_classes
+  if not two:
+    projected = 'WithProjection' if image.num_classes else ''
+    given |= dict(
+      model_type=f'{kind}_vision_model', architectures=[f'{names[kind]}VisionModel{projected}']
+    )
+    return {'config.json': given, 'preprocessor_config.json': preprocessor}
+  text = config.text
+  words = dict(
+    hidden_size=text.width, num_hidden_layers=text.depth, num_attention_heads=text.num_heads,
+    intermediate_size=text.mlp_dim, hidden_act=act[text.mlp], layer_norm_eps=text.eps,
+    vocab_size=text.vocab_size, max_position_embeddings=text.context_length,
+    eos_token_id=2 if text.eot < 0 and kind == 'clip' else max(text.eot, 1),
+    model_type=f'{kind}_text_model',
+  )  # fmt: skip
+  if kind == 'clip':
+    words['projection_dim'] = text.num_classes
+  else:
+    words['projection_size'] = text.num_classes
+  whole = dict(
+    model_type=kind, architectures=[f'{names[kind]}Model'], text_config=words,
+    vision_config={**given, 'model_type': f'{kind}_vision_model'},
+  )  # fmt: skip
+  if kind == 'clip':
+    whole['projection_dim'] = text.num_classes
+  return {'config.json': whole, 'preprocessor_config.json': preprocessor}
+
+
+def _ratio(config: ViTConfig) -> int:
+  """DINOv2's mlp_ratio, from which its classes work out the width of the MLP."""
+  for ratio in range(1, 17):
+    hidden = config.width * ratio
+    if config.mlp == 'swiglu':
+      hidden = (hidden * 2 // 3 + 7) // 8 * 8
+    if hidden == config.mlp_dim:
+      return ratio
+  raise RunError(f'no mlp_ratio of DINOv2 gives mlp_dim={config.mlp_dim} at width={config.width}')

@@ -1,0 +1,100 @@
+"""The text tower of two-tower models (Radford et al. 2021): the same encoder, on words."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vit_jax.encoder import OPTIONS, UNSET, Encoder, EncoderConfig, features_by_name
+from vit_jax.errors import RunError
+from vit_jax.layers import Dense, normal
+from vit_jax.models import variants
+from vit_jax.sharding import param, spec
+
+TEXT_OPTIONS = {**OPTIONS, 'pool': ('eot', 'last'), 'relative_bias': ('none',)}
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig(EncoderConfig):
+  """A text tower. Fields left unset are those of its variant.
+
+  Attributes:
+    variant: family and size, 'clip:B'; see `vit_jax.models.variants`.
+    vocab_size: different tokens.
+    context_length: longest text in tokens.
+    num_classes: width of the space shared with images; 0 for no projection.
+    causal: tokens attend only to what precedes them.
+    pool: 'eot' takes the features at the first end-of-text token, 'last' those at the last token.
+    eot: number of that token; -1 takes the largest number in the text.
+  """
+
+  variant: str = 'clip:B'
+  vocab_size: int = UNSET
+  context_length: int = UNSET
+  num_classes: int = 0
+  causal: bool = UNSET
+  pool: str = UNSET
+  eot: int = UNSET
+
+  def resolve(self) -> TextConfig:
+    """This configuration with what its variant says filled in and everything checked.
+
+    Raises:
+      RunError: for unknown names and for sizes that do not divide each other.
+    """
+    config = self.filled(variants.text_options(self.variant))
+    config.check(TEXT_OPTIONS)
+    if min(config.vocab_size, config.context_length) < 1:
+      raise RunError('vocab_size and context_length of a text tower must be at least 1')
+    return config
+
+  def create(self, rngs: nnx.Rngs) -> Text:
+    """The tower itself, sharded over the mesh in context."""
+    return Text(self, rngs)
+
+
+class Text(nnx.Module):
+  """Token numbers to one vector for each text."""
+
+  def __init__(self, config: TextConfig, rngs: nnx.Rngs):
+    config = config.resolve()
+    width = config.width
+    self.config = config
+    self.embed = param(normal(0.02), rngs, (config.vocab_size, width), (None, 'embed'))
+    self.posemb = param(normal(0.01), rngs, (1, config.context_length, width), (None,) * 3)
+    self.encoder = Encoder(config, rngs, causal=config.causal)
+    if config.num_classes:
+      self.head = Dense(
+        rngs, (width, config.num_classes), ('embed', None), bias='head' not in config.without
+      )
+
+  def __call__(self, tokens: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    """int (batch, tokens) -> float32 (batch, num_classes); `key` is of stochastic depth."""
+    return self._forward(tokens, key, record=False)['output']
+
+  def features(self, tokens: jax.Array, *, key: jax.Array | None = None) -> dict[str, jax.Array]:
+    """Every intermediate by name, as of `ViT.features`."""
+    return self._forward(tokens, key, record=True)
+
+  def _forward(self, tokens, key, *, record):
+    config, length = self.config, tokens.shape[1]
+    if length > config.context_length:
+      raise ValueError(f'{length} tokens are more than the {config.context_length} of this model')
+    x = self.embed.at[tokens].get(out_sharding=spec('batch', None, None))
+    x = (x + self.posemb[:, :length]).astype(config.dtype)
+    out = {'tokens': x}
+    x, layers = self.encoder(x, key=key, record=record)
+    out |= features_by_name(layers)
+    out['encoded'] = x
+    if config.pool == 'last':
+      x = x[:, -1]
+    else:
+      at = tokens.argmax(-1) if config.eot < 0 else (tokens == config.eot).argmax(-1)
+      x = jax.vmap(lambda x, at: x[at])(x, at)
+    x = out['pooled'] = x.astype(jnp.float32)
+    if config.num_classes:
+      x = self.head(x, 'bd,dc->bc', ('batch', None))
+    return {**out, 'output': x}

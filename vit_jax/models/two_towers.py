@@ -1,0 +1,92 @@
+"""An image tower and a text tower that share a space (CLIP, SigLIP)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vit_jax.encoder import UNSET
+from vit_jax.layers import zeros
+from vit_jax.models import variants
+from vit_jax.models.text import Text, TextConfig
+from vit_jax.models.vit import ViT, ViTConfig
+from vit_jax.sharding import param, spec
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoTowersConfig:
+  """Two towers.
+
+  Attributes:
+    variant: 'clip:B/16', 'siglip:So400m/14', 'siglip2:B/16'; names both towers, unless they have
+      variants of their own.
+    image: of the image tower.
+    text: of the text tower.
+    logit_bias: whether a bias is added to the logits (Zhai et al. 2023); unset: with SigLIP.
+  """
+
+  variant: str = 'clip:B/16'
+  image: ViTConfig = dataclasses.field(default_factory=lambda: ViTConfig(''))
+  text: TextConfig = dataclasses.field(default_factory=lambda: TextConfig(''))
+  logit_bias: bool = UNSET
+
+  def resolve(self) -> TwoTowersConfig:
+    """This configuration with everything filled in and checked; raises RunError."""
+    image, text, bias = self.image, self.text, self.logit_bias
+    family, _, size = self.variant.partition(':')
+    size = size.partition('/')[0]
+    if self.variant:
+      image = dataclasses.replace(image, variant=image.variant or self.variant)
+      text = dataclasses.replace(text, variant=text.variant or f'{family}:{size}')
+    image, text = image.resolve(), text.resolve()
+    if family == 'clip':
+      space = text.num_classes or image.num_classes or variants.CLIP_SPACE[size]
+      image = dataclasses.replace(image, num_classes=space)
+    space = image.num_classes or image.width
+    text = dataclasses.replace(text, num_classes=text.num_classes or space)
+    bias = family != 'clip' if bias is None else bias
+    return TwoTowersConfig('', image, text, bias)
+
+  def create(self, rngs: nnx.Rngs) -> TwoTowers:
+    """The model itself, sharded over the mesh in context."""
+    return TwoTowers(self, rngs)
+
+
+class TwoTowers(nnx.Module):
+  """Similarities of images and texts."""
+
+  def __init__(self, config: TwoTowersConfig, rngs: nnx.Rngs):
+    config = config.resolve()
+    self.config = config
+    self.card: Any = None
+    self.image = ViT(config.image, rngs)
+    self.text = Text(config.text, rngs)
+    # The logarithm of the inverse temperature.
+    start = 10.0 if config.logit_bias else 1 / 0.07
+    scale = lambda *args: zeros(*args) + jnp.log(start)  # noqa: E731
+    self.logit_scale = param(scale, rngs, (1,), (None,))
+    if config.logit_bias:
+      self.logit_bias = param(lambda *args: zeros(*args) - 10.0, rngs, (1,), (None,))
+
+  def __call__(self, images: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Images as for `ViT` and int (texts, tokens) -> float32 logits (images, texts)."""
+    image, text = self.encode_image(images), self.encode_text(tokens)
+    out = spec('batch', None)
+    logits = jnp.einsum('id,td->it', image, text, out_sharding=out) * jnp.exp(self.logit_scale[...])
+    return logits + self.logit_bias[...] if self.config.logit_bias else logits
+
+  def encode_image(self, images: jax.Array) -> jax.Array:
+    """Unit vectors, float32 (images, num_classes)."""
+    return _unit(self.image(images))
+
+  def encode_text(self, tokens: jax.Array) -> jax.Array:
+    """Unit vectors, float32 (texts, num_classes)."""
+    return _unit(self.text(tokens))
+
+
+def _unit(x: jax.Array) -> jax.Array:
+  return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
