@@ -86,18 +86,10 @@ def _guess(source: Source) -> str:
   return 'dinov2' if has('layer_scale1') else 'vit'
 
 
-def _block(style: dict[str, Any], base: str, names: tuple[str, ...]) -> dict[str, Any]:
+def _block(base: str, names: tuple[str, ...]) -> dict[str, Any]:
   ours = (
-    'norm1',
-    'attn/query',
-    'attn/key',
-    'attn/value',
-    'attn/out',
-    'norm2',
-    'mlp/up',
-    'mlp/down',
-  )
-  del style
+    'norm1', 'attn/query', 'attn/key', 'attn/value', 'attn/out', 'norm2', 'mlp/up', 'mlp/down'
+  )  # fmt: skip
   return {BLOCKS + a: base + b for a, b in zip(ours, names, strict=True)}
 
 
