@@ -108,10 +108,8 @@ def deit(module, x):
   }
 
 
-def transformer(cls, config, run=logits, **kwargs):
-  return Reference(
-    lambda: cls(config), 'transformers', run, kwargs.pop('save', save_hf), **kwargs
-  )  # fmt: skip
+def transformer(cls, config, run=logits, dialect='transformers'):
+  return Reference(lambda: cls(config), dialect, run, save_hf)
 
 
 def vision(name, image=32, **kwargs):
@@ -162,7 +160,9 @@ HF: dict[str, Reference] = {
     hf.CLIPVisionModelWithProjection, hf.CLIPVisionConfig(**PLAIN, projection_dim=16),
     lambda m, x: {'output': m(x).image_embeds},
   ),
-  'siglip-vision': transformer(hf.SiglipVisionModel, hf.SiglipVisionConfig(**PLAIN), hidden),
+  'siglip-vision': transformer(
+    hf.SiglipVisionModel, hf.SiglipVisionConfig(**PLAIN), hidden, dialect='transformers-v5'
+  ),
 }  # fmt: skip
 TIMM: dict[str, Reference] = {
   'augreg': vision('vit_tiny_patch16_224', patch_size=8, **T),

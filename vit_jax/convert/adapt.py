@@ -129,7 +129,7 @@ def for_dialect(config: Any, leaves: Leaves, dialect: str) -> tuple[Any, Leaves]
     zeros = np.zeros((1, first - config.posemb_prefix, config.width), np.float32)
     leaves['posemb'] = np.concatenate([zeros, leaves['posemb']], axis=1)
     config = dataclasses.replace(config, posemb_tokens=want)
-  if dialect == 'timm' and config.registers and config.posemb_tokens == 'class' and first:
+  if dialect == 'timm' and 'posemb' in leaves and config.registers and config.posemb_tokens == 'class':
     # timm has rows for all tokens before the patches, or for none.
     rows = leaves['posemb']
     for token, at in (('token', 0), ('distill_token', 1)):

@@ -220,7 +220,7 @@ def read(
       if name is None:
         continue
       if layer is None:
-        leaves[name] = np.ascontiguousarray(part)
+        leaves[name] = np.array(part, order='C')
       else:
         stacks[name][layer] = part
   for name, layers in stacks.items():
@@ -236,7 +236,7 @@ def write(rule_list: list[Rule], leaves: Mapping[str, Any]) -> dict[str, np.ndar
     for name, layer, shape in rule.ours:
       part = np.zeros(shape, np.float32) if name is None else np.asarray(leaves[name])
       parts.append(part if layer is None or name is None else part[layer])
-    arrays[rule.theirs] = np.ascontiguousarray(rule.write(parts))
+    arrays[rule.theirs] = np.array(rule.write(parts), order='C')
   return arrays
 
 

@@ -110,7 +110,7 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
   block = f'{at}transformer.resblocks.'
   text = TextConfig(
     width=width, depth=source.count(block.replace('.', r'\.') + r'(\d+)\.'), vocab_size=vocab,
-    num_heads=source.heads(width, words.get('heads')),
+    num_heads=source.heads(width, words.get('heads'), tower='text'),
     mlp_dim=source.shape(f'{block}0.mlp.c_fc.weight', 2)[0],
     context_length=source.shape(f'{at}positional_embedding', 2)[0],
     num_classes=source.shape(f'{at}text_projection', 2)[1], causal=True, pool='eot',

@@ -60,9 +60,12 @@ class Source:
       raise RunError(f'{self.where}: {name} is {value!r} in the configuration beside it')
     return value
 
-  def heads(self, width: int, known: Any = None, *, special: dict[int, int] | None = None) -> int:
+  def heads(
+    self, width: int, known: Any = None, *, special: dict[int, int] | None = None,
+    tower: str = 'image',
+  ) -> int:  # fmt: skip
     """Attention heads of a model of this width: from a hint, a configuration, or by custom."""
-    hint = self.hints.get('num_heads') or known
+    hint = self.hints.get(tower, {} if tower == 'text' else self.hints).get('num_heads') or known
     if hint:
       return self.integer(hint, 'num_heads')
     heads = {32: 2, **HEADS, **(special or {})}.get(width) or (0 if width % 64 else width // 64)

@@ -360,7 +360,7 @@ def _towers(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
   text = TextConfig(
     variant='', vocab_size=vocab,
     width=text_width, depth=source.count(r'text_model\.encoder\.layers\.(\d+)\.'),
-    num_heads=source.heads(text_width, words.get('num_attention_heads')),
+    num_heads=source.heads(text_width, words.get('num_attention_heads'), tower='text'),
     mlp_dim=source.shape('text_model.encoder.layers.0.mlp.fc1.weight', 2)[0],
     mlp=_activation(source, words, kind), eps=words.get('layer_norm_eps', eps),
     context_length=source.shape('text_model.embeddings.position_embedding.weight', 2)[0],
@@ -423,7 +423,10 @@ def style_for(config: Any, old: bool) -> dict[str, Any]:
 
 
 def _tower_kind(config: ViTConfig) -> str:
-  return 'clip' if config.embed_norm else 'siglip'
+  if config.embed_norm:
+    return 'clip'
+  # Among these only the models that keep aspect ratios (NaFlex) resize positions like this.
+  return 'siglip2' if config.interpolation == 'bilinear_aa' else 'siglip'
 
 
 def sidecar(config: Any, card: Card, style: dict[str, Any]) -> dict[str, dict[str, Any]]:

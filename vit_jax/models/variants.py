@@ -82,7 +82,7 @@ _EVA = dict(
 _CLIP = dict(
   mlp='quick_gelu', eps=1e-5, embed_norm=True, no_bias='embed,head', interpolation='bicubic_aa'
 )  # fmt: skip
-_SIGLIP = dict(pool='map', interpolation='bilinear_aa')
+_SIGLIP = dict(pool='map', interpolation='bicubic')
 
 FAMILIES: dict[str, Family] = {
   '': Family(
@@ -129,7 +129,7 @@ FAMILIES: dict[str, Family] = {
   # Zhai et al. 2023 and Tschannen et al. 2025; 'siglip2-naflex' keeps the aspect ratio of images.
   'siglip': Family(_some('B', 'L', 'So400m'), _SIGLIP),
   'siglip2': Family(_some('B', 'L', 'So400m', 'g-opt'), _SIGLIP),
-  'siglip2-naflex': Family(_some('B', 'So400m'), {**_SIGLIP, 'image_size': (256, 256)}),
+  'siglip2-naflex': Family(_some('B', 'So400m'), {**_SIGLIP, 'image_size': (256, 256), 'interpolation': 'bilinear_aa'}),
   # Fang et al. 2023.
   'eva02': Family(
     {'Ti': (192, 12, 512, 3), 'S': (384, 12, 1024, 6), 'B': (768, 12, 2048, 12),
