@@ -130,8 +130,9 @@ class Checkpoints:
       name: jax.ShapeDtypeStruct(shapes[name].shape, shapes[name].dtype, sharding=device)
       for name in names
     }
-    loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
-    with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context:
       return self._checkpointer.load(self.latest, wanted)
 
   def close(self) -> None:

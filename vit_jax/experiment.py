@@ -12,6 +12,7 @@ from flax import nnx
 
 from vit_jax import config as config_lib
 from vit_jax import optim
+from vit_jax.card import Card
 from vit_jax.data.pipeline import Shape
 from vit_jax.errors import RunError
 from vit_jax.sharding import BatchLayout
@@ -77,6 +78,17 @@ class Experiment:
     config = self.config
     step = functools.partial(train_step, task=config.task, config=config.optim, seed=config.seed)
     return jax.jit(step, donate_argnums=0)
+
+  @property
+  def card(self) -> Card:
+    """What the trained model will expect of images."""
+    config, channels = self.config, self.shape.channels
+    spread = lambda values: values * (1 if len(values) == channels else channels)  # noqa: E731
+    crops = [evaluator.crop for evaluator in config.evals.values()]
+    return Card(
+      'vit_jax', self.shape.image_size, spread(config.task.mean), spread(config.task.std), 'area',
+      getattr(crops[0], 'fraction', 0.0) if crops else 0.0, tuple(self.source.class_names),
+    )  # fmt: skip
 
   def evaluators(self) -> dict[str, Any]:
     """Functions from a model to (name, value) pairs, by name."""

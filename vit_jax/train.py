@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
 from vit_jax import schema, sharding, workdir
+from vit_jax.card import about
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.data.pipeline import iterate, train_batches
 from vit_jax.errors import RunError
@@ -188,7 +189,8 @@ class _Session:
       self.reporter.say(f'step {done}/{total}  {text}')
     if save:
       with self.chrono('checkpoint'):
-        self.checkpoints.save(done, self.state, {'seconds': dict(self.chrono.seconds)})
+        facts = about(self.experiment.config.model, self.experiment.card)
+        self.checkpoints.save(done, self.state, {'seconds': dict(self.chrono.seconds), **facts})
         if stop:
           self.checkpoints.wait()
     self.reporter.advance(done)

@@ -99,6 +99,7 @@ def test_metas_state_dicts_are_read_by_timm(tmp_path, dialect, variant, name, co
     from timm.models.vision_transformer import checkpoint_filter_fn
   else:
     from timm.models.eva import checkpoint_filter_fn
+
     state['rope_embed.periods'] = torch.ones(4)
     state['blocks.0.attn.qkv.bias_mask'] = torch.ones(144)
   torch.save(state, tmp_path / 'model.pth')

@@ -128,7 +128,7 @@ def test_written_back_bit_by_bit_and_read_by_their_loader(case):
 
 
 def test_new_names_of_transformers(case):
-  name, reference, module, folder = case
+  name, _, module, folder = case
   if not name.startswith('hf/'):
     pytest.skip('timm has one set of names')
   module.save_pretrained(folder / 'v5', save_original_format=False)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import torch
-import torch.nn.functional as F
 
 import vit_jax
 from tests.parity import references
@@ -20,9 +19,11 @@ SIZES = [(4, 7), (7, 4), (9, 13), (16, 16), (37, 16)]
 
 def theirs(table, new, **kwargs):
   x = torch.from_numpy(table).permute(2, 0, 1)[None]
-  return numpy(F.interpolate(x, **({} if 'scale_factor' in kwargs else {'size': new}), **kwargs))[
-    0
-  ].transpose(1, 2, 0)
+  return numpy(
+    torch.nn.functional.interpolate(
+      x, **({} if 'scale_factor' in kwargs else {'size': new}), **kwargs
+    )
+  )[0].transpose(1, 2, 0)
 
 
 @pytest.mark.parametrize('old', [(4, 4), (14, 14), (37, 37), (5, 8)])
@@ -58,7 +59,9 @@ def test_patches_of_other_sizes(method, kwargs, size):
   from timm.layers import resample_patch_embed
 
   kernel = np.random.default_rng(0).normal(size=(16, 16, 3, 4)).astype(np.float32)
-  want = resample_patch_embed(torch.from_numpy(kernel.transpose(3, 2, 0, 1)), [size, size], **kwargs)
+  want = resample_patch_embed(
+    torch.from_numpy(kernel.transpose(3, 2, 0, 1)), [size, size], **kwargs
+  )
   got = resample_patches(kernel, size, method)
   close(got, numpy(want).transpose(2, 3, 1, 0), 2e-5, method)
 

@@ -1,8 +1,11 @@
 """Image and text together: CLIP, SigLIP, SigLIP 2 with packed images, OpenCLIP."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import open_clip
 import pytest
 import torch
 from safetensors.numpy import load_file
@@ -16,21 +19,16 @@ from vit_jax.convert import layout
 from vit_jax.convert.bridge import open_checkpoint
 from vit_jax.models.vit import Patches
 
-import open_clip
 SMALL = references.SMALL
 TEXT = dict(**SMALL, intermediate_size=40, vocab_size=100, max_position_embeddings=16)
 VISION = dict(**SMALL, intermediate_size=48, image_size=32, patch_size=8)
 NAFLEX = dict(**SMALL, intermediate_size=48, patch_size=8, num_patches=16)
 MODELS = {
   'clip': lambda: hf.CLIPModel(
-    hf.CLIPConfig(
-      text_config={**TEXT, 'eos_token_id': 99}, vision_config=VISION, projection_dim=16
-    )
+    hf.CLIPConfig(text_config={**TEXT, 'eos_token_id': 99}, vision_config=VISION, projection_dim=16)
   ),
   'clip-old-eos': lambda: hf.CLIPModel(
-    hf.CLIPConfig(
-      text_config={**TEXT, 'eos_token_id': 2}, vision_config=VISION, projection_dim=16
-    )
+    hf.CLIPConfig(text_config={**TEXT, 'eos_token_id': 2}, vision_config=VISION, projection_dim=16)
   ),
   'siglip': lambda: hf.SiglipModel(hf.SiglipConfig(text_config=TEXT, vision_config=VISION)),
   'siglip2': lambda: hf.Siglip2Model(hf.Siglip2Config(text_config=TEXT, vision_config=NAFLEX)),
@@ -86,7 +84,9 @@ def test_similarities_and_both_towers(case):
     image = jax.jit(lambda model, x: model.image.features(x))(model, ours[0])
     text = jax.jit(lambda model, x: model.text.features(x))(model, ours[1])
   close(logits, numpy(want.logits_per_image), 1e-5, 'logits')
-  valid = np.ones(image['encoded'].shape[:2], bool) if name != 'siglip2' else np.asarray(ours[0].mask)
+  valid = (
+    np.ones(image['encoded'].shape[:2], bool) if name != 'siglip2' else np.asarray(ours[0].mask)
+  )
   for got, out in ((image, want.vision_model_output), (text, want.text_model_output)):
     for number, state in enumerate(out.hidden_states):
       at = 'tokens' if number == 0 else f'block{number - 1:02d}'
@@ -134,9 +134,7 @@ def test_written_back_bit_by_bit_and_read_by_their_loader(case):
   assert not any(info.values()), info
   theirs, _ = inputs(name)
   with torch.no_grad():
-    assert torch.equal(
-      loaded.eval()(**theirs).logits_per_image, module(**theirs).logits_per_image
-    )
+    assert torch.equal(loaded.eval()(**theirs).logits_per_image, module(**theirs).logits_per_image)
 
 
 @pytest.mark.parametrize('quick', [True, False])
@@ -152,8 +150,6 @@ def test_open_clip(tmp_path, quick):
   folder = tmp_path / 'theirs'
   references.save_state(module, folder)
   (folder / 'model.safetensors').rename(folder / 'open_clip_model.safetensors')
-  import json
-
   (folder / 'open_clip_config.json').write_text(json.dumps({'model_cfg': config}))
   x, tokens = images((32, 32, 3)), np.random.default_rng(0).integers(0, 99, (4, 12))
   with torch.no_grad():

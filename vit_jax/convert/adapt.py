@@ -48,9 +48,7 @@ def adapt(
   if 'in_channels' in changes:
     name = 'stem/root/kernel' if config.stem_width else 'embed/proj/kernel'
     leaves[name] = adapt_channels(leaves[name], new.in_channels)
-    card = dataclasses.replace(
-      card, **{k: _channels(getattr(card, k), new.in_channels) for k in ('mean', 'std')}
-    )
+    card = card_for_channels(card, new.in_channels)
   if new.grid != config.grid:
     _resample_positions(config, new, leaves)
   if 'num_classes' in changes:
@@ -72,10 +70,17 @@ def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
   return repeated * np.float32(old / channels)
 
 
-def _channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-  if channels == 1:
-    return (float(np.mean(values)),)
-  return tuple(values[i % len(values)] for i in range(channels))
+def card_for_channels(card: Card, channels: int) -> Card:
+  """A card whose mean and standard deviation are of so many channels."""
+  if len(card.mean) == channels:
+    return card
+
+  def spread(values: tuple[float, ...]) -> tuple[float, ...]:
+    if channels == 1:
+      return (float(np.mean(values)),)
+    return tuple(values[i % len(values)] for i in range(channels))
+
+  return dataclasses.replace(card, mean=spread(card.mean), std=spread(card.std))
 
 
 def _resample_positions(old: ViTConfig, new: ViTConfig, leaves: Leaves) -> None:
@@ -129,7 +134,12 @@ def for_dialect(config: Any, leaves: Leaves, dialect: str) -> tuple[Any, Leaves]
     zeros = np.zeros((1, first - config.posemb_prefix, config.width), np.float32)
     leaves['posemb'] = np.concatenate([zeros, leaves['posemb']], axis=1)
     config = dataclasses.replace(config, posemb_tokens=want)
-  if dialect == 'timm' and 'posemb' in leaves and config.registers and config.posemb_tokens == 'class':
+  if (
+    dialect == 'timm'
+    and 'posemb' in leaves
+    and config.registers
+    and config.posemb_tokens == 'class'
+  ):
     # timm has rows for all tokens before the patches, or for none.
     rows = leaves['posemb']
     for token, at in (('token', 0), ('distill_token', 1)):

@@ -1,4 +1,4 @@
-"""The 50,000 checkpoints of 'How to train your ViT?' (Steiner et al. 2022): file names, catalogue."""
+"""The checkpoints of 'How to train your ViT?' (Steiner et al. 2022): file names and catalogue."""
 
 from __future__ import annotations
 

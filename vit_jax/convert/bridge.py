@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from vit_jax import sharding, tree
-from vit_jax.card import Card
+from vit_jax.card import Card, about
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.convert import adapt, files, layout, npz, openai, timm, transformers
 from vit_jax.convert.source import Source
@@ -121,6 +121,8 @@ def open_checkpoint(path: str | pathlib.Path, **hints: Any) -> Opened:
       config = _with_hints(config, hints).resolve()
     except (TypeError, ValueError, AttributeError, ZeroDivisionError, KeyError) as error:
       raise RunError(f'{path}: the configuration makes no sense: {error}') from None
+    channels = (config.image if isinstance(config, TwoTowersConfig) else config).in_channels
+    card = adapt.card_for_channels(card, channels)
     shapes = {leaf: tuple(array.shape) for leaf, array in abstract(config).items()}
     made = reader.make_rules(config, shapes, style)
     return Opened(card.dialect or name, config, card, source.arrays, made, reader.IGNORE, str(path))
@@ -288,13 +290,6 @@ def _plain_card(config: Any) -> Card:
   image = config.image if isinstance(config, TwoTowersConfig) else config
   channels = image.in_channels
   return Card('vit_jax', image.image_size, (0.5,) * channels, (0.5,) * channels)
-
-
-def about(config: Any, card: Card) -> dict[str, Any]:
-  """What a checkpoint of this project says about its model, as JSON."""
-  kind = 'two_towers' if isinstance(config, TwoTowersConfig) else 'vit'
-  facts = {'kind': kind, 'model': dataclasses.asdict(config), 'card': dataclasses.asdict(card)}
-  return json.loads(json.dumps(facts))
 
 
 def _save_run(path: pathlib.Path, model: Any, card: Card, overwrite: bool) -> None:

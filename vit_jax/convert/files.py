@@ -37,7 +37,7 @@ class Stub:
   def __array__(self, dtype=None, copy=None) -> np.ndarray:
     """The array itself."""
     del copy
-    array = self._fetch()
+    array = np.asarray(self._fetch())
     return array if dtype is None else array.astype(dtype)
 
 

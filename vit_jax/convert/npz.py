@@ -201,7 +201,7 @@ def _sizes(source: Source, query: str, up: str, scan: bool, base: str) -> dict[s
 
 def style_for(config: Any, dialect: str) -> dict[str, Any]:
   """How a model is written in 'vit', 'vit-linen', 'big_vision' or 'big_vision-scan'."""
-  base, _, scan = dialect.partition('-scan')
+  base = dialect.removesuffix('-scan')
   two = isinstance(config, TwoTowersConfig)
   prefix = 'params/img/' if two else ''
   return dict(prefix=prefix, two=two, scan=dialect.endswith('-scan'), flat=False, square=False,

@@ -154,7 +154,7 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[ViTConfig, Card
     found['stem_convention'] = 'timm'
   found['in_channels'] = channels
   stride = patch * (resnet.stride(found['stem_depths']) if 'stem_width' in found else 1)
-  if meta or args.get('norm_layer') is None and found['embed_norm']:
+  if meta or (args.get('norm_layer') is None and found['embed_norm']):
     found['eps'] = 1e-6 if style['glu'] == 'w12' else 1e-5
   found['registers'] = next(
     (source.shape(n, 3)[1] for n in ('reg_token', 'register_tokens', 'storage_tokens') if has(n)), 0
@@ -296,7 +296,7 @@ def sidecar(config: ViTConfig, card: Card) -> dict[str, Any]:
 
 
 def style_for(config: ViTConfig, dialect: str) -> dict[str, Any]:
-  """How a model is written in one of `STYLES`; for 'timm', in the class of timm that can hold it."""
+  """How a model is written; for 'timm', in the class of timm that can hold it."""
   if dialect != 'timm':
     return dict(STYLES[dialect])
   eva = config.rope != 'none' or config.relative_bias != 'none' or config.without == ('key',)

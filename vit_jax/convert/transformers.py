@@ -56,22 +56,19 @@ def recognise(source: Source) -> dict[str, Any] | None:
     kind = _guess(source)
   elif kind not in TYPES:
     raise RunError(f'{source.where}: unknown model_type {kind!r}: {suggest(kind, TYPES)}')
-  old = any('.attention.attention.' in n or '.layer_scale1.' in n and n.startswith('layer.')
-            for n in names)  # fmt: skip
+  old = any('.attention.attention.' in n for n in names)
   prefix = embedded[0].removesuffix('embeddings.cls_token')
   if kind == 'dinov3_vit':
     old = any(n.startswith(f'{prefix}layer.') for n in names)
   return dict(kind=kind, two=False, old=old, prefix=prefix)
 
 
-def _guess_tower(source: Source) -> str:
-  if 'vision_model.pre_layrnorm.weight' in source:
+def _guess_tower(source: Source, prefix: str) -> str:
+  """The same for towers of two."""
+  if f'{prefix}pre_layrnorm.weight' in source:
     return 'clip'
-  return (
-    'siglip'
-    if len(source.shape('vision_model.embeddings.patch_embedding.weight')) == 4
-    else 'siglip2'
-  )
+  flat = len(source.shape(f'{prefix}embeddings.patch_embedding.weight')) == 2
+  return 'siglip2' if flat else 'siglip'
 
 
 def _guess(source: Source) -> str:

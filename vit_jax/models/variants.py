@@ -129,7 +129,10 @@ FAMILIES: dict[str, Family] = {
   # Zhai et al. 2023 and Tschannen et al. 2025; 'siglip2-naflex' keeps the aspect ratio of images.
   'siglip': Family(_some('B', 'L', 'So400m'), _SIGLIP),
   'siglip2': Family(_some('B', 'L', 'So400m', 'g-opt'), _SIGLIP),
-  'siglip2-naflex': Family(_some('B', 'So400m'), {**_SIGLIP, 'image_size': (256, 256), 'interpolation': 'bilinear_aa'}),
+  'siglip2-naflex': Family(
+    _some('B', 'So400m'),
+    {**_SIGLIP, 'image_size': (256, 256), 'interpolation': 'bilinear_aa'},
+  ),
   # Fang et al. 2023.
   'eva02': Family(
     {'Ti': (192, 12, 512, 3), 'S': (384, 12, 1024, 6), 'B': (768, 12, 2048, 12),
@@ -168,6 +171,27 @@ def options(variant: str) -> dict[str, Any]:
       raise RunError(f'{stem} comes with patches of {", ".join(patches)}, not {patch}')
     found |= dict(stem_width=width, stem_depths=depths, patch_size=patches[patch])
   return found
+
+
+def name_of(config: Any) -> str:
+  """The variant that a resolved `ViTConfig` is, whatever its images and classes; '' for none."""
+  free = ('image_size', 'in_channels', 'interpolation', 'stem_convention')
+  stems = ['', *(f'{stem}+' for stem in STEMS)]
+  patches = {str(config.patch_size), str(config.stride), '16', '32'}
+  for family, table in FAMILIES.items():
+    for size in table.sizes:
+      for stem in stems if config.stem_width and not family else ['']:
+        for patch in sorted(patches if stem else {str(config.patch_size)}):
+          name = f'{family}:{stem}{size}/{patch}'.removeprefix(':')
+          try:
+            found = options(name)
+          except RunError:
+            continue
+          # What `ViTConfig.resolve` does.
+          found['class_token'] |= found['pool'] in ('token', 'token_mean')
+          if all(getattr(config, k) == v for k, v in found.items() if k not in free):
+            return name
+  return ''
 
 
 # The text towers of two-tower models. Everything not said is as in `TEXT_BASE`.

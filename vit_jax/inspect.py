@@ -1,0 +1,63 @@
+"""What is in a checkpoint: `python -m vit_jax.inspect CHECKPOINT`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from typing import Any
+
+from vit_jax import command
+from vit_jax.convert import bridge
+from vit_jax.models import variants
+from vit_jax.models.two_towers import TwoTowersConfig
+from vit_jax.models.vit import ViTConfig
+
+
+def describe(config: Any) -> list[str]:
+  """The architecture, one line per fact; of an image tower only what differs from the original."""
+  if isinstance(config, TwoTowersConfig):
+    lines = [f'image  {line}' for line in describe(config.image)]
+    text = dataclasses.asdict(config.text)
+    shown = ('width', 'depth', 'mlp_dim', 'num_heads', 'mlp', 'vocab_size', 'context_length',
+             'num_classes', 'causal', 'pool')  # fmt: skip
+    return lines + [f'text   {name} {text[name]}' for name in shown]
+  assert isinstance(config, ViTConfig)
+  name = variants.name_of(config)
+  lines = [f'variant {name}'] if name else []
+  always = (*variants.NUMBERS, 'patch_size', 'image_size', 'num_classes')
+  for field, value in dataclasses.asdict(config).items():
+    if field in always or (field in variants.BASE and value != variants.BASE[field]):
+      lines.append(f'{field} {value}')
+  return lines
+
+
+def main(checkpoint: str, names: bool, changes: dict) -> int:
+  """Prints dialect, architecture, names, shapes, dtypes and what would not fit."""
+  opened = bridge.open_checkpoint(checkpoint, **changes)
+  card, arrays = opened.card, opened.arrays
+  leaves = bridge.abstract(opened.config)
+  count = sum(math.prod(leaf.shape) for leaf in leaves.values())
+  print(f'dialect       {opened.dialect}')
+  for at, line in enumerate(describe(opened.config)):
+    print(f'{"" if at else "architecture":<13} {line}')
+  print(f'parameters    {count:,}')
+  print(f'images        {card.size[0]}x{card.size[1]}, mean {card.mean}, std {card.std}')
+  how = f'central crop of {card.crop:.3g}' if card.crop else 'squeezed into the square'
+  print(f'              {card.resize}, {how}')
+  print(f'class names   {len(card.class_names) or "none"}')
+  if names:
+    print(f'\n{len(arrays)} arrays')
+    for name, array in sorted(arrays.items()):
+      print(f'  {name}  {tuple(array.shape)}  {array.dtype}')
+  problems = opened.problems()
+  print('\neverything fits' if not problems else '\nwhat does not fit')
+  print('\n'.join(problems), end='\n' if problems else '')
+  return 1 if problems else 0
+
+
+if __name__ == '__main__':
+  parser = argparse.ArgumentParser(prog='python -m vit_jax.inspect', description=__doc__)
+  parser.add_argument('checkpoint', help='npz, safetensors or PyTorch file; folder; run directory')
+  parser.add_argument('--no-names', dest='names', action='store_false', help='not every array')
+  command.run(parser, main)
