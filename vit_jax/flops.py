@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any
 
 # Named in every result, so that numbers from different codebases can be compared.
 CONVENTION = (
   'training FLOPs = 3 x forward = 6 x multiply-accumulates of matrix products (patch embedding, '
-  'attention projections, scores, weighted sums, MLPs, pooling, head); recomputation, norms, '
+  'convolutions, attention projections, scores, weighted sums, MLPs, pooling, head); what patch '
+  'dropout and subsets of stochastic depth leave out, recomputation, norms, '
   'softmax, activations and the optimizer are not counted'
 )
 
@@ -28,36 +29,56 @@ PEAKS = {
 }
 
 
-class Sizes(Protocol):
-  """A resolved `vit_jax.models.vit.ViTConfig`."""
+def forward_macs(config: Any, *, training: bool = False) -> int:
+  """Multiply-accumulates of the matrix products of one image's forward pass.
 
-  width: int
-  depth: int
-  mlp_dim: int
-  patch_size: int
-  in_channels: int
-  num_classes: int
-  pool: str
-
-  @property
-  def grid(self) -> tuple[int, int]:
-    """Patches down and across."""
-    ...
-
-
-def forward_macs(config: Sizes) -> int:
-  """Multiply-accumulates of the matrix products of one image's forward pass."""
+  Args:
+    config: a resolved `vit_jax.models.vit.ViTConfig`, for images of its own size.
+    training: leave out what patch dropout and stochastic depth on a subset of the batch leave out.
+  """
   width, patches = config.width, config.grid[0] * config.grid[1]
-  tokens = patches + (config.pool == 'token')
-  linear = 4 * width**2 + 2 * width * config.mlp_dim
-  blocks = config.depth * (tokens * linear + 2 * tokens**2 * width)
-  embed = patches * config.patch_size**2 * config.in_channels * width
+  channels, stem = config.in_channels, 0
+  if config.stem_width:
+    stem, channels = _stem_macs(config)
+  embed = patches * config.patch_size**2 * channels * width
+  if training and config.patch_dropout:
+    patches = max(1, round(patches * (1 - config.patch_dropout)))
+  tokens = patches + config.prefix
+  mlp = (3 if config.mlp == 'swiglu' else 2) * width * config.mlp_dim
+  blocks = config.depth * (tokens * (4 * width**2 + mlp) + 2 * tokens**2 * width)
+  if training and config.drop_path_mode == 'subset':
+    blocks = round(blocks * (1 - config.drop_path))
   pool = 0
-  if config.pool == 'map':  # one query: keys and values of every token, the rest once
-    pool = 2 * tokens * width**2 + 2 * tokens * width + 2 * width**2 + 2 * width * config.mlp_dim
-  return blocks + embed + pool + width * config.num_classes
+  if config.pool == 'map':  # one query: keys and values of every patch, the rest once
+    pool = 2 * patches * width**2 + 2 * patches * width + 2 * width**2 + mlp
+  features = 2 * width if config.pool == 'token_mean' else width
+  head = features * config.num_classes * (2 if config.distilled else 1)
+  if config.representation_size:
+    hidden = config.representation_size
+    head = features * hidden + hidden * config.num_classes
+  return stem + embed + blocks + pool + head
 
 
-def train_flops(config: Sizes) -> int:
+def _stem_macs(config: Any) -> tuple[int, int]:
+  """Of the ResNet in front, and the channels that it gives."""
+  height, width = (-(-side // 2) for side in config.image_size)
+  channels = config.stem_width
+  macs = height * width * 49 * config.in_channels * channels
+  height, width = -(-height // 2), -(-width // 2)
+  for stage, depth in enumerate(config.stem_depths):
+    inner = config.stem_width * 2**stage
+    for unit in range(depth):
+      before = height * width
+      if stage and not unit:
+        height, width = -(-height // 2), -(-width // 2)
+      after = height * width
+      macs += before * channels * inner + after * 9 * inner**2 + after * inner * 4 * inner
+      if channels != 4 * inner or before != after:
+        macs += after * channels * 4 * inner
+      channels = 4 * inner
+  return macs, channels
+
+
+def train_flops(config: Any) -> int:
   """FLOPs to train on one image once, by `CONVENTION`."""
-  return 6 * forward_macs(config)
+  return 6 * forward_macs(config, training=True)

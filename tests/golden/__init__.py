@@ -1,0 +1,47 @@
+"""Results of the reference implementations, kept so that they need not be installed.
+
+`python -m tests.parity.make_golden` makes the files anew. They hold names, shapes and results; the
+weights and images themselves are drawn here, from a generator whose stream NumPy has frozen.
+"""
+
+import pathlib
+import zlib
+
+import numpy as np
+
+FOLDER = pathlib.Path(__file__).parent
+
+
+def weights(shapes):
+  """Arrays by name; nothing is zero or one.
+
+  Norms have scales near one, but near zero where a ResNet starts its residual branches with that.
+  """
+  found = {}
+  for name, shape in shapes.items():
+    noise = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+    if len(shape) < 2:
+      one = name.endswith('weight') or 'gamma' in name or 'logit' in name
+      found[name] = 0.1 * noise + (one and 'norm3' not in name)
+    else:
+      found[name] = 0.7 * noise / np.sqrt(np.prod(shape[1:]))
+  return {name: np.asarray(value, np.float32) for name, value in found.items()}
+
+
+def images(shape, batch=2):
+  """float32 (batch, height, width, channels)."""
+  return np.float32(np.random.RandomState(1).standard_normal((batch, *shape)))
+
+
+def tokens(batch, length, vocabulary):
+  """int (batch, length); the largest number ends each text."""
+  found = np.random.RandomState(2).randint(3, vocabulary - 1, (batch, length))
+  found[np.arange(batch), np.arange(batch) % length] = vocabulary - 1
+  return found
+
+
+def digest(x):
+  """Size and eight random projections of an array: enough to notice any change."""
+  x = np.asarray(x, np.float64).reshape(-1)
+  directions = np.random.RandomState(3).standard_normal((8, x.size))
+  return [float(np.abs(x).max()), *map(float, directions @ x / np.sqrt(x.size))]

@@ -1,0 +1,74 @@
+"""Writes tests/golden/references.json: `python -m tests.parity.make_golden`."""
+
+import json
+import pathlib
+import tempfile
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from tests import golden
+from tests.parity import references
+from tests.parity.references import REFERENCES, numpy, timm
+from tests.parity.test_towers import MODELS, packed
+
+DROP = ('transformers_version', 'dtype', 'initializer_range', 'initializer_factor')
+
+
+def rewrite(folder):
+  """The golden weights in place of those in a folder; their shapes, and its configuration."""
+  path = folder / 'model.safetensors'
+  with safe_open(path, 'numpy') as file:
+    shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+  save_file(golden.weights(shapes), path, metadata={'format': 'pt'})
+  config = json.loads((folder / 'config.json').read_text())
+  return shapes, {k: v for k, v in config.items() if k not in DROP}
+
+
+def main():
+  found = {}
+  for name, reference in REFERENCES.items():
+    with tempfile.TemporaryDirectory() as temporary:
+      folder = pathlib.Path(temporary) / 'theirs'
+      module = reference.make()
+      reference.save(module, folder)
+      shapes, config = rewrite(folder)
+      if name.startswith('hf/'):
+        module = type(module).from_pretrained(folder)
+      else:
+        timm.models.load_checkpoint(module, str(folder / 'model.safetensors'), strict=True)
+      x = golden.images(reference.image)
+      module = module.eval()
+      with torch.no_grad():
+        x = torch.from_numpy(x).permute(0, 3, 1, 2)
+        out = references.watch(module, lambda: reference.run(module, x))  # noqa: B023
+      kept = {k: golden.digest(numpy(v)) for k, v in out.items() if not k.startswith('mid')}
+      found[name] = dict(image=reference.image, config=config, shapes=shapes, outputs=kept)
+  for name, make in MODELS.items():
+    with tempfile.TemporaryDirectory() as temporary:
+      folder = pathlib.Path(temporary) / 'theirs'
+      make().save_pretrained(folder, save_original_format=True)
+      shapes, config = rewrite(folder)
+      module = type(make()).from_pretrained(folder).eval()
+      inputs = {'input_ids': torch.from_numpy(golden.tokens(4, 10, 100))}
+      if name == 'siglip2':
+        grid, pixels, _, mask = packed(np.random.RandomState(4))
+        inputs |= dict(
+          pixel_values=torch.from_numpy(pixels), spatial_shapes=torch.from_numpy(grid),
+          pixel_attention_mask=torch.from_numpy(mask.astype(np.int64)),
+        )  # fmt: skip
+      else:
+        inputs['pixel_values'] = torch.from_numpy(golden.images((32, 32, 3))).permute(0, 3, 1, 2)
+      with torch.no_grad():
+        out = module(**inputs)
+      found[f'towers/{name}'] = dict(
+        config=config, shapes=shapes, outputs={'logits': golden.digest(out.logits_per_image)}
+      )
+  lines = (f'{json.dumps(name)}: {json.dumps(value)}' for name, value in found.items())
+  (golden.FOLDER / 'references.json').write_text('{\n' + ',\n'.join(lines) + '\n}\n')
+
+
+if __name__ == '__main__':
+  main()
