@@ -1,6 +1,7 @@
 """The model: exact sizes, equivalent forms, refusals."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,6 @@ from vit_jax.attention import Attention
 from vit_jax.encoder import NAMES
 from vit_jax.errors import RunError
 from vit_jax.explore.attention import rollout
-from vit_jax.models.variants import SIZES
 from vit_jax.models.vit import POOL, ViTConfig
 from vit_jax.positions import grid_coords, sincos2d
 
@@ -38,94 +38,160 @@ def parameters(variant, **config):
   return sum(leaf.size for leaf in jax.tree.leaves(model))
 
 
-@pytest.mark.parametrize(
-  ('variant', 'config', 'count'),
-  [
-    ('Ti/16', {}, 5_717_416),
-    ('S/16', {}, 22_050_664),
-    ('S/32', {}, 22_878_952),
-    ('B/8', {}, 86_576_872),
-    ('B/16', {}, 86_567_656),
-    ('B/32', {}, 88_224_232),
-    ('L/16', {}, 304_326_632),
-    ('L/32', {}, 306_535_400),
-    ('H/14', {}, 632_045_800),
-    ('S/16', dict(pool='mean', posemb='sincos2d'), 21_974_632),
-    ('M/16', dict(pool='mean'), 38_836_712),
-    ('B/16', dict(pool='map'), 92_884_224 + 769_000),
-    ('So400m/14', dict(pool='map'), 428_833_704),
-    ('g/14', dict(pool='map'), 1_037_857_384),
-  ],
-)
-def test_published_parameter_counts(variant, config, count):
-  assert parameters(variant, num_classes=1000, **config) == count
+def erf(x):
+  return np.vectorize(math.erf)(x)
 
 
-@pytest.mark.parametrize('size', list(SIZES))
-def test_every_size_has_heads_that_divide_it(size):
-  config = ViTConfig(f'{size}/14', num_classes=10).resolve()
-  assert config.width % config.num_heads == 0
-  assert parameters(f'{size}/14', num_classes=10, depth=1) > 0
+ACTIVATIONS = {
+  'gelu': lambda x: x / 2 * (1 + erf(x / np.sqrt(2))),
+  'gelu_tanh': lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+  'quick_gelu': lambda x: x / (1 + np.exp(-1.702 * x)),
+  'swiglu': lambda x: x / (1 + np.exp(-x)),
+}
 
 
 def reference(model, x):
-  """The forward pass of a float32 model in plain NumPy, float64."""
-  config = model.config
+  """The forward pass of a float32 model in plain NumPy, float64, straight from the papers."""
+  c = model.config
   p = {name: np.asarray(leaf, np.float64) for name, leaf in tree.flatten(model).items()}
 
-  def norm(x, at):
-    x = x - x.mean(-1, keepdims=True)
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * p[f'{at}/scale'] + p[f'{at}/bias']
+  def part(at, layer=None):
+    """The parameters under a name, by the rest of their names."""
+    found = {n.removeprefix(f'{at}/'): v for n, v in p.items() if n.startswith(f'{at}/')}
+    return found if layer is None else {n: v[layer] for n, v in found.items()}
 
-  def attention(x, y, w):
-    q, k, v = (
-      np.einsum('btd,dhk->bhtk', z, w(f'{n}/kernel')) + w(f'{n}/bias')[:, None]
-      for n, z in (('query', x), ('key', y), ('value', y))
-    )
-    scores = q @ k.swapaxes(2, 3) / np.sqrt(q.shape[-1])
+  def under(w, at):
+    return {n.removeprefix(f'{at}/'): v for n, v in w.items() if n.startswith(f'{at}/')}
+
+  def norm(x, w):
+    if c.norm == 'layernorm':
+      x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + c.eps) * w['scale'] + w.get('bias', 0)
+
+  def dense(x, w):
+    inputs = 2 if w['kernel'].ndim == 3 and w['kernel'].shape[:2] == x.shape[-2:] else 1
+    return np.tensordot(x, w['kernel'], inputs) + w.get('bias', 0)
+
+  def angles(prefix):
+    head, (h, w) = c.width // c.num_heads, c.grid
+    bands = c.rope_base ** -np.arange(0, 1, 4 / head)
+    found = [np.zeros(head // 2)] * prefix
+    for i, j in itertools.product(range(h), range(w)):
+      y, x = (2 * np.pi * (2 * (a + 0.5) / n - 1) for a, n in ((i, h), (j, w)))
+      if c.rope == 'grid':
+        y, x = i, j
+      found.append(np.concatenate([y * bands, x * bands]))
+    return np.array(found)
+
+  def rotated(x):
+    a, half = angles(c.prefix), x.shape[-1] // 2
+    pairs = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * a)[None, :, None, :]
+    return np.concatenate([pairs.real, pairs.imag], -1)
+
+  def relative(table):
+    (h, w), n = c.grid, c.prefix
+    places = [None] * n + list(itertools.product(range(h), range(w)))
+    bias = np.zeros((c.num_heads, len(places), len(places)))
+    for (i, a), (j, b) in itertools.product(enumerate(places), enumerate(places)):
+      row = {(True, True): -1, (True, False): -3, (False, True): -2}.get((a is None, b is None))
+      if row is None:
+        row = (a[0] - b[0] + h - 1) * (2 * w - 1) + a[1] - b[1] + w - 1
+      bias[:, i, j] = table[row]
+    return bias
+
+  def attention(x, y, w, rope=True):
+    q, k, v = (dense(z, under(w, n)) for n, z in (('query', x), ('key', y), ('value', y)))
+    if 'query_norm/scale' in w:
+      q, k = norm(q, under(w, 'query_norm')), norm(k, under(w, 'key_norm'))
+    if c.rope != 'none' and rope:
+      q, k = rotated(q), rotated(k)
+    scores = np.einsum('bqhd,bkhd->bhqk', q, k) / np.sqrt(q.shape[-1])
+    if 'relative/table' in w:
+      scores = scores + relative(w['relative/table'])
+    if c.relative_bias == 'shared' and rope:
+      scores = scores + relative(p['encoder/relative/table'])
     weights = np.exp(scores - scores.max(-1, keepdims=True))
-    out = weights / weights.sum(-1, keepdims=True) @ v
-    return np.einsum('bhtk,hkd->btd', out, w('out/kernel')) + w('out/bias')
+    weights = weights / weights.sum(-1, keepdims=True)
+    return dense(np.einsum('bhqk,bkhd->bqhd', weights, v), under(w, 'out'))
 
   def mlp(x, w):
-    y = x @ w('up/kernel') + w('up/bias')
-    y = y / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
-    return y @ w('down/kernel') + w('down/bias')
+    y = dense(x, under(w, 'up'))
+    activation = ACTIVATIONS[c.mlp]
+    y = activation(dense(x, under(w, 'gate'))) * y if c.mlp == 'swiglu' else activation(y)
+    y = norm(y, under(w, 'norm')) if 'norm/scale' in w else y
+    return dense(y, under(w, 'down'))
 
-  s = config.patch_size
+  s = c.patch_size
   patches = [
     np.einsum('bpqc,pqcd->bd', x[:, i : i + s, j : j + s], p['embed/proj/kernel'])
     for i, j in itertools.product(range(0, x.shape[1], s), range(0, x.shape[2], s))
   ]
-  x = np.stack(patches, axis=1) + p['embed/proj/bias']
-  if config.posemb == 'sincos2d':
-    x = x + sincos2d(grid_coords(*config.grid), config.width)
-  if config.pool == 'token':
-    x = np.concatenate([np.tile(p['token'], (len(x), 1, 1)), x], axis=1)
-  if config.posemb == 'learned':
-    x = x + p['posemb']
-  for layer in range(config.depth):
-    w = lambda name, layer=layer: p[f'encoder/blocks/{name}'][layer]  # noqa: E731
-    at = {f'l{n}/{k}': w(f'norm{n}/{k}') for n in '12' for k in ('scale', 'bias')}
-    p |= at
-    y = norm(x, 'l1')
-    x = x + attention(y, y, lambda name, w=w: w(f'attn/{name}'))
-    x = x + mlp(norm(x, 'l2'), lambda name, w=w: w(f'mlp/{name}'))
-  x = norm(x, 'encoder/norm')
-  if config.pool == 'map':
-    probe = np.tile(p['map_head/probe'], (len(x), 1, 1))
-    y = attention(probe, x, lambda name: p[f'map_head/attn/{name}'])
-    x = y + mlp(norm(y, 'map_head/norm'), lambda name: p[f'map_head/mlp/{name}'])
-  x = x.mean(1) if config.pool == 'mean' else x[:, 0]
-  return x @ p['head/kernel'] + p['head/bias']
+  x = np.stack(patches, axis=1) + p.get('embed/proj/bias', 0)
+  if c.posemb == 'sincos2d':
+    x = x + sincos2d(grid_coords(*c.grid), c.width)
+  if c.posemb == 'factorised':
+    both = p['posemb_rows'][0][:, None] + p['posemb_columns'][0][None]
+    x = x + both.reshape(-1, c.width)
+  for name in ('registers', 'distill_token', 'token'):
+    if name in p:
+      x = np.concatenate([np.tile(p[name], (len(x), 1, 1)), x], axis=1)
+  if c.posemb == 'learned':
+    bare = c.prefix - c.posemb_prefix
+    rows = p['posemb'][0]
+    rows = np.concatenate(
+      [rows[: c.posemb_prefix], np.zeros((bare, c.width)), rows[c.posemb_prefix :]]
+    )
+    x = x + rows
+  x = norm(x, part('embed_norm')) if c.embed_norm else x
+  for layer in range(c.depth):
+    w = part('encoder/blocks', layer)
+    one, two = w.get('scale1', 1), w.get('scale2', 1)
+    if c.parallel:
+      y = norm(x, under(w, 'norm1'))
+      x = x + one * attention(y, y, under(w, 'attn')) + two * mlp(y, under(w, 'mlp'))
+    elif c.norm_place == 'post':
+      x = norm(x + one * attention(x, x, under(w, 'attn')), under(w, 'norm1'))
+      x = norm(x + two * mlp(x, under(w, 'mlp')), under(w, 'norm2'))
+    else:
+      y = norm(x, under(w, 'norm1'))
+      x = x + one * attention(y, y, under(w, 'attn'))
+      x = x + two * mlp(norm(x, under(w, 'norm2')), under(w, 'mlp'))
+  if 'encoder/norm/scale' in p:
+    x = norm(x, part('encoder/norm'))
+  tokens, patches = x, x[:, c.prefix :]
+  if c.pool == 'map':
+    w, probe = part('map_head'), np.tile(p['map_head/probe'], (len(x), 1, 1))
+    y = attention(probe, patches, under(w, 'attn'), rope=False)
+    x = (y + mlp(norm(y, under(w, 'norm')), under(w, 'mlp')))[:, 0]
+  else:
+    mean = patches.mean(1)
+    x = {'mean': mean, 'token': x[:, 0], 'token_mean': np.concatenate([x[:, 0], mean], -1)}[c.pool]
+  final = lambda x: norm(x, part('pool_norm')) if c.pool_norm else x  # noqa: E731
+  x = final(x)
+  x = np.tanh(dense(x, part('pre_logits'))) if c.representation_size else x
+  x = dense(x, part('head'))
+  return (x + dense(final(tokens[:, 1]), part('distill_head'))) / 2 if c.distilled else x
 
 
-@pytest.mark.parametrize(
-  ('posemb', 'pool'),
-  list(itertools.product(('learned', 'sincos2d', 'none'), ('token', 'mean', 'map'))),
-)
-def test_forward_is_the_paper_in_float64(posemb, pool):
-  model = tiny(posemb=posemb, pool=pool)
+PARTS = [
+  *(dict(posemb=a, pool=b) for a, b in
+    itertools.product(('learned', 'sincos2d', 'none'), ('token', 'mean', 'map'))),
+  dict(distilled=True, registers=2, mlp='gelu'),
+  dict(distilled=True, pool_norm=True, posemb_tokens='all', registers=1, mlp='quick_gelu'),
+  dict(pool='token_mean', representation_size=7, posemb='factorised', posemb_tokens='patches'),
+  dict(mlp='swiglu', mlp_norm=True, norm='rmsnorm', qk_norm=True, layerscale=0.3, registers=1),
+  dict(parallel=True, qk_norm=True, no_bias='query,key,value,norm', pool='map'),
+  dict(norm_place='post', embed_norm=True, eps=1e-3, no_bias='out,mlp,embed,head'),
+  dict(norm_place='post', pool_norm=True, pool='mean', layerscale=0.5, rope='grid', rope_base=20.0),
+  dict(rope='unit', posemb='none', registers=3, pool='mean', qk_norm=True),
+  dict(relative_bias='layer', pool='mean', class_token=True, pool_norm=True, no_bias='key'),
+  dict(relative_bias='shared', posemb='none', pool='map', rope='unit', parallel=True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('config', PARTS, ids=lambda c: ','.join(f'{k}={v}' for k, v in c.items()))
+def test_forward_is_the_papers_in_float64(config):
+  model = tiny(**config)
   want = reference(model, np.asarray(images(), np.float64))
   with jax.default_matmul_precision('highest'):
     got = jax.jit(lambda model, x: model(x))(model, images())

@@ -20,18 +20,29 @@ PACKAGE = ROOT / 'vit_jax'
 
 # What each module may import of the project, beside `errors` and `schema`.
 ALLOWED = {
-  '__init__': {'models.vit'},
+  '__init__': {'convert.bridge', 'models.vit'},
   'errors': set(),
   'schema': set(),
+  'card': set(),
   'flops': set(),
   'tree': set(),
   'metrics': set(),
+  'command': set(),
   'sharding': set(),
-  'layers': {'sharding'},
-  'attention': {'layers'},
-  'encoder': {'attention', 'layers', 'tree'},
+  'positions': set(),
+  'layers': {'positions', 'sharding'},
+  'resnet': {'layers', 'sharding'},
+  'attention': {'layers', 'positions', 'sharding'},
+  'encoder': {'attention', 'layers', 'sharding', 'tree'},
   'models.__init__': {'models.vit'},
-  'models.vit': {'attention', 'encoder', 'layers', 'sharding'},
+  'models.variants': set(),
+  'models.vit': {
+    'attention', 'encoder', 'layers', 'models', 'models.variants', 'positions', 'resnet', 'sharding'
+  },
+  'models.text': {'encoder', 'layers', 'models', 'models.variants', 'sharding'},
+  'models.two_towers': {
+    'encoder', 'layers', 'models', 'models.text', 'models.variants', 'models.vit', 'sharding'
+  },
   'explore.__init__': set(),
   'explore.attention': {'encoder', 'models.vit'},
   'optim': {'tree'},
@@ -48,11 +59,26 @@ ALLOWED = {
   'evaluators.classification': {'data.pipeline', 'data.preprocess', 'sharding'},
   'config': {'data.pipeline', 'evaluators', 'models', 'optim', 'tasks'},
   'checkpoint': {'sharding', 'tree'},
-  'experiment': {'config', 'data.pipeline', 'optim', 'sharding', 'state'},
+  'convert.__init__': set(),
+  'convert.pickles': set(),
+  'convert.files': {'convert', 'convert.pickles'},
+  'convert.layout': set(),
+  'convert.augreg': set(),
+  'convert.source': {'convert.files'},
+  'convert.adapt': {'card', 'layers', 'models', 'positions', 'tree'},
+  'convert.npz': {'card', 'convert', 'models', 'resnet'},
+  'convert.timm': {'card', 'convert', 'models', 'resnet'},
+  'convert.transformers': {'card', 'convert', 'models'},
+  'convert.openai': {'card', 'convert', 'models'},
+  'convert.bridge': {'card', 'checkpoint', 'convert', 'models', 'sharding', 'tree'},
+  'convert.__main__': {'command', 'convert'},
+  'inspect': {'command', 'convert', 'models'},
+  'predict': {'card', 'command', 'convert', 'data', 'data.preprocess', 'models'},
+  'experiment': {'card', 'config', 'data.pipeline', 'optim', 'sharding', 'state'},
   'launch': set(),
   'train': {
-    'checkpoint', 'config', 'data.pipeline', 'experiment', 'launch', 'metrics', 'optim', 'sharding',
-    'workdir',
+    'card', 'checkpoint', 'config', 'data.pipeline', 'experiment', 'launch', 'metrics', 'optim',
+    'sharding', 'workdir',
   },
   'workdir': {'config', 'experiment', 'flops', 'metrics'},
   'evaluate': {'checkpoint', 'config', 'experiment', 'launch', 'metrics', 'sharding'},
@@ -67,7 +93,9 @@ ONLY = {
   'rich': {'metrics'},
   'optax': {'optim', 'state'},
   'cv2': {'data.preprocess', 'data.digits', 'data.fashion_mnist'},
-  'tensorflow': set(), 'torch': set(), 'matplotlib': set(),
+  'safetensors': {'convert.files'},
+  'PIL': {'predict'},
+  'tensorflow': set(), 'torch': set(), 'matplotlib': set(), 'transformers': set(), 'timm': set(),
 }  # fmt: skip
 
 
@@ -98,7 +126,9 @@ def test_imports_run_one_way(name):
     top, _, rest = imported.partition('.')
     if top == 'vit_jax':
       known = [
-        m for m in (*MODULES, 'models', 'tasks', 'evaluators') if f'{rest}.'.startswith(f'{m}.')
+        m
+        for m in (*MODULES, 'convert', 'data', 'models', 'tasks', 'evaluators')
+        if f'{rest}.'.startswith(f'{m}.')
       ]
       assert set(known) & (ALLOWED[name] | free), f'{name} imports {imported}'
     elif top in ONLY:

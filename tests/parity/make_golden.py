@@ -1,4 +1,4 @@
-"""Writes tests/golden/references.json: `python -m tests.parity.make_golden`."""
+"""Writes what is in tests/golden but variants.json: `python -m tests.parity.make_golden`."""
 
 import json
 import pathlib
@@ -27,6 +27,17 @@ def rewrite(folder):
   return shapes, {k: v for k, v in config.items() if k not in DROP}
 
 
+def torch_files():
+  """Two small files as PyTorch writes them: a state dict and a traced module."""
+  weight = torch.from_numpy(np.float32(np.random.RandomState(0).standard_normal((3, 4))))
+  module = torch.nn.Sequential()
+  module.layer = torch.nn.Linear(4, 3)
+  module.layer.weight.data = weight.clone()
+  state = {**module.state_dict(), 'half': weight.T[1:].to(torch.bfloat16)}
+  torch.save(state, golden.FOLDER / 'plain.pt')
+  torch.jit.save(torch.jit.trace(module, torch.ones(1, 4)), golden.FOLDER / 'traced.pt')
+
+
 def main():
   found = {}
   for name, reference in REFERENCES.items():
@@ -43,7 +54,7 @@ def main():
       module = module.eval()
       with torch.no_grad():
         x = torch.from_numpy(x).permute(0, 3, 1, 2)
-        out = references.watch(module, lambda: reference.run(module, x))  # noqa: B023
+        out = references.watch(module, lambda: reference.run(module, x))
       kept = {k: golden.digest(numpy(v)) for k, v in out.items() if not k.startswith('mid')}
       found[name] = dict(image=reference.image, config=config, shapes=shapes, outputs=kept)
   for name, make in MODELS.items():
@@ -66,6 +77,7 @@ def main():
       found[f'towers/{name}'] = dict(
         config=config, shapes=shapes, outputs={'logits': golden.digest(out.logits_per_image)}
       )
+  torch_files()
   lines = (f'{json.dumps(name)}: {json.dumps(value)}' for name, value in found.items())
   (golden.FOLDER / 'references.json').write_text('{\n' + ',\n'.join(lines) + '\n}\n')
 

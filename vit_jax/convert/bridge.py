@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
-from vit_jax import sharding, tree
+from vit_jax import schema, sharding, tree
 from vit_jax.card import Card, about
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.convert import adapt, files, layout, npz, openai, timm, transformers
@@ -112,23 +112,30 @@ def open_checkpoint(path: str | pathlib.Path, **hints: Any) -> Opened:
     if (folder / 'preprocessor_config.json').exists():
       source.preprocessor = files.read_json(folder / 'preprocessor_config.json')
   source.arrays = _without_wrapper(source.arrays)
+  name, reader, style, config, card = _recognise(source)
+  channels = (config.image if isinstance(config, TwoTowersConfig) else config).in_channels
+  card = adapt.card_for_channels(card, channels)
+  shapes = {leaf: tuple(array.shape) for leaf, array in abstract(config).items()}
+  made = reader.make_rules(config, shapes, style)
+  return Opened(card.dialect or name, config, card, source.arrays, made, reader.IGNORE, str(path))
+
+
+def _recognise(source: Source) -> tuple[str, Any, dict[str, Any], Any, Card]:
+  """Who wrote a checkpoint, how, and what model is in it; raises RunError."""
   for name, reader in READERS.items():
-    style = reader.recognise(source)
-    if style is None:
-      continue
     try:
+      style = reader.recognise(source)
+      if style is None:
+        continue
       config, card = reader.architecture(source, style)
-      config = _with_hints(config, hints).resolve()
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError, KeyError) as error:
-      raise RunError(f'{path}: the configuration makes no sense: {error}') from None
-    channels = (config.image if isinstance(config, TwoTowersConfig) else config).in_channels
-    card = adapt.card_for_channels(card, channels)
-    shapes = {leaf: tuple(array.shape) for leaf, array in abstract(config).items()}
-    made = reader.make_rules(config, shapes, style)
-    return Opened(card.dialect or name, config, card, source.arrays, made, reader.IGNORE, str(path))
+      config = _with_hints(config, source.hints)
+      config = schema.build(type(config), dataclasses.asdict(config), 'the model').resolve()
+    except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
+      raise RunError(f'{source.where}: the configuration makes no sense: {error}') from None
+    return name, reader, style, config, card
   names = ', '.join(list(source.arrays)[:5])
   raise RunError(
-    f'{path} is of no known dialect ({", ".join(DIALECTS)}); its names begin with {names}'
+    f'{source.where} is of no known dialect ({", ".join(DIALECTS)}); its names begin with {names}'
   )
 
 
@@ -272,6 +279,7 @@ def save(
   if dtype not in kind:
     raise RunError(f'unknown dtype {dtype!r}: {suggest(dtype, kind)}')
   arrays = {n: a.astype(kind[dtype]) for n, a in layout.write(made, leaves).items()}
+  _check_expressed(config, arrays, beside, dialect)
   with files.target(path, overwrite=overwrite) as place:
     if suffix == '.npz':
       files.write_npz(place, arrays)
@@ -284,6 +292,34 @@ def save(
       for name, value in beside.items():
         (place / name).write_text(json.dumps(value, indent=2) + '\n')
   return None
+
+
+def _check_expressed(
+  config: Any, arrays: dict[str, np.ndarray], beside: dict[str, Any], dialect: str
+) -> None:
+  """Raises RunError unless what is about to be written would be read as the same model."""
+  stubs = {n: files.Stub(a.shape, a.dtype, lambda a=a: a) for n, a in arrays.items()}
+  # Bare state dicts do not say how many heads there are; whoever reads them has to know.
+  hints = {'num_heads': config.num_heads} if dialect in ('dinov2', 'dinov3') else {}
+  known = next((beside[name] for name in SIDECARS if name in beside), {})
+  try:
+    back = _recognise(Source(dialect, stubs, json.loads(json.dumps(known)), hints=hints))[3]
+  except RunError as error:
+    raise RunError(f'{dialect} cannot express this model: {error}') from None
+  pairs = [(config, back)]
+  if isinstance(config, TwoTowersConfig):
+    pairs = [
+      (config.image, getattr(back, 'image', None)),
+      (config.text, getattr(back, 'text', None)),
+    ]
+  for ours, theirs in pairs:
+    a, b = adapt.signature(ours), adapt.signature(theirs) if theirs else {}
+    for name, value in a.items():
+      if b.get(name) != value:
+        raise RunError(
+          f'{dialect} cannot express {name}={value!r}: it would be read as {b.get(name)!r}. To write '
+          f'it all the same, load it with {name}={b.get(name)!r}.'
+        )
 
 
 def _plain_card(config: Any) -> Card:

@@ -68,7 +68,9 @@ def read(path: pathlib.Path) -> Arrays:
       if any(name.endswith('/data.pkl') for name in archive.namelist()):
         return {name: Stub(*stub) for name, stub in pickles.read(path).items()}
     return _npz(path)
-  except (zipfile.BadZipFile, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+  except RunError:
+    raise
+  except Exception as error:  # a damaged file can ask for anything
     raise RunError(f'{path} is damaged: {error}') from None
 
 
@@ -100,7 +102,7 @@ def _member(path: pathlib.Path, name: str, dtype: Any) -> np.ndarray:
   try:
     with zipfile.ZipFile(path) as archive, archive.open(name) as file:
       return np.lib.format.read_array(file, allow_pickle=False).view(dtype)
-  except (zipfile.BadZipFile, EOFError, ValueError, OSError) as error:
+  except Exception as error:
     raise RunError(f'{path} is damaged: {name}: {error}') from None
 
 

@@ -125,25 +125,23 @@ def style_for(config: Any) -> dict[str, Any]:
 
 
 def sidecar(config: Any, card: Card) -> dict[str, dict[str, Any]]:
-  """The open_clip_config.json of a two-tower model."""
-  if not isinstance(config, TwoTowersConfig):
-    return {}
-  image, text = config.image, config.text
-  return {
-    'open_clip_config.json': {
-      'model_cfg': {
-        'embed_dim': image.num_classes,
-        'quick_gelu': image.mlp == 'quick_gelu',
-        'vision_cfg': {
-          'image_size': image.image_size[0], 'layers': image.depth, 'width': image.width,
-          'head_width': image.width // image.num_heads, 'mlp_ratio': image.mlp_dim / image.width,
-          'patch_size': image.patch_size,
-        },
-        'text_cfg': {
-          'context_length': text.context_length, 'vocab_size': text.vocab_size,
-          'width': text.width, 'heads': text.num_heads, 'layers': text.depth,
-        },
-      },
-      'preprocess_cfg': {'mean': list(card.mean), 'std': list(card.std)},
-    }
+  """The open_clip_config.json of a model; one without text says nothing of it."""
+  two = isinstance(config, TwoTowersConfig)
+  image = config.image if two else config
+  model = {
+    'embed_dim': image.num_classes,
+    'quick_gelu': image.mlp == 'quick_gelu',
+    'vision_cfg': {
+      'image_size': image.image_size[0], 'layers': image.depth, 'width': image.width,
+      'head_width': image.width // image.num_heads, 'mlp_ratio': image.mlp_dim / image.width,
+      'patch_size': image.patch_size,
+    },
   }  # fmt: skip
+  if two:
+    text = config.text
+    model['text_cfg'] = {
+      'context_length': text.context_length, 'vocab_size': text.vocab_size, 'width': text.width,
+      'heads': text.num_heads, 'layers': text.depth,
+    }  # fmt: skip
+  stats = {'mean': list(card.mean), 'std': list(card.std)}
+  return {'open_clip_config.json': {'model_cfg': model, 'preprocess_cfg': stats}}

@@ -116,7 +116,7 @@ def read(path: pathlib.Path) -> dict[str, Tensor]:
       try:
         with zipfile.ZipFile(path) as archive:
           data = np.frombuffer(archive.read(member), tensor.dtype)
-      except (zipfile.BadZipFile, ValueError) as error:
+      except Exception as error:
         raise RunError(f'{path} is damaged: {member}: {error}') from None
       if len(data) < count:
         raise RunError(f'{path} is damaged: {member} has {len(data)} of {count} numbers')

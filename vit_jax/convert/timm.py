@@ -282,10 +282,23 @@ def _card(source: Source, name: str, given: dict, config: ViTConfig, meta: bool)
 def sidecar(config: ViTConfig, card: Card) -> dict[str, Any]:
   """The config.json that timm reads ('local-dir:' and hub models)."""
   pools = {'mean': 'avg', 'map': 'map', 'token': 'token'}
+  if config.pool not in pools:
+    raise RunError(f'timm has no pooling {config.pool!r}')
+  args: dict[str, Any] = {'num_heads': config.num_heads, 'img_size': list(config.image_size)}
+  if config.mlp in ('gelu_tanh', 'quick_gelu'):
+    args['act_layer'] = config.mlp
+  if config.rope != 'none':
+    args |= dict(
+      use_rot_pos_emb=True, rope_type='dinov3' if config.rope == 'unit' else 'cat',
+      rope_temperature=config.rope_base,
+      ref_feat_shape=list(config.rope_grid) if all(config.rope_grid) else None,
+    )  # fmt: skip
+  elif style_for(config, 'timm')['scale'] == 'gamma_{}':
+    args['use_rot_pos_emb'] = False
   return {
     'num_classes': config.num_classes,
-    'global_pool': pools.get(config.pool, config.pool),
-    'model_args': {'num_heads': config.num_heads},
+    'global_pool': pools[config.pool],
+    'model_args': args,
     'pretrained_cfg': {
       'input_size': [config.in_channels, *config.image_size],
       'mean': list(card.mean), 'std': list(card.std), 'interpolation': card.resize,
