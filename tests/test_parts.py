@@ -306,6 +306,6 @@ def test_create_rejects_what_contradicts_itself():
   ):
     with pytest.raises(RunError, match=message):
       ViTConfig('mu/4', image_size=(8, 8), **config).resolve()
+  hybrid = vit_jax.create('R+Ti/16', depth=1, image_size=(32, 32))
   with pytest.raises(ValueError, match='takes images, not patches'):
-    model = vit_jax.create('R+Ti/16', depth=1, image_size=(32, 32))
-    model(pack(images()))
+    hybrid(pack(images()))

@@ -74,7 +74,7 @@ ALLOWED = {
   'convert.__main__': {'command', 'convert'},
   'inspect': {'command', 'convert', 'models'},
   'predict': {'card', 'command', 'convert', 'data', 'data.preprocess', 'models'},
-  'experiment': {'card', 'config', 'data.pipeline', 'optim', 'sharding', 'state'},
+  'experiment': {'card', 'config', 'convert', 'data.pipeline', 'optim', 'sharding', 'state'},
   'launch': set(),
   'train': {
     'card', 'checkpoint', 'config', 'data.pipeline', 'experiment', 'launch', 'metrics', 'optim',

@@ -13,8 +13,9 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import make_digits
 
+import vit_jax
+from tests.conftest import make_digits
 from vit_jax import config as config_lib
 from vit_jax import sharding
 from vit_jax.data.preprocess import decode
@@ -142,6 +143,17 @@ def test_standalone_evaluation_agrees_with_the_run(finished, capsys):
   config.evals.train.split = 'train'
   assert evaluate(str(workdir), config)['train/examples'] == 1437
   assert 'test/top1' in capsys.readouterr().out
+
+
+def test_a_run_is_a_checkpoint_to_load(finished):
+  workdir, _, _ = finished
+  model = vit_jax.load(workdir)
+  with jax.set_mesh(sharding.make_mesh('data')):
+    _, state = restore(str(workdir))
+  for a, b in zip(jax.tree.leaves(state.eval_model), jax.tree.leaves(model), strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert model.card.class_names == tuple('0123456789')
+  assert (model.card.size, model.card.resize, model.card.mean) == ((8, 8), 'area', (0.5,))
 
 
 def test_evaluation_is_what_a_plain_loop_computes(finished, data_dir):
@@ -417,3 +429,29 @@ def test_mistakes_on_the_command_line(tmp_path, digits, flags, message):
   assert message in process.stderr
   assert 'Traceback' not in process.stderr
   assert not (tmp_path / 'run').exists()
+
+
+# --- starting from a checkpoint ---
+
+
+def test_a_run_starts_from_a_checkpoint(finished, tmp_path, digits):
+  """Of another project's dialect, for another image size, with another head, on a mesh."""
+  workdir, _, _ = finished
+  model = vit_jax.load(workdir)
+  vit_jax.save(model, tmp_path / 'start.npz', 'vit')
+  same = digits(init=str(tmp_path / 'start.npz'), optim__lr=0.0, optim__warmup='0',
+                total='1 step')  # fmt: skip
+  train(same, str(tmp_path / 'same'))
+  for a, b in zip(jax.tree.leaves(vit_jax.load(tmp_path / 'same')), jax.tree.leaves(model),
+                  strict=True):  # fmt: skip
+    np.testing.assert_array_equal(a, b)
+  other = digits(
+    init=str(tmp_path / 'start.npz'), model__image_size=(16, 16), model__num_classes=12,
+    total='2 steps', mesh='2x2x2', optim__warmup='0',
+  )  # fmt: skip
+  train(other, str(tmp_path / 'other'))
+  changed = vit_jax.load(tmp_path / 'other').config
+  assert (changed.image_size, changed.num_classes, changed.width) == ((16, 16), 12, 16)
+  dark = digits(init=str(tmp_path / 'start.npz'), task__mean=(0.1,))
+  with pytest.raises(RunError, match=r'task.mean=.*trained with \(0.5,\)'):
+    train(dark, str(tmp_path / 'dark'))

@@ -50,7 +50,13 @@ class ProfileConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """A run. Durations are strings: '500 steps', '1e6 examples', '90 epochs', '5%' of the total."""
+  """A run. Durations are strings: '500 steps', '1e6 examples', '90 epochs', '5%' of the total.
+
+  Attributes:
+    init: a checkpoint of any dialect to start from instead of random parameters. Its architecture
+      takes the place of model.variant; the fields of model that are set change it as `vit_jax.load`
+      does, and the head is replaced if the data set has another number of classes.
+  """
 
   total: str
   batch_size: int
@@ -61,6 +67,7 @@ class Config:
   evals: dict[str, Any] = schema.choices(EVALUATORS, 'classification')
   mesh: str = 'data'
   seed: int = 0
+  init: str = ''
   log: LogConfig
   checkpoint: CheckpointConfig
   profile: ProfileConfig

@@ -13,6 +13,7 @@ from flax import nnx
 from vit_jax import config as config_lib
 from vit_jax import optim
 from vit_jax.card import Card
+from vit_jax.convert import adapt, bridge
 from vit_jax.data.pipeline import Shape
 from vit_jax.errors import RunError
 from vit_jax.sharding import BatchLayout
@@ -33,13 +34,18 @@ class Experiment:
 
   def __init__(self, cfg: config_lib.Config):
     """Raises RunError for anything in `cfg` that is contradictory or not there."""
-    model = cfg.model.resolve()
+    self._start: bridge.Opened | None = None
+    if cfg.init:
+      self._start = bridge.open_checkpoint(cfg.init)
+    model = self._adapted(cfg.model) if self._start else cfg.model.resolve()
     self.layout = BatchLayout(cfg.batch_size)
     self.source = cfg.data.source.open(cfg.data.split)
     model = dataclasses.replace(
       model, num_classes=model.num_classes or len(self.source.class_names)
     )
     self.config = dataclasses.replace(cfg, model=model)
+    if self._start:
+      self._check_pixels(self._start.card)
     self.shape = Shape(model.image_size, model.in_channels, model.num_classes)
     self.total = self._steps(cfg.total, 'total', total=None)
     if self.total < 1:
@@ -67,7 +73,44 @@ class Experiment:
 
   def init(self) -> State:
     """The initial state; equal seeds give equal values on any mesh."""
-    return jax.jit(self._init)(np.uint32(self.config.seed))
+    config = self.config
+    if not self._start:
+      return jax.jit(self._init)(np.uint32(config.seed))
+    changes = {name: getattr(config.model, name) for name in adapt.CHANGES}
+    _, _, leaves = adapt.adapt(
+      self._start.config, self._start.card, self._start.leaves(), changes, seed=config.seed
+    )
+    model = bridge.build(config.model, leaves, None)
+    return jax.jit(lambda model: init_state(model, config.optim))(model)
+
+  def _adapted(self, wanted: Any) -> Any:
+    """The architecture of the checkpoint to start from, with the fields that are set changed."""
+    assert self._start
+    config = self._start.config
+    if not isinstance(config, type(wanted)):
+      raise RunError(f'init={self._start.where} is not a model of one tower')
+    changes = {
+      f.name: getattr(wanted, f.name)
+      for f in dataclasses.fields(wanted)
+      if f.name != 'variant' and getattr(wanted, f.name) is not None
+    }
+    changed = dataclasses.replace(config, variant='', **changes)
+    if 'patch_size' in changes and 'image_size' not in changes:
+      changed = dataclasses.replace(changed, image_size=adapt.same_grid(config, changed.patch_size))
+    return changed.resolve()
+
+  def _check_pixels(self, card: Card) -> None:
+    """Raises RunError unless images are normalised as those were that the checkpoint knows."""
+    card = adapt.card_for_channels(card, self.config.model.in_channels)
+    task, channels = self.config.task, self.config.model.in_channels
+    for name in ('mean', 'std'):
+      ours, theirs = getattr(task, name), getattr(card, name)
+      ours = ours * channels if len(ours) == 1 else ours
+      if not np.allclose(ours, theirs, atol=1e-6):
+        raise RunError(
+          f'task.{name}={ours}, but init={self.config.init} was trained with {theirs}: '
+          f"--config.task.{name}='{theirs}'"
+        )
 
   def _init(self, seed: jax.Array) -> State:
     model = self.config.model.create(nnx.Rngs(jax.random.key(seed)))

@@ -1,9 +1,9 @@
 """Results of the reference implementations, kept so that they need not be installed.
 
 references.json holds names, shapes and results of transformers and timm; the weights and images
-themselves are drawn here, from a generator whose stream NumPy has frozen. plain.pt and traced.pt are
-small files of torch.save and torch.jit.save. `python -m tests.parity.make_golden` makes all of these
-anew, `python -m tests.test_variants` variants.json.
+themselves are drawn here, from a generator whose stream NumPy has frozen. plain.pt and traced.pt
+are small files of torch.save and torch.jit.save. `python -m tests.parity.make_golden` makes all of
+these anew, `python -m tests.test_variants` variants.json.
 """
 
 import pathlib

@@ -30,7 +30,8 @@ def compare(model, module, tolerance=1e-5):
 
 
 def create(name, size=32, **kwargs):
-  return timm.create_model(name, img_size=size, num_classes=5, **kwargs)
+  kwargs = {'num_classes': 5, 'act_layer': 'gelu_tanh', **kwargs}  # as in JAX
+  return timm.create_model(name, img_size=size, **kwargs)
 
 
 SMALL = dict(patch_size=8, embed_dim=48, depth=3, num_heads=3)
@@ -39,7 +40,7 @@ SMALL = dict(patch_size=8, embed_dim=48, depth=3, num_heads=3)
 @pytest.mark.parametrize('dialect', ['vit', 'vit-linen', 'big_vision'])
 def test_npz_is_read_by_timm(tmp_path, dialect):
   tokens = 'patches' if dialect == 'big_vision' else 'class'
-  model = random('S/8', num_classes=5, mlp='gelu', posemb_tokens=tokens)
+  model = random('S/8', num_classes=5, posemb_tokens=tokens)
   vit_jax.save(model, tmp_path / 'model.npz', dialect)
   module = create('vit_small_patch16_224', no_embed_class=dialect == 'big_vision', **SMALL)
   if dialect == 'vit-linen':  # timm knows the numbers of Linen from big_vision only
@@ -48,17 +49,15 @@ def test_npz_is_read_by_timm(tmp_path, dialect):
   else:
     module.load_pretrained(str(tmp_path / 'model.npz'))
     compare(model, module)
-  again = vit_jax.load(tmp_path / 'model.npz', mlp='gelu')
+  again = vit_jax.load(tmp_path / 'model.npz')
   for name, leaf in tree.flatten(model).items():
     np.testing.assert_array_equal(tree.flatten(again)[name], leaf, name)
 
 
 def test_big_vision_map_head_is_read_by_timm(tmp_path):
-  model = random('siglip:B/8', mlp='gelu')
+  model = random('siglip:B/8')
   vit_jax.save(model, tmp_path / 'model.npz', 'big_vision')
-  module = timm.create_model(
-    'vit_base_patch16_siglip_224', img_size=32, num_classes=0, **SMALL
-  )  # fmt: skip
+  module = create('vit_base_patch16_siglip_224', num_classes=0, **SMALL)
   module.load_pretrained(str(tmp_path / 'model.npz'))
   compare(model, module)
 
@@ -72,7 +71,7 @@ def test_hybrid_npz_is_read_by_timm(tmp_path, name, depths):
   patch = 1 if depths else 8
   model = random(
     'S/16', patch_size=patch, image_size=(64, 64), stem_width=64, stem_depths=depths,
-    stem_convention='timm', num_classes=5, mlp='gelu',
+    stem_convention='timm', num_classes=5,
   )  # fmt: skip
   vit_jax.save(model, tmp_path / 'model.npz', 'vit')
   module = create(name, 64, **{**SMALL, 'patch_size': patch})

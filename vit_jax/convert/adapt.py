@@ -24,8 +24,8 @@ Leaves = dict[str, np.ndarray]
 
 
 def adapt(
-  config: ViTConfig, card: Card, leaves: Leaves, changes: Mapping[str, Any], patch_method: str,
-  seed: int,
+  config: ViTConfig, card: Card, leaves: Leaves, changes: Mapping[str, Any],
+  patch_method: str = 'bilinear', seed: int = 0,
 ) -> tuple[ViTConfig, Card, Leaves]:  # fmt: skip
   """A model with `CHANGES` made to it; see `bridge.load`.
 
@@ -37,9 +37,7 @@ def adapt(
     return config, card, leaves
   changes = {k: tuple(v) if k == 'image_size' else v for k, v in changes.items()}
   if 'patch_size' in changes and 'image_size' not in changes and config.posemb != 'none':
-    # Keep the grid, and with it the positions.
-    side = config.stride // config.patch_size * changes['patch_size']
-    changes['image_size'] = tuple(n * side for n in config.grid)
+    changes['image_size'] = same_grid(config, changes['patch_size'])
   new = dataclasses.replace(config, **changes).resolve()
   leaves = dict(leaves)
   if 'patch_size' in changes:
@@ -55,6 +53,12 @@ def adapt(
     _replace_head(new, leaves, seed)
     card = dataclasses.replace(card, class_names=())
   return new, dataclasses.replace(card, size=new.image_size), leaves
+
+
+def same_grid(config: ViTConfig, patch_size: int) -> tuple[int, int]:
+  """The image size that with other patches keeps the grid, and with it the positions."""
+  side = config.stride // config.patch_size * patch_size
+  return config.grid[0] * side, config.grid[1] * side
 
 
 def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
