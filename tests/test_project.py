@@ -36,8 +36,10 @@ ALLOWED = {
   'encoder': {'attention', 'layers', 'sharding', 'tree'},
   'models.__init__': {'models.vit'},
   'models.variants': set(),
+  'models.map_head': {'attention', 'encoder', 'layers', 'sharding'},
   'models.vit': {
-    'attention', 'encoder', 'layers', 'models', 'models.variants', 'positions', 'resnet', 'sharding'
+    'attention', 'encoder', 'layers', 'models', 'models.map_head', 'models.variants', 'positions',
+    'resnet', 'sharding'
   },
   'models.text': {'encoder', 'layers', 'models', 'models.variants', 'sharding'},
   'models.two_towers': {
@@ -68,7 +70,9 @@ ALLOWED = {
   'convert.adapt': {'card', 'layers', 'models', 'positions', 'tree'},
   'convert.npz': {'card', 'convert', 'models', 'resnet'},
   'convert.timm': {'card', 'convert', 'models', 'resnet'},
+  'convert.transformers_names': {'convert', 'models'},
   'convert.transformers': {'card', 'convert', 'models'},
+  'convert.transformers_config': {'card', 'convert', 'models'},
   'convert.openai': {'card', 'convert', 'models'},
   'convert.bridge': {'card', 'checkpoint', 'convert', 'models', 'sharding', 'tree'},
   'convert.__main__': {'command', 'convert'},

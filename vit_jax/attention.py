@@ -52,7 +52,7 @@ class RelativeBias(nnx.Module):
   def __init__(self, grid: tuple[int, int], prefix: bool, num_heads: int, rngs: nnx.Rngs):
     rows = (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3 * prefix
     self.table = param(zeros, rngs, (rows, num_heads), (None, 'heads'))
-    self.grid = tuple(grid)
+    self.grid = grid
 
   def __call__(self, context: Context) -> jax.Array:
     """float32 (1 or batch, heads, queries, keys)."""
@@ -83,11 +83,10 @@ class Attention(nnx.Module):
     causal: bool = False,
   ):  # fmt: skip
     head_dim = width // num_heads
-    for name in ('query', 'key', 'value'):
-      dense = Dense(
-        rngs, (width, num_heads, head_dim), ('embed', 'heads', None), bias=name not in no_bias
-      )
-      setattr(self, name, dense)
+    make = lambda name: Dense(  # noqa: E731
+      rngs, (width, num_heads, head_dim), ('embed', 'heads', None), bias=name not in no_bias
+    )
+    self.query, self.key, self.value = make('query'), make('key'), make('value')
     if norm:
       self.query_norm, self.key_norm = norm(head_dim, rngs), norm(head_dim, rngs)
     if relative:

@@ -33,7 +33,8 @@ class Card:
   @classmethod
   def from_dict(cls, given: Mapping[str, Any]) -> Card:
     """The inverse of `dataclasses.asdict`, also after a detour through JSON."""
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    return cls(**fields)
 
 
 def about(config: Any, card: Card) -> dict[str, Any]:

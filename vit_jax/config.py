@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
 
 from vit_jax import schema
 from vit_jax.data.pipeline import DataConfig
@@ -86,7 +87,7 @@ def complete(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
 
   Every field of `Config` is present, so that each can be changed on the command line.
   """
-  tree = schema.complete(Config, config, unset=ml_collections.config_dict.placeholder)
+  tree = schema.complete(Config, config, unset=config_dict.placeholder)
   tree = ml_collections.ConfigDict(tree)
   return tree.lock()
 

@@ -166,7 +166,7 @@ class Block(nnx.Module):
   """x + attention(norm(x)), then x + mlp(norm(x)) (Dosovitskiy et al. 2021, equations 2 and 3)."""
 
   def __init__(
-    self, config: EncoderConfig, rngs: nnx.Rngs, *, grid=None, prefix=False, causal=False
+    self, config: EncoderConfig, rngs: nnx.Rngs, *, grid: Any = None, prefix=False, causal=False
   ):
     width, norm, without = config.width, config.make_norm, config.without
     relative = None
@@ -293,7 +293,7 @@ class Encoder(nnx.Module):
   """
 
   def __init__(
-    self, config: EncoderConfig, rngs: nnx.Rngs, *, grid=None, prefix: bool = False,
+    self, config: EncoderConfig, rngs: nnx.Rngs, *, grid: Any = None, prefix: bool = False,
     causal: bool = False, final_norm: bool = True,
   ):  # fmt: skip
     if config.num_heads % shards('heads'):
@@ -329,6 +329,7 @@ class Encoder(nnx.Module):
     """
     config = self.config
     blocks = cast_weights(self.blocks, x.dtype)
+    context = context or Context()
     bias = self.relative(context) if config.relative_bias == 'shared' else None
     bias = None if bias is None else bias.astype(x.dtype)
     drop: Any = None

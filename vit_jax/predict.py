@@ -43,13 +43,13 @@ def prepare(image: np.ndarray, card: Card) -> np.ndarray:
   else:
     image = _resize(image, card.size, card.resize)
   pixels = image.astype(np.float32) / 255
-  return (pixels - np.float32(card.mean)) / np.float32(card.std)
+  return (pixels - np.array(card.mean, np.float32)) / np.array(card.std, np.float32)
 
 
 def _resize(image: np.ndarray, size: tuple[int, int], method: str) -> np.ndarray:
   how = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}[method]
   flat = image[..., 0] if image.shape[2] == 1 else image
-  resized = np.asarray(Image.fromarray(flat).resize(size[::-1], how))
+  resized = np.asarray(Image.fromarray(flat).resize((size[1], size[0]), how))
   return resized.reshape(*size, image.shape[2])
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -42,7 +43,9 @@ def adapt(
   leaves = dict(leaves)
   if 'patch_size' in changes:
     kernel = leaves['embed/proj/kernel']
-    leaves['embed/proj/kernel'] = np.asarray(resample_patches(kernel, new.patch_size, patch_method))
+    leaves['embed/proj/kernel'] = np.asarray(
+      resample_patches(jnp.asarray(kernel), new.patch_size, patch_method)
+    )
   if 'in_channels' in changes:
     name = 'stem/root/kernel' if config.stem_width else 'embed/proj/kernel'
     leaves[name] = adapt_channels(leaves[name], new.in_channels)
@@ -170,7 +173,7 @@ def signature(config: Any) -> dict[str, Any]:
   found['eps'] = 0.0 if config.eps <= 1e-5 else config.eps
   if isinstance(config, ViTConfig):
     if config.rope == 'none':
-      found.pop('rope_base'), found.pop('rope_grid')
+      del found['rope_base'], found['rope_grid']
     elif config.rope == 'unit':
       found.pop('rope_grid')
     if not config.stem_width:

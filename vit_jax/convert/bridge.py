@@ -17,10 +17,18 @@ from flax import nnx
 from vit_jax import schema, sharding, tree
 from vit_jax.card import Card, about
 from vit_jax.checkpoint import Checkpoints
-from vit_jax.convert import adapt, files, layout, npz, openai, timm, transformers
+from vit_jax.convert import (
+  adapt,
+  files,
+  layout,
+  npz,
+  openai,
+  timm,
+  transformers,
+  transformers_config,
+)
 from vit_jax.convert.source import Source
 from vit_jax.errors import RunError, suggest
-from vit_jax.models.text import TextConfig
 from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.models.vit import ViTConfig
 
@@ -165,7 +173,7 @@ def abstract(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
   return tree.flatten(jax.eval_shape(lambda key: config.create(nnx.Rngs(key)), jax.random.key(0)))
 
 
-def build(config: Any, leaves: Mapping[str, np.ndarray], card: Card) -> Any:
+def build(config: Any, leaves: Mapping[str, np.ndarray], card: Card | None) -> Any:
   """A model with these parameters, sharded over the mesh in context."""
   model = jax.eval_shape(lambda key: config.create(nnx.Rngs(key)), jax.random.key(0))
   filled = sharding.fill_shardings(model)
@@ -264,7 +272,7 @@ def save(
   if dialect.startswith('transformers'):
     style = transformers.style_for(config, old=dialect == 'transformers')
     made = transformers.make_rules(config, shapes, style)
-    beside = transformers.sidecar(config, card, style)
+    beside = transformers_config.sidecar(config, card, style)
   elif dialect == 'openai':
     made = openai.make_rules(config, shapes, openai.style_for(config))
     beside = openai.sidecar(config, card)
@@ -317,8 +325,8 @@ def _check_expressed(
     for name, value in a.items():
       if b.get(name) != value:
         raise RunError(
-          f'{dialect} cannot express {name}={value!r}: it would be read as {b.get(name)!r}. To write '
-          f'it all the same, load it with {name}={b.get(name)!r}.'
+          f'{dialect} cannot express {name}={value!r}: it would be read as {b.get(name)!r}. To '
+          f'write it all the same, load it with {name}={b.get(name)!r}.'
         )
 
 
@@ -354,15 +362,6 @@ def _open_run(path: pathlib.Path) -> Opened:
     loaded = checkpoints.part(names)
   finally:
     checkpoints.close()
-  config = _config(extra['kind'], extra['model']).resolve()
+  kind = TwoTowersConfig if extra['kind'] == 'two_towers' else ViTConfig
+  config = schema.build(kind, extra['model'], 'the model').resolve()
   return Opened('vit_jax', config, Card.from_dict(extra['card']), arrays, None, '', str(path))
-
-
-def _config(kind: str, given: Mapping[str, Any]) -> Any:
-  plain = lambda d: {k: tuple(v) if isinstance(v, list) else v for k, v in d.items()}  # noqa: E731
-  if kind == 'two_towers':
-    return TwoTowersConfig(
-      given['variant'], ViTConfig(**plain(given['image'])), TextConfig(**plain(given['text'])),
-      given['logit_bias'],
-    )  # fmt: skip
-  return ViTConfig(**plain(given))

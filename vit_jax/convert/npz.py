@@ -190,7 +190,7 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
   return TwoTowersConfig('', image, text, logit_bias=f'{at}b' in source), card
 
 
-def _sizes(source: Source, query: str, up: str, scan: bool, base: str) -> dict[str, int]:
+def _sizes(source: Source, query: str, up: str, scan: bool, base: str) -> dict[str, Any]:
   """Depth, heads and width of the MLP."""
   if scan:
     depth, _, heads, _ = source.shape(query, 4)

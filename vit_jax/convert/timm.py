@@ -264,7 +264,7 @@ def _is_dinov3(name: str, args: dict, found: dict, has: Any) -> bool:
 
 def _card(source: Source, name: str, given: dict, config: ViTConfig, meta: bool) -> Card:
   mean, std = IMAGENET if meta else OPENAI if config.embed_norm else INCEPTION
-  card = dict(dialect='timm', size=config.image_size, mean=mean, std=std, crop=0.9)
+  card: dict[str, Any] = dict(dialect='timm', size=config.image_size, mean=mean, std=std, crop=0.9)
   if meta:
     card |= dict(dialect='dinov3' if config.rope == 'unit' else 'dinov2', crop=0.875)
   if given.get('mean') and given.get('std'):

@@ -6,8 +6,9 @@ import re
 from typing import Any
 
 from vit_jax.card import Card
-from vit_jax.convert.layout import BLOCKS, Rule, Table, To, rules
 from vit_jax.convert.source import IMAGENET, INCEPTION, OPENAI, Source, pair
+from vit_jax.convert.transformers_names import TOWERS
+from vit_jax.convert.transformers_names import make_rules as make_rules
 from vit_jax.errors import RunError, suggest
 from vit_jax.models.text import TextConfig
 from vit_jax.models.two_towers import TwoTowersConfig
@@ -20,7 +21,6 @@ ACTIVATIONS = {
   'quick_gelu': 'quick_gelu', 'silu': 'swiglu',
 }  # fmt: skip
 # By model_type: the name of the model inside the ones with a head, what images it was trained on.
-TOWERS = ('clip', 'siglip', 'siglip2')
 TYPES: dict[str, dict[str, Any]] = {
   'vit': dict(inner='vit.', stats=INCEPTION, resize='bilinear', crop=0.0),
   'deit': dict(inner='deit.', stats=IMAGENET, resize='bicubic', crop=0.875),
@@ -45,7 +45,7 @@ def recognise(source: Source) -> dict[str, Any] | None:
     if f'{prefix}embeddings.patch_embedding.weight' not in source:
       continue
     two = 'text_model.embeddings.token_embedding.weight' in source
-    kind = VISION_ONLY.get(kind, kind) or _guess_tower(source, prefix)
+    kind = VISION_ONLY.get(str(kind), kind) or _guess_tower(source, prefix)
     if kind not in TOWERS:
       raise RunError(f'{source.where}: unknown model_type {kind!r}: {suggest(kind, TOWERS)}')
     return dict(kind=kind, two=two, old=True, prefix=prefix)
@@ -81,119 +81,6 @@ def _guess(source: Source) -> str:
   if has('register_tokens'):
     return 'dinov2_with_registers' if has('position_embeddings') else 'dinov3_vit'
   return 'dinov2' if has('layer_scale1') else 'vit'
-
-
-def _block(base: str, names: tuple[str, ...]) -> dict[str, Any]:
-  ours = (
-    'norm1', 'attn/query', 'attn/key', 'attn/value', 'attn/out', 'norm2', 'mlp/up', 'mlp/down'
-  )  # fmt: skip
-  return {BLOCKS + a: base + b for a, b in zip(ours, names, strict=True)}
-
-
-def table(config: ViTConfig, style: dict[str, Any]) -> Table:
-  """From our names to theirs, for one image tower that is not of CLIP or SigLIP."""
-  kind, old, prefix = style['kind'], style['old'], style['prefix']
-  attention = (
-    ('attention.attention.query', 'attention.attention.key', 'attention.attention.value',
-     'attention.output.dense')
-    if old and kind != 'dinov3_vit'
-    else ('attention.q_proj', 'attention.k_proj', 'attention.v_proj', 'attention.o_proj')
-  )  # fmt: skip
-  names: dict[str, Any] = {
-    'token': f'{prefix}embeddings.cls_token',
-    'distill_token': f'{prefix}embeddings.distillation_token',
-    'registers': f'{prefix}embeddings.register_tokens',
-    'posemb': f'{prefix}embeddings.position_embeddings',
-    'embed/proj': f'{prefix}embeddings.patch_embeddings.projection',
-    'encoder/norm': f'{prefix}layernorm',
-    'head': 'classifier',
-    'pre_logits': f'{prefix}pooler.dense',
-    'pool_norm': f'{prefix}pooler.layernorm',
-  }
-  dino2 = kind.startswith('dinov2')
-  names['mask_token'] = To(f'{prefix}embeddings.mask_token', ndim=2 if dino2 else 3)
-  if kind in ('vit', 'deit', 'beit'):
-    base = f'{prefix}encoder.layer.{{}}.' if old else f'{prefix}layers.{{}}.'
-    mlp = ('intermediate.dense', 'output.dense') if old else ('mlp.fc1', 'mlp.fc2')
-    norms = ('layernorm_before', 'layernorm_after')
-    scales = ('lambda_1', 'lambda_2')
-  else:
-    if kind == 'dinov3_vit':
-      inner = 'layer.' if old else 'model.layer.'
-      base = f'{prefix}{inner}{{}}.'
-      names['embed/proj'] = f'{prefix}embeddings.patch_embeddings'
-      names['encoder/norm'] = f'{prefix}norm'
-      mlp = ('mlp.up_proj', 'mlp.down_proj')
-    else:
-      base, mlp = f'{prefix}encoder.layer.{{}}.', ('mlp.fc1', 'mlp.fc2')
-    norms, scales = ('norm1', 'norm2'), ('layer_scale1.lambda1', 'layer_scale2.lambda1')
-  names |= _block(base, (norms[0], *attention, norms[1], *mlp))
-  names |= {f'{BLOCKS}scale{i}': base + scale for i, scale in enumerate(scales, 1)}
-  if config.mlp == 'swiglu':
-    if dino2 and old:
-      names.pop(f'{BLOCKS}mlp/up')
-      names[f'{BLOCKS}mlp/gate|up'] = f'{base}mlp.weights_in'
-      names[f'{BLOCKS}mlp/down'] = f'{base}mlp.weights_out'
-    else:
-      names |= {f'{BLOCKS}mlp/{n}': f'{base}mlp.{n}_proj' for n in ('gate', 'up', 'down')}
-  if kind == 'beit':
-    bias = 'relative_position_bias.relative_position_bias_table'
-    names[f'{BLOCKS}attn/relative/table'] = base + ('attention.attention.' if old else '') + bias
-    names['encoder/relative/table'] = prefix + (
-      f'encoder.{bias}' if old else 'shared_position_bias.relative_position_bias_table'
-    )
-  if config.distilled:
-    names |= {'head': 'cls_classifier', 'distill_head': 'distillation_classifier'}
-  return names
-
-
-def towers_table(config: ViTConfig, style: dict[str, Any]) -> tuple[Table, Table]:
-  """The same for the image and the text tower of CLIP and SigLIP, without prefixes of ours."""
-  kind, v = style['kind'], style['prefix']
-  parts = ('layer_norm1', 'self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj',
-           'self_attn.out_proj', 'layer_norm2', 'mlp.fc1', 'mlp.fc2')  # fmt: skip
-  image: dict[str, Any] = {
-    **_block(f'{v}encoder.layers.{{}}.', parts),
-    'token': To(f'{v}embeddings.class_embedding', ndim=1),
-    'posemb': To(f'{v}embeddings.position_embedding.weight', ndim=2),
-    'embed/proj': f'{v}embeddings.patch_embedding',
-    'embed_norm': f'{v}pre_layrnorm',
-    'encoder/norm': f'{v}post_layernorm',
-    'head': 'visual_projection',
-    'map_head/probe': f'{v}head.probe',
-    'map_head/attn/query|key|value/kernel': f'{v}head.attention.in_proj_weight',
-    'map_head/attn/query|key|value/bias': f'{v}head.attention.in_proj_bias',
-    'map_head/attn/out': f'{v}head.attention.out_proj',
-    'map_head/norm': f'{v}head.layernorm',
-    'map_head/mlp/up': f'{v}head.mlp.fc1',
-    'map_head/mlp/down': f'{v}head.mlp.fc2',
-  }
-  if kind == 'siglip2':
-    image['embed/proj/kernel'] = To(f'{v}embeddings.patch_embedding.weight', ndim=2)
-  text = {
-    **_block('text_model.encoder.layers.{}.', parts),
-    'embed': 'text_model.embeddings.token_embedding.weight',
-    'posemb': To('text_model.embeddings.position_embedding.weight', ndim=2),
-    'encoder/norm': 'text_model.final_layer_norm',
-    'head': 'text_projection' if kind == 'clip' else 'text_model.head',
-  }
-  return image, text
-
-
-def make_rules(config: Any, shapes: dict, style: dict[str, Any]) -> list[Rule]:
-  """The rules by which a model is read and written."""
-  if isinstance(config, TwoTowersConfig):
-    image, text = towers_table(config.image, style)
-    scalar = 0 if style['kind'] == 'clip' else 1
-    both = {
-      **{f'image/{k}': v for k, v in image.items()},
-      **{f'text/{k}': v for k, v in text.items()},
-      'logit_scale': To('logit_scale', ndim=scalar),
-      'logit_bias': 'logit_bias',
-    }
-    return rules(both, shapes, torch=True)
-  one = towers_table(config, style)[0] if style['kind'] in TOWERS else table(config, style)
-  return rules(one, shapes, torch=True)
 
 
 def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
@@ -383,7 +270,7 @@ def _card(source: Source, kind: str, size: tuple[int, int], classes: int) -> Car
   share = known['crop']
   if given:
     share = min(inner) / min(outer) if crop and inner and outer else 1.0 if crop else 0.0
-  resample = {2: 'bilinear', 3: 'bicubic'}.get(given.get('resample'), known['resize'])
+  resample = {2: 'bilinear', 3: 'bicubic'}.get(given.get('resample', 0), known['resize'])
   labels = source.config.get('id2label') or {}
   names = tuple(str(labels.get(str(i), labels.get(i, i))) for i in range(classes))
   if len(labels) != classes or names == tuple(f'LABEL_{i}' for i in range(classes)):
@@ -392,7 +279,7 @@ def _card(source: Source, kind: str, size: tuple[int, int], classes: int) -> Car
   return Card(
     dialect='transformers', size=(inner if crop else outer) or size,
     mean=tuple(given.get('image_mean') or mean), std=tuple(given.get('image_std') or std),
-    resize=resample, crop=float(share), class_names=names,
+    resize=str(resample), crop=float(share), class_names=names,
   )  # fmt: skip
 
 
@@ -424,120 +311,3 @@ def _tower_kind(config: ViTConfig) -> str:
     return 'clip'
   # Among these only the models that keep aspect ratios (NaFlex) resize positions like this.
   return 'siglip2' if config.interpolation == 'bilinear_aa' else 'siglip'
-
-
-def sidecar(config: Any, card: Card, style: dict[str, Any]) -> dict[str, dict[str, Any]]:
-  """config.json and preprocessor_config.json of a model."""
-  kind, two = style['kind'], isinstance(config, TwoTowersConfig)
-  image = config.image if two else config
-  act = {v: k for k, v in reversed(ACTIVATIONS.items())}
-  given: dict[str, Any] = dict(
-    hidden_size=image.width, num_hidden_layers=image.depth, num_attention_heads=image.num_heads,
-    intermediate_size=image.mlp_dim, hidden_act=act[image.mlp], layer_norm_eps=image.eps,
-    patch_size=image.patch_size, num_channels=image.in_channels,
-    image_size=image.image_size[0] if len(set(image.image_size)) == 1 else list(image.image_size),
-  )  # fmt: skip
-  architectures = {
-    'vit': ('ViTModel', 'ViTForImageClassification'),
-    'deit': ('DeiTModel', 'DeiTForImageClassificationWithTeacher'),
-    'beit': ('BeitModel', 'BeitForImageClassification'),
-    'dinov2': ('Dinov2Model', 'Dinov2ForImageClassification'),
-    'dinov2_with_registers': (
-      'Dinov2WithRegistersModel', 'Dinov2WithRegistersForImageClassification'
-    ),
-    'dinov3_vit': ('DINOv3ViTModel', 'DINOv3ViTModel'),
-  }  # fmt: skip
-  without = image.without
-  if kind in ('vit', 'deit', 'dinov2', 'dinov2_with_registers'):
-    given['qkv_bias'] = 'query' not in without
-  if kind == 'vit' and image.representation_size:
-    given['pooler_output_size'] = image.representation_size
-  if kind == 'beit':
-    given |= dict(
-      use_relative_position_bias=image.relative_bias == 'layer',
-      use_shared_relative_position_bias=image.relative_bias == 'shared',
-      use_absolute_position_embeddings=image.posemb == 'learned',
-      use_mask_token=image.mask_token, use_mean_pooling=image.pool == 'mean',
-      layer_scale_init_value=image.layerscale,
-    )  # fmt: skip
-  if kind.startswith('dino'):
-    given['layerscale_value'] = image.layerscale
-  if kind.startswith('dinov2'):
-    given |= dict(use_swiglu_ffn=image.mlp == 'swiglu', hidden_act='gelu',
-                  mlp_ratio=_ratio(image))  # fmt: skip
-    given.pop('intermediate_size')
-    given |= (
-      dict(num_register_tokens=image.registers)
-      if image.registers
-      else (dict(use_mask_token=image.mask_token))
-    )
-  if kind == 'dinov3_vit':
-    given |= dict(
-      num_register_tokens=image.registers, rope_theta=image.rope_base,
-      use_gated_mlp=image.mlp == 'swiglu', mlp_bias='mlp' not in without,
-      proj_bias='out' not in without,
-      **{f'{n}_bias': n not in without for n in ('query', 'key', 'value')},
-    )  # fmt: skip
-  preprocessor = dict(
-    do_resize=True, do_rescale=True, rescale_factor=1 / 255, do_normalize=True,
-    image_mean=list(card.mean), image_std=list(card.std),
-    resample={'bilinear': 2, 'bicubic': 3}[card.resize],
-    do_center_crop=bool(card.crop),
-  )  # fmt: skip
-  height, width = card.size
-  if card.crop:
-    short = round(min(card.size) / card.crop)
-    preprocessor |= dict(size={'shortest_edge': short}, crop_size=dict(height=height, width=width))
-  else:
-    preprocessor['size'] = dict(height=height, width=width)
-  if kind not in TOWERS:
-    head = bool(image.num_classes)
-    labels = card.class_names or tuple(f'LABEL_{i}' for i in range(image.num_classes))
-    given |= dict(model_type=kind, architectures=[architectures[kind][head]])
-    if head:
-      given |= dict(
-        id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)}
-      )
-    return {'config.json': given, 'preprocessor_config.json': preprocessor}
-  if kind == 'siglip2':
-    given.pop('image_size')
-    given['num_patches'] = image.grid[0] * image.grid[1]
-  names = {'clip': 'CLIP', 'siglip': 'Siglip', 'siglip2': 'Siglip2'}
-  if kind == 'clip':
-    given['projection_dim'] = image.num_classes
-  if not two:
-    projected = 'WithProjection' if image.num_classes else ''
-    given |= dict(
-      model_type=f'{kind}_vision_model', architectures=[f'{names[kind]}VisionModel{projected}']
-    )
-    return {'config.json': given, 'preprocessor_config.json': preprocessor}
-  text = config.text
-  words = dict(
-    hidden_size=text.width, num_hidden_layers=text.depth, num_attention_heads=text.num_heads,
-    intermediate_size=text.mlp_dim, hidden_act=act[text.mlp], layer_norm_eps=text.eps,
-    vocab_size=text.vocab_size, max_position_embeddings=text.context_length,
-    eos_token_id=2 if text.eot < 0 and kind == 'clip' else max(text.eot, 1),
-    model_type=f'{kind}_text_model',
-  )  # fmt: skip
-  if kind == 'clip':
-    words['projection_dim'] = text.num_classes
-  else:
-    words['projection_size'] = text.num_classes
-  whole = dict(
-    model_type=kind, architectures=[f'{names[kind]}Model'], text_config=words,
-    vision_config={**given, 'model_type': f'{kind}_vision_model'},
-  )  # fmt: skip
-  if kind == 'clip':
-    whole['projection_dim'] = text.num_classes
-  return {'config.json': whole, 'preprocessor_config.json': preprocessor}
-
-
-def _ratio(config: ViTConfig) -> int:
-  """DINOv2's mlp_ratio, from which its classes work out the width of the MLP."""
-  for ratio in range(1, 17):
-    hidden = config.width * ratio
-    if config.mlp == 'swiglu':
-      hidden = (hidden * 2 // 3 + 7) // 8 * 8
-    if hidden == config.mlp_dim:
-      return ratio
-  raise RunError(f'no mlp_ratio of DINOv2 gives mlp_dim={config.mlp_dim} at width={config.width}')

@@ -26,7 +26,7 @@ def rollout(model: ViT, images: jax.Array) -> jax.Array:
   """
   prefix, encoder = model.config.prefix, model.encoder
   x, context = model.tokens(images)
-  grid = context.grid
+  grid = context.grid or model.config.grid
   shared = encoder.relative(context) if model.config.relative_bias == 'shared' else None
   mixed = jnp.broadcast_to(jnp.eye(x.shape[1]), (x.shape[0], x.shape[1], x.shape[1]))
   for layer in range(model.config.depth):

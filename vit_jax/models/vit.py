@@ -12,11 +12,12 @@ import numpy as np
 from flax import nnx
 
 from vit_jax import positions, resnet
-from vit_jax.attention import Attention, Context
+from vit_jax.attention import Context
 from vit_jax.encoder import OPTIONS, UNSET, Encoder, EncoderConfig, features_by_name
 from vit_jax.errors import RunError
-from vit_jax.layers import Dense, Mlp, PatchEmbed, normal, prepend_tokens, uniform, zeros
+from vit_jax.layers import Dense, PatchEmbed, normal, prepend_tokens, zeros
 from vit_jax.models import variants
+from vit_jax.models.map_head import MapHead
 from vit_jax.sharding import param, spec
 
 POSEMB = ('learned', 'sincos2d', 'factorised', 'none')
@@ -162,28 +163,6 @@ class Patches(NamedTuple):
   mask: Any
 
 
-class MapHead(nnx.Module):
-  """Multi-head attention pooling: one learned query attends to all tokens, then an MLP block."""
-
-  def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
-    width, without = config.width, config.without
-    self.probe = param(uniform((6 / (width + 1)) ** 0.5), rngs, (1, 1, width), (None,) * 3)
-    self.attn = Attention(width, config.num_heads, rngs)
-    self.norm = config.make_norm(width, rngs)
-    self.mlp = Mlp(width, config.mlp_dim, rngs, kind=config.mlp, bias='mlp' not in without)
-
-  def queries(self, x: jax.Array) -> jax.Array:
-    """The learned query for each example of `x`, (batch, 1, width)."""
-    shape = (x.shape[0], 1, x.shape[2])
-    probe = self.probe[...].astype(x.dtype)
-    return jnp.broadcast_to(probe, shape, out_sharding=spec('batch', None, None))
-
-  def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """(batch, tokens, width), of which `mask` says which count -> (batch, width)."""
-    y = self.attn(self.queries(x), x, Context(mask=mask))
-    return (y + self.mlp(self.norm(y)))[:, 0]
-
-
 class ViT(nnx.Module):
   """Images to logits. The module is the tree of its parameters; it holds no other state."""
 
@@ -274,7 +253,7 @@ class ViT(nnx.Module):
     mask = None if context.mask is None else context.mask[:, config.prefix :]
     patches = x[:, config.prefix :]
     on_grid = context.grid is not None and patches.shape[1] == np.prod(context.grid)
-    shape = (len(x), *context.grid, config.width) if on_grid else patches.shape
+    shape = (len(x), *(context.grid or ()), config.width) if on_grid else patches.shape
     out['patches'] = patches.reshape(shape)
     out['pooled'] = x = self._pool(patches, x[:, 0], mask)
     if config.representation_size:

@@ -1,0 +1,34 @@
+"""Attention pooling."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vit_jax.attention import Attention, Context
+from vit_jax.encoder import EncoderConfig
+from vit_jax.layers import Mlp, uniform
+from vit_jax.sharding import param, spec
+
+
+class MapHead(nnx.Module):
+  """Multi-head attention pooling: one learned query attends to all tokens, then an MLP block."""
+
+  def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
+    width, without = config.width, config.without
+    self.probe = param(uniform((6 / (width + 1)) ** 0.5), rngs, (1, 1, width), (None,) * 3)
+    self.attn = Attention(width, config.num_heads, rngs)
+    self.norm = config.make_norm(width, rngs)
+    self.mlp = Mlp(width, config.mlp_dim, rngs, kind=config.mlp, bias='mlp' not in without)
+
+  def queries(self, x: jax.Array) -> jax.Array:
+    """The learned query for each example of `x`, (batch, 1, width)."""
+    shape = (x.shape[0], 1, x.shape[2])
+    probe = self.probe[...].astype(x.dtype)
+    return jnp.broadcast_to(probe, shape, out_sharding=spec('batch', None, None))
+
+  def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """(batch, tokens, width), of which `mask` says which count -> (batch, width)."""
+    y = self.attn(self.queries(x), x, Context(mask=mask))
+    return (y + self.mlp(self.norm(y)))[:, 0]
