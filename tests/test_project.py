@@ -74,7 +74,7 @@ ALLOWED = {
   'convert.transformers': {'card', 'convert', 'models'},
   'convert.transformers_config': {'card', 'convert', 'models'},
   'convert.openai': {'card', 'convert', 'models'},
-  'convert.bridge': {'card', 'checkpoint', 'convert', 'models', 'sharding', 'tree'},
+  'convert.bridge': {'card', 'checkpoint', 'convert', 'models', 'positions', 'sharding', 'tree'},
   'convert.__main__': {'command', 'convert'},
   'inspect': {'command', 'convert', 'models'},
   'predict': {'card', 'command', 'convert', 'data', 'data.preprocess', 'models'},
@@ -210,7 +210,7 @@ BLOCKS = re.findall(r'^```(\w+)\n(.*?)^```', (ROOT / 'README.md').read_text(), r
 def checkout(tmp_path_factory):
   """A copy of the project, with some photos in it."""
   folder = tmp_path_factory.mktemp('checkout')
-  ignore = shutil.ignore_patterns('.git', '.venv', 'runs', '__pycache__', '*.egg-info')
+  ignore = shutil.ignore_patterns('.git', '.venv', '.parity', 'runs', '__pycache__', '*.egg-info')
   shutil.copytree(ROOT, folder, ignore=ignore, dirs_exist_ok=True)
   rng = np.random.default_rng(0)
   for split in ('train', 'test'):
@@ -289,6 +289,6 @@ def test_one_machine_is_not_the_world():
   home = str(pathlib.Path.home())
   for path in ROOT.rglob('*'):
     tracked = path.suffix in ('.py', '.md', '.toml', '.yml', '.ipynb') and not {
-      '.venv', 'runs', '.git'} & set(path.relative_to(ROOT).parts)  # fmt: skip
+      '.venv', '.parity', 'runs', '.git'} & set(path.relative_to(ROOT).parts)  # fmt: skip
     if tracked:
       assert f'{home}/' not in path.read_text(), path

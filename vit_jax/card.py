@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
+
+from vit_jax.errors import RunError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,18 @@ class Card:
   resize: str = 'bicubic'
   crop: float = 0.0
   class_names: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    """Raises RunError for values that no image can be prepared with."""
+    numbers = (*self.mean, *self.std, self.crop)
+    if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers):
+      raise RunError(f'mean, std and crop of images must be numbers, not {numbers}')
+    if len(self.mean) != len(self.std) or not self.std or min(self.std) <= 0:
+      raise RunError(f'mean {self.mean} and std {self.std} of images do not make a normalisation')
+    if len(self.size) != 2 or not all(0 < side <= 1 << 14 for side in self.size):
+      raise RunError(f'images of size {self.size} cannot be prepared')
+    if not 0 <= self.crop <= 1 or self.resize not in ('bilinear', 'bicubic', 'area'):
+      raise RunError(f'unknown way to prepare images: resize={self.resize!r}, crop={self.crop}')
 
   @classmethod
   def from_dict(cls, given: Mapping[str, Any]) -> Card:

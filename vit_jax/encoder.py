@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -114,6 +115,8 @@ class EncoderConfig:
       raise RunError('width, depth, mlp_dim and num_heads of a model must be at least 1')
     if self.width % self.num_heads:
       raise RunError(f'num_heads={self.num_heads} does not divide width={self.width}')
+    if not (math.isfinite(self.eps) and self.eps > 0 and math.isfinite(self.layerscale)):
+      raise RunError(f'eps={self.eps} must be positive, layerscale={self.layerscale} a number')
     if not 0 <= self.drop_path < 1:
       raise RunError(f'model.drop_path={self.drop_path} must be in [0, 1)')
     if self.parallel and self.norm_place == 'post':

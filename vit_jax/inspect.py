@@ -41,6 +41,8 @@ def main(checkpoint: str, names: bool, changes: dict) -> int:
   print(f'dialect       {opened.dialect}')
   for at, line in enumerate(describe(opened.config)):
     print(f'{"" if at else "architecture":<13} {line}')
+  if opened.guessed:
+    print(f'{"":<13} (no configuration beside it: num_heads, kind of GELU and pooling are guesses)')
   print(f'parameters    {count:,}')
   print(f'images        {card.size[0]}x{card.size[1]}, mean {card.mean}, std {card.std}')
   how = f'central crop of {card.crop:.3g}' if card.crop else 'squeezed into the square'

@@ -125,6 +125,11 @@ def main(
   model = bridge.load(checkpoint, **changes)
   if not isinstance(model, ViT) or not model.config.num_classes:
     raise RunError(f'{checkpoint} has no head for classification: it gives features only')
+  if any(side % model.config.stride for side in model.card.size):
+    raise RunError(
+      f'{checkpoint} asks for images of {model.card.size}, which patches of {model.config.stride} '
+      'do not cut evenly: give image_size'
+    )
   names = model.card.class_names or _names(labels, model.config.num_classes)
   failed = []
 

@@ -150,6 +150,9 @@ HF: dict[str, Reference] = {
   'dinov3': transformer(
     hf.DINOv3ViTModel, hf.DINOv3ViTConfig(**PLAIN, num_register_tokens=2), hidden,
   ),
+  'dinov3-plain': transformer(
+    hf.DINOv3ViTModel, hf.DINOv3ViTConfig(**PLAIN, num_register_tokens=0), hidden,
+  ),
   'dinov3-gated': transformer(
     hf.DINOv3ViTModel,
     hf.DINOv3ViTConfig(**PLAIN, num_register_tokens=4, use_gated_mlp=True, hidden_act='silu',

@@ -71,9 +71,10 @@ def test_hybrid_npz_is_read_by_timm(tmp_path, name, depths):
   patch = 1 if depths else 8
   model = random(
     'S/16', patch_size=patch, image_size=(64, 64), stem_width=64, stem_depths=depths,
-    stem_convention='timm', num_classes=5,
+    num_classes=5,
   )  # fmt: skip
   vit_jax.save(model, tmp_path / 'model.npz', 'vit')
+  model = vit_jax.load(tmp_path / 'model.npz', stem_convention='timm')
   module = create(name, 64, **{**SMALL, 'patch_size': patch})
   module.load_pretrained(str(tmp_path / 'model.npz'))
   compare(model, module)

@@ -161,23 +161,22 @@ def for_dialect(config: Any, leaves: Leaves, dialect: str) -> tuple[Any, Leaves]
 
 # Fields that change nothing in what a trained model computes on images of its own size.
 _FREE = (
-  'variant', 'drop_path', 'drop_path_mode', 'patch_dropout', 'dtype', 'scan', 'remat', 'card',
-  'interpolation', 'stem_convention', 'mask_token', 'posemb_tokens', 'image_size', 'layerscale',
+  'variant', 'drop_path', 'drop_path_mode', 'patch_dropout', 'dtype', 'scan', 'remat',
+  'interpolation', 'mask_token', 'posemb_tokens', 'image_size', 'layerscale',
 )  # fmt: skip
 
 
 def signature(config: Any) -> dict[str, Any]:
   """What decides the function of a model, apart from its parameters."""
   found = {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE}
-  # No two conventions differ by more than this, which no result can tell from rounding.
-  found['eps'] = 0.0 if config.eps <= 1e-5 else config.eps
+  found['eps'] = max(config.eps, 1e-6)  # smaller ones cannot be told from rounding
   if isinstance(config, ViTConfig):
     if config.rope == 'none':
       del found['rope_base'], found['rope_grid']
     elif config.rope == 'unit':
       found.pop('rope_grid')
     if not config.stem_width:
-      found.pop('stem_depths')
+      del found['stem_depths'], found['stem_convention']
     if config.posemb == 'learned':
       found['posemb_prefix'] = config.posemb_prefix
     if config.posemb in ('learned', 'factorised') or config.relative_bias != 'none':

@@ -31,6 +31,7 @@ from vit_jax.convert.source import Source
 from vit_jax.errors import RunError, suggest
 from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.models.vit import ViTConfig
+from vit_jax.positions import INTERPOLATIONS
 
 READERS: dict[str, Any] = {
   'npz': npz, 'openai': openai, 'transformers': transformers, 'timm': timm
@@ -57,6 +58,8 @@ class Opened:
     rules: from them to our parameters; none for our own.
     ignore: regular expression of names that are no parameters.
     where: it is.
+    guessed: whether number of heads, kind of GELU and the like are only customary ones, because
+      nothing beside the arrays says them.
   """
 
   dialect: str
@@ -66,6 +69,7 @@ class Opened:
   rules: list[layout.Rule] | None
   ignore: str
   where: str
+  guessed: bool = False
 
   def problems(self) -> list[str]:
     """What would not fit: names missing, unexpected and misshapen."""
@@ -119,13 +123,21 @@ def open_checkpoint(path: str | pathlib.Path, **hints: Any) -> Opened:
         break
     if (folder / 'preprocessor_config.json').exists():
       source.preprocessor = files.read_json(folder / 'preprocessor_config.json')
-  source.arrays = _without_wrapper(source.arrays)
+  if 'num_heads' in (known := files.facts(file) if file.suffix == '.safetensors' else {}):
+    source.config.setdefault('model_args', {'num_heads': int(known['num_heads'])})
+  # A model without registers may still have an array of none.
+  arrays = {name: a for name, a in source.arrays.items() if 0 not in a.shape}
+  source.arrays = _without_wrapper(arrays)
   name, reader, style, config, card = _recognise(source)
   channels = (config.image if isinstance(config, TwoTowersConfig) else config).in_channels
   card = adapt.card_for_channels(card, channels)
-  shapes = {leaf: tuple(array.shape) for leaf, array in abstract(config).items()}
-  made = reader.make_rules(config, shapes, style)
-  return Opened(card.dialect or name, config, card, source.arrays, made, reader.IGNORE, str(path))
+  try:
+    shapes = {leaf: tuple(array.shape) for leaf, array in abstract(config).items()}
+    made = reader.make_rules(config, shapes, style)
+  except (ValueError, OverflowError, TypeError) as error:
+    raise RunError(f'{path}: the configuration makes no sense: {error}') from None
+  return Opened(card.dialect or name, config, card, source.arrays, made, reader.IGNORE, str(path),
+                reader is not npz and not source.config)  # fmt: skip
 
 
 def _recognise(source: Source) -> tuple[str, Any, dict[str, Any], Any, Card]:
@@ -210,7 +222,10 @@ def load(
   Raises:
     RunError: if the checkpoint is missing, damaged, not recognised, or does not fit.
   """
-  _check_fields(changes)
+  changes = _checked(changes)
+  methods = [method for method in INTERPOLATIONS if method not in ('corner', 'bicubic_offset')]
+  if patch_method not in methods:
+    raise RunError(f'unknown patch_method {patch_method!r}: {suggest(patch_method, methods)}')
   opened = open_checkpoint(path, **changes)
   leaves = opened.leaves(ignore)
   config, card = opened.config, opened.card
@@ -230,11 +245,29 @@ def _part(leaves: Mapping[str, Any], prefix: str) -> dict[str, Any]:
   return {n.removeprefix(prefix): leaf for n, leaf in leaves.items() if n.startswith(prefix)}
 
 
-def _check_fields(changes: Mapping[str, Any]) -> None:
+def _checked(changes: Mapping[str, Any]) -> dict[str, Any]:
+  """Changes with their types checked; one number for an image size is a square."""
+  changes = dict(changes)
   known = [f.name for f in dataclasses.fields(ViTConfig)] + ['image', 'text']
   for name in changes:
     if name not in known:
       raise RunError(f'unknown field {name!r} of a model: {suggest(name, known)}')
+  towers = {name: changes.pop(name) for name in ('image', 'text') if name in changes}
+  for name, fields in towers.items():
+    if not isinstance(fields, Mapping):
+      raise RunError(f'{name} must be a dict of fields, not {fields!r}')
+  if type(size := changes.get('image_size')) is int:
+    changes['image_size'] = (size, size)
+  for name, value in changes.items():
+    if value is None:
+      raise RunError(f'{name} must not be None')
+  schema.complete(ViTConfig, changes, 'the model')
+  size = changes.get('image_size', (1, 1))
+  if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+    raise RunError(f'image_size={size!r} must be a height and a width in pixels')
+  if 'image' in towers:
+    towers['image'] = _checked(towers['image'])
+  return {**changes, **towers}
 
 
 def save(
@@ -288,15 +321,18 @@ def save(
     raise RunError(f'unknown dtype {dtype!r}: {suggest(dtype, kind)}')
   arrays = {n: a.astype(kind[dtype]) for n, a in layout.write(made, leaves).items()}
   _check_expressed(config, arrays, beside, dialect)
+  if beside.get('config.json', {}).get('num_register_tokens') == 0:  # an array of none
+    arrays['embeddings.register_tokens'] = np.zeros((1, 0, config.width), kind[dtype])
   with files.target(path, overwrite=overwrite) as place:
     if suffix == '.npz':
       files.write_npz(place, arrays)
     elif suffix == '.safetensors':
-      files.write_safetensors(place, arrays)
+      # Their state dicts do not say how many heads there are.
+      files.write_safetensors(place, arrays, {'num_heads': str(config.num_heads)})
     else:
       place.mkdir()
       name = 'open_clip_model.safetensors' if dialect == 'openai' else 'model.safetensors'
-      files.write_safetensors(place / name, arrays)
+      files.write_safetensors(place / name, arrays, {})
       for name, value in beside.items():
         (place / name).write_text(json.dumps(value, indent=2) + '\n')
   return None
@@ -307,13 +343,13 @@ def _check_expressed(
 ) -> None:
   """Raises RunError unless what is about to be written would be read as the same model."""
   stubs = {n: files.Stub(a.shape, a.dtype, lambda a=a: a) for n, a in arrays.items()}
-  # Bare state dicts do not say how many heads there are; whoever reads them has to know.
+  # The number of heads goes into the header of the file.
   hints = {'num_heads': config.num_heads} if dialect in ('dinov2', 'dinov3') else {}
   known = next((beside[name] for name in SIDECARS if name in beside), {})
   try:
     back = _recognise(Source(dialect, stubs, json.loads(json.dumps(known)), hints=hints))[3]
   except RunError as error:
-    raise RunError(f'{dialect} cannot express this model: {error}') from None
+    raise RunError(f'{dialect} cannot express this model. Read back, {error}') from None
   pairs = [(config, back)]
   if isinstance(config, TwoTowersConfig):
     pairs = [

@@ -160,7 +160,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   """An object from a JSON file; raises RunError if there is none."""
   try:
     value = json.loads(path.read_text())
-  except (ValueError, OSError) as error:
+  except (ValueError, OSError, RecursionError) as error:
     raise RunError(f'{path} is no JSON: {error}') from None
   if not isinstance(value, dict):
     raise RunError(f'{path} holds no JSON object')
@@ -201,6 +201,17 @@ def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     np.savez(file, allow_pickle=False, **plain)
 
 
-def write_safetensors(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-  """A safetensors file that says it is for PyTorch."""
-  safetensors.numpy.save_file(dict(arrays), path, metadata={'format': 'pt'})
+def write_safetensors(
+  path: pathlib.Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, str]
+) -> None:
+  """A safetensors file that says it is for PyTorch, with some facts in its header."""
+  safetensors.numpy.save_file(dict(arrays), path, metadata={'format': 'pt', **facts})
+
+
+def facts(path: pathlib.Path) -> dict[str, str]:
+  """What the header of a safetensors file says beside its arrays."""
+  try:
+    with safetensors.safe_open(path, 'numpy') as file:
+      return file.metadata() or {}
+  except safetensors.SafetensorError:
+    return {}

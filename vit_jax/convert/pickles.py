@@ -8,8 +8,11 @@ stand-in; no code of the file runs.
 from __future__ import annotations
 
 import collections
+import io
+import math
 import pathlib
 import pickle
+import pickletools
 import zipfile
 from typing import Any
 
@@ -74,7 +77,8 @@ def _tensor(storage, offset, shape, stride, *_) -> Tensor:
   dtype, key, count = storage
   shape, stride = tuple(map(int, shape)), tuple(map(int, stride))
   last = offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
-  if offset < 0 or min((*shape, *stride, 0)) < 0 or (0 not in shape and last >= count):
+  size = math.prod(shape)
+  if offset < 0 or min((*shape, *stride, 0)) < 0 or size > count or (size and last >= count):
     raise pickle.UnpicklingError(f'a tensor of shape {shape} reaches beyond its storage')
   return Tensor(shape, dtype, (key, int(offset), stride, count))
 
@@ -90,19 +94,24 @@ def read(path: pathlib.Path) -> dict[str, Tensor]:
     if archive.getinfo(pickled).file_size > 1 << 28:
       raise RunError(f'{path} has more than names in its index')
     root = pickled.removesuffix('data.pkl')
-    members = set(archive.namelist())
-    with archive.open(pickled) as file:
-      try:
-        top = _Unpickler(file, None).load()
-      except RunError:
-        raise
-      except Exception as error:  # whatever a damaged pickle makes of the machine
-        raise RunError(f'{path} is damaged: {error}') from None
+    sizes = {info.filename: info.file_size for info in archive.infolist()}
+    members = set(sizes)
+    try:
+      data = archive.read(pickled)  # whole: only then is its checksum looked at
+      # The unpickler makes room for as many objects as the largest index that it is given.
+      for code, argument, _ in pickletools.genops(data):
+        if code.name in ('PUT', 'BINPUT', 'LONG_BINPUT') and int(argument or 0) > len(data):
+          raise RunError(f'{path} is damaged: {code.name} {argument}')
+      top = _Unpickler(io.BytesIO(data), None).load()
+    except RunError:
+      raise
+    except Exception as error:  # whatever a damaged pickle makes of the machine
+      raise RunError(f'{path} is damaged: {error}') from None
     order = f'{root}byteorder'
     if order in members and archive.read(order) != b'little':
       raise RunError(f'{path} was written on a big-endian machine')
   found: dict[str, Tensor] = {}
-  _collect(_state_dict(top), '', found, 0)
+  _collect(_state_dict(top), '', found, set())
   if not found:
     raise RunError(f'{path} holds no tensors by name')
 
@@ -111,6 +120,8 @@ def read(path: pathlib.Path) -> dict[str, Tensor]:
     member = f'{root}data/{key}'
     if member not in members:
       raise RunError(f'{path} is damaged: {member} is missing')
+    if sizes[member] > path.stat().st_size:
+      raise RunError(f'{path} is damaged: {member} is larger than the file')
 
     def fetch() -> np.ndarray:
       try:
@@ -128,19 +139,24 @@ def read(path: pathlib.Path) -> dict[str, Tensor]:
   return {name: bound(tensor) for name, tensor in found.items()}
 
 
-def _state_dict(top: Any) -> Any:
+def _state_dict(top: Any, depth: int = 0) -> Any:
   """The state dict in what training scripts save around it."""
+  if depth > 8:
+    return top
   for key in ('state_dict', 'model', 'teacher', 'model_ema', 'module'):
     if isinstance(top, dict) and isinstance(top.get(key), dict | _Inert):
-      return _state_dict(top[key])
+      return _state_dict(top[key], depth + 1)
   return top
 
 
-def _collect(node: Any, name: str, found: dict[str, Tensor], depth: int) -> None:
+def _collect(node: Any, name: str, found: dict[str, Tensor], above: set[int]) -> None:
+  """Names every tensor below a node by the way to it; what is shared is named once."""
   if isinstance(node, Tensor):
     found[name] = node
+    return
   if isinstance(node, _Inert):
     node = getattr(node, 'state', None)
-  if isinstance(node, dict) and depth < 50:
+  if isinstance(node, dict) and id(node) not in above and len(name) < 1000:
+    above.add(id(node))
     for key, value in node.items():
-      _collect(value, f'{name}.{key}' if name else str(key), found, depth + 1)
+      _collect(value, f'{name}.{key}' if name else str(key), found, above)

@@ -65,8 +65,8 @@ class Source:
     tower: str = 'image',
   ) -> int:  # fmt: skip
     """Attention heads of a model of this width: from a hint, a configuration, or by custom."""
-    hint = self.hints.get(tower, {} if tower == 'text' else self.hints).get('num_heads') or known
-    if hint:
+    hint = self.hints.get(tower, {} if tower == 'text' else self.hints).get('num_heads', known)
+    if hint is not None:
       return self.integer(hint, 'num_heads')
     heads = {32: 2, **HEADS, **(special or {})}.get(width) or (0 if width % 64 else width // 64)
     if not heads:

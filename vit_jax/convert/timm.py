@@ -22,10 +22,19 @@ STYLES: dict[str, dict[str, Any]] = {
   'dinov2': dict(scale='ls{}.gamma', qkv='packed', qkv_bias='packed', glu='w12'),
   'dinov3': dict(scale='ls{}.gamma', qkv='packed', qkv_bias='packed', glu='w123'),
 }
-# VisionTransformers of timm with a tanh GELU.
+# Architectures of timm with a tanh GELU, and ones that differ from all others in what no name of a
+# parameter shows: where norms are, how positions are counted, which heads share keys.
 GELU_TANH = re.compile(
-  r'vit_(giantopt|so400m_patch14_siglip_(378|384)|so400m_patch16_siglip_(256|384|512)'
-  r'|.*siglip.*(v2|gap_(384|448|512|896)))'
+  r'vit_(base_patch32_siglip_(gap_)?256|large_patch16_siglip_(gap_)?512'
+  r'|(so400m|giantopt)_patch16_siglip_(gap_)?\d+)'
+)
+ODD = (
+  'use_post_norm', 'rope_grid_offset', 'rope_mrope_section', 'pool_include_prefix', 'block_fn',
+  'attn_layer', 'num_kv_heads', 'attn_only_layer_scale',
+)  # fmt: skip
+UNKNOWN = re.compile(
+  r'(vit_(pe_|.*lingbot|.*sapiens2|.*_(rpn|18x2|xp)_|(d|p|dp)wee_|dlittle_|.*_rope(_mixed)?(_ape)?_\d'
+  r')|eva02_enormous|aimv2).*'
 )
 
 
@@ -54,6 +63,8 @@ def recognise(source: Source) -> dict[str, Any] | None:
       or ('head_dist.weight' not in source and not has('attn.qkv.bias') and has('mlp.fc1_g.weight'))
     )
     style = dict(STYLES['eva' if eva else 'timm'])
+    if has('attn.qkv.bias'):
+      style['qkv_bias'] = 'packed'
     if has('attn.q_proj.weight'):
       style['qkv'] = 'split'
     style['glu'] = 'split' if has('mlp.fc1_g.weight') else 'packed'
@@ -131,7 +142,9 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[ViTConfig, Card
   """The model of a checkpoint, by its arrays and by the configuration that timm saves with them."""
   args = source.config.get('model_args') or {}
   given = source.config.get('pretrained_cfg') or source.config
-  name = str(source.config.get('architecture') or '')
+  name = str(source.config.get('architecture') or '').partition('.')[0]
+  if UNKNOWN.fullmatch(name) or any(args.get(option) for option in ODD):
+    raise RunError(f'{source.where}: the architecture {name or "in model_args"} is not known here')
   block, has = 'blocks.0.', source.__contains__
   meta = style['glu'] in ('w12', 'w123')
   width, channels, patch, _ = source.shape('patch_embed.proj.weight', 4)
@@ -171,7 +184,7 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[ViTConfig, Card
       found['mlp'] = 'swiglu'
     elif 'quickgelu' in name or args.get('act_layer') == 'quick_gelu':
       found['mlp'] = 'quick_gelu'
-    elif GELU_TANH.match(name) or args.get('act_layer') == 'gelu_tanh':
+    elif GELU_TANH.fullmatch(name) or args.get('act_layer') == 'gelu_tanh':
       found['mlp'] = 'gelu_tanh'
   # Attention.
   scale = f'{block}{style["scale"].format(1)}'
@@ -225,7 +238,7 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[ViTConfig, Card
   eva = style['scale'] == 'gamma_{}'
   if style['glu'] == 'w123' or (eva and _is_dinov3(name, args, found, has)):
     found |= dict(rope='unit', rope_base=float(args.get('rope_temperature') or 100.0), eps=1e-5)
-  elif eva and not rows and args.get('use_rot_pos_emb', 'eva_' not in name):
+  elif eva and not rows and args.get('use_rot_pos_emb', _is_rotary(name, found, has)):
     reference = args.get('ref_feat_shape', (16, 16))
     reference = pair(reference) or (0, 0)
     base = float(args.get('rope_temperature') or 10_000.0)
@@ -242,7 +255,9 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[ViTConfig, Card
   elif pool:
     found['pool'] = pools[pool]
   else:
-    mean = has('fc_norm.weight') or not found['class_token']
+    # What timm does if it is not told otherwise.
+    dinov3 = eva and found.get('rope') == 'unit'
+    mean = has('fc_norm.weight') or not found['class_token'] or dinov3
     found['pool'] = 'mean' if mean else 'token'
   found['pool_norm'] = has('fc_norm.weight')
   if has('head.weight'):
@@ -260,6 +275,13 @@ def _is_dinov3(name: str, args: dict, found: dict, has: Any) -> bool:
     return 'dinov3' in name
   # timm's DINOv3 has a class token, registers and no positions but rotary ones.
   return bool(found['class_token'] and found['registers'] and not has('pos_embed'))
+
+
+def _is_rotary(name: str, found: dict, has: Any) -> bool:
+  if name:
+    return not name.startswith('eva_')
+  # EVA, alone among these, has learned positions and a plain MLP.
+  return found['mlp'] == 'swiglu' or not has('pos_embed')
 
 
 def _card(source: Source, name: str, given: dict, config: ViTConfig, meta: bool) -> Card:

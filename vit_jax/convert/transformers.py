@@ -16,7 +16,7 @@ from vit_jax.models.vit import ViTConfig
 
 IGNORE = r'(.*\.)?(position_ids|relative_position_index|inv_freq)'
 ACTIVATIONS = {
-  'gelu': 'gelu', 'gelu_pytorch_tanh': 'gelu_tanh', 'gelu_new': 'gelu_tanh',
+  'gelu': 'gelu', 'gelu_python': 'gelu', 'gelu_pytorch_tanh': 'gelu_tanh', 'gelu_new': 'gelu_tanh',
   'gelu_fast': 'gelu_tanh',
   'quick_gelu': 'quick_gelu', 'silu': 'swiglu',
 }  # fmt: skip
@@ -118,6 +118,10 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
   down = next((base + n for n in names['down'] if has(base + n)), base + 'mlp.fc2.weight')
   found['mlp_dim'] = source.shape(down, 2)[1]
   gated = any(has(base + n) for n in names['gate'])
+  if gated and dino and not kind.startswith('dinov2') and found['mlp'] != 'swiglu' and given:
+    raise RunError(
+      f'{source.where}: a gated MLP with {given.get("hidden_act")!r} is not known here'
+    )
   if gated:
     found['mlp'] = 'swiglu'
   elif found['mlp'] in ('swiglu', ''):
@@ -135,9 +139,8 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
     without.append('mlp')
   found['no_bias'] = ','.join(without)
   if has(f'{base}layer_scale1.lambda1') or has(f'{base}lambda_1'):
-    default = 0.1 if kind == 'beit' else 1.0
     found['layerscale'] = float(
-      given.get('layerscale_value') or given.get('layer_scale_init_value') or default
+      given.get('layerscale_value') or given.get('layer_scale_init_value') or 1.0
     )
   if has(f'{prefix}embeddings.register_tokens'):
     found['registers'] = source.shape(f'{prefix}embeddings.register_tokens', 3)[1]
@@ -162,6 +165,8 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
       side = int(((rows - 3) ** 0.5 + 1) // 2) * patch
       if not has(posemb):
         found['image_size'] = size or (side, side)
+      if len(set(found['image_size'])) > 1:  # their height and width are mixed up there
+        raise RunError(f'{source.where}: relative positions of images that are not square')
     if has(f'{prefix}pooler.layernorm.weight'):
       found |= dict(pool='mean', pool_norm=True)
   # The head.
@@ -173,6 +178,8 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
       found['pool'] = 'token_mean'
   if has(f'{prefix}pooler.dense.weight'):
     found['representation_size'] = source.shape(f'{prefix}pooler.dense.weight', 2)[0]
+    if given.get('pooler_act', 'tanh') != 'tanh':
+      raise RunError(f'{source.where}: pooler_act={given["pooler_act"]!r} is not known here')
   _check_config(source, found)
   config = ViTConfig(**found)
   return config, _card(source, kind, config.image_size, config.num_classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from vit_jax.card import Card
@@ -72,7 +73,7 @@ def sidecar(config: Any, card: Card, style: dict[str, Any]) -> dict[str, dict[st
   )  # fmt: skip
   height, width = card.size
   if card.crop:
-    short = round(min(card.size) / card.crop)
+    short = math.floor(min(card.size) / card.crop + 1e-6)
     preprocessor |= dict(size={'shortest_edge': short}, crop_size=dict(height=height, width=width))
   else:
     preprocessor['size'] = dict(height=height, width=width)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -116,6 +117,8 @@ class ViTConfig(EncoderConfig):
       raise RunError(f'posemb=sincos2d needs a width divisible by 4, not {config.width}')
     if config.rope != 'none' and config.width // config.num_heads % 4:
       raise RunError('rope needs heads whose width is divisible by 4')
+    if not (math.isfinite(config.rope_base) and config.rope_base > 0):
+      raise RunError(f'rope_base={config.rope_base} must be positive')
     if config.distilled and config.pool != 'token':
       raise RunError(f'distilled=True needs pool=token, not {config.pool}')
     if not 0 <= config.patch_dropout < 1:
