@@ -494,6 +494,16 @@ def test_sharded_safetensors(hub):
   refused(hub, 'is no index of the parts')
 
 
+def test_a_damaged_run(tmp_path):
+  (tmp_path / 'run' / 'checkpoints').mkdir(parents=True)
+  refused(tmp_path / 'run', 'holds no finished checkpoint')
+  vit_jax.save(make(), tmp_path / 'saved', 'vit_jax')
+  for file in (tmp_path / 'saved').rglob('*'):
+    if file.is_file() and file.stat().st_size > 200:
+      file.write_bytes(file.read_bytes()[:50])
+  refused(tmp_path / 'saved', 'damaged|older version')
+
+
 # --- writing ---
 
 

@@ -168,16 +168,18 @@ def reference(model, x):
     x = {'mean': mean, 'token': x[:, 0], 'token_mean': np.concatenate([x[:, 0], mean], -1)}[c.pool]
   final = lambda x: norm(x, part('pool_norm')) if c.pool_norm else x  # noqa: E731
   x = final(x)
-  x = np.tanh(dense(x, part('pre_logits'))) if c.representation_size else x
-  x = dense(x, part('head'))
-  return (x + dense(final(tokens[:, 1]), part('distill_head'))) / 2 if c.distilled else x
+  hidden = lambda x: np.tanh(dense(x, part('pre_logits'))) if c.representation_size else x  # noqa: E731
+  x = dense(hidden(x), part('head'))
+  second = hidden(final(tokens[:, 1]))
+  return (x + dense(second, part('distill_head'))) / 2 if c.distilled else x
 
 
 PARTS = [
   *(dict(posemb=a, pool=b) for a, b in
     itertools.product(('learned', 'sincos2d', 'none'), ('token', 'mean', 'map'))),
   dict(distilled=True, registers=2, mlp='gelu'),
-  dict(distilled=True, pool_norm=True, posemb_tokens='all', registers=1, mlp='quick_gelu'),
+  dict(distilled=True, pool_norm=True, posemb_tokens='all', registers=1, mlp='quick_gelu',
+       representation_size=6),
   dict(pool='token_mean', representation_size=7, posemb='factorised', posemb_tokens='patches'),
   dict(mlp='swiglu', mlp_norm=True, norm='rmsnorm', qk_norm=True, layerscale=0.3, registers=1),
   dict(parallel=True, qk_norm=True, no_bias='query,key,value,norm', pool='map'),

@@ -52,11 +52,10 @@ def forward_macs(config: Any, *, training: bool = False) -> int:
   if config.pool == 'map':  # one query: keys and values of every patch, the rest once
     pool = 2 * patches * width**2 + 2 * patches * width + 2 * width**2 + mlp
   features = 2 * width if config.pool == 'token_mean' else width
-  head = features * config.num_classes * (2 if config.distilled else 1)
+  head = features * config.num_classes
   if config.representation_size:
-    hidden = config.representation_size
-    head = features * hidden + hidden * config.num_classes
-  return stem + embed + blocks + pool + head
+    head = (features + config.num_classes) * config.representation_size
+  return stem + embed + blocks + pool + head * (2 if config.distilled else 1)
 
 
 def _stem_macs(config: Any) -> tuple[int, int]:

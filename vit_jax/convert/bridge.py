@@ -123,8 +123,9 @@ def open_checkpoint(path: str | pathlib.Path, **hints: Any) -> Opened:
         break
     if (folder / 'preprocessor_config.json').exists():
       source.preprocessor = files.read_json(folder / 'preprocessor_config.json')
-  if 'num_heads' in (known := files.facts(file) if file.suffix == '.safetensors' else {}):
-    source.config.setdefault('model_args', {'num_heads': int(known['num_heads'])})
+  facts = files.facts(file) if file.suffix == '.safetensors' else {}
+  if facts.get('num_heads', '').isdecimal():
+    source.config.setdefault('model_args', {'num_heads': int(facts['num_heads'])})
   # A model without registers may still have an array of none.
   arrays = {name: a for name, a in source.arrays.items() if 0 not in a.shape}
   source.arrays = _without_wrapper(arrays)
@@ -171,13 +172,17 @@ def _without_wrapper(arrays: files.Arrays) -> files.Arrays:
 
 def _with_hints(config: Any, hints: Mapping[str, Any]) -> Any:
   """What the caller says about the file; what is to be changed after reading comes later."""
-  if isinstance(config, TwoTowersConfig):
-    parts = {
-      name: dataclasses.replace(getattr(config, name), **hints.get(name, {}))
-      for name in ('image', 'text')
-    }
-    return dataclasses.replace(config, **parts)
-  return dataclasses.replace(config, **{k: v for k, v in hints.items() if k not in adapt.CHANGES})
+
+  def corrected(config: Any, hints: Mapping[str, Any]) -> Any:
+    fields = {k: v for k, v in hints.items() if k not in adapt.CHANGES}
+    return dataclasses.replace(config, **fields)
+
+  if not isinstance(config, TwoTowersConfig):
+    return corrected(config, hints)
+  image = corrected(config.image, hints.get('image', {}))
+  return dataclasses.replace(
+    config, image=image, text=corrected(config.text, hints.get('text', {}))
+  )
 
 
 def abstract(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
@@ -396,6 +401,11 @@ def _open_run(path: pathlib.Path) -> Opened:
       for name in names
     }
     loaded = checkpoints.part(names)
+  except RunError:
+    raise
+  except Exception as error:
+    first = str(error).strip().partition('\n')[0]
+    raise RunError(f'the newest checkpoint in {path} is damaged: {first}') from None
   finally:
     checkpoints.close()
   kind = TwoTowersConfig if extra['kind'] == 'two_towers' else ViTConfig

@@ -260,12 +260,13 @@ class ViT(nnx.Module):
     out['patches'] = patches.reshape(shape)
     out['pooled'] = x = self._pool(patches, x[:, 0], mask)
     if config.representation_size:
-      x = out['pre_logits'] = jnp.tanh(_logits(self.pre_logits, x))
+      x = out['pre_logits'] = self._represent(x)
     if config.num_classes:
       x = _logits(self.head, x)
       if config.distilled:
         out['logits_class'] = x
-        out['logits_distill'] = _logits(self.distill_head, self._final(out['encoded'][:, 1]))
+        second = self._represent(self._final(out['encoded'][:, 1]))
+        out['logits_distill'] = _logits(self.distill_head, second)
         x = (x + out['logits_distill']) / 2
       out['logits'] = x
     return {**out, 'output': x}
@@ -281,6 +282,9 @@ class ViT(nnx.Module):
     weight = weight / weight.sum(-1, keepdims=True)
     mean = (patches.astype(jnp.float32) * weight[..., None]).sum(1)
     return self._final(jnp.concatenate([token, mean], -1) if pool == 'token_mean' else mean)
+
+  def _represent(self, x: jax.Array) -> jax.Array:
+    return jnp.tanh(_logits(self.pre_logits, x)) if self.config.representation_size else x
 
   def _final(self, x: jax.Array) -> jax.Array:
     x = x.astype(jnp.float32)
