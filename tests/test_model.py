@@ -170,8 +170,9 @@ def reference(model, x):
   x = final(x)
   hidden = lambda x: np.tanh(dense(x, part('pre_logits'))) if c.representation_size else x  # noqa: E731
   x = dense(hidden(x), part('head'))
-  second = hidden(final(tokens[:, 1]))
-  return (x + dense(second, part('distill_head'))) / 2 if c.distilled else x
+  if not c.distilled:
+    return x
+  return (x + dense(hidden(final(tokens[:, 1])), part('distill_head'))) / 2
 
 
 PARTS = [
