@@ -86,6 +86,8 @@ def gradient_error(name, reference, module, folder, seed):
       assert 'mask_token' in key or key.endswith('k_bias') or not np.abs(ours[theirs]).any(), key
       continue
     want = numpy(p.grad)
+    if not want.size:  # the registers of a model without any
+      continue
     scale = np.abs(want).max()
     if key.endswith(('k_proj.bias', 'key.bias')):
       # It moves no softmax: its gradient is rounding, to be measured by that of its neighbour.
@@ -127,10 +129,9 @@ def test_written_back_bit_by_bit_and_read_by_their_loader(case):
   assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize('case', [n for n in REFERENCES if n.startswith('hf/')], indirect=True)
 def test_new_names_of_transformers(case):
-  name, _, module, folder = case
-  if not name.startswith('hf/'):
-    pytest.skip('timm has one set of names')
+  _, _, module, folder = case
   module.save_pretrained(folder / 'v5', save_original_format=False)
   old, new = vit_jax.load(folder / 'theirs'), vit_jax.load(folder / 'v5')
   for key, value in tree.flatten(old).items():

@@ -19,6 +19,7 @@ from vit_jax.convert import layout
 from vit_jax.convert.bridge import open_checkpoint
 from vit_jax.models.vit import Patches
 
+pytestmark = pytest.mark.filterwarnings('ignore')  # of PyTorch about its own tracing
 SMALL = references.SMALL
 TEXT = dict(**SMALL, intermediate_size=40, vocab_size=100, max_position_embeddings=16)
 VISION = dict(**SMALL, intermediate_size=48, image_size=32, patch_size=8)
