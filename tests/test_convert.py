@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 import vit_jax
@@ -263,6 +264,33 @@ def test_runtime_fields(saved):
     refused(saved, '', **change)
   with pytest.raises(RunError, match=r"unknown field 'num_class'.*did you mean num_classes"):
     vit_jax.load(saved, num_class=3)
+
+
+def test_runs_take_changes_too(tmp_path):
+  vit_jax.save(make(), tmp_path / 'run', 'vit_jax')
+  model = vit_jax.load(tmp_path / 'run', dtype='bfloat16', eps=1e-3, num_classes=2)
+  assert (model.config.dtype, model.config.eps, model.config.num_classes) == ('bfloat16', 1e-3, 2)
+  refused(tmp_path / 'run', 'misshapen', num_heads=4)
+
+
+def test_fields_go_to_the_right_tower(tmp_path, saved):
+  vit_jax.save(towers(), tmp_path / 'two.npz', 'big_vision')
+  refused(tmp_path / 'two.npz', 'has two towers: give image=', dtype='bfloat16')
+  refused(tmp_path / 'two.npz', 'unknown field text.bogus', text=dict(bogus=3))
+  refused(saved, 'has one tower', image=dict(mlp='gelu'))
+  model = vit_jax.load(tmp_path / 'two.npz', image=dict(image_size=(24, 24)))
+  assert model.image.posemb.shape == (1, 36, 24)
+
+
+def test_fresh_towers_have_directions():
+  for variant in ('clip:B/4', 'siglip:B/4'):
+    config = TwoTowersConfig(
+      variant, ViTConfig(variant, **SIZES),
+      TextConfig('', width=24, depth=2, mlp_dim=40, num_heads=3, vocab_size=30, context_length=8),
+    )  # fmt: skip
+    model = jax.jit(lambda key, config=config: config.create(nnx.Rngs(key)))(jax.random.key(0))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 3)), jnp.float32)
+    assert np.isfinite(model(x, jnp.arange(16).reshape(2, 8))).all()
 
 
 def test_loading_onto_a_mesh(saved, mesh):
@@ -554,6 +582,8 @@ def test_targets_appear_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_inspect(saved, capsys):
+  with pytest.raises(RunError, match='inspect shows what is in it'):
+    inspect.main(str(saved), names=True, changes={'num_classes': 3})
   assert inspect.main(str(saved), names=True, changes={}) == 0
   out = capsys.readouterr().out
   array = 'Transformer/encoderblock_1/MlpBlock_3/Dense_0/kernel  (24, 40)  float32'

@@ -152,7 +152,8 @@ def test_other_sizes_resample_positions_and_the_own_size_does_not():
 @pytest.mark.parametrize(
   'config',
   [dict(posemb='factorised'), dict(posemb='sincos2d'),
-   dict(rope='grid', rope_grid=(2, 3), relative_bias='layer')],
+   dict(rope='grid', rope_grid=(2, 3), relative_bias='layer'),
+   dict(relative_bias='shared', pool='mean')],
 )  # fmt: skip
 def test_other_sizes_with_other_positions(config):
   assert np.isfinite(tiny(**config)(jnp.ones((1, 16, 20, 3)))).all()
@@ -191,7 +192,8 @@ def pack(x, extra=0):
   'config',
   [dict(pool='map', registers=1), dict(pool='mean', rope='unit'),
    dict(posemb='factorised', relative_bias='layer'), dict(posemb='sincos2d', rope='grid'),
-   dict(pool='token_mean', interpolation='bicubic', relative_bias='shared')],
+   dict(pool='token_mean', interpolation='bicubic', relative_bias='shared'),
+   dict(interpolation='bicubic_offset')],
 )  # fmt: skip
 def test_packed_images_are_the_same_images(config):
   model = tiny(**config)
@@ -205,6 +207,17 @@ def test_packed_images_are_the_same_images(config):
     np.testing.assert_allclose(got, run(model, other, None), rtol=1e-4, atol=1e-5)
 
 
+def test_dropping_leaves_out_padding_first():
+  model = tiny(patch_dropout=0.6, pool='mean')
+  packed = pack(images(), 24)._replace(mask=jnp.arange(30)[None] < jnp.array([[2], [6]]))
+  tokens, context = model.tokens(packed, key=jax.random.key(0))
+  assert tokens.shape[1] == 12
+  assert context.mask.sum(1).tolist() == [2, 6]
+  assert np.isfinite(run(model, packed, jax.random.key(0))).all()
+  with pytest.raises(ValueError, match='patch_size cannot change'):
+    model(packed, patch_size=8)
+
+
 def test_masked_patches_become_the_mask_token():
   model = tiny(mask_token=True, posemb='none')
   masked = jnp.array([[True, False] * 3] * 2)
@@ -212,6 +225,8 @@ def test_masked_patches_become_the_mask_token():
   plain, _ = model.tokens(images())
   np.testing.assert_allclose(tokens[:, 1::2], jnp.tile(model.mask_token[...], (2, 3, 1)), rtol=1e-6)
   np.testing.assert_array_equal(tokens[:, 2::2], plain[:, 2::2])
+  with pytest.raises(ValueError, match='has no mask token'):
+    tiny()(images(), masked=masked)
 
 
 # --- positions ---
@@ -282,7 +297,20 @@ def test_combinations_are_the_same_on_every_mesh(mesh, config, dtype):
 
 
 def test_the_subset_is_drawn_on_each_device(mesh):
-  """Stochastic depth on a subset runs on a mesh, and drops as many examples as without one."""
+  """As many examples are left out on each device as without a mesh in all."""
+  with mesh(4, 2, 1):
+    kept, _ = branches('subset', 0.5, batch=64)
+    left_out = np.round(kept * 0.5) < 4
+    assert (left_out.reshape(2, 8, 8).sum(-1) == 4).all()
+
+
+def test_a_subset_of_everything_is_refused():
+  model = tiny(drop_path=0.1, drop_path_mode='subset')
+  with pytest.raises(RunError, match=r'drop_path=0\.1 of 2 examples on each device is none'):
+    model(images(), key=jax.random.key(0))
+
+
+def test_the_subset_trains_on_a_mesh(mesh):
   config = dict(drop_path=0.5, drop_path_mode='subset', relative_bias='layer', rope='unit',
                 patch_dropout=0.4)  # fmt: skip
   x = np.random.default_rng(0).normal(size=(16, 8, 12, 3)).astype(np.float32)
@@ -303,6 +331,7 @@ def test_create_rejects_what_contradicts_itself():
     (dict(rope='unit', width=12, num_heads=2), 'divisible by 4'),
     (dict(stem_width=20), 'multiple of 32'),
     (dict(interpolation='bicubik'), 'did you mean bicubic'),
+    (dict(rope_grid=(3,)), 'must be two whole numbers'),
   ):
     with pytest.raises(RunError, match=message):
       ViTConfig('mu/4', image_size=(8, 8), **config).resolve()

@@ -81,11 +81,11 @@ ALLOWED = {
   'experiment': {'card', 'config', 'convert', 'data.pipeline', 'optim', 'sharding', 'state'},
   'launch': set(),
   'train': {
-    'card', 'checkpoint', 'config', 'data.pipeline', 'experiment', 'launch', 'metrics', 'optim',
-    'sharding', 'workdir',
+    'card', 'checkpoint', 'config', 'convert', 'data.pipeline', 'experiment', 'launch', 'metrics',
+    'optim', 'sharding', 'workdir',
   },
-  'workdir': {'config', 'experiment', 'flops', 'metrics'},
-  'evaluate': {'checkpoint', 'config', 'experiment', 'launch', 'metrics', 'sharding'},
+  'workdir': {'config', 'experiment', 'flops', 'metrics', 'sharding'},
+  'evaluate': {'checkpoint', 'config', 'convert', 'experiment', 'launch', 'metrics', 'sharding'},
 }  # fmt: skip
 # Who may import a package at all.
 ONLY = {

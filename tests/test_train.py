@@ -452,6 +452,15 @@ def test_a_run_starts_from_a_checkpoint(finished, tmp_path, digits):
   train(other, str(tmp_path / 'other'))
   changed = vit_jax.load(tmp_path / 'other').config
   assert (changed.image_size, changed.num_classes, changed.width) == ((16, 16), 12, 16)
+  # From here on the run needs nothing but itself.
+  (tmp_path / 'start.npz').rename(tmp_path / 'moved.npz')
+  assert evaluate(str(tmp_path / 'other'))['test/examples'] == 360
+  (tmp_path / 'other' / 'result.json').unlink()
+  train(other, str(tmp_path / 'other'))
+  (tmp_path / 'moved.npz').rename(tmp_path / 'start.npz')
+  heads = digits(init=str(tmp_path / 'start.npz'), model__num_heads=4)
+  with pytest.raises(RunError, match='misshapen'):
+    train(heads, str(tmp_path / 'heads'))
   dark = digits(init=str(tmp_path / 'start.npz'), task__mean=(0.1,))
-  with pytest.raises(RunError, match=r'task.mean=.*trained with \(0.5,\)'):
+  with pytest.raises(RunError, match=r'task.mean=.*expects \(0.5,\)'):
     train(dark, str(tmp_path / 'dark'))

@@ -60,8 +60,9 @@ class EncoderConfig:
     drop_path: rate of stochastic depth (Huang et al. 2016), applied when a model is called with a
       key.
     drop_path_mode: examples are dropped one by one at a rate that rises 'linear'ly to drop_path
-      over depth, or is 'constant'; 'subset' runs each block on that share of the examples of each
-      device only, drawn anew for each block, and saves the time (Oquab et al. 2023, section 5).
+      over depth, or is 'constant'; 'subset' runs each branch on the rest of the examples only, of
+      each device as many, drawn anew for each branch, and saves the time (Oquab et al. 2023,
+      section 5).
     dtype: of activations and matrix products, 'float32' or 'bfloat16'; parameters, norm
       statistics, softmax and the head are float32.
     scan: loop over layers (compiles in constant time) or unroll them.
@@ -257,6 +258,11 @@ def _add_to_subset(x, branch, context, bias, key, rate):
   batch, parts = x.shape[0], shards('batch')
   each = batch // parts
   keep = max(1, round(each * (1 - rate)))
+  if keep == each:
+    raise RunError(
+      f'drop_path={rate} of {each} examples on each device is none: with drop_path_mode=subset use '
+      'a larger batch or rate'
+    )
   draw = jax.random.uniform(key, (parts, each), out_sharding=spec('batch', None))
   order = jnp.argsort(draw, axis=1)
 

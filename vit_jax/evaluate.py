@@ -14,6 +14,7 @@ import jax
 from vit_jax import config as config_lib
 from vit_jax import schema, sharding
 from vit_jax.checkpoint import Checkpoints
+from vit_jax.convert import bridge
 from vit_jax.errors import RunError
 from vit_jax.experiment import Experiment
 from vit_jax.metrics import Reporter, read_json
@@ -29,7 +30,8 @@ def restore(workdir: str, config: Mapping[str, Any] | None = None) -> tuple[Expe
   if config is None and not (folder / 'config.json').exists():
     raise RunError(f'{folder} holds no run: there is no config.json')
   given = read_json(folder / 'config.json') if config is None else config
-  experiment = Experiment(schema.build(config_lib.Config, given))
+  cfg: config_lib.Config = schema.build(config_lib.Config, given)
+  experiment = Experiment(cfg, bridge.stored_model(folder) if cfg.init else None)
   if not (folder / 'checkpoints').is_dir():
     raise RunError(f'{folder} holds no checkpoints')
   checkpoints = Checkpoints(folder / 'checkpoints', read_only=True)

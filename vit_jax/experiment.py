@@ -13,7 +13,7 @@ from flax import nnx
 from vit_jax import config as config_lib
 from vit_jax import optim
 from vit_jax.card import Card
-from vit_jax.convert import adapt, bridge
+from vit_jax.convert import adapt, bridge, layout
 from vit_jax.data.pipeline import Shape
 from vit_jax.errors import RunError
 from vit_jax.sharding import BatchLayout
@@ -32,12 +32,24 @@ class Experiment:
     abstract_state: shapes, dtypes and layouts of the state.
   """
 
-  def __init__(self, cfg: config_lib.Config):
-    """Raises RunError for anything in `cfg` that is contradictory or not there."""
+  def __init__(self, cfg: config_lib.Config, stored: Any = None):
+    """Opens everything but checkpoints.
+
+    Args:
+      cfg: of the run.
+      stored: the model in the run's newest checkpoint, if it has one. With `cfg.init` it stands for
+        the architecture, so that the checkpoint the run started from is needed only once.
+
+    Raises:
+      RunError: for anything in `cfg` that is contradictory or not there.
+    """
     self._start: bridge.Opened | None = None
-    if cfg.init:
-      self._start = bridge.open_checkpoint(cfg.init)
-    model = self._adapted(cfg.model) if self._start else cfg.model.resolve()
+    if not cfg.init:
+      model = cfg.model.resolve()
+    elif stored is None:
+      model = self._open_start(cfg)
+    else:
+      model = stored
     self.layout = BatchLayout(cfg.batch_size)
     self.source = cfg.data.source.open(cfg.data.split)
     model = dataclasses.replace(
@@ -74,30 +86,21 @@ class Experiment:
   def init(self) -> State:
     """The initial state; equal seeds give equal values on any mesh."""
     config = self.config
-    if not self._start:
+    if self._start is None:
       return jax.jit(self._init)(np.uint32(config.seed))
     changes = {name: getattr(config.model, name) for name in adapt.CHANGES}
-    _, _, leaves = adapt.adapt(
-      self._start.config, self._start.card, self._start.leaves(), changes, seed=config.seed
-    )
+    start = self._start
+    _, _, leaves = adapt.adapt(start.config, start.card, start.leaves(), changes)
     model = bridge.build(config.model, leaves, None)
     return jax.jit(lambda model: init_state(model, config.optim))(model)
 
-  def _adapted(self, wanted: Any) -> Any:
+  def _open_start(self, cfg: config_lib.Config) -> Any:
     """The architecture of the checkpoint to start from, with the fields that are set changed."""
-    assert self._start
-    config = self._start.config
-    if not isinstance(config, type(wanted)):
-      raise RunError(f'init={self._start.where} is not a model of one tower')
-    changes = {
-      f.name: getattr(wanted, f.name)
-      for f in dataclasses.fields(wanted)
-      if f.name != 'variant' and getattr(wanted, f.name) is not None
-    }
-    changed = dataclasses.replace(config, variant='', **changes)
-    if 'patch_size' in changes and 'image_size' not in changes:
-      changed = dataclasses.replace(changed, image_size=adapt.same_grid(config, changed.patch_size))
-    return changed.resolve()
+    fields = {f.name: getattr(cfg.model, f.name) for f in dataclasses.fields(cfg.model)}
+    hints = {k: v for k, v in fields.items() if k != 'variant' and v is not None}
+    self._start = bridge.open_checkpoint(cfg.init, **hints)
+    layout.refuse(self._start.problems(), cfg.init)
+    return adapt.changed(self._start.config, hints)
 
   def _check_pixels(self, card: Card) -> None:
     """Raises RunError unless images are normalised as those were that the checkpoint knows."""
@@ -108,7 +111,7 @@ class Experiment:
       ours = ours * channels if len(ours) == 1 else ours
       if not np.allclose(ours, theirs, atol=1e-6):
         raise RunError(
-          f'task.{name}={ours}, but init={self.config.init} was trained with {theirs}: '
+          f'task.{name}={ours}, but init={self.config.init} expects {theirs}: '
           f"--config.task.{name}='{theirs}'"
         )
 

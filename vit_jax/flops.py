@@ -29,12 +29,13 @@ PEAKS = {
 }
 
 
-def forward_macs(config: Any, *, training: bool = False) -> int:
+def forward_macs(config: Any, *, training: bool = False, examples: int = 0) -> int:
   """Multiply-accumulates of the matrix products of one image's forward pass.
 
   Args:
     config: a resolved `vit_jax.models.vit.ViTConfig`, for images of its own size.
     training: leave out what patch dropout and stochastic depth on a subset of the batch leave out.
+    examples: on each device at a time, of which the subset is a whole number; 0 if not known.
   """
   width, patches = config.width, config.grid[0] * config.grid[1]
   channels, stem = config.in_channels, 0
@@ -47,7 +48,8 @@ def forward_macs(config: Any, *, training: bool = False) -> int:
   mlp = (3 if config.mlp == 'swiglu' else 2) * width * config.mlp_dim
   blocks = config.depth * (tokens * (4 * width**2 + mlp) + 2 * tokens**2 * width)
   if training and config.drop_path_mode == 'subset':
-    blocks = round(blocks * (1 - config.drop_path))
+    kept = 1 - config.drop_path
+    blocks = round(blocks * (max(1, round(examples * kept)) / examples if examples else kept))
   pool = 0
   if config.pool == 'map':  # one query: keys and values of every patch, the rest once
     pool = 2 * patches * width**2 + 2 * patches * width + 2 * width**2 + mlp
@@ -78,6 +80,6 @@ def _stem_macs(config: Any) -> tuple[int, int]:
   return macs, channels
 
 
-def train_flops(config: Any) -> int:
-  """FLOPs to train on one image once, by `CONVENTION`."""
-  return 6 * forward_macs(config, training=True)
+def train_flops(config: Any, *, examples: int = 0) -> int:
+  """FLOPs to train on one image once, by `CONVENTION`; `examples` as for `forward_macs`."""
+  return 6 * forward_macs(config, training=True, examples=examples)

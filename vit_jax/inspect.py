@@ -8,7 +8,8 @@ import math
 from typing import Any
 
 from vit_jax import command
-from vit_jax.convert import bridge
+from vit_jax.convert import adapt, bridge
+from vit_jax.errors import RunError
 from vit_jax.models import variants
 from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.models.vit import ViTConfig
@@ -34,6 +35,10 @@ def describe(config: Any) -> list[str]:
 
 def main(checkpoint: str, names: bool, changes: dict) -> int:
   """Prints dialect, architecture, names, shapes, dtypes and what would not fit."""
+  if wrong := [name for name in changes if name in adapt.CHANGES and name != 'patch_size']:
+    raise RunError(
+      f'{wrong[0]} is changed when a checkpoint is loaded; inspect shows what is in it'
+    )
   opened = bridge.open_checkpoint(checkpoint, **changes)
   card, arrays = opened.card, opened.arrays
   leaves = bridge.abstract(opened.config)

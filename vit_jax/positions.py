@@ -168,9 +168,7 @@ def resize_relative(table: Array, old: tuple[int, int], new: tuple[int, int]) ->
     return table
   sides = [(2 * a - 1, 2 * b - 1) for a, b in zip(old, new, strict=True)]
   rows, columns = (resize_weights(np.arange(b), b, a, 'bilinear') for a, b in sides)
-  matrix = np.kron(rows, columns)
+  matrix = np.kron(rows, columns).astype(np.float32)
   count = matrix.shape[1]
-  matrix = np.block(
-    [[matrix, np.zeros((len(matrix), 3))], [np.zeros((3, count)), np.eye(3)]]
-  ).astype(np.float32)
-  return jnp.einsum('nm,mh->nh', matrix, table, precision='highest')
+  resized = jnp.einsum('nm,mh->nh', matrix, table[:count], precision='highest')
+  return jnp.concatenate([resized, table[count:]])  # what is of the tokens before the patches stays

@@ -24,6 +24,7 @@ from vit_jax import config as config_lib
 from vit_jax import schema, sharding, workdir
 from vit_jax.card import about
 from vit_jax.checkpoint import Checkpoints
+from vit_jax.convert import bridge
 from vit_jax.data.pipeline import iterate, train_batches
 from vit_jax.errors import RunError
 from vit_jax.experiment import Experiment
@@ -63,7 +64,8 @@ def train(config: ConfigDict, folder: str, *, overwrite: bool = False) -> dict[s
         if jax.process_index() == 0:
           print(f'{path} is complete: {result["step"]} steps. Nothing to do.')
         return result
-      experiment = Experiment(cfg)
+      stored = bridge.stored_model(path) if cfg.init and not changed else None
+      experiment = Experiment(cfg, stored)
       workdir.claim(path, record, delete=bool(changed))
     with _Session(experiment, path, chrono) as session:
       if not session.run():

@@ -14,7 +14,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from vit_jax import config as config_lib
-from vit_jax import flops, schema
+from vit_jax import flops, schema, sharding
 from vit_jax.errors import RunError
 from vit_jax.experiment import Experiment
 from vit_jax.metrics import Chrono, read_json, write_json
@@ -70,7 +70,8 @@ def result(
   kind = jax.devices()[0].device_kind
   examples = experiment.total * cfg.batch_size
   rate = examples / (chrono.seconds['step'] + chrono.seconds['input']) / chips
-  per_image = flops.train_flops(cfg.model)
+  at_a_time = cfg.batch_size // sharding.shards('batch') // cfg.optim.accumulate
+  per_image = flops.train_flops(cfg.model, examples=at_a_time)
   peak = flops.PEAKS.get(kind)
   return {
     'step': experiment.total,

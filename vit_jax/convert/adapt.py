@@ -26,42 +26,44 @@ Leaves = dict[str, np.ndarray]
 
 def adapt(
   config: ViTConfig, card: Card, leaves: Leaves, changes: Mapping[str, Any],
-  patch_method: str = 'bilinear', seed: int = 0,
+  patch_method: str = 'bilinear',
 ) -> tuple[ViTConfig, Card, Leaves]:  # fmt: skip
   """A model with `CHANGES` made to it; see `bridge.load`.
 
   Raises:
     RunError: if what is asked for makes no model.
   """
-  changes = {k: v for k, v in changes.items() if k in CHANGES and v != getattr(config, k)}
-  if not changes:
-    return config, card, leaves
-  changes = {k: tuple(v) if k == 'image_size' else v for k, v in changes.items()}
-  if 'patch_size' in changes and 'image_size' not in changes and config.posemb != 'none':
-    changes['image_size'] = same_grid(config, changes['patch_size'])
-  new = dataclasses.replace(config, **changes).resolve()
+  new = changed(config, changes)
   leaves = dict(leaves)
-  if 'patch_size' in changes:
+  if new.patch_size != config.patch_size:
     kernel = leaves['embed/proj/kernel']
     leaves['embed/proj/kernel'] = np.asarray(
       resample_patches(jnp.asarray(kernel), new.patch_size, patch_method)
     )
-  if 'in_channels' in changes:
+  if new.in_channels != config.in_channels:
     name = 'stem/root/kernel' if config.stem_width else 'embed/proj/kernel'
     leaves[name] = adapt_channels(leaves[name], new.in_channels)
     card = card_for_channels(card, new.in_channels)
   if new.grid != config.grid:
     _resample_positions(config, new, leaves)
-  if 'num_classes' in changes:
-    _replace_head(new, leaves, seed)
+  if new.num_classes != config.num_classes:
+    _replace_head(new, leaves)
     card = dataclasses.replace(card, class_names=())
   return new, dataclasses.replace(card, size=new.image_size), leaves
 
 
-def same_grid(config: ViTConfig, patch_size: int) -> tuple[int, int]:
-  """The image size that with other patches keeps the grid, and with it the positions."""
-  side = config.stride // config.patch_size * patch_size
-  return config.grid[0] * side, config.grid[1] * side
+def changed(config: ViTConfig, changes: Mapping[str, Any]) -> ViTConfig:
+  """A resolved configuration with `CHANGES` made to it.
+
+  Other patches without another image size keep the grid, and with it learned positions.
+  """
+  changes = {k: v for k, v in changes.items() if k in CHANGES and v != getattr(config, k)}
+  if 'image_size' in changes:
+    changes['image_size'] = tuple(changes['image_size'])
+  elif 'patch_size' in changes and config.posemb != 'none':
+    side = config.stride // config.patch_size * changes['patch_size']
+    changes['image_size'] = (config.grid[0] * side, config.grid[1] * side)
+  return dataclasses.replace(config, **changes).resolve()
 
 
 def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
@@ -108,13 +110,16 @@ def _resample_positions(old: ViTConfig, new: ViTConfig, leaves: Leaves) -> None:
     leaves[name] = np.stack(grown) if table.ndim == 3 else grown[0]
 
 
-def _replace_head(config: ViTConfig, leaves: Leaves, seed: int) -> None:
+def _replace_head(config: ViTConfig, leaves: Leaves) -> None:
+  """Heads start at zero."""
   for name in [n for n in leaves if n.split('/')[0] in ('head', 'distill_head')]:
-    del leaves[name]
-  fresh = jax.jit(lambda key: config.create(nnx.Rngs(key)))(jax.random.key(seed))
-  for name, leaf in tree.flatten(fresh).items():
-    if name not in leaves:
-      leaves[name] = np.asarray(leaf)
+    shape = (*leaves.pop(name).shape[:-1], config.num_classes)
+    if config.num_classes:
+      leaves[name] = np.zeros(shape, np.float32)
+  model = jax.eval_shape(lambda key: config.create(nnx.Rngs(key)), jax.random.key(0))
+  for name, leaf in tree.flatten(model).items():
+    if name not in leaves:  # a head where there was none
+      leaves[name] = np.zeros(leaf.shape, np.float32)
 
 
 # Which tokens have learned positions, where a dialect cannot do otherwise.

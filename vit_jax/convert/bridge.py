@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from flax import nnx
@@ -29,6 +28,7 @@ from vit_jax.convert import (
 )
 from vit_jax.convert.source import Source
 from vit_jax.errors import RunError, suggest
+from vit_jax.models.text import TextConfig
 from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.models.vit import ViTConfig
 from vit_jax.positions import INTERPOLATIONS
@@ -109,9 +109,9 @@ def open_checkpoint(path: str | pathlib.Path, **hints: Any) -> Opened:
   Raises:
     RunError: if it is missing, damaged, of no known dialect, or contradicts itself.
   """
-  path = pathlib.Path(path)
+  path, hints = pathlib.Path(path), _checked(hints)
   if (path / 'checkpoints').is_dir():
-    return _open_run(path)
+    return _open_run(path, hints)
   folder = path if path.is_dir() else path.parent
   file = files.weights(path) if path.is_dir() else path
   source = Source(str(path), files.read(file), hints=hints)
@@ -149,7 +149,7 @@ def _recognise(source: Source) -> tuple[str, Any, dict[str, Any], Any, Card]:
       if style is None:
         continue
       config, card = reader.architecture(source, style)
-      config = _with_hints(config, source.hints)
+      config = _with_hints(config, source.hints, source.where)
       config = schema.build(type(config), dataclasses.asdict(config), 'the model').resolve()
     except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
       raise RunError(f'{source.where}: the configuration makes no sense: {error}') from None
@@ -170,8 +170,17 @@ def _without_wrapper(arrays: files.Arrays) -> files.Arrays:
   return arrays
 
 
-def _with_hints(config: Any, hints: Mapping[str, Any]) -> Any:
-  """What the caller says about the file; what is to be changed after reading comes later."""
+def _with_hints(config: Any, hints: Mapping[str, Any], where: str) -> Any:
+  """What the caller says about the file; what is to be changed after reading comes later.
+
+  Raises:
+    RunError: for fields of one tower where there are two, or the other way round.
+  """
+  two = isinstance(config, TwoTowersConfig)
+  wrong = [name for name in hints if (name in ('image', 'text')) != two]
+  if wrong:
+    form = f'image={{{wrong[0]!r}: ...}}' if two else 'its fields by themselves'
+    raise RunError(f'{where} has {"two towers" if two else "one tower"}: give {form}')
 
   def corrected(config: Any, hints: Mapping[str, Any]) -> Any:
     fields = {k: v for k, v in hints.items() if k not in adapt.CHANGES}
@@ -195,7 +204,7 @@ def build(config: Any, leaves: Mapping[str, np.ndarray], card: Card | None) -> A
   model = jax.eval_shape(lambda key: config.create(nnx.Rngs(key)), jax.random.key(0))
   filled = sharding.fill_shardings(model)
   place = lambda path, a: jax.device_put(  # noqa: E731
-    jnp.asarray(leaves[tree.name(path)], a.dtype), a.sharding
+    np.asarray(leaves[tree.name(path)], a.dtype), a.sharding
   )
   model = jax.tree_util.tree_map_with_path(place, filled)
   model.card = card
@@ -203,9 +212,8 @@ def build(config: Any, leaves: Mapping[str, np.ndarray], card: Card | None) -> A
 
 
 def load(
-  path: str | pathlib.Path, *, ignore: str = '', patch_method: str = 'bilinear', seed: int = 0,
-  **changes: Any,
-) -> Any:  # fmt: skip
+  path: str | pathlib.Path, *, ignore: str = '', patch_method: str = 'bilinear', **changes: Any
+) -> Any:
   """A model from a checkpoint of any known dialect.
 
   Args:
@@ -214,7 +222,6 @@ def load(
     ignore: regular expression of names in the file that may be left out.
     patch_method: how the patch embedding is resampled if patch_size is changed; see
       `layers.resample_patches`.
-    seed: of parameters that the checkpoint does not have.
     **changes: fields of the model's configuration. num_classes replaces the head by a fresh one (0
       removes it), image_size resamples learned positions, by the model's own interpolation or the
       one given, patch_size and in_channels resample and adapt the patch embedding; the other fields
@@ -227,22 +234,22 @@ def load(
   Raises:
     RunError: if the checkpoint is missing, damaged, not recognised, or does not fit.
   """
-  changes = _checked(changes)
   methods = [method for method in INTERPOLATIONS if method not in ('corner', 'bicubic_offset')]
   if patch_method not in methods:
     raise RunError(f'unknown patch_method {patch_method!r}: {suggest(patch_method, methods)}')
+  changes = _checked(changes)
   opened = open_checkpoint(path, **changes)
   leaves = opened.leaves(ignore)
   config, card = opened.config, opened.card
   if isinstance(config, TwoTowersConfig):
     wanted = changes.get('image', {})
     image, card, part = adapt.adapt(
-      config.image, card, _part(leaves, 'image/'), wanted, patch_method, seed
+      config.image, card, _part(leaves, 'image/'), wanted, patch_method
     )
     leaves |= {f'image/{name}': leaf for name, leaf in part.items()}
     config = dataclasses.replace(config, image=image)
   else:
-    config, card, leaves = adapt.adapt(config, card, leaves, changes, patch_method, seed)
+    config, card, leaves = adapt.adapt(config, card, leaves, changes, patch_method)
   return build(config, leaves, card)
 
 
@@ -272,6 +279,7 @@ def _checked(changes: Mapping[str, Any]) -> dict[str, Any]:
     raise RunError(f'image_size={size!r} must be a height and a width in pixels')
   if 'image' in towers:
     towers['image'] = _checked(towers['image'])
+  schema.complete(TextConfig, towers.get('text', {}), 'text')
   return {**changes, **towers}
 
 
@@ -386,7 +394,7 @@ def _save_run(path: pathlib.Path, model: Any, card: Card, overwrite: bool) -> No
       checkpoints.close()
 
 
-def _open_run(path: pathlib.Path) -> Opened:
+def _open_run(path: pathlib.Path, hints: Mapping[str, Any]) -> Opened:
   checkpoints = Checkpoints(path / 'checkpoints', read_only=True)
   try:
     shapes, extra = checkpoints.peek()
@@ -409,5 +417,17 @@ def _open_run(path: pathlib.Path) -> Opened:
   finally:
     checkpoints.close()
   kind = TwoTowersConfig if extra['kind'] == 'two_towers' else ViTConfig
-  config = schema.build(kind, extra['model'], 'the model').resolve()
+  config = _with_hints(schema.build(kind, extra['model'], 'the model'), hints, str(path)).resolve()
   return Opened('vit_jax', config, Card.from_dict(extra['card']), arrays, None, '', str(path))
+
+
+def stored_model(run: pathlib.Path) -> Any:
+  """The model that the newest checkpoint of a run is of; None if there is none yet."""
+  if not (run / 'checkpoints').is_dir():
+    return None
+  checkpoints = Checkpoints(run / 'checkpoints', read_only=True)
+  try:
+    extra = checkpoints.peek()[1] if checkpoints.latest is not None else {}
+  finally:
+    checkpoints.close()
+  return schema.build(ViTConfig, extra['model'], 'the model').resolve() if extra else None

@@ -245,7 +245,11 @@ def compare(
   ignore: str = '',
 ) -> None:  # fmt: skip
   """Raises RunError, with a table, unless names and shapes agree."""
-  lines = differences(wanted, found, ignore)
+  refuse(differences(wanted, found, ignore), where)
+
+
+def refuse(lines: list[str], where: str) -> None:
+  """Raises RunError with lines of `differences`, if there are any."""
   if lines:
     more = [f'  and {len(lines) - 30} more'] if len(lines) > 30 else []
     raise RunError(f'{where} does not fit this model:\n' + '\n'.join(lines[:30] + more))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vit_jax.encoder import UNSET
-from vit_jax.layers import zeros
+from vit_jax.layers import normal, zeros
 from vit_jax.models import variants
 from vit_jax.models.text import Text, TextConfig
 from vit_jax.models.vit import ViT, ViTConfig
@@ -65,6 +65,11 @@ class TwoTowers(nnx.Module):
     self.card: Any = None
     self.image = ViT(config.image, rngs)
     self.text = Text(config.text, rngs)
+    if config.image.num_classes:
+      # Heads start at zero, but a vector of zeros has no direction.
+      self.image.head.kernel = param(
+        normal(config.image.width**-0.5), rngs, self.image.head.kernel.shape, ('embed', None)
+      )
     # The logarithm of the inverse temperature.
     start = 10.0 if config.logit_bias else 1 / 0.07
     scale = lambda *args: zeros(*args) + jnp.log(start)  # noqa: E731
@@ -89,4 +94,4 @@ class TwoTowers(nnx.Module):
 
 
 def _unit(x: jax.Array) -> jax.Array:
-  return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+  return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

@@ -43,7 +43,8 @@ class ViTConfig(EncoderConfig):
       ('') leaves only the defaults of the original model, and sizes must be given.
     patch_size: side of the patches in pixels, or in positions of the stem's output.
     image_size: height and width in pixels, multiples of patch_size, for which learned positions are
-      stored. Images of other sizes may be given; positions are then interpolated.
+      stored. Images of other sizes may be given: stored positions are then interpolated, computed
+      ones continue, and relative positions of packed images beyond the stored ones are clipped.
     in_channels: of the images.
     num_classes: logits of the linear head; 0 for no head. Training replaces 0 by what the data set
       has.
@@ -111,6 +112,10 @@ class ViTConfig(EncoderConfig):
       raise RunError('patch_size and in_channels must be at least 1')
     if config.stem_width % resnet.GROUPS:
       raise RunError(f'stem_width={config.stem_width} must be a multiple of {resnet.GROUPS}')
+    for name in ('image_size', 'rope_grid'):
+      value = getattr(config, name)
+      if len(value) != 2 or not all(type(side) is int for side in value):
+        raise RunError(f'{name}={value!r} must be two whole numbers')
     if any(side < 1 or side % config.stride for side in config.image_size):
       raise RunError(f'patch_size={config.stride} does not divide image_size={config.image_size}')
     if config.posemb == 'sincos2d' and config.width % 4:
@@ -239,10 +244,12 @@ class ViT(nnx.Module):
 
     Returns:
       'tokens' (batch, tokens, width) that enter the first block; for each layer 'block00/attn' and
-      'block00/mlp', what it adds, and 'block00', its output; 'encoded', the tokens after the last
-      norm; 'patches', those of them that are patches, for images as a grid (batch, rows, columns,
-      width); 'pooled' (batch, features); 'pre_logits'; 'logits', and with distillation
-      'logits_class' and 'logits_distill' of each head; 'output', what the model returns.
+      'block00/mlp', what it adds (of a subset of the examples, if stochastic depth draws one), and
+      'block00', its output; 'encoded', the tokens after the last block and, unless pool_norm puts
+      it later, the last norm; 'patches', those of them that are patches, for images as a grid
+      (batch, rows, columns, width); 'pooled' (batch, features); 'pre_logits'; 'logits', and with
+      distillation 'logits_class' and 'logits_distill' of each head; 'output', what the model
+      returns.
     """
     return self._forward(images, record=True, **kwargs)
 
@@ -279,7 +286,7 @@ class ViT(nnx.Module):
     if pool == 'token':
       return self._final(token)
     weight = jnp.ones(patches.shape[1:2]) if mask is None else mask.astype(jnp.float32)
-    weight = weight / weight.sum(-1, keepdims=True)
+    weight = weight / jnp.maximum(weight.sum(-1, keepdims=True), 1)
     mean = (patches.astype(jnp.float32) * weight[..., None]).sum(1)
     return self._final(jnp.concatenate([token, mean], -1) if pool == 'token_mean' else mean)
 
@@ -313,6 +320,8 @@ class ViT(nnx.Module):
     if packed:
       if config.stem_width:
         raise ValueError('a model with a convolutional stem takes images, not patches')
+      if patch_size not in (None, config.patch_size):
+        raise ValueError('packed images are cut into patches already: patch_size cannot change')
       x = self.embed.flat(jnp.asarray(images.pixels, config.dtype))
       coords, mask, grid, xp = images.coords, images.mask, None, jnp
       size = jnp.where(mask[..., None], coords + 1, 1).max(1, keepdims=True)
@@ -323,6 +332,8 @@ class ViT(nnx.Module):
       x = x.reshape(x.shape[0], grid[0] * grid[1], config.width)
       coords, mask, xp = positions.grid_coords(*grid)[None], None, np
       size = np.array(grid)
+    if masked is not None and not config.mask_token:
+      raise ValueError('this model has no mask token: create it with mask_token=True')
     if masked is not None:
       x = jnp.where(masked[..., None], self.mask_token[...].astype(x.dtype), x)
     x = x + self._position(coords, size, grid, x.dtype)
@@ -380,8 +391,14 @@ class ViT(nnx.Module):
     if grid:
       table = positions.resample(table, grid, method)
       return table.reshape(1, -1, config.width).astype(dtype)
+    # Where nothing is resized, the offset is not applied either.
+    native = (size == np.array(config.grid)).all(-1)[..., None]
     y, x = (
-      positions.resize_weights(coords[..., axis], size[..., axis], old, method, jnp)
+      jnp.where(
+        native,
+        coords[..., axis, None] == np.arange(old),
+        positions.resize_weights(coords[..., axis], size[..., axis], old, method, jnp),
+      )
       for axis, old in enumerate((rows, columns))
     )
     both = (y[..., :, None] * x[..., None, :]).reshape(*y.shape[:2], rows * columns)
@@ -394,6 +411,8 @@ class ViT(nnx.Module):
     batch, count = x.shape[0], x.shape[1] - config.prefix
     keep = max(1, round(count * (1 - config.patch_dropout)))
     draw = jax.random.uniform(key, (batch, count), out_sharding=spec('batch', None))
+    if mask is not None:  # padding goes first
+      draw = draw + ~mask
     kept = jnp.sort(jnp.argsort(draw, axis=1)[:, :keep], axis=1)
     take = jax.vmap(lambda x, index: x[index])
     shape = (batch, count, 2)
