@@ -3,6 +3,7 @@
 import json
 import pathlib
 import tempfile
+import zipfile
 
 import numpy as np
 import torch
@@ -35,7 +36,14 @@ def torch_files():
   module.layer.weight.data = weight.clone()
   state = {**module.state_dict(), 'half': weight.T[1:].to(torch.bfloat16)}
   torch.save(state, golden.FOLDER / 'plain.pt')
-  torch.jit.save(torch.jit.trace(module, torch.ones(1, 4)), golden.FOLDER / 'traced.pt')
+  traced = golden.FOLDER / 'traced.pt'
+  torch.jit.save(torch.jit.trace(module, torch.ones(1, 4)), traced)
+  with zipfile.ZipFile(traced) as archive:
+    members = {name: archive.read(name) for name in archive.namelist()}
+  with zipfile.ZipFile(traced, 'w') as archive:
+    for name, data in members.items():
+      if not name.endswith('.debug_pkl'):  # where PyTorch was installed
+        archive.writestr(zipfile.ZipInfo(name), data)
 
 
 def main():
