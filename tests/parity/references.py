@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -48,13 +47,10 @@ class Reference:
 
   Attributes:
     make: the PyTorch module.
-    save: writes it to a folder; old names where there are two.
     dialect: in which our copy of it is written back.
     run: (module, images) to named tensors; 'output' and what else is comparable.
-    channels_last: images to what the module takes.
+    save: writes it to a folder; old names where there are two.
     image: shape of one image.
-    text: shape of a batch of texts, for two towers.
-    blocks: part of the names of the blocks that the hooks look at.
   """
 
   make: Callable[[], torch.nn.Module]
@@ -62,8 +58,6 @@ class Reference:
   run: Callable[[Any, Any], dict[str, torch.Tensor]]
   save: Callable[[Any, Any], None] | None = None
   image: tuple[int, ...] = (32, 32, 3)
-  blocks: str = ''
-  load: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 SMALL = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4)
@@ -236,7 +230,3 @@ def watch(module: torch.nn.Module, run: Callable[[], dict[str, Any]]) -> dict[st
 
 def numpy(x: torch.Tensor) -> np.ndarray:
   return x.detach().cpu().numpy()
-
-
-def read_config(folder):
-  return json.loads((folder / 'config.json').read_text())

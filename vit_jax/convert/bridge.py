@@ -71,25 +71,23 @@ class Opened:
   where: str
   guessed: bool = False
 
-  def problems(self) -> list[str]:
-    """What would not fit: names missing, unexpected and misshapen."""
+  def problems(self, ignore: str = '') -> list[str]:
+    """What would not fit: names missing, unexpected (unless ignored) and misshapen."""
     if self.rules is None:
       wanted = {name: tuple(leaf.shape) for name, leaf in abstract(self.config).items()}
     else:
       wanted = {rule.theirs: rule.shape for rule in self.rules}
     found = {name: tuple(array.shape) for name, array in self.arrays.items()}
-    return layout.differences(wanted, found, self.ignore)
+    ignore = f'{self.ignore}|{ignore}' if ignore else self.ignore
+    return layout.differences(wanted, found, ignore)
 
   def leaves(self, ignore: str = '') -> dict[str, np.ndarray]:
     """Our parameters by name, float32; raises RunError for what does not fit, or is no number."""
-    ignore = f'{self.ignore}|{ignore}' if ignore else self.ignore
+    layout.refuse(self.problems(ignore), self.where)
     if self.rules is None:
-      wanted = {name: tuple(leaf.shape) for name, leaf in abstract(self.config).items()}
-      found = {name: tuple(array.shape) for name, array in self.arrays.items()}
-      layout.compare(wanted, found, self.where, ignore)
-      leaves = {name: np.asarray(self.arrays[name]) for name in wanted}
+      leaves = {name: np.asarray(self.arrays[name]) for name in abstract(self.config)}
     else:
-      leaves = layout.read(self.rules, self.arrays, self.where, ignore)
+      leaves = layout.read(self.rules, self.arrays)
     for name, leaf in leaves.items():
       if leaf.dtype not in TYPES:
         raise RunError(f'{self.where}: {name} holds {leaf.dtype}, not floating-point numbers')
@@ -109,7 +107,10 @@ def open_checkpoint(path: str | pathlib.Path, **hints: Any) -> Opened:
   Raises:
     RunError: if it is missing, damaged, of no known dialect, or contradicts itself.
   """
-  path, hints = pathlib.Path(path), _checked(hints)
+  return _open(pathlib.Path(path), _checked(hints))
+
+
+def _open(path: pathlib.Path, hints: dict[str, Any]) -> Opened:
   if (path / 'checkpoints').is_dir():
     return _open_run(path, hints)
   folder = path if path.is_dir() else path.parent
@@ -238,7 +239,7 @@ def load(
   if patch_method not in methods:
     raise RunError(f'unknown patch_method {patch_method!r}: {suggest(patch_method, methods)}')
   changes = _checked(changes)
-  opened = open_checkpoint(path, **changes)
+  opened = _open(pathlib.Path(path), changes)
   leaves = opened.leaves(ignore)
   config, card = opened.config, opened.card
   if isinstance(config, TwoTowersConfig):

@@ -195,22 +195,8 @@ def _suffix(kind: str, torch: bool) -> str:
   return f'/{kind}'
 
 
-def read(
-  rule_list: list[Rule], arrays: Mapping[str, Any], where: str, ignore: str = ''
-) -> dict[str, np.ndarray]:
-  """Our leaves from foreign arrays.
-
-  Args:
-    rule_list: of the model.
-    arrays: theirs by name; each is fetched once.
-    where: they are, for messages.
-    ignore: regular expression of names that may be left over.
-
-  Raises:
-    RunError: with a table of what is missing, unexpected or misshapen.
-  """
-  compare({rule.theirs: rule.shape for rule in rule_list},
-          {name: tuple(arrays[name].shape) for name in arrays}, where, ignore)  # fmt: skip
+def read(rule_list: list[Rule], arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """Our leaves from foreign arrays without `differences`, each of which is fetched once."""
   stacks: dict[str, dict[int, np.ndarray]] = collections.defaultdict(dict)
   leaves = {}
   for rule in rule_list:
@@ -238,14 +224,6 @@ def write(rule_list: list[Rule], leaves: Mapping[str, Any]) -> dict[str, np.ndar
       parts.append(part if layer is None or name is None else part[layer])
     arrays[rule.theirs] = np.array(rule.write(parts), order='C')
   return arrays
-
-
-def compare(
-  wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str,
-  ignore: str = '',
-) -> None:  # fmt: skip
-  """Raises RunError, with a table, unless names and shapes agree."""
-  refuse(differences(wanted, found, ignore), where)
 
 
 def refuse(lines: list[str], where: str) -> None:

@@ -52,10 +52,6 @@ class _Inert:
 class _Unpickler(pickle.Unpickler):
   """Knows tensors, storages and ordered dicts."""
 
-  def __init__(self, file, storage):
-    super().__init__(file)
-    self._storage = storage
-
   def find_class(self, module: str, name: str) -> Any:
     if (module, name) == ('collections', 'OrderedDict'):
       return collections.OrderedDict
@@ -102,7 +98,7 @@ def read(path: pathlib.Path) -> dict[str, Tensor]:
       for code, argument, _ in pickletools.genops(data):
         if code.name in ('PUT', 'BINPUT', 'LONG_BINPUT') and int(argument or 0) > len(data):
           raise RunError(f'{path} is damaged: {code.name} {argument}')
-      top = _Unpickler(io.BytesIO(data), None).load()
+      top = _Unpickler(io.BytesIO(data)).load()
     except RunError:
       raise
     except Exception as error:  # whatever a damaged pickle makes of the machine

@@ -41,14 +41,13 @@ SIZES: dict[str, tuple[int, int, int, int]] = {
   'e': (1792, 56, 15360, 16),
   '22B': (6144, 48, 24576, 48),
 }
-# ResNets in front: width, units of each stage, and the size of patches of their output by the
-# patch in the name. 'R+Ti/16' has its name from the stride after the first convolution.
-STEMS: dict[str, tuple[int, tuple[int, ...], dict[str, int]]] = {
-  'R': (64, (), {'16': 8}),
-  'R26': (64, (2, 2, 2, 2), {'32': 1}),
-  'R50': (64, (3, 4, 9), {'16': 1}),
+# ResNets in front, by the patch in the name: width, units of each stage, and the size of patches of
+# their output. 'R+Ti/16' has its name from the stride after the first convolution.
+STEMS: dict[str, dict[str, tuple[int, tuple[int, ...], int]]] = {
+  'R': {'16': (64, (), 8)},
+  'R26': {'32': (64, (2, 2, 2, 2), 1)},
+  'R50': {'16': (64, (3, 4, 9), 1), '32': (64, (3, 4, 6, 3), 1)},
 }
-R50_32 = (64, (3, 4, 6, 3), {'32': 1})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +63,11 @@ class Family:
   sizes: dict[str, tuple[int, int, int, int]]
   options: dict[str, Any] = dataclasses.field(default_factory=dict)
   special: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+  def fields(self, size: str) -> dict[str, Any]:
+    """All that the family says of one of its sizes."""
+    numbers = zip(NUMBERS, self.sizes[size], strict=True)
+    return {**self.options, **self.special.get(size, {}), **dict(numbers)}
 
 
 def _some(*names: str) -> dict[str, tuple[int, int, int, int]]:
@@ -161,36 +165,35 @@ def options(variant: str) -> dict[str, Any]:
     raise RunError(f'unknown model variant {variant!r}: {suggest(size, family.sizes)}')
   if not patch.isdigit() or not int(patch):
     raise RunError(f'model variant {variant!r} lacks a patch size: write {size}/16')
-  found = {**BASE, **family.options, **family.special.get(size, {}), 'patch_size': int(patch)}
-  found |= zip(NUMBERS, family.sizes[size], strict=True)
+  found = {**BASE, **family.fields(size), 'patch_size': int(patch)}
   if stem:
     if name or stem not in STEMS:
       raise RunError(f'unknown stem {stem!r} in {variant!r}: {suggest(stem, STEMS)}')
-    width, depths, patches = R50_32 if (stem, patch) == ('R50', '32') else STEMS[stem]
-    if patch not in patches:
-      raise RunError(f'{stem} comes with patches of {", ".join(patches)}, not {patch}')
-    found |= dict(stem_width=width, stem_depths=depths, patch_size=patches[patch])
+    if patch not in STEMS[stem]:
+      raise RunError(f'{stem} comes with patches of {", ".join(STEMS[stem])}, not {patch}')
+    found |= zip(('stem_width', 'stem_depths', 'patch_size'), STEMS[stem][patch], strict=True)
   return found
 
 
 def name_of(config: Any) -> str:
   """The variant that a resolved `ViTConfig` is, whatever its images and classes; '' for none."""
   free = ('image_size', 'in_channels', 'interpolation', 'stem_convention')
-  stems = ['', *(f'{stem}+' for stem in STEMS)]
-  patches = {str(config.patch_size), str(config.stride), '16', '32'}
-  for family, table in FAMILIES.items():
-    for size in table.sizes:
-      for stem in stems if config.stem_width and not family else ['']:
-        for patch in sorted(patches if stem else {str(config.patch_size)}):
-          name = f'{family}:{stem}{size}/{patch}'.removeprefix(':')
-          try:
-            found = options(name)
-          except RunError:
-            continue
-          # What `ViTConfig.resolve` does.
-          found['class_token'] |= found['pool'] in ('token', 'token_mean')
-          if all(getattr(config, k) == v for k, v in found.items() if k not in free):
-            return name
+  if config.stem_width:
+    names = [
+      f'{stem}+{size}/{patch}'
+      for size in SIZES for stem, patches in STEMS.items() for patch in patches
+    ]  # fmt: skip
+  else:
+    names = [
+      f'{family}:{size}/{config.patch_size}'.removeprefix(':')
+      for family, table in FAMILIES.items() for size in table.sizes
+    ]  # fmt: skip
+  for name in names:
+    found = options(name)
+    # What `ViTConfig.resolve` does.
+    found['class_token'] |= found['pool'] in ('token', 'token_mean')
+    if all(getattr(config, k) == v for k, v in found.items() if k not in free):
+      return name
   return ''
 
 
@@ -233,5 +236,4 @@ def text_options(variant: str) -> dict[str, Any]:
   family = TEXT_FAMILIES[name]
   if size not in family.sizes:
     raise RunError(f'unknown text tower {variant!r}: {suggest(size, family.sizes)}')
-  found = {**TEXT_BASE, **family.options, **family.special.get(size, {})}
-  return found | dict(zip(NUMBERS, family.sizes[size], strict=True))
+  return {**TEXT_BASE, **family.fields(size)}

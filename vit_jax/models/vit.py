@@ -332,9 +332,9 @@ class ViT(nnx.Module):
       x = x.reshape(x.shape[0], grid[0] * grid[1], config.width)
       coords, mask, xp = positions.grid_coords(*grid)[None], None, np
       size = np.array(grid)
-    if masked is not None and not config.mask_token:
-      raise ValueError('this model has no mask token: create it with mask_token=True')
     if masked is not None:
+      if not config.mask_token:
+        raise ValueError('this model has no mask token: create it with mask_token=True')
       x = jnp.where(masked[..., None], self.mask_token[...].astype(x.dtype), x)
     x = x + self._position(coords, size, grid, x.dtype)
     prefix = [
