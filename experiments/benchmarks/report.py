@@ -18,7 +18,8 @@ from rich.table import Table
 RESULTS = pathlib.Path(__file__).parent / 'results'
 PACKAGES = (
   'jax', 'jaxlib', 'libtpu', 'flax', 'optax', 'numpy', 'grain', 'opencv-python-headless',
-  'simplejpeg', 'pillow', 'tensorflow', 'tensorflow-cpu', 'torch', 'timm', 'transformers', 'tokamax',
+  'simplejpeg', 'pillow', 'tensorflow', 'tensorflow-cpu', 'torch', 'timm', 'transformers',
+  'tokamax',
 )  # fmt: skip
 Row = Mapping[str, Any]
 
