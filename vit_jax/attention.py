@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from vit_jax.kernels import short
 from vit_jax.layers import Dense, zeros
 from vit_jax.positions import resize_relative
-from vit_jax.sharding import param, spec
+from vit_jax.sharding import device, param, per_shard, shards, spec
 
-_QKV = ('batch', None, 'heads', None)
+_PACKED = ('batch', None, 'heads')
 
 
 class Context(NamedTuple):
@@ -95,7 +96,7 @@ class Attention(nnx.Module):
       rngs, (num_heads, head_dim, width), ('heads', None, 'embed'), contracted=2,
       bias='out' not in no_bias,
     )  # fmt: skip
-    self.causal = causal
+    self.num_heads, self.causal = num_heads, causal
 
   def __call__(
     self, x: jax.Array, source: jax.Array, context: Context | None = None, bias=None
@@ -108,40 +109,67 @@ class Attention(nnx.Module):
       bias: added to the scores, float32 (1 or batch, heads, queries, keys).
     """
     q, k, v, bias, mask = self._operands(x, source, context or Context(), bias)
-    y = jax.nn.dot_product_attention(q, k, v, bias, mask, is_causal=self.causal)
+    y = attend(q, k, v, bias, mask, num_heads=self.num_heads, causal=self.causal)
     y = checkpoint_name(y, 'context')
-    return self.out(y, 'bthk,hkd->btd', ('batch', None, None))
+    return self.out.matrix(y, ('batch', None, None))
 
   def weights(
     self, x: jax.Array, source: jax.Array, context: Context | None = None, bias=None
   ) -> jax.Array:
     """The attention weights, float32 of shape (batch, heads, queries, keys); rows sum to 1."""
     q, k, _, bias, mask = self._operands(x, source, context or Context(), bias)
-    q, k = q.astype(jnp.float32), k.astype(jnp.float32)
+    q, k = (self._split(y.astype(jnp.float32)) for y in (q, k))
     scores = jnp.einsum('bqhd,bkhd->bhqk', q, k) * q.shape[-1] ** -0.5
     scores = scores if bias is None else scores + bias
-    scores = scores if mask is None else jnp.where(mask, scores, -jnp.inf)
+    scores = scores if mask is None else jnp.where(mask[:, None, None, :], scores, -jnp.inf)
     if self.causal:
       scores = jnp.where(jnp.tri(*scores.shape[-2:], dtype=bool), scores, -jnp.inf)
     return jax.nn.softmax(scores, axis=-1)
 
   def _operands(self, x, source, context, bias):
     q, k, v = (
-      checkpoint_name(dense(y, 'btd,dhk->bthk', _QKV), name)
+      checkpoint_name(dense.matrix(y, _PACKED), name)
       for name, dense, y in (
         ('query', self.query, x), ('key', self.key, source), ('value', self.value, source)
       )
     )  # fmt: skip
-    if hasattr(self, 'query_norm'):
-      q, k = self.query_norm(q), self.key_norm(k)
-    if context.angles is not None:
-      q, k = rotate(q, context.angles), rotate(k, context.angles)
+    if hasattr(self, 'query_norm') or context.angles is not None:
+      q, k = self._split(q), self._split(k)
+      if hasattr(self, 'query_norm'):
+        q, k = self.query_norm(q), self.key_norm(k)
+      if context.angles is not None:
+        q, k = rotate(q, context.angles), rotate(k, context.angles)
+      merge = lambda y: y.reshape(*y.shape[:2], -1, out_sharding=spec(*_PACKED))  # noqa: E731
+      q, k = merge(q), merge(k)
     if hasattr(self, 'relative'):
       own = self.relative(context)
       bias = own if bias is None else bias + own
-    bias = None if bias is None else bias.astype(q.dtype)
-    mask = None if context.mask is None else context.mask[:, None, None, :]
-    return q, k, v, bias, mask
+    return q, k, v, None if bias is None else bias.astype(q.dtype), context.mask
+
+  def _split(self, y: jax.Array) -> jax.Array:
+    """(batch, tokens, heads * head_dim) -> (batch, tokens, heads, head_dim)."""
+    return split_heads(y, self.num_heads)
+
+
+def split_heads(y: jax.Array, num_heads: int) -> jax.Array:
+  """(batch, tokens, heads * head_dim) -> (batch, tokens, heads, head_dim)."""
+  return y.reshape(*y.shape[:2], num_heads, -1, out_sharding=spec(*_PACKED, None))
+
+
+def attend(q, k, v, bias=None, mask=None, *, num_heads: int, causal: bool = False) -> jax.Array:
+  """Softmax attention by the fastest kernel for the device, the shapes and the dtype."""
+  head_dim = q.shape[-1] // num_heads
+  if device().platform == 'tpu' and short.fits(q.shape[1], k.shape[1], num_heads, head_dim):
+    local = num_heads // shards('heads')
+    kernel = lambda q, k, v, bias, mask: short.attention(q, k, v, bias, mask, local, causal)  # noqa: E731
+    axes = None if bias is None else ('batch' if bias.shape[0] > 1 else None, 'heads', None, None)
+    return per_shard(
+      kernel, (_PACKED,) * 3 + (axes, None if mask is None else ('batch', None)), _PACKED
+    )(q, k, v, bias, mask)
+  q, k, v = (split_heads(y, num_heads) for y in (q, k, v))
+  mask = None if mask is None else mask[:, None, None, :]
+  y = jax.nn.dot_product_attention(q, k, v, bias, mask, is_causal=causal)
+  return y.reshape(*y.shape[:2], -1, out_sharding=spec(*_PACKED))
 
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:

@@ -19,7 +19,9 @@ from vit_jax.layers import ACTIVATIONS, Mlp, Norm, ones
 from vit_jax.sharding import param, shards, spec
 
 # Activations that a block marks by name, in the order in which they are computed.
-NAMES = ('query', 'key', 'value', 'context', 'attn', 'hidden', 'mlp')
+NAMES = ('query', 'key', 'value', 'context', 'attn', 'hidden', 'gate', 'mlp')
+# Enough of them for the backward pass to recompute no matrix product.
+PRODUCTS = NAMES[:-1]
 REMAT = ('none', 'dots', 'names', 'full')
 BIASES = ('query', 'key', 'value', 'out', 'mlp', 'norm', 'embed', 'head')
 OPTIONS = {
@@ -158,7 +160,7 @@ def remat(body, policy: str, *, scan: bool):
   elif policy == 'dots':
     saved = policies.dots_with_no_batch_dims_saveable
   else:
-    names = ('attn', 'hidden') if policy == 'names' else policy.split(',')
+    names = PRODUCTS if policy == 'names' else policy.split(',')
     for name in names:
       if name not in NAMES:
         raise RunError(f'unknown remat policy {name!r}: {suggest(name, (*REMAT, *NAMES))}')

@@ -93,6 +93,7 @@ class Dense(nnx.Module):
     fan_in, fan_out = math.prod(shape[:contracted]), math.prod(shape[contracted:])
     kernel_init = kernel_init or uniform(math.sqrt(6 / (fan_in + fan_out)))
     self.kernel = param(kernel_init, rngs, shape, axes)
+    self.axes, self.contracted = tuple(axes), contracted
     if bias:
       # Biases are added to activations, whose embed axis is never sharded.
       bias_axes = tuple(None if axis == 'embed' else axis for axis in axes[contracted:])
@@ -102,6 +103,19 @@ class Dense(nnx.Module):
     """Einsum `eqn` of `x` and the kernel, plus the bias if any, laid out as `out`."""
     y = einsum(eqn, x, self.kernel[...], out=out)
     return y + self.bias[...].astype(x.dtype) if hasattr(self, 'bias') else y
+
+  def matrix(self, x: jax.Array, out: tuple[str | None, ...]) -> jax.Array:
+    """(..., in) -> (..., out), laid out as `out`: each side's axes of the kernel are one."""
+    rows, columns = self.axes[: self.contracted], self.axes[self.contracted :]
+    kernel = self.kernel[...]
+    kernel = kernel.reshape(
+      math.prod(kernel.shape[: self.contracted]), -1, out_sharding=spec(rows[0], columns[0])
+    )
+    y = einsum('...i,io->...o', x, kernel, out=out)
+    if not hasattr(self, 'bias'):
+      return y
+    bias = self.bias[...].astype(x.dtype)
+    return y + bias.reshape(-1, out_sharding=spec(None if columns[0] == 'embed' else columns[0]))
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -144,11 +158,11 @@ class Mlp(nnx.Module):
     """(batch, tokens, width) -> the same."""
     project = lambda dense: dense(x, 'btd,df->btf', ('batch', None, 'mlp'))  # noqa: E731
     activation = ACTIVATIONS[self.kind]
+    y = checkpoint_name(project(self.up), 'hidden')
     if self.kind == 'swiglu':
-      y = activation(project(self.gate)) * project(self.up)
+      y = activation(checkpoint_name(project(self.gate), 'gate')) * y
     else:
-      y = activation(project(self.up))
-    y = checkpoint_name(y, 'hidden')
+      y = activation(y)
     if hasattr(self, 'norm'):
       y = self.norm(y)
     return self.down(y, 'btf,fd->btd', ('batch', None, None))

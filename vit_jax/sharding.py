@@ -9,6 +9,7 @@ Without a mesh in context every helper here degrades to plain single-device JAX.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -70,6 +71,26 @@ def shards(axis: str) -> int:
 def einsum(eqn: str, x: jax.Array, w: jax.Array, *, out: tuple[str | None, ...]) -> jax.Array:
   """Einsum in the dtype of `x` whose result is laid out as the logical axes `out`."""
   return jnp.einsum(eqn, x, w.astype(x.dtype), out_sharding=spec(*out))
+
+
+def device() -> Any:
+  """What kind of device the mesh in context is made of: has `platform` and `device_kind`."""
+  abstract = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.devices()[0] if abstract is None else abstract
+
+
+def per_shard(function: Any, inputs: Sequence[Any], out: tuple[str | None, ...]) -> Any:
+  """`function` applied to each device's part of its arguments.
+
+  Args:
+    function: of arrays, or None where there is no argument.
+    inputs: logical axes of each argument, or None.
+    out: logical axes of the result.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return function
+  specs = tuple(None if axes is None else spec(*axes) for axes in inputs)
+  return jax.shard_map(function, in_specs=specs, out_specs=spec(*out), check_vma=False)
 
 
 def param(init, rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:
