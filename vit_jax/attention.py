@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax.kernels import short
-from vit_jax.layers import Dense, zeros
+from vit_jax.layers import Dense, flatten, unflatten, zeros
 from vit_jax.positions import resize_relative
 from vit_jax.sharding import device, param, per_shard, shards, spec
 
@@ -25,12 +26,14 @@ class Context(NamedTuple):
     index: rows of the tables of relative positions, int (1 or batch, tokens, tokens).
     grid: rows and columns of the grid on which `index` is, when the tables must be resized to it.
     mask: which tokens may be attended to, bool (batch, tokens).
+    length: how many tokens there are before padding, if there is some; see `padding`.
   """
 
   angles: Any = None
   index: Any = None
   grid: tuple[int, int] | None = None
   mask: Any = None
+  length: int | None = None
 
   def rows(self, take: Any, batch: int) -> Context:
     """`take` applied to the parts that differ from example to example."""
@@ -109,9 +112,10 @@ class Attention(nnx.Module):
       bias: added to the scores, float32 (1 or batch, heads, queries, keys).
     """
     q, k, v, bias, mask = self._operands(x, source, context or Context(), bias)
-    y = attend(q, k, v, bias, mask, num_heads=self.num_heads, causal=self.causal)
-    y = checkpoint_name(y, 'context')
-    return self.out.matrix(y, ('batch', None, None))
+    length = context.length if context else None
+    y = attend(q, k, v, bias, mask, num_heads=self.num_heads, causal=self.causal, length=length)
+    y = flatten(checkpoint_name(y, 'context'), 'heads')
+    return unflatten(self.out.rows(y), x.shape[0])
 
   def weights(
     self, x: jax.Array, source: jax.Array, context: Context | None = None, bias=None
@@ -128,7 +132,7 @@ class Attention(nnx.Module):
 
   def _operands(self, x, source, context, bias):
     q, k, v = (
-      checkpoint_name(dense.matrix(y, _PACKED), name)
+      unflatten(checkpoint_name(dense.rows(flatten(y), alone=True), name), y.shape[0], 'heads')
       for name, dense, y in (
         ('query', self.query, x), ('key', self.key, source), ('value', self.value, source)
       )
@@ -156,16 +160,34 @@ def split_heads(y: jax.Array, num_heads: int) -> jax.Array:
   return y.reshape(*y.shape[:2], num_heads, -1, out_sharding=spec(*_PACKED, None))
 
 
-def attend(q, k, v, bias=None, mask=None, *, num_heads: int, causal: bool = False) -> jax.Array:
-  """Softmax attention by the fastest kernel for the device, the shapes and the dtype."""
+def padding(tokens: int, head_dim: int) -> int:
+  """How many tokens to add to a sequence, for the kernel and layouts it will be given to."""
+  on_tpu = device().platform == 'tpu' and short.fits(tokens, tokens, head_dim)
+  return -tokens % 8 if on_tpu else 0
+
+
+def attend(
+  q, k, v, bias=None, mask=None, *, num_heads: int, causal: bool = False, length: int | None = None
+) -> jax.Array:
+  """Softmax attention by the fastest kernel for the device, the shapes and the dtype.
+
+  Args:
+    q, k, v: (batch, tokens, num_heads * head_dim).
+    bias: (1 or batch, num_heads, queries, keys), added to the scaled scores, or None.
+    mask: bool (batch, keys), or None.
+    num_heads: of them.
+    causal: query i attends to keys up to i.
+    length: of queries and keys without `padding`, if there is some.
+  """
   head_dim = q.shape[-1] // num_heads
-  if device().platform == 'tpu' and short.fits(q.shape[1], k.shape[1], num_heads, head_dim):
-    local = num_heads // shards('heads')
-    kernel = lambda q, k, v, bias, mask: short.attention(q, k, v, bias, mask, local, causal)  # noqa: E731
+  if device().platform == 'tpu' and short.fits(q.shape[1], k.shape[1], head_dim):
+    kernel = functools.partial(
+      short.attention, num_heads=num_heads // shards('heads'), causal=causal, queries=length,
+      keys=length,
+    )  # fmt: skip
     axes = None if bias is None else ('batch' if bias.shape[0] > 1 else None, 'heads', None, None)
-    return per_shard(
-      kernel, (_PACKED,) * 3 + (axes, None if mask is None else ('batch', None)), _PACKED
-    )(q, k, v, bias, mask)
+    inputs = (_PACKED,) * 3 + (axes, None if mask is None else ('batch', None))
+    return per_shard(kernel, inputs, _PACKED)(q, k, v, bias, mask)
   q, k, v = (split_heads(y, num_heads) for y in (q, k, v))
   mask = None if mask is None else mask[:, None, None, :]
   y = jax.nn.dot_product_attention(q, k, v, bias, mask, is_causal=causal)

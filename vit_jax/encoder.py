@@ -13,9 +13,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax import tree
-from vit_jax.attention import Attention, Context, RelativeBias
+from vit_jax.attention import Attention, Context, RelativeBias, padding
 from vit_jax.errors import RunError, suggest
-from vit_jax.layers import ACTIVATIONS, Mlp, Norm, ones
+from vit_jax.layers import ACTIVATIONS, Mlp, Norm, flatten, ones, unflatten
 from vit_jax.sharding import param, shards, spec
 
 # Activations that a block marks by name, in the order in which they are computed.
@@ -209,54 +209,60 @@ class Block(nnx.Module):
     Returns:
       The new x, and what was added to it by 'attn' and 'mlp' (after LayerScale, before dropping).
     """
-    context, added = context or Context(), {}
+    context, added, batch = context or Context(), {}, x.shape[0]
 
     def attention(y, context, bias):
-      added['attn'] = self._scaled(checkpoint_name(self.attn(y, y, context, bias), 'attn'), 1)
+      y = unflatten(y, y.shape[0] // x.shape[1])
+      y = flatten(self.attn(y, y, context, bias))
+      added['attn'] = self._scaled(checkpoint_name(y, 'attn'), 1)
       return added['attn']
 
     def mlp(y):
-      added['mlp'] = self._scaled(checkpoint_name(self.mlp(y), 'mlp'), 2)
+      y = flatten(self.mlp(unflatten(y, y.shape[0] // x.shape[1])))
+      added['mlp'] = self._scaled(checkpoint_name(y, 'mlp'), 2)
       return added['mlp']
 
-    if self.config.parallel:
+    def parallel(y, context, bias):
+      y = self.norm1(y)
+      return attention(y, context, bias) + mlp(y)
 
-      def branches(x, context, bias):
-        y = self.norm1(x)
-        return attention(y, context, bias) + mlp(y)
-
-      return self._add(x, branches, context, bias, key, rate), added
     keys = (None, None) if key is None else jax.random.split(key)
-    if self.config.norm_place == 'post':
-      x = self.norm1(self._add(x, attention, context, bias, keys[0], rate))
-      x = self.norm2(self._add(x, lambda y, *_: mlp(y), context, None, keys[1], rate))
-      return x, added
-    x = self._add(
-      x, lambda x, context, bias: attention(self.norm1(x), context, bias), context, bias, keys[0],
-      rate,
-    )  # fmt: skip
-    x = self._add(x, lambda x, *_: mlp(self.norm2(x)), context, None, keys[1], rate)
-    return x, added
+    add = functools.partial(self._add, batch=batch, rate=rate)
+    y = flatten(x)
+    if self.config.parallel:
+      y = add(y, parallel, context, bias, key=key)
+    elif self.config.norm_place == 'post':
+      y = self.norm1(add(y, attention, context, bias, key=keys[0]))
+      y = self.norm2(add(y, lambda y, *_: mlp(y), context, key=keys[1]))
+    else:
+      y = add(y, lambda y, *rest: attention(self.norm1(y), *rest), context, bias, key=keys[0])
+      y = add(y, lambda y, *_: mlp(self.norm2(y)), context, key=keys[1])
+    return unflatten(y, batch), {name: unflatten(y, batch) for name, y in added.items()}
 
   def _scaled(self, y: jax.Array, number: int) -> jax.Array:
     if not self.config.layerscale:
       return y
     return y * getattr(self, f'scale{number}')[...].astype(y.dtype)
 
-  def _add(self, x, branch, context, bias, key, rate):
-    """x + branch(x), with stochastic depth if there is a key."""
+  def _add(self, x, branch, context, bias=None, *, key, batch, rate):
+    """x + branch(x) on rows, with stochastic depth if there is a key."""
     if key is None:
       return x + branch(x, context, bias)
     if self.config.drop_path_mode == 'subset':
-      return _add_to_subset(x, branch, context, bias, key, self.config.drop_path)
-    shape, sharding = (x.shape[0], 1, 1), spec('batch', None, None)
+      y = unflatten(x, batch)
+      y = _add_to_subset(y, branch, context, bias, key, self.config.drop_path)
+      return flatten(y)
+    shape, sharding = (batch, 1, 1), spec('batch', None, None)
     kept = jax.random.bernoulli(key, 1 - rate, shape, out_sharding=sharding)
     scale = (kept / (1 - rate)).astype(x.dtype)
-    return x + branch(x, context, bias) * scale
+    return x + flatten(unflatten(branch(x, context, bias), batch) * scale)
 
 
 def _add_to_subset(x, branch, context, bias, key, rate):
-  """x + branch(x) for a random subset, of static size, of the examples on each device."""
+  """x + branch(x) for a random subset, of static size, of the examples on each device.
+
+  `x` is (batch, tokens, width); `branch` takes and returns rows.
+  """
   batch, parts = x.shape[0], shards('batch')
   each = batch // parts
   keep = max(1, round(each * (1 - rate)))
@@ -277,7 +283,8 @@ def _add_to_subset(x, branch, context, bias, key, rate):
     return y.reshape(parts * keep, *y.shape[2:], out_sharding=out)
 
   picked_bias = pick(bias) if bias is not None and bias.shape[0] == batch > 1 else bias
-  y = branch(pick(x), context.rows(pick, batch), picked_bias) * (each / keep)
+  y = branch(flatten(pick(x)), context.rows(pick, batch), picked_bias) * (each / keep)
+  y = unflatten(y, parts * keep)
   y = y.reshape(parts, keep, *y.shape[1:], out_sharding=spec('batch', *(None,) * y.ndim))
   y = jnp.pad(y, ((0, 0), (0, each - keep), (0, 0), (0, 0)))
   # Sorting the order gives the place of each example among the picked ones, or a row of zeros.
@@ -340,7 +347,12 @@ class Encoder(nnx.Module):
     """
     config = self.config
     blocks = cast_weights(self.blocks, x.dtype)
-    context = context or Context()
+    context, tokens = context or Context(), x.shape[1]
+    extra = padding(tokens, config.width // config.num_heads)
+    if extra:
+      fill = lambda y: jnp.pad(y, ((0, 0), (0, extra), (0, 0)))  # noqa: E731
+      angles = None if context.angles is None else fill(context.angles)
+      x, context = fill(x), context._replace(angles=angles, length=tokens)
     bias = self.relative(context) if config.relative_bias == 'shared' else None
     bias = None if bias is None else bias.astype(x.dtype)
     drop: Any = None
@@ -365,7 +377,9 @@ class Encoder(nnx.Module):
         x, step = body(x, layer_of(items, number))
         steps.append(step)
       recorded = jax.tree.map(lambda *parts: jnp.stack(parts), *steps) if record else None
-    return self.norm(x) if hasattr(self, 'norm') else x, recorded or {}
+    recorded = jax.tree.map(lambda y: y[:, :, :tokens], recorded or {})
+    x = x[:, :tokens]
+    return self.norm(x) if hasattr(self, 'norm') else x, recorded
 
 
 def features_by_name(layers: dict[str, jax.Array]) -> dict[str, jax.Array]:

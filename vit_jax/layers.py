@@ -68,9 +68,16 @@ class Norm(nnx.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """(..., width) -> the same, in the dtype of `x`."""
     y = x.astype(jnp.float32)
-    if self.kind == 'layernorm':
-      y = y - y.mean(-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps) * self.scale[...]
+    mean = y.mean(-1, keepdims=True) if self.kind == 'layernorm' else 0.0
+    if x.dtype == jnp.float32:
+      y = y - mean
+      variance = jnp.square(y).mean(-1, keepdims=True)
+    else:
+      # Both statistics from one reading of x: what the difference of squares loses, bfloat16 never
+      # had.
+      variance = jnp.square(y).mean(-1, keepdims=True) - jnp.square(mean)
+      y = y - mean
+    y = y * jax.lax.rsqrt(variance + self.eps) * self.scale[...]
     if hasattr(self, 'bias'):
       y = y + self.bias[...]
     return y.astype(x.dtype)
@@ -104,18 +111,65 @@ class Dense(nnx.Module):
     y = einsum(eqn, x, self.kernel[...], out=out)
     return y + self.bias[...].astype(x.dtype) if hasattr(self, 'bias') else y
 
-  def matrix(self, x: jax.Array, out: tuple[str | None, ...]) -> jax.Array:
-    """(..., in) -> (..., out), laid out as `out`: each side's axes of the kernel are one."""
-    rows, columns = self.axes[: self.contracted], self.axes[self.contracted :]
-    kernel = self.kernel[...]
-    kernel = kernel.reshape(
-      math.prod(kernel.shape[: self.contracted]), -1, out_sharding=spec(rows[0], columns[0])
-    )
-    y = einsum('...i,io->...o', x, kernel, out=out)
+  def rows(self, x: jax.Array, *, alone: bool = False) -> jax.Array:
+    """(rows, in) -> (rows, out): a product of two matrices, each side's axes being one.
+
+    Args:
+      x: rows, as `flatten` makes them.
+      alone: whether nothing else is computed from the gradient of the result than those of `x` and
+        the kernel, so that the gradient of the bias is better a product, too; see `add_bias`.
+    """
+    axes = self.axes[0], self.axes[self.contracted]
+    _, out = (None if axis == 'embed' else axis for axis in axes)
+    kernel = self.kernel[...].reshape(x.shape[-1], -1, out_sharding=spec(*axes))
+    y = einsum('ni,io->no', x, kernel, out=('batch', out))
     if not hasattr(self, 'bias'):
       return y
-    bias = self.bias[...].astype(x.dtype)
-    return y + bias.reshape(-1, out_sharding=spec(None if columns[0] == 'embed' else columns[0]))
+    bias = self.bias[...].astype(x.dtype).reshape(-1, out_sharding=spec(out))
+    return add_bias(y, bias, out) if alone else y + bias
+
+
+def flatten(x: jax.Array, axis: str | None = None) -> jax.Array:
+  """(batch, tokens, features) -> (batch * tokens, features): tokens of all examples as rows.
+
+  Matrices are what every backend has its fastest products and simplest layouts for. What is
+  computed between two products must be computed on rows as well, or compilers do not fuse it.
+
+  Args:
+    x: tokens.
+    axis: logical name of the features, if they are sharded.
+  """
+  return x.reshape(-1, x.shape[-1], out_sharding=spec('batch', axis))
+
+
+def unflatten(x: jax.Array, batch: int, axis: str | None = None) -> jax.Array:
+  """(batch * tokens, features) -> (batch, tokens, features)."""
+  return x.reshape(batch, -1, x.shape[-1], out_sharding=spec('batch', None, axis))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def add_bias(x: jax.Array, bias: jax.Array, axis: str | None) -> jax.Array:
+  """x + bias, whose gradient is a matrix product: on TPU the vector unit sums columns slowly.
+
+  Args:
+    x: (rows, features).
+    bias: (features,).
+    axis: logical name of the features.
+  """
+  del axis
+  return x + bias
+
+
+def _bias_gradient(axis, _, dy):
+  # Eight times the sum, so that no compiler turns the product back into a reduction.
+  ones = jnp.ones((dy.shape[0], 8), dy.dtype, out_sharding=spec('batch', None))
+  total = jnp.einsum(
+    'no,ns->so', dy, ones, out_sharding=spec(None, axis), preferred_element_type=jnp.float32
+  )
+  return dy, total[0].astype(dy.dtype)
+
+
+add_bias.defvjp(lambda x, bias, axis: (x + bias, None), _bias_gradient)
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -156,16 +210,15 @@ class Mlp(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """(batch, tokens, width) -> the same."""
-    project = lambda dense: dense(x, 'btd,df->btf', ('batch', None, 'mlp'))  # noqa: E731
-    activation = ACTIVATIONS[self.kind]
-    y = checkpoint_name(project(self.up), 'hidden')
+    rows, activation = flatten(x), ACTIVATIONS[self.kind]
+    y = checkpoint_name(self.up.rows(rows), 'hidden')
     if self.kind == 'swiglu':
-      y = activation(checkpoint_name(project(self.gate), 'gate')) * y
+      y = activation(checkpoint_name(self.gate.rows(rows), 'gate')) * y
     else:
       y = activation(y)
     if hasattr(self, 'norm'):
       y = self.norm(y)
-    return self.down(y, 'btf,fd->btd', ('batch', None, None))
+    return unflatten(self.down.rows(y), x.shape[0])
 
 
 class PatchEmbed(nnx.Module):

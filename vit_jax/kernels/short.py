@@ -1,20 +1,21 @@
 """Attention over short sequences on TPU: whole rows of scores in VMEM, never in HBM.
 
 At the lengths of images (50 to some 1,000 tokens) the scores of one head fit into the memory beside
-the processor. So nothing needs the blockwise softmax of flash attention: a kernel reads queries,
+the processor, so nothing needs the blockwise softmax of flash attention: a kernel reads queries,
 keys and values once and writes the result once. The backward kernel recomputes the weights from
 the same three arrays; it needs neither the output nor any statistics of the forward pass.
 
 Arrays are (batch, tokens, heads * head_dim), as the projections around attention leave and take
-them: heads are cut out inside the kernel, and nothing is transposed in HBM.
+them: heads are cut out inside the kernel, and nothing is transposed in HBM. Tokens may be followed
+by padding that rounds their number up, which costs nothing here: it is neither read nor attended
+to, and results are 0 there.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,30 +23,29 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128
-# Scores of a head that may live in VMEM at a time, and blocks of operands (twice: the next ones are
-# fetched while these are worked on), in bytes.
-SCORES, BLOCKS = 2 * 2**20, 24 * 2**20
-VMEM = 64 * 2**20
+# Bytes of VMEM: for the scores of one head, for blocks of operands and results (each twice: the
+# next are fetched while these are worked on), and all in all.
+SCORES, BLOCKS, VMEM = 2 * 2**20, 24 * 2**20, 64 * 2**20
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-  """How the work is cut; see `plan`."""
+class _Spec(NamedTuple):
+  """What is static about a call."""
 
-  batch: int
-  heads: int
-  rows: int
+  num_heads: int
+  causal: bool
+  queries: int
+  keys: int
+  interpret: bool
 
 
-def fits(queries: int, keys: int, num_heads: int, head_dim: int) -> bool:
-  """Whether these kernels take such attention."""
-  del num_heads
-  return max(queries, keys) <= 2048 and head_dim <= 256
+def fits(queries: int, keys: int, head_dim: int) -> bool:
+  """Whether these kernels take such attention: rows must fit into VMEM, and be worth it."""
+  return 8 <= queries <= 2048 and keys <= 2048 and head_dim <= 256
 
 
 def reference(q, k, v, bias=None, mask=None, *, num_heads: int, causal: bool = False) -> jax.Array:
-  """What `attention` computes, in plain JAX."""
+  """What `attention` computes, in plain JAX (without padding)."""
   split = lambda x: x.reshape(*x.shape[:2], num_heads, -1)  # noqa: E731
   q, k, v = split(q), split(k), split(v)
   scores = jnp.einsum('bqhd,bkhd->bhqk', q, k, preferred_element_type=jnp.float32)
@@ -61,120 +61,184 @@ def reference(q, k, v, bias=None, mask=None, *, num_heads: int, causal: bool = F
   return y.reshape(*y.shape[:2], -1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
 def attention(
-  q, k, v, bias=None, mask=None, num_heads: int = 1, causal: bool = False, interpret: bool = False
-):  # fmt: skip
-  """Softmax attention of every head.
+  q, k, v, bias=None, mask=None, *, num_heads: int, causal: bool = False,
+  queries: int | None = None, keys: int | None = None, interpret: bool = False,
+) -> jax.Array:  # fmt: skip
+  """Softmax attention of every head; differentiable with respect to q, k, v and bias.
 
   Args:
-    q: (batch, queries, num_heads * head_dim), float32 or bfloat16.
-    k, v: (batch, keys, num_heads * head_dim), of the same dtype.
+    q: (batch, queries and padding, num_heads * head_dim), float32 or bfloat16.
+    k, v: (batch, keys and padding, num_heads * head_dim), of the same dtype.
     bias: (1 or batch, num_heads, queries, keys), added to the scaled scores, or None.
     mask: bool (batch, keys), False for keys that are not attended to, or None.
     num_heads: of them.
     causal: query i attends to keys up to i.
+    queries, keys: how many are not padding; all if not given.
     interpret: run on any machine, slowly.
 
   Returns:
-    (batch, queries, num_heads * head_dim) of the dtype of `q`. Scores and softmax are float32;
-    their products with values are of the dtype of `q`, summed in float32.
+    As `q`, and 0 where that is padding. Scores and softmax are float32; their products with values
+    are of the dtype of `q`, summed in float32. A query without keys attends to all alike.
   """
-  return _forward(q, k, v, bias, mask, num_heads, causal, interpret)[0]
+  spec = _Spec(num_heads, causal, queries or q.shape[1], keys or k.shape[1], interpret)
+  return _attention(q, k, v, bias, mask, spec)
 
 
-def _forward(q, k, v, bias, mask, num_heads, causal, interpret):
-  call = _Call(q, k, bias, mask, num_heads, causal, interpret)
-  y = call(_forward_kernel, (q, k, v), outs=(q,), matmuls=2)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attention(q, k, v, bias, mask, spec):
+  return _forward(q, k, v, bias, mask, spec)[0]
+
+
+def _forward(q, k, v, bias, mask, spec):
+  (y,) = _call(_forward_kernel, (q, k, v), (q,), bias, mask, spec, matmuls=2)
   return y, (q, k, v, bias, mask)
 
 
-def _backward(num_heads, causal, interpret, saved, dy):
+def _backward(spec, saved, dy):
   q, k, v, bias, mask = saved
-  call = _Call(q, k, bias, mask, num_heads, causal, interpret)
-  grads = call(_backward_kernel, (q, k, v, dy), outs=(q, k, v), matmuls=5, bias_grad=True)
-  dbias = None if bias is None else grads[3].astype(bias.dtype)
-  return *grads[:3], dbias, None
+  grads = _call(_backward_kernel, (q, k, v, dy), (q, k, v), bias, mask, spec, matmuls=5)
+  return *grads[:3], None if bias is None else grads[3].astype(bias.dtype), None
 
 
-attention.defvjp(_forward, _backward)
+_attention.defvjp(_forward, _backward)
 
 
-class _Call:
-  """One pallas_call: shapes, blocks, and the cost for the scheduler."""
+def _call(kernel, operands, outs, bias, mask, spec: _Spec, *, matmuls: int) -> Any:
+  """The pallas_call of `kernel`, whose results are shaped as `outs`; and the gradient of a bias."""
+  batch, _, width = operands[0].shape
+  head_dim, itemsize = width // spec.num_heads, operands[0].dtype.itemsize
+  score_bytes = 4 * spec.queries * spec.keys * 4 if bias is not None else 0
+  heads, examples = _blocks(
+    batch, spec, head_dim, 2 * itemsize * sum(x.shape[1] for x in (*operands, *outs)), score_bytes
+  )
+  lanes = heads * head_dim
+  block = lambda x: pl.BlockSpec((examples, x.shape[1], lanes), lambda h, b: (b, 0, h))  # noqa: E731
+  inputs, in_specs = list(operands), [block(x) for x in operands]
+  out_specs = [block(x) for x in outs]
+  out_shape = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outs]
+  if mask is not None:
+    inputs.append(mask[:, None, :].astype(jnp.float32))
+    in_specs.append(pl.BlockSpec((examples, 1, spec.keys), lambda h, b: (b, 0, 0)))
+  backward = kernel is _backward_kernel
+  if bias is not None:
+    own = bias.shape[0] > 1
+    shape = (examples if own else 1, heads, spec.queries, spec.keys)
+    block = pl.BlockSpec(shape, lambda h, b: (b if own else 0, h, 0, 0))
+    inputs.append(bias)
+    in_specs.append(block)
+    if backward:
+      out_specs.append(block)
+      out_shape.append(jax.ShapeDtypeStruct(bias.shape, jnp.float32))
+  pairs = batch * spec.num_heads * spec.queries * spec.keys
+  return pl.pallas_call(
+    functools.partial(
+      kernel, spec=spec, head_dim=head_dim, bias=bias is not None, mask=mask is not None
+    ),
+    grid=(spec.num_heads // heads, batch // examples),
+    in_specs=in_specs,
+    out_specs=out_specs,
+    out_shape=out_shape,
+    interpret=spec.interpret,
+    cost_estimate=pl.CostEstimate(
+      flops=2 * matmuls * pairs * head_dim,
+      transcendentals=pairs,
+      bytes_accessed=sum(math.prod(x.shape) * x.dtype.itemsize for x in (*inputs, *out_shape)),
+    ),
+    compiler_params=pltpu.CompilerParams(
+      # The gradient of a bias that examples share is summed over the inner loop.
+      dimension_semantics=('parallel', 'arbitrary' if bias is not None else 'parallel'),
+      vmem_limit_bytes=VMEM,
+    ),
+    name=f'attention_{"backward" if backward else "forward"}_{head_dim}',
+  )(*inputs)
 
-  def __init__(self, q, k, bias, mask, num_heads, causal, interpret):
-    self.batch, self.queries, width = q.shape
-    self.keys, self.num_heads, self.causal = k.shape[1], num_heads, causal
-    self.head_dim, self.itemsize = width // num_heads, q.dtype.itemsize
-    self.bias, self.mask, self.interpret = bias, mask, interpret
 
-  def __call__(self, kernel, operands, outs, matmuls, bias_grad=False):
-    plan = self.plan(len(operands) + len(outs))
-    width = plan.heads * self.head_dim
-    groups = self.num_heads // plan.heads
-    block = lambda x: pl.BlockSpec((plan.batch, x.shape[1], width), lambda h, b: (b, 0, h))  # noqa: E731
-    in_specs, inputs = [block(x) for x in operands], list(operands)
-    out_specs = [block(x) for x in outs]
-    out_shape = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outs]
+def _blocks(batch: int, spec: _Spec, head_dim: int, rows: int, score_bytes: int):
+  """Heads and examples in a block: as many of first the one, then the other as VMEM has room for.
+
+  Args:
+    batch: examples on this device.
+    spec: of the call.
+    head_dim: features of a head.
+    rows: of all operands and results together, in bytes per lane.
+    score_bytes: of the bias and its gradient, per head.
+  """
+  row = LANES * -(-head_dim // LANES) * rows if head_dim > LANES else head_dim * rows
+  whole = _whole(head_dim, spec.num_heads)
+  choices = [h for h in range(whole, spec.num_heads + 1, whole) if spec.num_heads % h == 0]
+  heads = max([h for h in choices if h * (row + score_bytes) <= BLOCKS], default=whole)
+  limit = BLOCKS // (heads * (row + score_bytes))
+  return heads, max(b for b in range(1, max(1, min(limit, 8)) + 1) if batch % b == 0)
+
+
+def _whole(head_dim: int, num_heads: int) -> int:
+  """The fewest heads whose features fill whole registers; all of them if no number does."""
+  whole = math.lcm(head_dim, LANES) // head_dim
+  return whole if num_heads % whole == 0 else num_heads
+
+
+class _Work:
+  """The blocks of one step of the grid, and how its loops go through them."""
+
+  def __init__(self, refs, arrays: int, *, spec: _Spec, head_dim: int, bias: bool, mask: bool):
+    refs = list(refs)
+    self.inputs = [refs.pop(0) for _ in range(arrays)]
+    self.mask = refs.pop(0) if mask else None
+    self.bias = refs.pop(0) if bias else None
+    self.outs = refs
+    self.spec, self.head_dim = spec, head_dim
+    self.examples, _, lanes = self.inputs[0].shape
+    self.heads = lanes // head_dim
+    self.group = _whole(head_dim, self.heads)
+
+  def each(self, body) -> None:
+    """Calls body(example, first head, lanes) for every group of heads of every example.
+
+    A group is as many heads as fill whole registers, because the lanes that a loop reads and
+    writes must be aligned.
+    """
+    groups, width = self.heads // self.group, self.group * self.head_dim
+
+    def step(i, _):
+      example, group = i // groups, i % groups
+      start = 0 if groups == 1 else pl.multiple_of(group * width, LANES)
+      body(example, group * self.group, pl.ds(start, width))
+      return ()
+
+    jax.lax.fori_loop(0, self.examples * groups, step, ())
+
+  def parts(self):
+    """Rows of queries whose scores are in VMEM together."""
+    rows, queries = max(8, SCORES // (4 * self.spec.keys) // 8 * 8), self.spec.queries
+    return [slice(start, min(start + rows, queries)) for start in range(0, queries, rows)]
+
+  def cut(self, x) -> list[jax.Array]:
+    """The heads of a group: (rows, group * head_dim) -> (rows, head_dim) each."""
+    return [x[:, i * self.head_dim : (i + 1) * self.head_dim] for i in range(self.group)]
+
+  def keys_and_values(self, example, lanes):
+    """Of every head of a group, without padding."""
+    return (self.cut(ref[example, : self.spec.keys, lanes]) for ref in self.inputs[1:3])
+
+  def weights(self, example, head, rows, q, k):
+    """Softmax weights, float32 (rows, keys), and which rows have keys at all (None: every one)."""
+    s = _dot(q, k, (1, 1)) * self.head_dim**-0.5
+    if self.bias is not None:
+      own = self.bias.shape[0] > 1
+      s = s + self.bias[example if own else 0, head, rows, :].astype(jnp.float32)
     if self.mask is not None:
-      in_specs.append(pl.BlockSpec((plan.batch, 1, self.keys), lambda h, b: (b, 0, 0)))
-      inputs.append(self.mask[:, None, :].astype(jnp.float32))
-    if self.bias is not None:
-      shared = self.bias.shape[0] == 1
-      shape = (1 if shared else plan.batch, plan.heads, self.queries, self.keys)
-      spec = pl.BlockSpec(shape, lambda h, b: (0 if shared else b, h, 0, 0))
-      in_specs.append(spec)
-      inputs.append(self.bias)
-      if bias_grad:
-        out_specs.append(spec)
-        out_shape.append(jax.ShapeDtypeStruct(self.bias.shape, jnp.float32))
-    body = functools.partial(
-      kernel, plan=plan, head_dim=self.head_dim, causal=self.causal,
-      bias=self.bias is not None, mask=self.mask is not None, operands=len(operands),
-    )  # fmt: skip
-    pairs = self.batch * self.num_heads * self.queries * self.keys
-    moved = sum(math.prod(x.shape) * x.dtype.itemsize for x in (*inputs, *out_shape))
-    return pl.pallas_call(
-      body,
-      grid=(groups, self.batch // plan.batch),
-      in_specs=in_specs,
-      out_specs=out_specs,
-      out_shape=out_shape,
-      interpret=self.interpret,
-      cost_estimate=pl.CostEstimate(
-        flops=2 * matmuls * pairs * self.head_dim, transcendentals=pairs, bytes_accessed=moved
-      ),
-      compiler_params=pltpu.CompilerParams(
-        # The gradient of a bias that examples share is summed over the inner loop.
-        dimension_semantics=('parallel', 'arbitrary' if bias_grad else 'parallel'),
-        vmem_limit_bytes=VMEM,
-      ),
-      name=f'attention_{"backward" if bias_grad else "forward"}_{self.head_dim}',
-    )(*inputs)
-
-  def plan(self, arrays: int) -> Plan:
-    """The largest blocks within the budget: first heads whose lanes are whole, then examples."""
-    row = max(self.queries, self.keys) * self.itemsize * self.head_dim * arrays * 2
-    extra = 0
-    if self.bias is not None:
-      extra = self.queries * self.keys * 4 * 4
-    whole = math.lcm(self.head_dim, LANES) // self.head_dim
-    heads = self.num_heads
-    if self.num_heads % whole == 0:
-      choices = [h for h in range(whole, heads + 1, whole) if heads % h == 0]
-      small = [h for h in choices if h * (row + extra) <= BLOCKS and h <= max(16, whole)]
-      heads = max(small, default=whole)
-    if self.bias is not None and self.bias.shape[0] > 1:
-      row += extra
-    limit = max(1, BLOCKS // (heads * row))
-    batch = max(b for b in range(1, min(limit, 8) + 1) if self.batch % b == 0)
-    rows = max(8, SCORES // (4 * self.keys) // 8 * 8)
-    return Plan(batch, heads, min(rows, self.queries))
+      s = jnp.where(self.mask[example] > 0, s, MASKED)
+    if self.spec.causal:
+      at = lambda axis: jax.lax.broadcasted_iota(jnp.int32, s.shape, axis)  # noqa: E731
+      s = jnp.where(at(0) + rows.start >= at(1), s, MASKED)
+    top = s.max(-1, keepdims=True)
+    p = jnp.exp(s - top)
+    return p / p.sum(-1, keepdims=True), None if self.mask is None else top > MASKED / 2
 
 
 def _dot(a, b, axes):
-  """Product summed over the given axes, in float32."""
+  """Product summed over an axis of each, in float32."""
   precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
   return jax.lax.dot_general(
     a, b, ((axes[:1], axes[1:]), ((), ())), precision=precision,
@@ -182,90 +246,74 @@ def _dot(a, b, axes):
   )  # fmt: skip
 
 
-def _weights(q, k, start, mask, bias, causal):
-  """Softmax weights, float32 (rows, keys), of queries that begin at row `start`."""
-  s = _dot(q, k, (1, 1)) * q.shape[-1] ** -0.5
-  if bias is not None:
-    s = s + bias.astype(jnp.float32)
-  if mask is not None:
-    s = jnp.where(mask > 0, s, MASKED)
-  if causal:
-    at = lambda axis: jax.lax.broadcasted_iota(jnp.int32, s.shape, axis)  # noqa: E731
-    s = jnp.where(at(0) + start >= at(1), s, MASKED)
-  p = jnp.exp(s - s.max(-1, keepdims=True))
-  return p / p.sum(-1, keepdims=True)
+def _put(ref, example, rows, lanes, heads):
+  """Writes the heads of a group beside each other."""
+  y = jnp.concatenate([y.astype(ref.dtype) for y in heads], axis=1)
+  ref[example, rows, lanes] = y
 
 
-def _slices(plan: Plan, head_dim: int, queries: int):
-  """Lanes of each head, and rows of each part of its queries."""
-  for head in range(plan.heads):
-    lanes = slice(head * head_dim, (head + 1) * head_dim)
-    yield head, lanes, [slice(r, min(r + plan.rows, queries)) for r in range(0, queries, plan.rows)]
+def _clear(ref, example, length, lanes):
+  """Zeros where there is padding after `length` rows."""
+  padding = ref.shape[1] - length
+  if padding:
+    ref[example, length:, lanes] = jnp.zeros((padding, lanes.size), ref.dtype)
 
 
-def _unpack(refs, operands, mask, bias):
-  """Blocks of operands, of mask and bias (None if there is none), and of results."""
-  refs = list(refs)
-  inputs = [refs.pop(0) for _ in range(operands)]
-  mask_ref = refs.pop(0) if mask else None
-  bias_ref = refs.pop(0) if bias else None
-  return inputs, mask_ref, bias_ref, refs
+def _forward_kernel(*refs, **options):
+  work = _Work(refs, 3, **options)
+  q_ref, (y_ref,) = work.inputs[0], work.outs
+
+  def body(b, first, lanes):
+    keys, values = work.keys_and_values(b, lanes)
+    for rows in work.parts():
+      ys = []
+      for i, q in enumerate(work.cut(q_ref[b, rows, lanes])):
+        p, _ = work.weights(b, first + i, rows, q, keys[i])
+        ys.append(_dot(p.astype(q.dtype), values[i], (1, 0)))
+      _put(y_ref, b, rows, lanes, ys)
+    _clear(y_ref, b, work.spec.queries, lanes)
+
+  work.each(body)
 
 
-def _forward_kernel(*refs, plan, head_dim, causal, mask, bias, operands):
-  (q_ref, k_ref, v_ref), mask_ref, bias_ref, (y_ref,) = _unpack(refs, operands, mask, bias)
-
-  def example(b, _):
-    keep = mask_ref[b] if mask_ref is not None else None
-    for head, lanes, parts in _slices(plan, head_dim, q_ref.shape[1]):
-      k, v = k_ref[b, :, lanes], v_ref[b, :, lanes]
-      for rows in parts:
-        add = None
-        if bias_ref is not None:
-          add = bias_ref[b if bias_ref.shape[0] > 1 else 0, head, rows, :]
-        p = _weights(q_ref[b, rows, lanes], k, rows.start, keep, add, causal)
-        y_ref[b, rows, lanes] = _dot(p.astype(v.dtype), v, (1, 0)).astype(y_ref.dtype)
-    return ()
-
-  jax.lax.fori_loop(0, plan.batch, example, ())
-
-
-def _backward_kernel(*refs, plan, head_dim, causal, mask, bias, operands):
-  inputs, mask_ref, bias_ref, outs = _unpack(refs, operands, mask, bias)
-  q_ref, k_ref, v_ref, dy_ref = inputs
-  dq_ref, dk_ref, dv_ref, *dbias = outs
-  scale = head_dim**-0.5
-  if dbias and dbias[0].shape[0] == 1:
+def _backward_kernel(*refs, **options):
+  work = _Work(refs, 4, **options)
+  q_ref, _, _, dy_ref = work.inputs
+  dq_ref, dk_ref, dv_ref, *dbias = work.outs
+  scale = work.head_dim**-0.5
+  shared = bool(dbias) and dbias[0].shape[0] == 1
+  if shared:
 
     @pl.when(pl.program_id(1) == 0)
     def _():
       dbias[0][...] = jnp.zeros_like(dbias[0])
 
-  def example(b, _):
-    keep = mask_ref[b] if mask_ref is not None else None
-    for head, lanes, parts in _slices(plan, head_dim, q_ref.shape[1]):
-      k, v = k_ref[b, :, lanes], v_ref[b, :, lanes]
-      dk = jnp.zeros(k.shape, jnp.float32)
-      dv = jnp.zeros(v.shape, jnp.float32)
-      for rows in parts:
-        q, dy = q_ref[b, rows, lanes], dy_ref[b, rows, lanes]
-        add = None
-        if bias_ref is not None:
-          add = bias_ref[b if bias_ref.shape[0] > 1 else 0, head, rows, :]
-        p = _weights(q, k, rows.start, keep, add, causal)
+  def body(b, first, lanes):
+    keys, values = work.keys_and_values(b, lanes)
+    dks, dvs = ([jnp.zeros(k.shape, jnp.float32) for k in keys] for _ in range(2))
+    for rows in work.parts():
+      dqs = []
+      queries, dys = (work.cut(ref[b, rows, lanes]) for ref in (q_ref, dy_ref))
+      for i, (q, dy, k, v) in enumerate(zip(queries, dys, keys, values, strict=True)):
+        p, live = work.weights(b, first + i, rows, q, k)
         dp = _dot(dy, v, (1, 1))
         ds = p * (dp - (p * dp).sum(-1, keepdims=True))
-        if dbias:
-          if dbias[0].shape[0] == 1:
-            dbias[0][0, head, rows, :] += ds
-          else:
-            dbias[0][b, head, rows, :] = ds
+        if live is not None:
+          ds = jnp.where(live, ds, 0.0)
+        if shared:
+          dbias[0][0, first + i, rows, :] += ds
+        elif dbias:
+          dbias[0][b, first + i, rows, :] = ds
         ds = ds.astype(q.dtype)
-        dq_ref[b, rows, lanes] = (_dot(ds, k, (1, 0)) * scale).astype(dq_ref.dtype)
-        dk += _dot(ds, q, (0, 0))
-        dv += _dot(p.astype(dy.dtype), dy, (0, 0))
-      dk_ref[b, :, lanes] = (dk * scale).astype(dk_ref.dtype)
-      dv_ref[b, :, lanes] = dv.astype(dv_ref.dtype)
-    return ()
+        dqs.append(_dot(ds, k, (1, 0)) * scale)
+        dks[i] += _dot(ds, q, (0, 0))
+        dvs[i] += _dot(p.astype(q.dtype), dy, (0, 0))
+      _put(dq_ref, b, rows, lanes, dqs)
+    keep = slice(0, work.spec.keys)
+    _put(dk_ref, b, keep, lanes, [dk * scale for dk in dks])
+    _put(dv_ref, b, keep, lanes, dvs)
+    _clear(dq_ref, b, work.spec.queries, lanes)
+    _clear(dk_ref, b, work.spec.keys, lanes)
+    _clear(dv_ref, b, work.spec.keys, lanes)
 
-  jax.lax.fori_loop(0, plan.batch, example, ())
+  work.each(body)
