@@ -144,7 +144,8 @@ def remat(body, policy: str, *, scan: bool):
   Args:
     body: the function of one layer.
     policy: 'none' keeps every activation for the backward pass; 'dots' the results of matrix
-      products with weights; 'names' the attention output and the hidden MLP layer; 'full' only the
+      products with weights; 'names' those that its own products need, and what attention gives, so
+      that only norms, activations and attention weights are computed again; 'full' only the
       block's input. Or the names to keep, out of `NAMES`, separated by commas.
     scan: whether the body is scanned; without a scan the compiler must be kept from undoing the
       recomputation by common-subexpression elimination.
@@ -209,16 +210,18 @@ class Block(nnx.Module):
     Returns:
       The new x, and what was added to it by 'attn' and 'mlp' (after LayerScale, before dropping).
     """
-    context, added, batch = context or Context(), {}, x.shape[0]
+    context, added = context or Context(), {}
+    # Of a subset of the examples, if stochastic depth leaves out the others.
+    fold = lambda y: unflatten(y, y.shape[0] // x.shape[1])  # noqa: E731
 
     def attention(y, context, bias):
-      y = unflatten(y, y.shape[0] // x.shape[1])
+      y = fold(y)
       y = flatten(self.attn(y, y, context, bias))
       added['attn'] = self._scaled(checkpoint_name(y, 'attn'), 1)
       return added['attn']
 
     def mlp(y):
-      y = flatten(self.mlp(unflatten(y, y.shape[0] // x.shape[1])))
+      y = flatten(self.mlp(fold(y)))
       added['mlp'] = self._scaled(checkpoint_name(y, 'mlp'), 2)
       return added['mlp']
 
@@ -227,7 +230,7 @@ class Block(nnx.Module):
       return attention(y, context, bias) + mlp(y)
 
     keys = (None, None) if key is None else jax.random.split(key)
-    add = functools.partial(self._add, batch=batch, rate=rate)
+    add = functools.partial(self._add, batch=x.shape[0], rate=rate)
     y = flatten(x)
     if self.config.parallel:
       y = add(y, parallel, context, bias, key=key)
@@ -237,7 +240,7 @@ class Block(nnx.Module):
     else:
       y = add(y, lambda y, *rest: attention(self.norm1(y), *rest), context, bias, key=keys[0])
       y = add(y, lambda y, *_: mlp(self.norm2(y)), context, key=keys[1])
-    return unflatten(y, batch), {name: unflatten(y, batch) for name, y in added.items()}
+    return fold(y), {name: fold(y) for name, y in added.items()}
 
   def _scaled(self, y: jax.Array, number: int) -> jax.Array:
     if not self.config.layerscale:
