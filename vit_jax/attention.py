@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from vit_jax.kernels import short
+from vit_jax.kernels import choice, short
 from vit_jax.layers import Dense, flatten, unflatten, zeros
 from vit_jax.positions import resize_relative
 from vit_jax.sharding import device, param, per_shard, shards, spec
@@ -152,12 +152,7 @@ class Attention(nnx.Module):
 
   def _split(self, y: jax.Array) -> jax.Array:
     """(batch, tokens, heads * head_dim) -> (batch, tokens, heads, head_dim)."""
-    return split_heads(y, self.num_heads)
-
-
-def split_heads(y: jax.Array, num_heads: int) -> jax.Array:
-  """(batch, tokens, heads * head_dim) -> (batch, tokens, heads, head_dim)."""
-  return y.reshape(*y.shape[:2], num_heads, -1, out_sharding=spec(*_PACKED, None))
+    return y.reshape(*y.shape[:2], self.num_heads, -1, out_sharding=spec(*_PACKED, None))
 
 
 def padding(tokens: int, head_dim: int) -> int:
@@ -169,7 +164,7 @@ def padding(tokens: int, head_dim: int) -> int:
 def attend(
   q, k, v, bias=None, mask=None, *, num_heads: int, causal: bool = False, length: int | None = None
 ) -> jax.Array:
-  """Softmax attention by the fastest kernel for the device, the shapes and the dtype.
+  """Softmax attention by the fastest right implementation; see `kernels.choice`.
 
   Args:
     q, k, v: (batch, tokens, num_heads * head_dim).
@@ -178,20 +173,21 @@ def attend(
     num_heads: of them.
     causal: query i attends to keys up to i.
     length: of queries and keys without `padding`, if there is some.
+
+  Returns:
+    As `q`.
   """
-  head_dim = q.shape[-1] // num_heads
-  if device().platform == 'tpu' and short.fits(q.shape[1], k.shape[1], head_dim):
-    kernel = functools.partial(
-      short.attention, num_heads=num_heads // shards('heads'), causal=causal, queries=length,
-      keys=length,
-    )  # fmt: skip
-    axes = None if bias is None else ('batch' if bias.shape[0] > 1 else None, 'heads', None, None)
-    inputs = (_PACKED,) * 3 + (axes, None if mask is None else ('batch', None))
-    return per_shard(kernel, inputs, _PACKED)(q, k, v, bias, mask)
-  q, k, v = (split_heads(y, num_heads) for y in (q, k, v))
-  mask = None if mask is None else mask[:, None, None, :]
-  y = jax.nn.dot_product_attention(q, k, v, bias, mask, is_causal=causal)
-  return y.reshape(*y.shape[:2], -1, out_sharding=spec(*_PACKED))
+  on, heads = device(), num_heads // shards('heads')
+  queries, keys = length or q.shape[1], length or k.shape[1]
+  problem = choice.Problem(
+    on.platform, on.device_kind, str(q.dtype), queries, keys, q.shape[-1] // num_heads,
+    bias is not None, mask is not None, 4 * q.shape[0] // shards('batch') * heads * queries * keys,
+  )  # fmt: skip
+  way = choice.IMPLEMENTATIONS[choice.choose(problem)]
+  run = functools.partial(way.run, num_heads=heads, causal=causal, length=length)
+  axes = None if bias is None else ('batch' if bias.shape[0] > 1 else None, 'heads', None, None)
+  inputs = (_PACKED,) * 3 + (axes, None if mask is None else ('batch', None))
+  return per_shard(run, inputs, _PACKED)(q, k, v, bias, mask)
 
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:

@@ -62,6 +62,9 @@ def evaluate(workdir: str, config: Mapping[str, Any] | None = None) -> dict[str,
 
 
 if __name__ == '__main__':
+  from absl import flags
+
   from vit_jax import launch
 
+  flags.mark_flag_as_required('workdir')
   launch.run(lambda: evaluate(launch.WORKDIR.value, launch.CONFIG.value))

@@ -26,17 +26,18 @@ AXES = ('data', 'fsdp', 'tensor')
 RULES = {'batch': ('data', 'fsdp'), 'embed': 'fsdp', 'heads': 'tensor', 'mlp': 'tensor'}
 
 
-def make_mesh(layout: str) -> jax.sharding.Mesh:
-  """The mesh over all devices of all processes.
+def make_mesh(layout: str, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+  """The mesh over all devices.
 
   Args:
     layout: 'data', 'fsdp' or 'tensor' to put every device on that axis, or the sizes of the three
       axes in this order, '2x4x1'; one of the sizes may be -1.
+    devices: those of all processes if not given.
 
   Raises:
     RunError: if the sizes do not multiply to the number of devices.
   """
-  count = jax.device_count()
+  count = len(devices or jax.devices())
   if layout in AXES:
     sizes = [count if axis == layout else 1 for axis in AXES]
   else:
@@ -50,7 +51,7 @@ def make_mesh(layout: str) -> jax.sharding.Mesh:
       sizes[sizes.index(-1)] = count // -math.prod(sizes)
   if math.prod(sizes) != count:
     raise RunError(f'mesh={layout!r} is for {math.prod(sizes)} devices, but there are {count}')
-  return jax.make_mesh(tuple(sizes), AXES)
+  return jax.make_mesh(tuple(sizes), AXES, devices=devices)
 
 
 def spec(*axes: str | None) -> P | None:

@@ -274,5 +274,5 @@ if __name__ == '__main__':
   OVERWRITE = flags.DEFINE_bool(
     'overwrite', False, 'Delete the run of another configuration that is in --workdir.'
   )
-  flags.mark_flag_as_required('config')
+  flags.mark_flags_as_required(['config', 'workdir'])
   launch.run(lambda: train(launch.CONFIG.value, launch.WORKDIR.value, overwrite=OVERWRITE.value))

@@ -1,0 +1,170 @@
+"""What the TPU compiler says of a program: cycles, kernels and collectives, read from its text.
+
+XLA for TPU writes into every fusion how many cycles it expects it to take. Their sum, with bodies
+of loops times their trip counts, predicts the time of a step on one chip. Kernels written by hand
+carry no such estimate, only what they declare of FLOPs; collectives carry none either.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+_INSTRUCTION = re.compile(r'(?:ROOT )?%([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$')
+_ARRAY = re.compile(r'\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\](\{[^}]*\})?')
+_BITS = {'pred': 8, 'bf16': 16}
+COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+  """An instruction that the compiler gave a number of cycles.
+
+  Attributes:
+    name: the instruction's.
+    source: where in the traced program it comes from, '/'-separated.
+    cycles: of one execution.
+    count: executions in a step.
+  """
+
+  name: str
+  source: str
+  cycles: int
+  count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+  """A kernel written by hand, called `count` times with these FLOPs and bytes of HBM each."""
+
+  name: str
+  flops: int
+  bytes: int
+  count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """Bytes that each device gets from collectives of one kind in a step, and how many there are."""
+
+  kind: str
+  count: int
+  bytes: int
+
+
+class Program:
+  """A compiled TPU program.
+
+  Args:
+    text: `compiled.as_text()`.
+
+  Attributes:
+    operations, kernels, collectives: what it does in one execution.
+
+  Raises:
+    ValueError: if the text has no entry computation, or a loop without a known trip count.
+  """
+
+  def __init__(self, text: str):
+    self._bodies, entry = _computations(text)
+    self.operations: list[Operation] = []
+    self.kernels: list[Kernel] = []
+    moved: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
+    for count, name, shape, opcode, line in self._walk(entry, 1):
+      if cycles := re.search(r'"estimated_cycles":"(\d+)"', line):
+        source = re.search(r'op_name="([^"]*)"', line)
+        self.operations.append(
+          Operation(name, source[1] if source else '', int(cycles[1]), count)
+        )
+      if 'custom_call_target="tpu_custom_call"' in line:
+        self.kernels.append(self._kernel(name, shape, line, count))
+      kind = opcode.removesuffix('-start')
+      if kind in COLLECTIVES:
+        moved[kind][0] += count
+        moved[kind][1] += count * _bytes(shape)
+    self.collectives = [Collective(kind, *totals) for kind, totals in sorted(moved.items())]
+
+  @property
+  def cycles(self) -> int:
+    """Of all operations that have an estimate."""
+    return sum(o.cycles * o.count for o in self.operations)
+
+  def _walk(self, name: str, count: int) -> Iterator[tuple[int, str, str, str, str]]:
+    for line in self._bodies[name]:
+      match = _INSTRUCTION.match(line)
+      if not match:
+        continue
+      instruction, shape, opcode, _ = match.groups()
+      yield count, instruction, shape, opcode, line
+      if opcode == 'while':
+        yield from self._walk(_called('body', line), count * self._trips(line))
+      elif opcode in ('call', 'async-start'):
+        yield from self._walk(_called('to_apply|calls', line), count)
+      elif opcode == 'conditional':
+        raise ValueError(f'{instruction}: how often a branch is taken is not known')
+
+  def _trips(self, line: str) -> int:
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
+      return int(known[1])
+    condition = self._bodies[_called('condition', line)]
+    limits = [int(m[1]) for body in condition if (m := re.search(r' constant\((\d+)\)', body))]
+    if len(limits) != 1:
+      raise ValueError(f'a loop whose trip count is not known: {line[:80]}')
+    return limits[0]
+
+  def _kernel(self, name: str, shape: str, line: str, count: int) -> Kernel:
+    flops = re.search(r'"cost_estimate":\{"flops":"(\d+)"', line)
+    operands = re.search(r'custom-call\((.*?)\), custom_call_target', line)
+    shapes = [self._shapes[o] for o in re.findall(r'%([\w.\-]+)', operands[1] if operands else '')]
+    moved = _bytes(shape) + sum(_bytes(operand) for operand in shapes)
+    given = re.search(r'op_name="[^"]*?([^/"]+)/pallas_call', line)
+    return Kernel(given[1] if given else name, int(flops[1]) if flops else 0, moved, count)
+
+  @property
+  def _shapes(self) -> dict[str, str]:
+    if not hasattr(self, '_shape_of'):
+      lines = (line for body in self._bodies.values() for line in body)
+      found = (_INSTRUCTION.match(line) for line in lines)
+      self._shape_of = {m[1]: m[2] for m in found if m}
+    return self._shape_of
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+  bodies: dict[str, list[str]] = {}
+  entry, lines = None, None
+  for line in text.splitlines():
+    head = re.match(r'(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$', line)
+    if head:
+      lines = bodies.setdefault(head[2], [])
+      entry = head[2] if head[1] else entry
+    elif line.startswith('}'):
+      lines = None
+    elif lines is not None:
+      lines.append(line.strip())
+  if entry is None:
+    raise ValueError('no entry computation in the text of the program')
+  return bodies, entry
+
+
+def _called(attribute: str, line: str) -> str:
+  match = re.search(rf'\b(?:{attribute})=%([\w.\-]+)', line)
+  if not match:
+    raise ValueError(f'no {attribute} in {line[:80]}')
+  return match[1]
+
+
+def _bytes(shape: str) -> int:
+  """Of all arrays of a type, `bf16[128,197,768]{2,1,0:T(8,128)(2,1)}`, padding to tiles included."""
+  total = 0
+  for kind, dims, layout in _ARRAY.findall(shape):
+    bits = _BITS.get(kind) or int(re.sub(r'^\D+(\d+).*', r'\1', kind))
+    sizes = [int(size) for size in dims.split(',') if size]
+    order = re.match(r'\{([\d,]+)(?::T\(([\d,]+)\))?', layout or '')
+    if order and order[2]:
+      for axis, tile in zip(order[1].split(','), reversed(order[2].split(',')), strict=False):
+        sizes[int(axis)] = -(-sizes[int(axis)] // int(tile)) * int(tile)
+    total += math.prod(sizes) * bits // 8
+  return total

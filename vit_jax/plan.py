@@ -1,0 +1,347 @@
+"""What a run will cost, before it runs: `python -m vit_jax.plan --config=... --topology=v5e:16x16`.
+
+Compiles the real training step with the compiler of TPUs, which needs no TPU (`pip install
+vit_jax[tpu]`), and reads from the result whether it fits and how fast it will be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from vit_jax import config as config_lib
+from vit_jax import flops, schema, sharding
+from vit_jax.compiled import Collective, Kernel, Program
+from vit_jax.data.sources import Synthetic
+from vit_jax.errors import RunError
+from vit_jax.experiment import Experiment
+
+# A kernel of ours is expected to reach this share of its roofline.
+KERNEL_EFFICIENCY = 0.5
+GIB = 2**30
+# Without these the library of TPUs looks for the machine it would run on, and complains.
+_ENVIRONMENT = {
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HOSTNAMES': 'localhost',
+  'TPU_ACCELERATOR_TYPE': 'v5e-4',
+}  # fmt: skip
+# From fastest to smallest, as the compiler sees it.
+POLICIES = ('none', 'names', 'attn,hidden', 'context,attn', 'full')
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Memory in bytes per chip, times in seconds per step.
+
+  Attributes:
+    topology, chips, mesh, batch_size, remat, scan: what was compiled.
+    parameters, optimizer: of the state that lives between steps, the moving average with the
+      optimizer.
+    activations: kept by the forward for the backward pass, as traced: the compiler may keep less.
+    temporaries: the most that a step needs beside its arguments, activations included.
+    memory: arguments, temporaries and program together.
+    capacity: of a chip.
+    fits: whether the compiler found room.
+    compiler_time: sum of the compiler's estimates.
+    kernel_time: of kernels written by hand, at `KERNEL_EFFICIENCY` of their roofline.
+    collective_time: of collectives at the full speed of all links, if none of it were hidden;
+      not part of `step_time`.
+    step_time: compiler_time + kernel_time.
+    images_per_second: per chip.
+    mfu: share of the peak FLOP/s, by `flops.CONVENTION`.
+    collectives: kinds, counts and bytes that each chip receives.
+    kernels: names, counts, FLOPs and bytes of kernels written by hand.
+    trace_time, compile_time: on this machine.
+  """
+
+  topology: str
+  chips: int
+  mesh: str
+  batch_size: int
+  remat: str
+  scan: bool
+  parameters: int
+  optimizer: int
+  activations: int
+  temporaries: int
+  memory: int
+  capacity: int
+  fits: bool
+  compiler_time: float | None = None
+  kernel_time: float | None = None
+  collective_time: float | None = None
+  step_time: float | None = None
+  images_per_second: float | None = None
+  mfu: float | None = None
+  collectives: tuple[Collective, ...] = ()
+  kernels: tuple[Kernel, ...] = ()
+  trace_time: float = 0.0
+  compile_time: float = 0.0
+
+
+def plan(config: ConfigDict, topology: str) -> Plan:
+  """Compiles the training step of `config` for all chips of `topology`.
+
+  Args:
+    config: of a run. If its data set is not there, random images stand for it.
+    topology: generation and shape of a slice: 'v5e:16x16', 'v5p:8x4x8'.
+
+  Raises:
+    RunError: if there is no such topology or no compiler for it, or the configuration is wrong.
+  """
+  devices = topology_devices(topology)
+  chip = flops.CHIPS[devices[0].device_kind]
+  cfg: config_lib.Config = schema.build(config_lib.Config, config_lib.to_dict(config))
+  mesh = sharding.make_mesh(cfg.mesh, devices)
+  with jax.set_mesh(mesh):
+    experiment = _experiment(cfg)
+    state = sharding.fill_shardings(experiment.abstract_state)
+    batch = _abstract_batch(experiment, mesh)
+    held = functools.partial(_per_device_bytes, mesh)
+    facts = dict(
+      topology=topology, chips=len(devices), mesh='x'.join(map(str, mesh.shape.values())),
+      batch_size=cfg.batch_size, remat=cfg.model.remat, scan=cfg.model.scan,
+      parameters=held(state.model), optimizer=held((state.opt, state.ema)),
+      activations=_activations(experiment, state, batch, mesh), capacity=int(chip.hbm),
+    )  # fmt: skip
+    start = time.perf_counter()
+    lowered = experiment.train_step().lower(state, batch, experiment.hyper(0))
+    traced = time.perf_counter()
+    try:
+      compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+      used = re.search(r'Used ([\d.]+)([KMGT]) of ', str(error))
+      if 'RESOURCE_EXHAUSTED' not in str(error) or not used:
+        raise
+      memory = int(float(used[1]) * 1024 ** ('KMGT'.index(used[2]) + 1))
+      return Plan(**facts, temporaries=memory - held(state), memory=memory, fits=False)
+    done = time.perf_counter()
+  stats = compiled.memory_analysis()
+  arguments = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+  program = Program(compiled.as_text())
+  model = experiment.config.model
+  per_chip = cfg.batch_size / len(devices)
+  work = flops.train_flops(model, examples=max(1, int(per_chip))) * per_chip
+  compiler_time = program.cycles / chip.clock
+  kernel_time = sum(k.count * kernel_seconds(k, chip) for k in program.kernels)
+  step_time = compiler_time + kernel_time
+  return Plan(
+    **facts,
+    temporaries=stats.temp_size_in_bytes,
+    memory=arguments + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes,
+    fits=True,
+    compiler_time=compiler_time,
+    kernel_time=kernel_time,
+    collective_time=sum(c.bytes for c in program.collectives) / chip.link,
+    step_time=step_time,
+    images_per_second=per_chip / step_time,
+    mfu=work / step_time / chip.peak,
+    collectives=tuple(program.collectives),
+    kernels=tuple(dict.fromkeys(_merged(program.kernels))),
+    trace_time=traced - start,
+    compile_time=done - traced,
+  )  # fmt: skip
+
+
+def kernel_seconds(kernel: Kernel, chip: flops.Chip) -> float:
+  """What a kernel is expected to take, once: its roofline over `KERNEL_EFFICIENCY`.
+
+  The matrix units are 128 wide: a head of half that width has half the peak.
+  """
+  width = re.search(r'_(\d+)$', kernel.name)
+  share = min(1.0, int(width[1]) / 128) if width else 1.0
+  roofline = max(kernel.flops / (chip.peak * share), kernel.bytes / chip.bandwidth)
+  return roofline / KERNEL_EFFICIENCY
+
+
+def alternatives(config: ConfigDict, topology: str) -> Iterator[tuple[dict[str, Any], Plan]]:
+  """Changes that need less memory than `config`, each with its plan, until one fits.
+
+  First the policies of recomputation that keep less, then the state cut over all chips (mesh
+  'fsdp'), then smaller batches, all with the least memory that came before.
+  """
+  current = config.copy_and_resolve_references()
+  policies = POLICIES[POLICIES.index(current.model.remat) + 1 :] if (
+    current.model.remat in POLICIES
+  ) else POLICIES[2:]  # fmt: skip
+  steps: list[dict[str, Any]] = [{'model.remat': policy} for policy in policies]
+  if current.mesh != 'fsdp':
+    steps.append({'mesh': 'fsdp'})
+  batch = current.batch_size
+  chips = len(topology_devices(topology))
+  while batch // 2 >= chips and (batch // 2) % chips == 0:
+    batch //= 2
+    steps.append({'batch_size': batch})
+  changes: dict[str, Any] = {}
+  for step in steps:
+    changes = {**changes, **step}
+    current.update_from_flattened_dict(step)
+    result = plan(current, topology)
+    yield changes, result
+    if result.fits:
+      return
+
+
+def topology_devices(name: str) -> list[Any]:
+  """Compile-only devices of a slice; see `plan`."""
+  for variable, value in _ENVIRONMENT.items():
+    os.environ.setdefault(variable, value)
+  from jax.experimental import topologies
+
+  if not re.fullmatch(r'v\d\w*:\d+(x\d+){1,2}', name):
+    raise RunError(f'--topology={name}: write a generation and a shape, v5e:16x16 or v5p:8x4x8')
+  sides = [int(side) for side in name.partition(':')[2].split('x')]
+  # Slices smaller than a host's board have hosts of one chip.
+  host = {'chips_per_host_bounds': (1, 1, 1)} if sides[0] % 2 or sides[1] % 2 else {}
+  try:
+    topology = topologies.get_topology_desc(platform='tpu', topology_name=name, **host)
+  except Exception as error:
+    lines = str(error).strip().splitlines() or [repr(error)]
+    raise RunError(
+      f'--topology={name}: {lines[0]}\nThe compiler of TPUs is in pip install "vit_jax[tpu]".'
+    ) from None
+  return list(topology.devices)
+
+
+def _experiment(cfg: config_lib.Config) -> Experiment:
+  """Of the data set only its size and classes matter; a missing one is replaced."""
+  try:
+    return Experiment(cfg)
+  except RunError as error:
+    if 'data set' not in str(error) and 'no directory' not in str(error):
+      raise
+    data = dataclasses.replace(cfg.data, source=Synthetic(cfg.model.num_classes or 1000))
+    experiment = Experiment(dataclasses.replace(cfg, data=data))
+    print(f'({error}\n planned with random images of 1,000 classes)', file=sys.stderr)
+    return experiment
+
+
+def _abstract_batch(experiment: Experiment, mesh: Any) -> dict[str, Any]:
+  place = NamedSharding(mesh, P(sharding.RULES['batch']))
+  size, shape = experiment.config.batch_size, experiment.shape
+  make = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=place)  # noqa: E731
+  return {
+    'image': make((size, *shape.image_size, shape.channels), np.uint8),
+    'label': make((size,), np.int32),
+    'mask': make((size,), np.float32),
+  }
+
+
+def _activations(experiment: Experiment, state: Any, batch: Any, mesh: Any) -> int:
+  """Bytes per chip that the forward pass leaves for the backward pass, parameters aside."""
+  task, accumulate = experiment.config.task, experiment.config.optim.accumulate
+
+  def residuals(model, batch):
+    key = jax.random.key(0)
+    part = jax.tree.map(lambda x: x[: x.shape[0] // accumulate], task.augment(batch, key))
+    return jax.vjp(lambda model: task.metrics(model, part, key)['loss'], model)[1]
+
+  kept = jax.eval_shape(residuals, state.model, batch)
+  return max(0, _per_device_bytes(mesh, kept) - _per_device_bytes(mesh, state.model))
+
+
+def _per_device_bytes(mesh: Any, arrays: Any) -> int:
+  total = 0
+  for leaf in jax.tree.leaves(arrays):
+    names = [n for axis in getattr(leaf.sharding, 'spec', None) or () if axis
+             for n in (axis if isinstance(axis, tuple) else (axis,))]  # fmt: skip
+    parts = math.prod(mesh.shape[name] for name in names)
+    total += leaf.size * leaf.dtype.itemsize // parts
+  return total
+
+
+def _merged(kernels: list[Kernel]) -> list[Kernel]:
+  """Calls of the same kernel as one, with the sum of their counts."""
+  counts: dict[Kernel, int] = {}
+  for kernel in kernels:
+    key = dataclasses.replace(kernel, count=0)
+    counts[key] = counts.get(key, 0) + kernel.count
+  return [dataclasses.replace(kernel, count=count) for kernel, count in counts.items()]
+
+
+def describe(result: Plan) -> dict[str, str]:
+  """The lines of a plan for people."""
+  gib = lambda size: f'{size / GIB:.2f} GiB'  # noqa: E731
+  ms = lambda seconds: f'{1e3 * seconds:.1f} ms'  # noqa: E731
+  rows = {
+    'slice': f'{result.topology}, {result.chips} chips, mesh {result.mesh}',
+    'batch': f'{result.batch_size}, {result.batch_size / result.chips:g} per chip',
+    'layers': f'{"scanned" if result.scan else "unrolled"}, remat={result.remat}',
+    'parameters': gib(result.parameters),
+    'optimizer': gib(result.optimizer),
+    'activations': f'{gib(result.activations)} as traced',
+    'temporaries': f'{gib(result.temporaries)}, activations among them',
+    'memory': f'{gib(result.memory)} of {gib(result.capacity)}: '
+    f'{"fits" if result.fits else "DOES NOT FIT"}',
+  }
+  if result.step_time is None:
+    return rows
+  assert result.compiler_time and result.kernel_time is not None and result.mfu
+  moved = ', '.join(f'{c.count} {c.kind} {c.bytes / GIB:.3f} GiB' for c in result.collectives)
+  rows |= {
+    'step': f'{ms(result.step_time)} = {ms(result.compiler_time)} by the compiler'
+    f' + {ms(result.kernel_time)} in {len(result.kernels)} kernels at half their roofline',
+    'speed': f'{result.images_per_second:,.0f} img/s per chip, MFU {result.mfu:.1%}',
+    'collectives': f'{moved or "none"}; {ms(result.collective_time or 0)} if none is hidden',
+    'compile': f'{result.trace_time:.0f} s to trace, {result.compile_time:.0f} s to compile',
+  }
+  return rows
+
+
+def to_json(result: Plan) -> dict[str, Any]:
+  """Plain types."""
+  return dataclasses.asdict(result)
+
+
+def main(config: ConfigDict, topology: str, *, as_json: bool) -> None:
+  """Prints the plan of `config`, and of what would fit if it does not."""
+  from rich.console import Console
+  from rich.table import Table
+
+  def show(result: Plan, title: str) -> None:
+    table = Table(title=title, show_header=False, title_justify='left')
+    for row in describe(result).items():
+      table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+  result = plan(config, topology)
+  if as_json:
+    print(json.dumps(to_json(result), indent=1))
+    return
+  show(result, 'plan')
+  if result.fits:
+    return
+  print('Looking for a change that fits:')
+  for changes, other in alternatives(config, topology):
+    text = ' '.join(f'--config.{name}={value}' for name, value in changes.items())
+    if other.fits:
+      show(other, text)
+      return
+    print(f'{text}: {other.memory / GIB:.2f} GiB do not fit')
+  print('None of these fits: use a larger slice, or mesh=1x-1xN with N-fold tensor parallelism.')
+
+
+if __name__ == '__main__':
+  from absl import flags
+
+  from vit_jax import launch
+
+  TOPOLOGY = flags.DEFINE_string('topology', None, 'Slice to plan for, v5e:16x16.', required=True)
+  JSON = flags.DEFINE_bool('json', False, 'Print the plan as JSON.')
+  flags.mark_flag_as_required('config')
+  # The TPUs are only compiled for: everything that runs, runs here.
+  jax.config.update('jax_platforms', 'cpu')
+  launch.run(lambda: main(launch.CONFIG.value, TOPOLOGY.value, as_json=JSON.value))
