@@ -76,9 +76,7 @@ class Program:
     for count, name, shape, opcode, line in self._walk(entry, 1):
       if cycles := re.search(r'"estimated_cycles":"(\d+)"', line):
         source = re.search(r'op_name="([^"]*)"', line)
-        self.operations.append(
-          Operation(name, source[1] if source else '', int(cycles[1]), count)
-        )
+        self.operations.append(Operation(name, source[1] if source else '', int(cycles[1]), count))
       if 'custom_call_target="tpu_custom_call"' in line:
         self.kernels.append(self._kernel(name, shape, line, count))
       kind = opcode.removesuffix('-start')
@@ -157,7 +155,7 @@ def _called(attribute: str, line: str) -> str:
 
 
 def _bytes(shape: str) -> int:
-  """Of all arrays of a type, `bf16[128,197,768]{2,1,0:T(8,128)(2,1)}`, padding to tiles included."""
+  """Of the arrays of a type, `bf16[128,197,768]{2,1,0:T(8,128)(2,1)}`, padded to whole tiles."""
   total = 0
   for kind, dims, layout in _ARRAY.findall(shape):
     bits = _BITS.get(kind) or int(re.sub(r'^\D+(\d+).*', r'\1', kind))

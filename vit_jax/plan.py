@@ -287,13 +287,12 @@ def describe(result: Plan) -> dict[str, str]:
     'memory': f'{gib(result.memory)} of {gib(result.capacity)}: '
     f'{"fits" if result.fits else "DOES NOT FIT"}',
   }
-  if result.step_time is None:
+  if not (result.step_time and result.compiler_time and result.mfu):
     return rows
-  assert result.compiler_time and result.kernel_time is not None and result.mfu
   moved = ', '.join(f'{c.count} {c.kind} {c.bytes / GIB:.3f} GiB' for c in result.collectives)
   rows |= {
     'step': f'{ms(result.step_time)} = {ms(result.compiler_time)} by the compiler'
-    f' + {ms(result.kernel_time)} in {len(result.kernels)} kernels at half their roofline',
+    f' + {ms(result.kernel_time or 0)} in {len(result.kernels)} kernels at half their roofline',
     'speed': f'{result.images_per_second:,.0f} img/s per chip, MFU {result.mfu:.1%}',
     'collectives': f'{moved or "none"}; {ms(result.collective_time or 0)} if none is hidden',
     'compile': f'{result.trace_time:.0f} s to trace, {result.compile_time:.0f} s to compile',

@@ -1,0 +1,233 @@
+"""Every implementation of attention against float64, values and gradients."""
+
+import functools
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from vit_jax import attention as attention_lib
+from vit_jax import sharding
+from vit_jax.attention import attend
+from vit_jax.kernels import choice, chunked, short
+from vit_jax.models.vit import ViTConfig
+
+LENGTHS = (1, 50, 196, 197, 256, 257, 577, 1025)
+WIDTHS = (64, 72, 80, 88, 104, 112, 128)
+
+
+def exact(q, k, v, dy, bias=None, mask=None, *, num_heads, causal=False):
+  """Attention and its gradients in float64: y, dq, dk, dv, dbias."""
+  wide = lambda x: np.asarray(x.astype(jnp.float32), np.float64)  # noqa: E731
+  split = lambda x: wide(x).reshape(*x.shape[:2], num_heads, -1).swapaxes(1, 2)  # noqa: E731
+  q, k, v, dy = split(q), split(k), split(v), split(dy)
+  scale = q.shape[-1] ** -0.5
+  scores = q @ k.swapaxes(2, 3) * scale
+  keep = np.ones(scores.shape, bool)
+  if bias is not None:
+    scores = scores + wide(bias)
+  if mask is not None:
+    keep &= np.asarray(mask)[:, None, None, :]
+  if causal:
+    keep &= np.tri(*scores.shape[2:], dtype=bool)
+  scores = np.where(keep, scores, -1e300)
+  p = np.exp(scores - scores.max(-1, keepdims=True))
+  p /= p.sum(-1, keepdims=True)
+  dp = dy @ v.swapaxes(2, 3)
+  ds = np.where(keep, p * (dp - (p * dp).sum(-1, keepdims=True)), 0)
+  merge = lambda x: x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)  # noqa: E731
+  results = [p @ v, ds @ k * scale, ds.swapaxes(2, 3) @ q * scale, p.swapaxes(2, 3) @ dy]
+  results = [merge(x) for x in results]
+  if bias is not None:
+    results.append(ds.sum(0, keepdims=True) if bias.shape[0] == 1 else ds)
+  return results
+
+
+def operands(seed, batch, queries, keys, heads, head_dim, dtype, bias=0, masked=False):
+  rng = np.random.default_rng(seed)
+  make = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)  # noqa: E731
+  width = heads * head_dim
+  q, k, v = make(batch, queries, width), make(batch, keys, width), make(batch, keys, width)
+  dy = make(batch, queries, width)
+  add = make(bias, heads, queries, keys) if bias else None
+  mask = rng.random((batch, keys)) < 0.7 if masked else None
+  if masked:
+    mask[0] = False  # an example that is nothing but padding
+  return q, k, v, dy, add, mask
+
+
+def run(function, q, k, v, dy, bias=None, mask=None):
+  if bias is None:
+    y, back = jax.vjp(lambda q, k, v: function(q, k, v, None, mask), q, k, v)
+  else:
+    y, back = jax.vjp(lambda q, k, v, bias: function(q, k, v, bias, mask), q, k, v, bias)
+  return [y, *back(dy)]
+
+
+def close(got, want, dtype):
+  # bfloat16 has 8 bits: of the largest result, as its errors are those of sums.
+  tolerance = 2e-5 if dtype == 'float32' else 2e-2
+  for name, a, b in zip(('y', 'dq', 'dk', 'dv', 'dbias'), got, want, strict=False):
+    scale = max(np.abs(b).max(), 1e-2)
+    error = np.abs(np.asarray(a.astype(jnp.float32)) - b).max() / scale
+    assert error < tolerance, f'{name}: {error:.1e}'
+
+
+WAYS = {
+  'short': functools.partial(short.attention, interpret=True),
+  'chunked': functools.partial(chunked.attention, rows=64),
+  'reference': short.reference,
+}
+
+
+@pytest.mark.parametrize('way', WAYS)
+@pytest.mark.parametrize(
+  ('length', 'head_dim'), [*zip(LENGTHS, itertools.cycle(WIDTHS)), *((197, w) for w in WIDTHS)]
+)
+def test_lengths_and_widths(way, length, head_dim):
+  dtype = 'bfloat16' if length % 2 else 'float32'
+  args = operands(0, 2, length, length, 2, head_dim, dtype)
+  close(run(functools.partial(WAYS[way], num_heads=2), *args), exact(*args, num_heads=2), dtype)
+
+
+@pytest.mark.parametrize('way', WAYS)
+@pytest.mark.parametrize('bias', [0, 1, 2])
+@pytest.mark.parametrize(('masked', 'causal'), [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_biases_and_masks(way, bias, masked, causal, dtype):
+  args = operands(1, 2, 50, 50, 4, 64, dtype, bias, masked)
+  options = dict(num_heads=4, causal=causal)
+  close(run(functools.partial(WAYS[way], **options), *args), exact(*args, **options), dtype)
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_more_keys_than_queries(way):
+  args = operands(2, 1, 37, 131, 3, 64, 'float32', 1, False)
+  close(run(functools.partial(WAYS[way], num_heads=3), *args), exact(*args, num_heads=3), 'float32')
+
+
+def test_padding_is_neither_read_nor_written():
+  q, k, v, dy, bias, mask = operands(3, 2, 50, 50, 4, 64, 'float32', 1, True)
+  want = exact(q, k, v, dy, bias, mask, num_heads=4)
+  fill = lambda x: jnp.pad(x, ((0, 0), (0, 6), (0, 0)), constant_values=jnp.nan)  # noqa: E731
+  function = functools.partial(
+    short.attention, num_heads=4, queries=50, keys=50, interpret=True
+  )  # fmt: skip
+  got = run(function, *map(fill, (q, k, v, dy)), bias, mask)
+  close([x[:, :50] for x in got[:4]] + got[4:], want, 'float32')
+  assert all((x[:, 50:] == 0).all() for x in got[:4])
+
+
+def test_large_scores_do_not_overflow():
+  q, k, v, dy, *_ = operands(4, 1, 50, 50, 2, 64, 'float32')
+  for way in WAYS.values():
+    got = run(functools.partial(way, num_heads=2), 100 * q, 100 * k, v, dy)
+    assert all(bool(jnp.isfinite(x).all()) for x in got)
+
+
+@pytest.mark.parametrize('mesh', ['1x1x1', '4x1x2', '2x2x2'])
+def test_kernels_under_every_mesh(mesh, monkeypatch):
+  """A model with kernels and padding on TPU is the model without them elsewhere."""
+  devices = jax.devices()[: 1 if mesh == '1x1x1' else 8]
+  config = ViTConfig(
+    variant='mu/16', width=128, depth=2, num_heads=4, mlp_dim=64, image_size=(80, 48), pool='mean',
+    num_classes=3, relative_bias='layer', qk_norm=True, remat='names',
+  )  # fmt: skip
+  images = np.random.default_rng(0).normal(size=(8, 80, 48, 3)).astype(np.float32)
+
+  def results():
+    with jax.set_mesh(sharding.make_mesh(mesh, devices)):
+      model = config.resolve().create(nnx.Rngs(jax.random.key(0)))
+      layout = sharding.BatchLayout(8).place({'image': images})
+      loss = lambda model, x: jnp.square(model(x)).mean()  # noqa: E731
+      return jax.tree.map(np.asarray, jax.jit(jax.value_and_grad(loss))(model, layout['image']))
+
+  want = results()
+  way = choice.IMPLEMENTATIONS['short']
+  interpreted = way._replace(
+    run=lambda q, k, v, bias, mask, num_heads, causal, length: short.attention(
+      q, k, v, bias, mask, num_heads=num_heads, causal=causal, queries=length, keys=length,
+      interpret=True,
+    )
+  )  # fmt: skip
+  calls = []
+  monkeypatch.setitem(choice.IMPLEMENTATIONS, 'short', interpreted)
+  monkeypatch.setattr(choice, 'choose', lambda problem: calls.append(problem) or 'short')
+  monkeypatch.setattr('vit_jax.encoder.padding', lambda tokens, head_dim: -tokens % 8)
+  got = results()
+  assert calls
+  assert calls[0].queries == 15
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def problem(**changes):
+  base = choice.Problem('gpu', 'NVIDIA H200', 'bfloat16', 197, 197, 64)
+  return base._replace(**changes)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'want'),
+  [
+    (dict(), 'cudnn'),
+    (dict(head_dim=72), 'cudnn'),
+    (dict(head_dim=65), 'xla'),
+    (dict(dtype='float32'), 'xla'),
+    (dict(queries=1), 'xla'),
+    (dict(bias=True), 'xla'),  # odd lengths: no gradient
+    (dict(bias=True, queries=198, keys=198), 'cudnn'),
+    (dict(device='NVIDIA A100-SXM4-80GB', head_dim=160), 'xla'),
+    (dict(device='Tesla V100'), 'xla'),
+    (dict(platform='tpu', device='TPU v5 lite'), 'short'),
+    (dict(platform='tpu', device='TPU v5 lite', queries=1), 'xla'),
+    (dict(platform='tpu', device='TPU v5 lite', queries=4096, keys=4096), 'splash'),
+    (dict(platform='cpu', device='cpu', dtype='float32'), 'xla'),
+    (dict(platform='cpu', device='cpu', dtype='float32', scores=2**31), 'chunked'),
+  ],
+)
+def test_the_first_right_implementation(changes, want, monkeypatch):
+  monkeypatch.setattr(choice, '_table', list)
+  assert choice.choose(problem(**changes)) == want
+
+
+def test_a_measured_table_decides(monkeypatch):
+  row = dict(
+    device='NVIDIA H200', dtype='bfloat16', bias=False, mask=False, tokens=256, head_dim=64
+  )
+  rows = [{**row, 'ms': {'cudnn': 3.0, 'xla': 2.0, 'short': 1.0}}]
+  monkeypatch.setattr(choice, '_table', lambda: rows)
+  assert choice.choose(problem()) == 'xla'  # short is faster, but not for this device
+  assert (
+    choice.choose(problem(queries=4096, keys=4096)) == 'cudnn'
+  )  # too far from what was measured
+  assert choice.choose(problem(mask=True, queries=256, keys=256)) == 'cudnn'
+
+
+def test_the_slow_path_is_said_once(caplog, monkeypatch):
+  monkeypatch.setattr(choice, '_table', list)
+  choice._note.cache_clear()
+  for _ in range(3):
+    choice.choose(problem(dtype='float32'))
+  assert len(caplog.records) == 1
+  assert 'is not fused' in caplog.text
+  choice.choose(problem())
+  assert len(caplog.records) == 1
+
+
+def test_the_table_in_the_package():
+  for row in json.loads(choice.TABLE.read_text())['rows']:
+    assert row['ms'].keys() <= choice.IMPLEMENTATIONS.keys()
+
+
+def test_attend_is_the_reference():
+  q, k, v, dy, bias, mask = operands(5, 2, 17, 17, 4, 8, 'float32', 2, True)
+  close(
+    run(functools.partial(attend, num_heads=4), q, k, v, dy, bias, jnp.asarray(mask)),
+    exact(q, k, v, dy, bias, mask, num_heads=4),
+    'float32',
+  )
+  assert attention_lib.padding(197, 64) == 0  # no TPU here
