@@ -18,7 +18,7 @@ import grain
 import numpy as np
 
 from vit_jax import schema
-from vit_jax.data.preprocess import CROPS, decode
+from vit_jax.data.preprocess import CROPS, prepare
 from vit_jax.data.sources import SOURCES, Example, Source
 from vit_jax.errors import RunError, suggest
 
@@ -73,8 +73,7 @@ def train_batches(
     (rows,), which is 0 for skipped images.
   """
   stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-  stream = stream.random_map(_Prepare(shape, config.crop, config.on_corrupt))
-  return _Rows(stream, batch_size, rows).batch(len(rows))
+  return _Batches(stream, _Prepare(shape, config.crop, config.on_corrupt), batch_size, rows, seed)
 
 
 def eval_batches(
@@ -82,8 +81,7 @@ def eval_batches(
 ) -> grain.MapDataset:
   """Every example once, in order; the last batch is filled up with images of mask 0."""
   stream = grain.MapDataset.source(_Padded(source, -len(source) % batch_size))
-  stream = stream.seed(0).random_map(_Prepare(shape, crop, config.on_corrupt))
-  return _Rows(stream, batch_size, rows).batch(len(rows))
+  return _Batches(stream, _Prepare(shape, crop, config.on_corrupt), batch_size, rows, seed=0)
 
 
 def iterate(
@@ -122,21 +120,33 @@ class _Padded:
     return Example(image=None, label=0, name='padding')
 
 
-class _Rows(grain.MapDataset):
-  """Of every `batch_size` elements of the parent, those at the positions `rows`."""
+class _Batches(grain.MapDataset):
+  """Of every `batch_size` examples those at the positions `rows`, each prepared in its place."""
 
-  def __init__(self, parent: grain.MapDataset, batch_size: int, rows: Sequence[int]):
-    super().__init__(parent)
-    self._stream, self._batch_size, self._rows = parent, batch_size, tuple(rows)
+  def __init__(
+    self, examples: grain.MapDataset, prepare: _Prepare, batch_size: int, rows: Sequence[int],
+    seed: int,
+  ):  # fmt: skip
+    super().__init__(examples)
+    self._examples, self._prepare, self._seed = examples, prepare, seed
+    self._batch_size, self._rows = batch_size, tuple(rows)
 
   def __len__(self) -> int:
-    return len(self._stream) // self._batch_size * len(self._rows)
+    return len(self._examples) // self._batch_size
 
   def __getitem__(self, index):
     if isinstance(index, slice):
       return self.slice(index)
-    step, row = divmod(index, len(self._rows))
-    return self._stream[step * self._batch_size + self._rows[row]]
+    batch = self._prepare.empty(len(self._rows))
+    bits = np.random.Philox(key=self._seed)
+    rng, state = np.random.Generator(bits), bits.state
+    for at, row in enumerate(self._rows):
+      position = index * self._batch_size + row
+      # A place in the generator's period for every example, far from those of the others.
+      state['state']['counter'][1] = position
+      bits.state = state
+      self._prepare(self._examples[position], rng, batch, at)
+    return batch
 
 
 class _Prepare:
@@ -147,24 +157,31 @@ class _Prepare:
       raise RunError(f'unknown data.on_corrupt {on_corrupt!r}: {suggest(on_corrupt, ON_CORRUPT)}')
     self._shape, self._crop, self._skip = shape, crop, on_corrupt == 'skip'
 
-  def __call__(self, example: Example, rng: np.random.Generator) -> Batch:
+  def empty(self, rows: int) -> Batch:
+    """Room for as many examples."""
     shape = self._shape
-    pixels, label = None, example['label']
+    return {
+      'image': np.empty((rows, *shape.image_size, shape.channels), np.uint8),
+      'label': np.empty(rows, np.int32),
+      'mask': np.ones(rows, np.float32),
+    }
+
+  def __call__(self, example: Example, rng: np.random.Generator, batch: Batch, row: int) -> None:
+    """Fills a row of the batch."""
+    shape, label = self._shape, example['label']
     if not 0 <= label < shape.num_classes:
       raise RunError(
         f'{example["name"]} has label {label}, outside the {shape.num_classes} classes of the model'
       )
-    if example['image'] is not None:
-      try:
-        pixels = decode(example['image'], shape.channels)
-      except ValueError as error:
-        message = f'corrupt image {example["name"]}: {error}'
-        if not self._skip:
-          raise RunError(f'{message}. Set data.on_corrupt=skip to go on without it') from None
-        logging.getLogger(__name__).warning('skipped %s', message)
-    mask = np.float32(pixels is not None)
-    if pixels is None:
-      image = np.zeros((*shape.image_size, shape.channels), np.uint8)
-    else:
-      image = self._crop(pixels, shape.image_size, rng)
-    return {'image': image, 'label': np.int32(label), 'mask': mask}
+    batch['label'][row] = label
+    try:
+      if example['image'] is not None:
+        out = batch['image'][row]
+        prepare(example['image'], self._crop, shape.image_size, shape.channels, rng, out)
+        return
+    except ValueError as error:
+      message = f'corrupt image {example["name"]}: {error}'
+      if not self._skip:
+        raise RunError(f'{message}. Set data.on_corrupt=skip to go on without it') from None
+      logging.getLogger(__name__).warning('skipped %s', message)
+    batch['image'][row], batch['mask'][row] = 0, 0
