@@ -15,11 +15,15 @@ import simplejpeg
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 
-# Markers of frames (baseline, extended, progressive) and of what may come before them.
-_PROGRESSIVE, _RESTARTS, _APP1 = 0xC2, 0xDD, 0xE1
-_FRAMES = (0xC0, 0xC1, _PROGRESSIVE)
-_SEGMENTS = (0xC4, 0xDB, _RESTARTS, *range(0xE0, 0xF0), 0xFE)
+# Markers: frames that are baseline, extended or progressive; what else may come before the pixels.
+_BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
+_HUFFMAN, _SCAN, _QUANTIZATION, _RESTARTS, _APP0, _APP1, _COMMENT = (
+  0xC4, 0xDA, 0xDB, 0xDD, 0xE0, 0xE1, 0xFE
+)  # fmt: skip
+_FRAMES = (_BASELINE, _EXTENDED, _PROGRESSIVE)
+_OTHERS = (_HUFFMAN, _QUANTIZATION, _RESTARTS, *range(_APP0, _APP0 + 16), _COMMENT)
 _ORIENTATION = 0x0112  # an EXIF tag
+_MOST = 2**30  # pixels, as in OpenCV
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,19 +46,24 @@ def read_header(data: bytes) -> Header | None:
   """The header of a usual JPEG file; None for the unusual and for everything else."""
   if data[:2] != b'\xff\xd8':
     return None
-  at, single = 2, True
+  at, single, found = 2, True, None
   try:
     while True:
       prefix, marker, length = struct.unpack_from('>BBH', data, at)
-      if prefix == 0xFF and marker in _FRAMES:
+      if prefix != 0xFF:
+        return None
+      if marker == _SCAN:
+        return found and Header(*found, single)
+      if marker in _FRAMES:
         bits, height, width, channels = struct.unpack_from('>BHHB', data, at + 4)
-        usual = bits == 8 and channels in (1, 3) and 0 < height * width <= 2**30  # as in OpenCV
-        return Header(height, width, at, single and marker != _PROGRESSIVE) if usual else None
-      if prefix != 0xFF or marker not in _SEGMENTS:
+        if bits != 8 or channels not in (1, 3) or not 0 < height * width <= _MOST:
+          return None
+        found = height, width, at
+      elif marker not in _OTHERS or (
+        marker == _APP1 and not _upright(data[at + 4 : at + 2 + length])
+      ):
         return None
-      if marker == _APP1 and not _upright(data[at + 4 : at + 2 + length]):
-        return None
-      single &= marker != _RESTARTS
+      single &= marker not in (_PROGRESSIVE, _RESTARTS)
       at += 2 + length
   except struct.error:  # cut short
     return None
@@ -75,28 +84,24 @@ def _upright(segment: bytes) -> bool:
 
 
 def decode(
-  data: bytes, header: Header, box: Box, channels: int, *, size: tuple[int, int] | None = None
+  data: bytes, header: Header, box: Box, channels: int, *, fast: bool = False, factor: int = 1
 ) -> np.ndarray | None:
   """The pixels of a part of an image.
 
   Args:
     data: the file.
     header: read from it.
-    box: top, left, height and width of the part.
+    box: top, left, height and width of the part, multiples of `factor`.
     channels: 3 for RGB, 1 for grey.
-    size: (height, width) that the part will be brought to. With it, decoding takes short cuts: a
-      coarser cosine transform, coarser colours, and fewer pixels as long as both sides keep as many
-      as `size`. Without it the pixels are those of a full decode, bit by bit.
+    fast: a coarser cosine transform and coarser colours; without it the pixels are those of a full
+      decode, bit by bit.
+    factor: 1, 2, 4 or 8, to decode at the full size, a half, a quarter or an eighth.
 
   Returns:
-    uint8 (height, width, channels) of the part, smaller if short cuts were taken; None if anything
-    at all was not as it should be. What is damaged below the part goes unnoticed, but not the lack
-    of an end.
+    uint8 (height / factor, width / factor, channels); None if anything at all was not as it should
+    be. What is damaged below the part goes unnoticed, but not the lack of an end.
   """
   top, left, height, width = box
-  factor = 1
-  while size and factor < 8 and height >= 2 * factor * size[0] and width >= 2 * factor * size[1]:
-    factor *= 2
   # One row more: the colours of a row are interpolated from those below it.
   rows = min(top + height + 1, header.height) if header.single else header.height
   if rows < header.height:
@@ -106,7 +111,6 @@ def decode(
   shape = -(-rows // factor), -(-header.width // factor), channels
   pixels = np.empty(shape, np.uint8)
   least = shape if factor > 1 else (0, 0)  # what simplejpeg picks the scale by
-  fast = size is not None
   try:
     simplejpeg.decode_jpeg(
       data, 'RGB' if channels == 3 else 'GRAY', fastdct=fast, fastupsample=fast,
@@ -116,5 +120,5 @@ def decode(
     # The first complaint is the one we get: there was none about the rows above.
     if rows == header.height or 'extraneous bytes before marker 0xd9' not in str(error):
       return None
-  bottom, right = -(-(top + height) // factor), -(-(left + width) // factor)
-  return pixels[top // factor : bottom, left // factor : right]
+  top, left, bottom, right = (at // factor for at in (top, left, top + height, left + width))
+  return pixels[top:bottom, left:right]

@@ -36,7 +36,8 @@ class DataConfig:
     crop: how images are brought to the model's size; see `preprocess`.
     on_corrupt: an image that does not decode stops the run ('error') or counts for nothing in its
       batch ('skip'; the metric `skipped` says how many).
-    workers: processes that prepare batches; 0 uses threads of this process.
+    workers: processes that prepare batches; 0 uses threads of this process, which cost a fifth less
+      per image (`experiments/benchmarks/loader.py`) and suffice for about thirty cores.
   """
 
   source: Any = schema.choice(SOURCES)
@@ -73,7 +74,7 @@ def train_batches(
     (rows,), which is 0 for skipped images.
   """
   stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-  return _Batches(stream, _Prepare(shape, config.crop, config.on_corrupt), batch_size, rows, seed)
+  return _Batches(stream, _Fill(shape, config.crop, config.on_corrupt), batch_size, rows, seed)
 
 
 def eval_batches(
@@ -81,7 +82,7 @@ def eval_batches(
 ) -> grain.MapDataset:
   """Every example once, in order; the last batch is filled up with images of mask 0."""
   stream = grain.MapDataset.source(_Padded(source, -len(source) % batch_size))
-  return _Batches(stream, _Prepare(shape, crop, config.on_corrupt), batch_size, rows, seed=0)
+  return _Batches(stream, _Fill(shape, crop, config.on_corrupt), batch_size, rows, seed=0)
 
 
 def iterate(
@@ -92,8 +93,9 @@ def iterate(
   Raises:
     RunError: for data that cannot be used, naming the example.
   """
-  threads = min(os.cpu_count() or 1, 16)
-  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+  threads = max(1, min(cores() // max(workers, 1), 32))
+  # Every thread makes a batch of its own; a few more are kept ready.
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 4)
   stream = batches[start:].to_iter_dataset(options)
   if workers:
     os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
@@ -103,6 +105,11 @@ def iterate(
     yield from iterator
   finally:
     iterator.close()
+
+
+def cores() -> int:
+  """Processor cores that this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 class _Padded:
@@ -124,11 +131,11 @@ class _Batches(grain.MapDataset):
   """Of every `batch_size` examples those at the positions `rows`, each prepared in its place."""
 
   def __init__(
-    self, examples: grain.MapDataset, prepare: _Prepare, batch_size: int, rows: Sequence[int],
+    self, examples: grain.MapDataset, fill: _Fill, batch_size: int, rows: Sequence[int],
     seed: int,
   ):  # fmt: skip
     super().__init__(examples)
-    self._examples, self._prepare, self._seed = examples, prepare, seed
+    self._examples, self._fill, self._seed = examples, fill, seed
     self._batch_size, self._rows = batch_size, tuple(rows)
 
   def __len__(self) -> int:
@@ -137,7 +144,7 @@ class _Batches(grain.MapDataset):
   def __getitem__(self, index):
     if isinstance(index, slice):
       return self.slice(index)
-    batch = self._prepare.empty(len(self._rows))
+    batch = self._fill.empty(len(self._rows))
     bits = np.random.Philox(key=self._seed)
     rng, state = np.random.Generator(bits), bits.state
     for at, row in enumerate(self._rows):
@@ -145,12 +152,12 @@ class _Batches(grain.MapDataset):
       # A place in the generator's period for every example, far from those of the others.
       state['state']['counter'][1] = position
       bits.state = state
-      self._prepare(self._examples[position], rng, batch, at)
+      self._fill(self._examples[position], rng, batch, at)
     return batch
 
 
-class _Prepare:
-  """One example -> what the model expects."""
+class _Fill:
+  """Puts an example into its row of a batch, as the model expects it."""
 
   def __init__(self, shape: Shape, crop: Any, on_corrupt: str):
     if on_corrupt not in ON_CORRUPT:

@@ -57,7 +57,8 @@ def prepare(
     pixels = decode(image, channels)
     return crop(pixels, size, rng, out)
   box = crop.box(header.height, header.width, size, rng)
-  part = jpeg.decode(image, header, box, channels, size=None if crop.exact else size)
+  factor = 1 if crop.exact else _factor(box[2], box[3], size)
+  part = jpeg.decode(image, header, box, channels, fast=not crop.exact, factor=factor)
   if part is None:  # it is for OpenCV to say whether that can be forgiven
     pixels = decode(image, channels)
     if pixels.shape[:2] != (header.height, header.width):
@@ -83,6 +84,12 @@ def resize(
 def _part(image: np.ndarray, box: jpeg.Box) -> np.ndarray:
   top, left, height, width = box
   return image[top : top + height, left : left + width]
+
+
+def _factor(height: int, width: int, size: tuple[int, int]) -> int:
+  """By how much, of 1, 2, 4 and 8, the sides of a part can be divided and still cover `size`."""
+  shrink = min(height // size[0], width // size[1], 8)
+  return 1 << max(shrink, 1).bit_length() - 1
 
 
 class Crop:
@@ -150,8 +157,13 @@ class RandomResized(Crop):
       aspect = self.max_aspect ** (2 * aspect - 1)
       rows, columns = round((area / aspect) ** 0.5), round((area * aspect) ** 0.5)
       if 0 < rows <= height and 0 < columns <= width:
-        return int(top * (height - rows + 1)), int(left * (width - columns + 1)), rows, columns
-    return Center(1.0).box(height, width, size, rng)
+        top, left = int(top * (height - rows + 1)), int(left * (width - columns + 1))
+        break
+    else:
+      top, left, rows, columns = Center(1.0).box(height, width, size, rng)
+    # Whole pixels of an image that is decoded at a fraction of its size.
+    grid = _factor(rows, columns, size)
+    return top // grid * grid, left // grid * grid, rows // grid * grid, columns // grid * grid
 
   def fit(self, part, size, rng, out=None) -> np.ndarray:
     """See `Crop`; bilinear down to half the size, where it still reads every pixel."""
