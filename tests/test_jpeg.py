@@ -8,6 +8,7 @@ import pytest
 from sklearn.datasets import load_sample_image
 
 from vit_jax.data import jpeg, preprocess
+from vit_jax.data.preprocess import cut
 
 SIZE = 427, 640
 BOX = 51, 80, 211, 300
@@ -26,10 +27,6 @@ def photo():
 @pytest.fixture(scope='module')
 def data(photo):
   return encode(photo)
-
-
-def part(pixels, box):
-  return preprocess._part(pixels, box)
 
 
 def with_exif(data, orientation, order='<'):
@@ -60,7 +57,7 @@ def test_a_part_has_the_pixels_of_the_whole(photo, options, channels):
   assert (header.height, header.width) == SIZE
   for box in (BOX, (0, 0, *SIZE), (0, 0, 1, 1), (426, 639, 1, 1), (15, 3, 16, 16), (16, 0, 17, 9)):
     np.testing.assert_array_equal(
-      jpeg.decode(data, header, box, channels), part(whole, box), str(box)
+      jpeg.decode(data, header, box, channels), cut(whole, box), str(box)
     )
 
 
@@ -79,7 +76,7 @@ def test_rows_below_the_part_are_not_decoded(data):
 def test_short_cuts_hardly_change_the_pixels(data, factor):
   box = 48, 80, 208, 296
   short = jpeg.decode(data, jpeg.read_header(data), box, 3, fast=True, factor=factor)
-  want = preprocess.resize(part(preprocess.decode(data, 3), box), (208 // factor, 296 // factor))
+  want = preprocess.resize(cut(preprocess.decode(data, 3), box), (208 // factor, 296 // factor))
   assert short.shape == want.shape
   # Of 255 levels. A shift by one row would be 11 to 15 of them.
   assert mean_difference(short, want) < 5
@@ -94,7 +91,7 @@ def test_random_crops_are_nearly_those_of_a_full_decode(photo, data, size):
   for seed in range(30):
     fast = preprocess.prepare(data, crop, size, 3, np.random.default_rng(seed))
     box = crop.box(*SIZE, size, np.random.default_rng(seed))
-    differences.append(mean_difference(fast, preprocess.resize(part(whole, box), size)))
+    differences.append(mean_difference(fast, preprocess.resize(cut(whole, box), size)))
   assert np.mean(differences) < 3  # Pillow's bicubic resize differs by 1.6 from averaging
   assert max(differences) < 7
 
@@ -154,7 +151,7 @@ def test_grey_files_may_become_colour_and_colour_grey(photo, data):
   grey = encode(photo[..., 1])
   for image, channels in ((grey, 3), (grey, 1), (data, 1)):
     got = jpeg.decode(image, jpeg.read_header(image), BOX, channels)
-    np.testing.assert_array_equal(got, part(preprocess.decode(image, channels), BOX))
+    np.testing.assert_array_equal(got, cut(preprocess.decode(image, channels), BOX))
 
 
 @pytest.mark.parametrize('keep', [0.2, 0.5, 0.9, 0.9999])

@@ -2,7 +2,7 @@
 
 The size is in the header, so a crop can be chosen before anything is decoded. Then rows below it
 are left alone, and a crop much larger than the model's images is decoded at a half, a quarter or an
-eighth of its size, which the inverse cosine transform does for less than nothing.
+eighth of its size, which makes the inverse cosine transform cheaper, too.
 """
 
 from __future__ import annotations

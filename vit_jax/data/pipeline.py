@@ -38,8 +38,9 @@ class DataConfig:
     crop: how images are brought to the model's size; see `preprocess`.
     on_corrupt: an image that does not decode stops the run ('error') or counts for nothing in its
       batch ('skip'; the metric `skipped` says how many).
-    workers: processes that prepare batches; 0 uses threads of this process, which cost a fifth less
-      per image (`experiments/benchmarks/loader.py`) and suffice for about thirty cores.
+    workers: processes that prepare batches; 0 uses threads of this process, up to 32 of them, which
+      take less time per image (`experiments/benchmarks/loader.py`): nearly all of it is spent
+      outside of the interpreter's lock.
   """
 
   source: Any = schema.choice(SOURCES)
@@ -122,7 +123,7 @@ class _Batches(grain.MapDataset):
   """Of every `batch_size` examples those at the positions `rows`, each prepared in its place.
 
   With a seed examples are shuffled anew in every epoch, without end; without one they come once, in
-  order. Grain's own shuffle, repetition and batching cost 100 microseconds per image.
+  order. Grain's own shuffle, maps and batches cost 80 microseconds more per image.
   """
 
   def __init__(

@@ -63,7 +63,7 @@ def prepare(
     pixels = decode(image, channels)
     if pixels.shape[:2] != (header.height, header.width):
       raise ValueError(f'an image of {pixels.shape[:2]} with another size in its header')
-    part = _part(pixels, box)
+    part = cut(pixels, box)
   return crop.fit(part, size, rng, out)
 
 
@@ -81,7 +81,8 @@ def resize(
   return out
 
 
-def _part(image: np.ndarray, box: jpeg.Box) -> np.ndarray:
+def cut(image: np.ndarray, box: jpeg.Box) -> np.ndarray:
+  """The part of an image (height, width, channels) that a box says; a view."""
   top, left, height, width = box
   return image[top : top + height, left : left + width]
 
@@ -114,7 +115,7 @@ class Crop:
 
   def __call__(self, image: np.ndarray, size: tuple[int, int], rng: Any, out: Any = None):
     """Both: uint8 (height, width, channels), the wanted size, a generator -> as `fit`."""
-    return self.fit(_part(image, self.box(*image.shape[:2], size, rng)), size, rng, out)
+    return self.fit(cut(image, self.box(*image.shape[:2], size, rng)), size, rng, out)
 
 
 @dataclasses.dataclass(frozen=True)
