@@ -46,10 +46,8 @@ MODELS = ('S/16', 'B/16', 'L/16', 'H/14')
 class Photos:
   """A source in memory."""
 
-  class_names = ('photo',)
-
   def __init__(self, images: list[Any]):
-    self._images = images
+    self._images, self.class_names = images, ['photo']
 
   def __len__(self) -> int:
     return 1 << 20
@@ -102,8 +100,9 @@ def ours(image: bytes, rng: np.random.Generator) -> np.ndarray:
 def full(image: bytes, rng: np.random.Generator) -> np.ndarray:
   """All of it by OpenCV, then the part, averaged."""
   pixels = preprocess.decode(image, 3)
-  top, left, height, width = CROP.box(*pixels.shape[:2], SIZE, rng)
-  return preprocess.resize(pixels[top : top + height, left : left + width], SIZE)
+  height, width = pixels.shape[:2]
+  box = CROP.box(height, width, SIZE, rng)
+  return preprocess.resize(preprocess.cut(pixels, box), SIZE)
 
 
 def pillow(image: bytes, rng: np.random.Generator) -> np.ndarray:
@@ -111,12 +110,12 @@ def pillow(image: bytes, rng: np.random.Generator) -> np.ndarray:
   whole = Image.open(io.BytesIO(image)).convert('RGB')
   top, left, height, width = CROP.box(whole.height, whole.width, SIZE, rng)
   box = left, top, left + width, top + height
-  return np.asarray(whole.resize(SIZE[::-1], Image.Resampling.BICUBIC, box))
+  return np.asarray(whole.resize((SIZE[1], SIZE[0]), Image.Resampling.BICUBIC, box))
 
 
-def pipeline(images: list[Any], workers: int = 0):
+def pipeline(images: list[Any], *, crop: preprocess.Crop = CROP, workers: int = 0):
   """Ours, from the source to the iterator that training reads."""
-  config = DataConfig(source=None, crop=CROP)
+  config = DataConfig(source=None, crop=crop)
   stream = iterate(
     train_batches(config, Photos(images), Shape(SIZE, 3, 1), BATCH, range(BATCH), 0),
     workers=workers,
@@ -223,7 +222,7 @@ def main(rounds: int) -> None:
     'vit_jax, 2 processes': lambda: pipeline(images, workers=2),
     'vit_jax, packed JPEG': lambda: pipeline(small['jpg']),
     'vit_jax, packed BMP': lambda: pipeline(small['bmp']),
-    'vit_jax, nothing to do': lambda: pipeline(ready),
+    'vit_jax, nothing to do': lambda: pipeline(ready, crop=preprocess.Resize()),
   }
   if importlib.util.find_spec('tensorflow'):
     loaders['tf.data'] = lambda: tf_data(images, antialias=False)

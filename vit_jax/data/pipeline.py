@@ -137,7 +137,7 @@ class _Batches(grain.MapDataset):
     count = len(self._source) if self._seed is None else sys.maxsize - self._batch_size
     return -(-count // self._batch_size)
 
-  def __getitem__(self, index):
+  def __getitem__(self, index) -> Any:
     if isinstance(index, slice):
       return self.slice(index)
     batch = self._fill.empty(len(self._rows))

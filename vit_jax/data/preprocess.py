@@ -53,9 +53,8 @@ def prepare(
     ValueError: if the bytes are no image, or only the beginning of one.
   """
   header = jpeg.read_header(image) if isinstance(image, bytes) else None
-  if header is None:
-    pixels = decode(image, channels)
-    return crop(pixels, size, rng, out)
+  if not isinstance(image, bytes) or header is None:
+    return crop(decode(image, channels), size, rng, out)
   box = crop.box(header.height, header.width, size, rng)
   factor = 1 if crop.exact else _factor(box[2], box[3], size)
   part = jpeg.decode(image, header, box, channels, fast=not crop.exact, factor=factor)
@@ -115,7 +114,8 @@ class Crop:
 
   def __call__(self, image: np.ndarray, size: tuple[int, int], rng: Any, out: Any = None):
     """Both: uint8 (height, width, channels), the wanted size, a generator -> as `fit`."""
-    return self.fit(cut(image, self.box(*image.shape[:2], size, rng)), size, rng, out)
+    height, width = image.shape[:2]
+    return self.fit(cut(image, self.box(height, width, size, rng)), size, rng, out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Center(Crop):
 
   fraction: float = 0.875
 
-  def box(self, height, width, size, rng) -> jpeg.Box:
+  def box(self, height: int, width: int, size: tuple[int, int], rng: Any) -> jpeg.Box:
     """See `Crop`."""
     del rng
     scale = self.fraction * min(height / size[0], width / size[1])
@@ -150,7 +150,7 @@ class RandomResized(Crop):
   max_aspect: float = 4 / 3
   exact = False
 
-  def box(self, height, width, size, rng) -> jpeg.Box:
+  def box(self, height: int, width: int, size: tuple[int, int], rng: Any) -> jpeg.Box:
     """See `Crop`."""
     for _ in range(10):
       area, aspect, top, left = rng.random(4).tolist()
