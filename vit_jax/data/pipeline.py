@@ -38,9 +38,8 @@ class DataConfig:
     crop: how images are brought to the model's size; see `preprocess`.
     on_corrupt: an image that does not decode stops the run ('error') or counts for nothing in its
       batch ('skip'; the metric `skipped` says how many).
-    workers: processes that prepare batches; 0 uses threads of this process, up to 32 of them, which
-      take less time per image (`experiments/benchmarks/loader.py`): nearly all of it is spent
-      outside of the interpreter's lock.
+    workers: processes that prepare batches; 0 uses threads of this process, up to 32 of them.
+      Processes are no faster: images are decoded outside of the interpreter's lock.
   """
 
   source: Any = schema.choice(SOURCES)
