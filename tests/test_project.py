@@ -32,7 +32,11 @@ ALLOWED = {
   'positions': set(),
   'layers': {'positions', 'sharding'},
   'resnet': {'layers', 'sharding'},
-  'attention': {'layers', 'positions', 'sharding'},
+  'kernels.__init__': set(),
+  'kernels.short': set(),
+  'kernels.chunked': set(),
+  'kernels.choice': {'kernels', 'kernels.chunked', 'kernels.short'},
+  'attention': {'kernels', 'kernels.choice', 'kernels.short', 'layers', 'positions', 'sharding'},
   'encoder': {'attention', 'layers', 'sharding', 'tree'},
   'models.__init__': {'models.vit'},
   'models.variants': set(),
@@ -87,6 +91,10 @@ ALLOWED = {
     'optim', 'sharding', 'workdir',
   },
   'workdir': {'config', 'experiment', 'flops', 'metrics', 'sharding'},
+  'compiled': set(),
+  'plan': {
+    'compiled', 'config', 'data', 'data.sources', 'experiment', 'flops', 'launch', 'sharding',
+  },
   'evaluate': {'checkpoint', 'config', 'convert', 'experiment', 'launch', 'metrics', 'sharding'},
 }  # fmt: skip
 # Who may import a package at all.
@@ -94,9 +102,9 @@ ONLY = {
   'orbax': {'checkpoint'},
   'grain': {'data.pipeline'},
   'tensorflow_datasets': {'data.sources', 'data.digits', 'data.fashion_mnist', 'data.pack'},
-  'absl': {'launch', 'train'},
-  'ml_collections': {'config', 'launch', 'train'},
-  'rich': {'metrics'},
+  'absl': {'evaluate', 'launch', 'plan', 'train'},
+  'ml_collections': {'config', 'launch', 'plan', 'train'},
+  'rich': {'metrics', 'plan'},
   'optax': {'optim', 'state'},
   'cv2': {'data.preprocess', 'data.digits', 'data.fashion_mnist', 'data.pack'},
   'simplejpeg': {'data.jpeg'},
@@ -134,7 +142,7 @@ def test_imports_run_one_way(name):
     if top == 'vit_jax':
       known = [
         m
-        for m in (*MODULES, 'convert', 'data', 'models', 'tasks', 'evaluators')
+        for m in (*MODULES, 'convert', 'data', 'kernels', 'models', 'tasks', 'evaluators')
         if f'{rest}.'.startswith(f'{m}.')
       ]
       assert set(known) & (ALLOWED[name] | free), f'{name} imports {imported}'

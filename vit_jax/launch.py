@@ -9,7 +9,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -20,7 +20,7 @@ from vit_jax.errors import RunError
 CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'The run: configs/NAME.py or configs/NAME.py:ARGUMENT.', lock_config=True
 )
-WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
+WORKDIR: flags.FlagHolder[Any] = flags.DEFINE_string('workdir', None, 'Directory of the run.')
 _COORDINATOR = flags.DEFINE_string(
   'coordinator', None,
   'HOST:PORT of process 0. Not needed on one machine, on TPU pods, under Slurm or on Kubernetes.',

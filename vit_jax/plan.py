@@ -115,7 +115,7 @@ def plan(config: ConfigDict, topology: str, hlo: str = '') -> Plan:
     state = sharding.fill_shardings(experiment.abstract_state)
     batch = _abstract_batch(experiment, mesh)
     held = functools.partial(_per_device_bytes, mesh)
-    facts = dict(
+    facts: dict[str, Any] = dict(
       topology=topology, chips=len(devices), mesh='x'.join(map(str, mesh.shape.values())),
       batch_size=cfg.batch_size, remat=cfg.model.remat, scan=cfg.model.scan,
       parameters=held(state.model), optimizer=held((state.opt, state.ema)),
@@ -181,7 +181,7 @@ def alternatives(config: ConfigDict, topology: str) -> Iterator[tuple[dict[str, 
   First the policies of recomputation that keep less, then the state cut over all chips (mesh
   'fsdp'), then smaller batches, all with the least memory that came before.
   """
-  current = config.copy_and_resolve_references()
+  current: Any = config.copy_and_resolve_references()
   policies = POLICIES[POLICIES.index(current.model.remat) + 1 :] if (
     current.model.remat in POLICIES
   ) else POLICIES[2:]  # fmt: skip
@@ -227,7 +227,7 @@ def topology_devices(name: str) -> list[Any]:
 @contextlib.contextmanager
 def no_cache() -> Iterator[None]:
   """Programs for devices that are not there can be written to the cache, but not read from it."""
-  before = jax.config.jax_enable_compilation_cache
+  before = jax.config.read('jax_enable_compilation_cache')
   jax.config.update('jax_enable_compilation_cache', False)
   compilation_cache.reset_cache()
   try:

@@ -1,4 +1,4 @@
-"""The ViT of most JAX codebases, to measure against: flax.linen's own layers, straightforwardly put.
+"""The ViT of most JAX codebases, to measure against: flax.linen's own layers put together plainly.
 
 It is what big_vision trains (its options for images of 224 pixels: learned positions, mean pooling,
 tanh GELU, a scan over layers with recomputation or unrolled layers): same sizes and numbers of
@@ -70,9 +70,7 @@ class ViT(nn.Module):
     return nn.Dense(self.num_classes, dtype=jnp.float32)(x)
 
 
-def compile_step(
-  devices: Any, variant: str, per_device: int, *, scan: bool
-) -> Any:
+def compile_step(devices: Any, variant: str, per_device: int, *, scan: bool) -> Any:
   """The compiled training step: data parallel, AdamW, float32 state.
 
   Args:
@@ -102,7 +100,7 @@ def compile_step(
     params, opt = state
 
     def loss(params):
-      logits = model.apply({'params': params}, images / 127.5 - 1)
+      logits: Any = model.apply({'params': params}, images / 127.5 - 1)
       return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     value, grads = jax.value_and_grad(loss)(params)

@@ -121,7 +121,7 @@ def _xla(q, k, v, bias, mask, *, causal):
 
 @_heads
 def _cudnn(q, k, v, bias, mask, *, causal):
-  lengths = {}
+  lengths: dict[str, Any] = {}
   if k.shape[1] % 128 == 64:
     # cuDNN's backward pass for Hopper gives NaN for such lengths (until 9.26), but not when told
     # that every sequence is as long as it is.
@@ -135,7 +135,7 @@ def _cudnn(q, k, v, bias, mask, *, causal):
 
 @_heads
 def _tokamax(q, k, v, bias, mask, *, causal):
-  import tokamax
+  import tokamax  # type: ignore
 
   mask = None if mask is None else mask[:, None, None, :]
   return tokamax.dot_product_attention(q, k, v, bias=bias, mask=mask, is_causal=causal)
@@ -151,12 +151,12 @@ def _splash(q, k, v, bias, mask, *, causal):
   fill = lambda y: jnp.pad(y, ((0, 0), (0, extra), (0, 0), (0, 0))).swapaxes(1, 2)  # noqa: E731
   kind = splash.CausalMask if causal else splash.FullMask
   shape = (tokens + extra, tokens + extra)
-  kernel = splash.make_splash_mha_single_device(splash.MultiHeadMask([kind(shape)] * heads))
+  kernel: Any = splash.make_splash_mha_single_device(splash.MultiHeadMask([kind(shape)] * heads))
   # Padding and masked keys are of another segment than the queries.
   queries = jnp.zeros((batch, tokens + extra), jnp.int32)
   keep = jnp.ones((batch, tokens), bool) if mask is None else mask
   keys = jnp.pad(jnp.where(keep, 0, 1), ((0, 0), (0, extra)), constant_values=1)
-  y = jax.vmap(kernel)(
+  y: Any = jax.vmap(kernel)(
     fill(q) * head_dim**-0.5, fill(k), fill(v), segment_ids=splash.SegmentIds(queries, keys)
   )
   return y.swapaxes(1, 2)[:, :tokens]

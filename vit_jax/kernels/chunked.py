@@ -36,19 +36,19 @@ def attention(
   """
   batch, queries, _ = q.shape
   keys = k.shape[1]
-  rows = rows or max(1, min(queries, SCORES // (batch * num_heads * keys)))
-  parts = -(-queries // rows)
-  rows = -(-queries // parts)  # as equal as they can be
-  extra = parts * rows - queries
+  most = rows or max(1, min(queries, SCORES // (batch * num_heads * keys)))
+  parts = -(-queries // most)
+  height = -(-queries // parts)  # as equal as they can be
+  extra = parts * height - queries
   split = lambda x: x.reshape(*x.shape[:2], num_heads, -1)  # noqa: E731
   q = jnp.pad(split(q), ((0, 0), (0, extra), (0, 0), (0, 0)))
-  q = q.reshape(batch, parts, rows, *q.shape[2:]).swapaxes(0, 1)
+  q = q.reshape(batch, parts, height, *q.shape[2:]).swapaxes(0, 1)
   if bias is not None:
     bias = jnp.pad(bias, ((0, 0), (0, 0), (0, extra), (0, 0)))
-    bias = bias.reshape(*bias.shape[:2], parts, rows, keys).transpose(2, 0, 1, 3, 4)
+    bias = bias.reshape(*bias.shape[:2], parts, height, keys).transpose(2, 0, 1, 3, 4)
   body = functools.partial(_part, k=split(k), v=split(v), mask=mask, causal=causal)
-  y = jax.lax.map(jax.checkpoint(body), (q, bias, jnp.arange(parts) * rows))
-  return y.swapaxes(0, 1).reshape(batch, parts * rows, -1)[:, :queries]
+  y = jax.lax.map(jax.checkpoint(body), (q, bias, jnp.arange(parts) * height))
+  return y.swapaxes(0, 1).reshape(batch, parts * height, -1)[:, :queries]
 
 
 def _part(item: Any, *, k, v, mask, causal):
