@@ -36,7 +36,7 @@ def changes(folder: pathlib.Path, config: Mapping[str, Any]) -> dict[str, tuple]
 
 def use_compilation_cache(folder: pathlib.Path, directory: str) -> None:
   """Keeps compiled programs in `directory`, relative to `folder`; '' leaves JAX as it is."""
-  if directory and not jax.config.read('jax_compilation_cache_dir'):
+  if directory and not getattr(jax.config, 'jax_compilation_cache_dir'):  # noqa: B009
     path = os.path.normpath(folder.absolute() / directory)
     jax.config.update('jax_compilation_cache_dir', path)
     compilation_cache.reset_cache()  # or a program compiled before this would have decided
