@@ -8,7 +8,7 @@ from vit_jax.config import complete
 
 def get_config():
   return complete(dict(
-    total='50 epochs',
+    total='100 epochs',
     batch_size=128,
     model=dict(
       variant='mu/2', image_size=(8, 8), in_channels=1, width=64, depth=4, mlp_dim=256, num_heads=4,
