@@ -3,6 +3,7 @@ import os
 import pathlib
 import tempfile
 
+os.environ['JAX_PLATFORMS'] = 'cpu'  # whatever else there is: TPUs are only compiled for
 # Eight devices; code that is compiled in half the time, and runs once, slowly.
 os.environ['XLA_FLAGS'] = (
   '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 '

@@ -1,12 +1,16 @@
 """Sources, preprocessing, and batches as a pure function of seed and step."""
 
+import contextlib
 import dataclasses
 import gzip
+import time
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
+from vit_jax import sharding
 from vit_jax.data import preprocess
 from vit_jax.data.fashion_mnist import CLASSES, read_idx
 from vit_jax.data.pipeline import DataConfig, Shape, eval_batches, iterate, train_batches
@@ -251,6 +255,30 @@ def test_epochs_are_complete_and_in_different_orders():
   assert one != two
   other = train_batches(config(), Numbers(24), SHAPE, 12, range(12), 1)
   assert numbers(other[0]) != numbers(batches[0])
+
+
+class Slow(Numbers):
+  """Every example takes 11 ms, and no processor."""
+
+  def __getitem__(self, i):
+    time.sleep(0.011)
+    return super().__getitem__(i)
+
+
+def test_steps_do_not_wait_for_a_loader_that_is_fast_enough(monkeypatch):
+  monkeypatch.setattr('vit_jax.data.pipeline.cores', lambda: 2)
+  batches = train_batches(config(), Slow(50), SHAPE, 16, range(16), 0)
+  step, waited = 0.15, 0.0  # two threads take 0.088 for a batch of 16
+  stream = iterate(batches)
+  with jax.set_mesh(sharding.make_mesh('data')), contextlib.closing(stream):
+    layout = sharding.BatchLayout(16)
+    layout.place(next(stream))
+    for _ in range(15):
+      time.sleep(step)
+      start = time.perf_counter()
+      layout.place(next(stream))
+      waited += time.perf_counter() - start
+  assert waited < 0.02 * 15 * step
 
 
 @pytest.mark.parametrize('hosts', [1, 2])

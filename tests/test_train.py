@@ -22,6 +22,7 @@ from vit_jax.data.preprocess import decode
 from vit_jax.data.sources import Tfds
 from vit_jax.errors import RunError
 from vit_jax.evaluate import evaluate, restore
+from vit_jax.experiment import Experiment
 from vit_jax.train import train
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -395,6 +396,43 @@ def test_a_workdir_that_cannot_be_written(tmp_path, digits):
 def test_evaluating_what_is_not_there(tmp_path):
   with pytest.raises(RunError, match='there is no config'):
     evaluate(str(tmp_path))
+
+
+def test_nothing_compiles_after_the_second_step(tmp_path, digits, monkeypatch):
+  compiled, step = [], [0]
+  lower = jax.stages.Lowered.compile
+  monkeypatch.setattr(
+    jax.stages.Lowered, 'compile', lambda *a, **k: compiled.append(step[0]) or lower(*a, **k)
+  )
+  listener = lambda event, *_, **__: compiled.append(step[0]) if 'compile' in event else None  # noqa: E731
+  hyper = Experiment.hyper
+
+  def count(self, number):
+    step[0] = number + 1
+    return hyper(self, number)
+
+  monkeypatch.setattr(Experiment, 'hyper', count)
+  jax.monitoring.register_event_duration_secs_listener(listener)
+  try:
+    train(digits(total='8 steps', checkpoint__every='100%'), str(tmp_path / 'run'))
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listener)
+  assert 1 in compiled  # the step itself
+  assert not {3, 4, 5, 7} & set(compiled)  # evaluations come after 6 and 8
+
+
+def test_compiled_programs_are_kept(tmp_path, digits):
+  """A process without a cache of its own writes one beside the run."""
+  environment = {k: v for k, v in os.environ.items() if k != 'JAX_COMPILATION_CACHE_DIR'}
+  code = (
+    'import json, sys; import ml_collections; from vit_jax.train import train\n'
+    'train(ml_collections.ConfigDict(json.loads(sys.argv[1])), sys.argv[2])'
+  )
+  for name, cache in (('a', '../compilation_cache'), ('b', '')):
+    config = digits(total='1 step', optim__warmup='0', compilation_cache=cache).to_json()
+    folder = tmp_path / name / 'run'
+    subprocess.run([sys.executable, '-c', code, config, str(folder)], env=environment, check=True)
+    assert (folder.parent / 'compilation_cache').is_dir() == bool(cache)
 
 
 def test_a_profile_is_written(tmp_path, digits):

@@ -57,6 +57,8 @@ class Config:
     init: a checkpoint of any dialect to start from instead of random parameters. Its architecture
       takes the place of model.variant; the fields of model that are set change it as `vit_jax.load`
       does, and the head is replaced if the data set has another number of classes.
+    compilation_cache: directory, relative to the run's, where compiled programs are kept for the
+      next start; '' for none. Where JAX_COMPILATION_CACHE_DIR is set, that is used.
   """
 
   total: str
@@ -69,6 +71,7 @@ class Config:
   mesh: str = 'data'
   seed: int = 0
   init: str = ''
+  compilation_cache: str = '../compilation_cache'
   log: LogConfig
   checkpoint: CheckpointConfig
   profile: ProfileConfig
@@ -78,7 +81,7 @@ class Config:
 # may be continued with other values of these.
 FREE = (
   'mesh', 'model.scan', 'model.remat', 'optim.accumulate', 'data.workers', 'data.on_corrupt',
-  'data.source.dir', 'data.source.manual_dir', 'log', 'checkpoint', 'profile',
+  'data.source.dir', 'data.source.manual_dir', 'compilation_cache', 'log', 'checkpoint', 'profile',
 )  # fmt: skip
 
 

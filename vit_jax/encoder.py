@@ -376,8 +376,8 @@ class Encoder(nnx.Module):
       x, recorded = jax.lax.scan(body, x, items)
     else:
       steps = []
-      for number in range(config.depth):
-        x, step = body(x, layer_of(items, number))
+      for item in unstack(items, config.depth):
+        x, step = body(x, item)
         steps.append(step)
       recorded = jax.tree.map(lambda *parts: jnp.stack(parts), *steps) if record else None
     recorded = jax.tree.map(lambda y: y[:, :, :tokens], recorded or {})
@@ -393,6 +393,13 @@ def features_by_name(layers: dict[str, jax.Array]) -> dict[str, jax.Array]:
     named |= {f'{name}/{part}': layers[part][number] for part in ('attn', 'mlp')}
     named[name] = layers['block'][number]
   return named
+
+
+def unstack(items: Any, depth: int) -> list[Any]:
+  """The layers of arrays with a leading layer axis; their gradients are put together as one."""
+  leaves, structure = jax.tree.flatten(items)
+  split = [jax.lax.split(leaf, (1,) * depth) for leaf in leaves]
+  return [structure.unflatten(part[i].squeeze(0) for part in split) for i in range(depth)]
 
 
 def layer_of(blocks: Any, layer: int) -> Any:

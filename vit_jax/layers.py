@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from vit_jax.positions import resize_weights
-from vit_jax.sharding import einsum, param, spec
+from vit_jax.sharding import device, einsum, param, spec
 
 
 def zeros(key: jax.Array, shape, sharding) -> jax.Array:
@@ -121,12 +122,23 @@ class Dense(nnx.Module):
     """
     axes = self.axes[0], self.axes[self.contracted]
     _, out = (None if axis == 'embed' else axis for axis in axes)
-    kernel = self.kernel[...].reshape(x.shape[-1], -1, out_sharding=spec(*axes))
+    kernel = row_major(self.kernel[...].reshape(x.shape[-1], -1, out_sharding=spec(*axes)))
     y = einsum('ni,io->no', x, kernel, out=('batch', out))
     if not hasattr(self, 'bias'):
       return y
     bias = self.bias[...].astype(x.dtype).reshape(-1, out_sharding=spec(out))
     return add_bias(y, bias, out) if alone else y + bias
+
+
+def row_major(w: jax.Array) -> jax.Array:
+  """`w`; on TPU its gradient is in the layout that parameters are kept in.
+
+  Left to itself the compiler makes the gradients of some matrices transposed, and then copies
+  parameters and optimizer state back and forth around the update.
+  """
+  if device().platform != 'tpu':
+    return w
+  return with_layout_constraint(w, Layout(tuple(range(w.ndim))))
 
 
 def flatten(x: jax.Array, axis: str | None = None) -> jax.Array:

@@ -6,11 +6,13 @@ vit_jax[tpu]`), and reads from the result whether it fits and how fast it will b
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import math
 import os
+import pathlib
 import re
 import sys
 import time
@@ -19,6 +21,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
@@ -92,12 +95,13 @@ class Plan:
   compile_time: float = 0.0
 
 
-def plan(config: ConfigDict, topology: str) -> Plan:
+def plan(config: ConfigDict, topology: str, hlo: str = '') -> Plan:
   """Compiles the training step of `config` for all chips of `topology`.
 
   Args:
     config: of a run. If its data set is not there, random images stand for it.
     topology: generation and shape of a slice: 'v5e:16x16', 'v5p:8x4x8'.
+    hlo: a file for the text of the compiled program, or none.
 
   Raises:
     RunError: if there is no such topology or no compiler for it, or the configuration is wrong.
@@ -121,9 +125,10 @@ def plan(config: ConfigDict, topology: str) -> Plan:
     lowered = experiment.train_step().lower(state, batch, experiment.hyper(0))
     traced = time.perf_counter()
     try:
-      compiled = lowered.compile()
+      with no_cache():
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-      used = re.search(r'Used ([\d.]+)([KMGT]) of ', str(error))
+      used = re.search(r'(?:Used |temporaries \()([\d.]+)([KMGT])', str(error))
       if 'RESOURCE_EXHAUSTED' not in str(error) or not used:
         raise
       memory = int(float(used[1]) * 1024 ** ('KMGT'.index(used[2]) + 1))
@@ -131,7 +136,10 @@ def plan(config: ConfigDict, topology: str) -> Plan:
     done = time.perf_counter()
   stats = compiled.memory_analysis()
   arguments = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-  program = Program(compiled.as_text())
+  text = compiled.as_text()
+  if hlo:
+    pathlib.Path(hlo).write_text(text)
+  program = Program(text)
   model = experiment.config.model
   per_chip = cfg.batch_size / len(devices)
   work = flops.train_flops(model, examples=max(1, int(per_chip))) * per_chip
@@ -214,6 +222,19 @@ def topology_devices(name: str) -> list[Any]:
       f'--topology={name}: {lines[0]}\nThe compiler of TPUs is in pip install "vit_jax[tpu]".'
     ) from None
   return list(topology.devices)
+
+
+@contextlib.contextmanager
+def no_cache() -> Iterator[None]:
+  """Programs for devices that are not there can be written to the cache, but not read from it."""
+  before = jax.config.jax_enable_compilation_cache
+  jax.config.update('jax_enable_compilation_cache', False)
+  compilation_cache.reset_cache()
+  try:
+    yield
+  finally:
+    jax.config.update('jax_enable_compilation_cache', before)
+    compilation_cache.reset_cache()
 
 
 def _experiment(cfg: config_lib.Config) -> Experiment:
@@ -305,7 +326,7 @@ def to_json(result: Plan) -> dict[str, Any]:
   return dataclasses.asdict(result)
 
 
-def main(config: ConfigDict, topology: str, *, as_json: bool) -> None:
+def main(config: ConfigDict, topology: str, *, as_json: bool, hlo: str = '') -> None:
   """Prints the plan of `config`, and of what would fit if it does not."""
   from rich.console import Console
   from rich.table import Table
@@ -316,7 +337,7 @@ def main(config: ConfigDict, topology: str, *, as_json: bool) -> None:
       table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
-  result = plan(config, topology)
+  result = plan(config, topology, hlo)
   if as_json:
     print(json.dumps(to_json(result), indent=1))
     return
@@ -340,7 +361,8 @@ if __name__ == '__main__':
 
   TOPOLOGY = flags.DEFINE_string('topology', None, 'Slice to plan for, v5e:16x16.', required=True)
   JSON = flags.DEFINE_bool('json', False, 'Print the plan as JSON.')
+  HLO = flags.DEFINE_string('hlo', '', 'File for the text of the compiled program.')
   flags.mark_flag_as_required('config')
   # The TPUs are only compiled for: everything that runs, runs here.
   jax.config.update('jax_platforms', 'cpu')
-  launch.run(lambda: main(launch.CONFIG.value, TOPOLOGY.value, as_json=JSON.value))
+  launch.run(lambda: main(launch.CONFIG.value, TOPOLOGY.value, as_json=JSON.value, hlo=HLO.value))

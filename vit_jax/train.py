@@ -50,6 +50,7 @@ def train(config: ConfigDict, folder: str, *, overwrite: bool = False) -> dict[s
   record, path = config_lib.to_dict(config), pathlib.Path(folder)
   cfg: config_lib.Config = schema.build(config_lib.Config, record)
   chrono = Chrono()
+  workdir.use_compilation_cache(path, cfg.compilation_cache)
   with jax.set_mesh(sharding.make_mesh(cfg.mesh)):
     with chrono('init'):
       changed = workdir.changes(path, record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import pathlib
 import platform
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+from jax.experimental.compilation_cache import compilation_cache
 
 from vit_jax import config as config_lib
 from vit_jax import flops, schema, sharding
@@ -30,6 +32,14 @@ def changes(folder: pathlib.Path, config: Mapping[str, Any]) -> dict[str, tuple]
   return schema.differences(
     config_lib.without_free(read_json(path)), config_lib.without_free(config)
   )
+
+
+def use_compilation_cache(folder: pathlib.Path, directory: str) -> None:
+  """Keeps compiled programs in `directory`, relative to `folder`; '' leaves JAX as it is."""
+  if directory and not jax.config.jax_compilation_cache_dir:
+    path = os.path.normpath(folder.absolute() / directory)
+    jax.config.update('jax_compilation_cache_dir', path)
+    compilation_cache.reset_cache()  # or a program compiled before this would have decided
 
 
 def claim(folder: pathlib.Path, config: Mapping[str, Any], *, delete: bool) -> None:

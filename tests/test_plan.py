@@ -1,0 +1,213 @@
+"""Plans: what is read from compiled programs, and the compiler of TPUs itself."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vit_jax import config as config_lib
+from vit_jax import flops, plan
+from vit_jax.compiled import Collective, Kernel, Program, _bytes
+from vit_jax.errors import RunError
+from vit_jax.kernels import choice, short
+from vit_jax.models.vit import ViTConfig
+
+PROGRAM = """HloModule step, is_scheduled=true
+
+%body.1 (arg.1: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %arg.1 = (s32[], f32[8]{0}) parameter(0)
+  %fusion.7 = f32[8]{0:T(1024)} fusion(%x), kind=kLoop, calls=%inner, metadata={op_name="jit(step)/while/body/add"}, backend_config={"window_config":{"estimated_cycles":"100"}}
+  %all-reduce-start.1 = bf16[4,256]{1,0:T(8,128)(2,1)} all-reduce-start(%y), to_apply=%sum
+  %all-reduce-done.1 = bf16[4,256]{1,0:T(8,128)(2,1)} all-reduce-done(%all-reduce-start.1)
+}
+
+%cond.1 (arg.2: (s32[], f32[8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(12)
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+
+ENTRY %main.9 (p.1: f32[8]) -> f32[8] {
+  %p.1 = bf16[2,197,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %loop = (s32[], f32[8]{0}) while(%init), condition=%cond.1, body=%body.1
+  %attention_forward_64.3 = bf16[2,197,128]{2,1,0:T(8,128)(2,1)} custom-call(%p.1, %p.1), custom_call_target="tpu_custom_call", metadata={op_name="jit(step)/attention_forward_64/pallas_call"}, backend_config={"custom_call_config":{"cost_estimate":{"flops":"1000","transcendentals":"1","bytes_accessed":"7"}}}
+  ROOT %fusion.9 = f32[8]{0:T(1024)} fusion(%x), kind=kLoop, calls=%inner, backend_config={"window_config":{"estimated_cycles":"11"}}
+}
+"""  # noqa: E501
+
+
+def test_reading_a_program():
+  program = Program(PROGRAM)
+  assert program.cycles == 12 * 100 + 11
+  assert [(o.name, o.count) for o in program.operations] == [('fusion.7', 12), ('fusion.9', 1)]
+  assert program.collectives == [Collective('all-reduce', 12, 12 * 8 * 256 * 2)]
+  size = 2 * 200 * 128 * 2
+  assert program.kernels == [Kernel('attention_forward_64', 1000, 3 * size, 1)]
+
+
+def test_a_program_that_cannot_be_counted():
+  with pytest.raises(ValueError, match='trip count'):
+    Program(PROGRAM.replace('constant(12)', 'parameter(0)'))
+  with pytest.raises(ValueError, match='branch'):
+    Program(PROGRAM.replace('while(%init)', 'conditional(%init)'))
+  with pytest.raises(ValueError, match='no entry'):
+    Program('')
+
+
+@pytest.mark.parametrize(
+  ('shape', 'size'),
+  [
+    ('f32[]', 4),
+    ('f32[3,5]{1,0}', 60),
+    ('f32[3,5]{1,0:T(8,128)}', 8 * 128 * 4),
+    ('f32[3,5]{0,1:T(8,128)}', 8 * 128 * 4),
+    ('bf16[2,197,768]{2,0,1:T(8,128)(2,1)S(1)}', 8 * 197 * 768 * 2),
+    ('(s32[2]{0:T(128)}, u8[2,3]{1,0})', 512 + 6),
+    ('f8e4m3fn[16]', 16),
+  ],
+)
+def test_bytes_of_shapes(shape, size):
+  assert _bytes(shape) == size
+
+
+def test_kernels_are_expected_to_reach_half_their_roofline():
+  chip = flops.CHIPS['TPU v5 lite']
+  compute = Kernel('attention_forward_64', flops=int(1e12), bytes=1, count=1)
+  assert plan.kernel_seconds(compute, chip) == pytest.approx(2 * 1e12 / (197e12 / 2))
+  wide = dataclasses.replace(compute, name='attention_forward_128')
+  assert plan.kernel_seconds(wide, chip) == pytest.approx(2 * 1e12 / 197e12)
+  memory = dataclasses.replace(compute, bytes=int(1e12))
+  assert plan.kernel_seconds(memory, chip) == pytest.approx(2 * 1e12 / 819e9)
+
+
+def config(**changes):
+  base = config_lib.complete(dict(
+    total='10 steps', batch_size=32,
+    model=dict(variant='S/16', depth=2, image_size=(64, 64), pool='mean', dtype='bfloat16'),
+    data=dict(source=dict(name='synthetic')), optim=dict(lr=1e-3, warmup='1 step'), log={},
+    checkpoint={},
+  )).unlock()  # fmt: skip
+  base.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
+  return base.lock()
+
+
+@pytest.fixture(scope='module')
+def small():
+  return plan.plan(config(), 'v5e:2x2')
+
+
+def test_a_plan(small):
+  assert small.fits
+  assert small.chips == 4
+  model = ViTConfig(
+    variant='S/16', depth=2, image_size=(64, 64), pool='mean', num_classes=1000
+  ).resolve()  # fmt: skip
+  leaves = jax.tree.leaves(jax.eval_shape(lambda: model.create(nnx.Rngs(jax.random.key(0)))))
+  parameters = 4 * sum(leaf.size for leaf in leaves)
+  assert small.parameters == parameters
+  assert small.optimizer == pytest.approx(2 * parameters, rel=1e-3)
+  assert small.memory > 3 * parameters + small.temporaries
+  assert small.step_time == pytest.approx(small.compiler_time + small.kernel_time)
+  assert small.images_per_second == pytest.approx(8 / small.step_time)
+  assert 0 < small.mfu < 1
+  # Two kernels in each of two layers; gradients of all parameters reach every chip.
+  assert {k.name: k.count for k in small.kernels} == {
+    'attention_forward_64': 2, 'attention_backward_64': 2
+  }  # fmt: skip
+  assert sum(c.bytes for c in small.collectives) > parameters / 2
+
+
+def test_a_plan_with_the_state_cut_over_chips(small):
+  cut = plan.plan(config(mesh='fsdp', model__remat='full'), 'v5e:2x2')
+  assert cut.parameters < small.parameters / 3
+  assert cut.activations < small.activations / 3
+  assert {c.kind for c in cut.collectives} >= {'all-gather'}
+
+
+def test_what_does_not_fit_is_replaced(monkeypatch, capsys):
+  """A chip with no room for a batch of 64 without recomputation."""
+  real = plan.plan
+
+  def limited(config, topology, hlo=''):
+    result = real(config, topology, hlo)
+    return dataclasses.replace(result, fits=config.model.remat == 'full')
+
+  monkeypatch.setattr(plan, 'plan', limited)
+  monkeypatch.setattr(plan, 'POLICIES', ('none', 'full'))
+  plan.main(config(), 'v5e:2x2', as_json=False)
+  out = capsys.readouterr().out
+  assert 'DOES NOT FIT' in out
+  assert '--config.model.remat=full' in out
+
+
+def test_running_out_of_memory_is_a_result():
+  result = plan.plan(config(batch_size=4 * 2**16, model__remat='none'), 'v5e:2x2')
+  assert not result.fits
+  assert result.memory > result.capacity
+  assert 'DOES NOT FIT' in plan.describe(result)['memory']
+
+
+def test_json(small):
+  text = json.dumps(plan.to_json(small))
+  assert json.loads(text)['topology'] == 'v5e:2x2'
+
+
+@pytest.mark.parametrize('name', ['v5e', 'h100:8', 'v9:2x2'])
+def test_unknown_topologies(name):
+  with pytest.raises(RunError, match='topology'):
+    plan.topology_devices(name)
+
+
+@pytest.mark.parametrize(
+  ('tokens', 'heads', 'head_dim', 'options'),
+  [
+    (197, 12, 64, {}),
+    (257, 2, 72, {}),
+    (257, 8, 80, dict(causal=True)),
+    (50, 3, 64, dict(mask=True)),
+    (197, 4, 128, dict(bias=1, mask=True)),
+    (577, 2, 64, dict(bias=2)),
+  ],
+)
+def test_the_compiler_takes_the_kernels(tokens, heads, head_dim, options):
+  device = plan.topology_devices('v5e:2x2')[:1]
+  mesh = jax.make_mesh((1,), ('x',), devices=device)
+  make = lambda *shape, dtype='bfloat16': jax.ShapeDtypeStruct(  # noqa: E731
+    shape, dtype, sharding=NamedSharding(mesh, P())
+  )
+  width = heads * head_dim
+  args = [make(2, tokens, width) for _ in range(3)]
+  bias, masked = options.get('bias'), options.get('mask')
+  args += [make(bias, heads, tokens, tokens)] if bias else []
+  args += [make(2, tokens, dtype=bool)] if masked else []
+
+  def loss(q, k, v, *rest):
+    y = short.attention(
+      q, k, v, rest[0] if bias else None, rest[-1] if masked else None, num_heads=heads,
+      causal=options.get('causal', False),
+    )  # fmt: skip
+    return jnp.square(y.astype(jnp.float32)).sum()
+
+  with jax.set_mesh(mesh), plan.no_cache():
+    compiled = jax.jit(jax.grad(loss, range(4 if bias else 3))).lower(*args).compile()
+  scores = 2 * heads * tokens**2 * 4
+  assert compiled.memory_analysis().temp_size_in_bytes < scores / (1 if bias else 2)
+  assert len(Program(compiled.as_text()).kernels) == 2
+
+
+def test_the_compiler_takes_attention_over_long_sequences():
+  device = plan.topology_devices('v5e:2x2')[:1]
+  mesh = jax.make_mesh((1,), ('x',), devices=device)
+  x = jax.ShapeDtypeStruct((1, 4097, 128), 'bfloat16', sharding=NamedSharding(mesh, P()))
+  run = choice.IMPLEMENTATIONS['splash'].run
+  loss = lambda q, k, v: jnp.square(  # noqa: E731
+    run(q, k, v, None, None, num_heads=2, causal=False, length=None).astype(np.float32)
+  ).sum()
+  with jax.set_mesh(mesh), plan.no_cache():
+    compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes < 2 * 4097**2
