@@ -1,10 +1,10 @@
 """Attention in plain JAX as XLA's CPU backend runs it best: matrices of one head at a time.
 
-Its products take matrices whose batch axes lead and whose sums run over rows; any other order costs
-a copy of the scores, and derivatives found by JAX ask for several. So heads are brought to the front
-once, where arrays are small, and the backward pass is written out. It keeps two numbers per row of
-scores and computes the rest again: on a CPU that is no slower than writing scores to memory and
-reading them back. Rows are normalised where they are short, after the product with the values.
+Its products take matrices whose batch axes lead; any other order costs a copy of the scores, and the
+derivatives that JAX finds ask for several. So heads are brought to the front while arrays are small,
+and the backward pass is written out. It keeps two numbers per row of scores and computes the rest
+again, which costs a CPU no more than to write scores to memory and read them back. Rows are
+normalised where they are short, after the product with the values.
 """
 
 from __future__ import annotations
