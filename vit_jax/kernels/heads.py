@@ -1,9 +1,9 @@
 """Attention in plain JAX as XLA's CPU backend runs it best: matrices of one head at a time.
 
-Its products take matrices whose batch axes lead; any other order costs a copy of the scores, and the
-derivatives that JAX finds ask for several. So heads are brought to the front while arrays are small,
-and the backward pass is written out. It keeps two numbers per row of scores and computes the rest
-again, which costs a CPU no more than to write scores to memory and read them back. Rows are
+Its products take matrices whose batch axes lead; any other order costs a copy of the scores, and
+the derivatives that JAX finds ask for several. So heads are brought to the front while arrays are
+small, and the backward pass is written out. It keeps two numbers per row of scores and computes the
+rest again, which costs a CPU no more than to write scores to memory and read them back. Rows are
 normalised where they are short, after the product with the values.
 """
 
@@ -15,9 +15,7 @@ import jax
 import jax.numpy as jnp
 
 
-def attention(
-  q, k, v, bias=None, mask=None, *, num_heads: int, causal: bool = False
-) -> jax.Array:  # fmt: skip
+def attention(q, k, v, bias=None, mask=None, *, num_heads: int, causal: bool = False) -> jax.Array:
   """Softmax attention of every head; arguments as in `short.reference`.
 
   Args:
