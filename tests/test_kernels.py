@@ -13,7 +13,7 @@ from flax import nnx
 from vit_jax import attention as attention_lib
 from vit_jax import sharding
 from vit_jax.attention import attend
-from vit_jax.kernels import choice, chunked, short
+from vit_jax.kernels import choice, chunked, heads, short
 from vit_jax.models.vit import ViTConfig
 
 LENGTHS = (1, 50, 196, 197, 256, 257, 577, 1025)
@@ -80,6 +80,7 @@ def close(got, want, dtype):
 WAYS = {
   'short': functools.partial(short.attention, interpret=True),
   'chunked': functools.partial(chunked.attention, rows=64),
+  'heads': heads.attention,
   'reference': short.reference,
 }
 

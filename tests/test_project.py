@@ -85,7 +85,8 @@ ALLOWED = {
   'inspect': {'command', 'convert', 'models'},
   'predict': {'card', 'command', 'convert', 'data', 'data.preprocess', 'models'},
   'experiment': {'card', 'config', 'convert', 'data.pipeline', 'optim', 'sharding', 'state'},
-  'launch': set(),
+  'memory': set(),
+  'launch': {'memory'},
   'train': {
     'card', 'checkpoint', 'config', 'convert', 'data.pipeline', 'experiment', 'launch', 'metrics',
     'optim', 'sharding', 'workdir',

@@ -15,6 +15,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from vit_jax import memory
 from vit_jax.errors import RunError
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -41,6 +42,7 @@ def run(main: Callable[[], object]) -> None:
       getattr(CONFIG.value, 'fields', None)  # a file that is not there is only noticed on use
     except OSError as error:
       raise RunError(str(error).strip().splitlines()[-1].strip()) from None
+    memory.keep()
     _join()
     main()
 

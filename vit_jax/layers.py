@@ -222,7 +222,8 @@ class Mlp(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """(batch, tokens, width) -> the same."""
-    rows, activation = flatten(x), ACTIVATIONS[self.kind]
+    # Derivatives of activations would keep several arrays as large as their argument.
+    rows, activation = flatten(x), jax.checkpoint(ACTIVATIONS[self.kind], prevent_cse=False)
     y = checkpoint_name(self.up.rows(rows), 'hidden')
     if self.kind == 'swiglu':
       y = activation(checkpoint_name(self.gate.rows(rows), 'gate')) * y

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vit_jax.kernels import chunked, short
+from vit_jax.kernels import chunked, heads, short
 
 TABLE = pathlib.Path(__file__).parent / 'measured.json'
 
@@ -162,12 +162,17 @@ def _splash(q, k, v, bias, mask, *, causal):
   return y.swapaxes(1, 2)[:, :tokens]
 
 
-def _chunked(q, k, v, bias, mask, *, num_heads, causal, length):
-  padding = q.shape[1] - length if length else 0
-  if padding:
-    q, k, v = (y[:, :length] for y in (q, k, v))
-  y = chunked.attention(q, k, v, bias, mask, num_heads=num_heads, causal=causal)
-  return jnp.pad(y, ((0, 0), (0, padding), (0, 0)))
+def _packed(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """Of a function of packed arrays, one that leaves out padding."""
+
+  def run(q, k, v, bias, mask, *, num_heads, causal, length):
+    padding = q.shape[1] - length if length else 0
+    if padding:
+      q, k, v = (y[:, :length] for y in (q, k, v))
+    y = function(q, k, v, bias, mask, num_heads=num_heads, causal=causal)
+    return jnp.pad(y, ((0, 0), (0, padding), (0, 0)))
+
+  return run
 
 
 def _short(q, k, v, bias, mask, *, num_heads, causal, length):
@@ -223,6 +228,7 @@ IMPLEMENTATIONS = {
   'cudnn': Implementation(_cudnn_accepts, _cudnn),
   'tokamax': Implementation(_tokamax_accepts, _tokamax),
   # Scores of many tokens cost less time to compute twice than memory to keep.
-  'chunked': Implementation(lambda p: p.scores > 2**30, _chunked, fused=False),
+  'chunked': Implementation(lambda p: p.scores > 2**30, _packed(chunked.attention), fused=False),
+  'heads': Implementation(lambda p: p.platform == 'cpu', _packed(heads.attention), fused=False),
   'xla': Implementation(lambda p: True, _xla, fused=False),
 }  # fmt: skip

@@ -1,0 +1,99 @@
+"""Attention in plain JAX as XLA's CPU backend runs it best: matrices of one head at a time.
+
+Its products take matrices whose batch axes lead; any other order costs a copy of the scores, and
+the derivatives that JAX finds ask for several. So heads are brought to the front while arrays are
+small, and the backward pass is written out. It keeps two numbers per row of scores and computes the
+rest again, which costs a CPU no more than to write scores to memory and read them back. Rows are
+normalised where they are short, after the product with the values.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+def attention(q, k, v, bias=None, mask=None, *, num_heads: int, causal: bool = False) -> jax.Array:
+  """Softmax attention of every head; arguments as in `short.reference`.
+
+  Args:
+    q: (batch, queries, num_heads * head_dim).
+    k, v: (batch, keys, num_heads * head_dim).
+    bias: (1 or batch, num_heads, queries, keys), or None.
+    mask: bool (batch, keys), or None.
+    num_heads: of them.
+    causal: query i attends to keys up to i.
+
+  Returns:
+    As `q`; scores and softmax are float32.
+  """
+  return _attention(q, k, v, bias, mask, num_heads, causal)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _attention(q, k, v, bias, mask, num_heads, causal):
+  return _forward(q, k, v, bias, mask, num_heads, causal)[0]
+
+
+def _forward(q, k, v, bias, mask, num_heads, causal):
+  scores, _ = _scores(_split(q, num_heads), _split(k, num_heads), bias, mask, causal)
+  top = scores.max(-1, keepdims=True)
+  weights = jnp.exp(scores - top)
+  total = weights.sum(-1, keepdims=True)
+  y = _product('bhqk,bhkd->bhqd', weights.astype(v.dtype), _split(v, num_heads)) / total
+  y = _merge(y.astype(q.dtype))
+  return y, (q, k, v, bias, mask, y, top, total)
+
+
+def _backward(num_heads, causal, saved, dy):
+  q, k, v, bias, mask, y, top, total = saved
+  q, k, v, y, dy = (_split(x, num_heads) for x in (q, k, v, y, dy))
+  scores, keep = _scores(q, k, bias, mask, causal)
+  weights = jnp.exp(scores - top)
+  dy = dy / total
+  mean = (dy * y).sum(-1, keepdims=True)
+  dy = dy.astype(v.dtype)
+  dscores = weights * (_product('bhqd,bhkd->bhqk', dy, v) - mean)
+  if keep is not None:
+    dscores = jnp.where(keep, dscores, 0)
+  dbias = None
+  if bias is not None:
+    dbias = dscores.sum(0, keepdims=True) if bias.shape[0] == 1 else dscores
+    dbias = dbias.astype(bias.dtype)
+  dscores = dscores.astype(q.dtype)
+  dv = _product('bhqk,bhqd->bhkd', weights.astype(v.dtype), dy)
+  dq = _product('bhqk,bhkd->bhqd', dscores, k) * q.shape[-1] ** -0.5
+  dk = _product('bhqk,bhqd->bhkd', dscores, q) * q.shape[-1] ** -0.5
+  return *(_merge(x.astype(q.dtype)) for x in (dq, dk, dv)), dbias, None
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _scores(q, k, bias, mask, causal):
+  """float32 (batch, heads, queries, keys), and which of them count, or None if all do."""
+  scores = _product('bhqd,bhkd->bhqk', q, k) * q.shape[-1] ** -0.5
+  if bias is not None:
+    scores = scores + bias
+  keep = None if mask is None else mask[:, None, None, :]
+  if causal:
+    past = jnp.tri(*scores.shape[2:], dtype=bool)
+    keep = past if keep is None else keep & past
+  if keep is not None:
+    scores = jnp.where(keep, scores, jnp.finfo(jnp.float32).min)
+  return scores, keep
+
+
+_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+def _split(x, num_heads):
+  """(batch, tokens, num_heads * head_dim) -> (batch, num_heads, tokens, head_dim)."""
+  return x.reshape(*x.shape[:2], num_heads, -1).swapaxes(1, 2)
+
+
+def _merge(x):
+  """The inverse of `_split`."""
+  return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
