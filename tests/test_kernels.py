@@ -186,7 +186,7 @@ def problem(**changes):
     (dict(platform='tpu', device='TPU v5 lite'), 'short'),
     (dict(platform='tpu', device='TPU v5 lite', queries=1), 'xla'),
     (dict(platform='tpu', device='TPU v5 lite', queries=4096, keys=4096), 'splash'),
-    (dict(platform='cpu', device='cpu', dtype='float32'), 'xla'),
+    (dict(platform='cpu', device='cpu', dtype='float32'), 'heads'),
     (dict(platform='cpu', device='cpu', dtype='float32', scores=2**31), 'chunked'),
   ],
 )
