@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import math
@@ -303,7 +304,8 @@ def _take(x: jax.Array, index: jax.Array) -> jax.Array:
 class Encoder(nnx.Module):
   """Blocks, stored as one block whose parameters have a leading layer axis, and a norm.
 
-  The parameters are the same whether the layers are scanned or unrolled.
+  The parameters are the same whether the layers are scanned or unrolled. Training unrolled layers
+  is faster with a block for each, which `split_layers` makes.
 
   Args:
     config: of the blocks.
@@ -348,8 +350,11 @@ class Encoder(nnx.Module):
       The normalised tokens, and if asked 'attn', 'mlp' and 'block', (depth, batch, tokens, width):
       what each layer added, and its output.
     """
-    config = self.config
-    blocks = cast_weights(self.blocks, x.dtype)
+    config, blocks = self.config, self.blocks
+    stacked = isinstance(blocks, Block)
+    if stacked:
+      # Once for all layers; a matrix by itself is cast as it is read.
+      blocks = cast_weights(blocks, x.dtype)
     context, tokens = context or Context(), x.shape[1]
     extra = padding(tokens, config.width // config.num_heads)
     if extra:
@@ -358,7 +363,7 @@ class Encoder(nnx.Module):
       x, context = fill(x), context._replace(angles=angles, length=tokens)
     bias = self.relative(context) if config.relative_bias == 'shared' else None
     bias = None if bias is None else bias.astype(x.dtype)
-    drop: Any = None
+    drop: Any = (None, None)
     if key is not None and config.drop_path:
       rates = jnp.full(config.depth, config.drop_path, jnp.float32)
       if config.drop_path_mode == 'linear':
@@ -366,17 +371,16 @@ class Encoder(nnx.Module):
       drop = jax.random.split(key, config.depth), rates
 
     def layer(x, item):
-      block, (key, rate) = item if drop is not None else (item, (None, None))
+      block, (key, rate) = item
       x, added = block(x, context, bias, key, rate)
       return x, {**added, 'block': x} if record else None
 
     body = remat(layer, config.remat, scan=config.scan)
-    items = blocks if drop is None else (blocks, drop)
-    if config.scan:
-      x, recorded = jax.lax.scan(body, x, items)
+    if config.scan and stacked:
+      x, recorded = jax.lax.scan(body, x, (blocks, drop))
     else:
-      steps = []
-      for item in unstack(items, config.depth):
+      blocks, steps = unstack(blocks, config.depth) if stacked else blocks, []
+      for item in zip(blocks, unstack(drop, config.depth), strict=True):
         x, step = body(x, item)
         steps.append(step)
       recorded = jax.tree.map(lambda *parts: jnp.stack(parts), *steps) if record else None
@@ -398,8 +402,45 @@ def features_by_name(layers: dict[str, jax.Array]) -> dict[str, jax.Array]:
 def unstack(items: Any, depth: int) -> list[Any]:
   """The layers of arrays with a leading layer axis; their gradients are put together as one."""
   leaves, structure = jax.tree.flatten(items)
-  split = [jax.lax.split(leaf, (1,) * depth) for leaf in leaves]
-  return [structure.unflatten(part[i].squeeze(0) for part in split) for i in range(depth)]
+  parts = [jax.lax.split(leaf, (1,) * depth) for leaf in leaves]
+  return [structure.unflatten(part[i].squeeze(0) for part in parts) for i in range(depth)]
+
+
+def split_layers(tree: Any) -> Any:
+  """`tree`, in every encoder with unrolled layers the stacked blocks replaced by a list of blocks.
+
+  So that no layer's weights, gradients and optimizer state must be cut out of larger arrays and
+  put back. Any tree with the structure of a model will do: its gradient, its optimizer's state.
+  """
+
+  def split(encoder):
+    if encoder.config.scan:
+      return encoder
+    return _with_blocks(encoder, nnx.List(unstack(encoder.blocks, encoder.config.depth)))
+
+  return _map_encoders(split, tree)
+
+
+def stack_layers(tree: Any) -> Any:
+  """The inverse of `split_layers`, and how checkpoints and everything else hold a model."""
+
+  def stack(encoder):
+    if isinstance(encoder.blocks, Block):
+      return encoder
+    return _with_blocks(encoder, jax.tree.map(lambda *ws: jnp.stack(ws), *encoder.blocks))
+
+  return _map_encoders(stack, tree)
+
+
+def _map_encoders(function: Any, tree: Any) -> Any:
+  is_encoder = lambda node: isinstance(node, Encoder)  # noqa: E731
+  return jax.tree.map(lambda n: function(n) if is_encoder(n) else n, tree, is_leaf=is_encoder)
+
+
+def _with_blocks(encoder: Encoder, blocks: Any) -> Encoder:
+  encoder = copy.copy(encoder)
+  encoder.blocks = blocks
+  return encoder
 
 
 def layer_of(blocks: Any, layer: int) -> Any:

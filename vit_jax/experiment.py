@@ -15,6 +15,7 @@ from vit_jax import optim
 from vit_jax.card import Card
 from vit_jax.convert import adapt, bridge, layout
 from vit_jax.data.pipeline import Shape
+from vit_jax.encoder import split_layers, stack_layers
 from vit_jax.errors import RunError
 from vit_jax.sharding import BatchLayout
 from vit_jax.state import State, init_state, train_step
@@ -29,7 +30,7 @@ class Experiment:
     shape: what the model expects of images and labels.
     layout: of training batches over processes and devices.
     total: steps of the run.
-    abstract_state: shapes, dtypes and layouts of the state.
+    abstract_state: shapes, dtypes and layouts of the state as checkpoints hold it.
   """
 
   def __init__(self, cfg: config_lib.Config, stored: Any = None):
@@ -118,6 +119,14 @@ class Experiment:
   def _init(self, seed: jax.Array) -> State:
     model = self.config.model.create(nnx.Rngs(jax.random.key(seed)))
     return init_state(model, self.config.optim)
+
+  def split(self, state: State) -> State:
+    """A state, which is used up, as `train_step` is fastest with: see `encoder.split_layers`."""
+    return state if self.config.model.scan else jax.jit(split_layers, donate_argnums=0)(state)
+
+  def stack(self, state: State) -> State:
+    """The inverse of `split`; uses nothing up."""
+    return state if self.config.model.scan else jax.jit(stack_layers)(state)
 
   def train_step(self) -> Any:
     """The jitted step: (state, batch, hyper) -> (state, metrics); donates the state."""

@@ -133,7 +133,7 @@ def groups(entries: Groups, params: Any, field: str) -> Any:
   used = set()
 
   def factor(path, _):
-    name = tree.name(path)
+    name = tree.group(path)
     for pattern, value in entries:
       if re.fullmatch(pattern, name):
         used.add(pattern)

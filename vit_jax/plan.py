@@ -30,6 +30,7 @@ from vit_jax import config as config_lib
 from vit_jax import flops, schema, sharding
 from vit_jax.compiled import Collective, Kernel, Program
 from vit_jax.data.sources import Synthetic
+from vit_jax.encoder import split_layers
 from vit_jax.errors import RunError
 from vit_jax.experiment import Experiment
 
@@ -112,7 +113,7 @@ def plan(config: ConfigDict, topology: str, hlo: str = '') -> Plan:
   mesh = sharding.make_mesh(cfg.mesh, devices)
   with jax.set_mesh(mesh):
     experiment = _experiment(cfg)
-    state = sharding.fill_shardings(experiment.abstract_state)
+    state = sharding.fill_shardings(jax.eval_shape(split_layers, experiment.abstract_state))
     batch = _abstract_batch(experiment, mesh)
     held = functools.partial(_per_device_bytes, mesh)
     facts: dict[str, Any] = dict(

@@ -99,11 +99,12 @@ class _Session:
       self.resources.callback(self.checkpoints.close)
       latest = self.checkpoints.latest
       if latest is None:
-        self.state = experiment.init()
+        state = experiment.init()
       else:
-        self.state, extra = self.checkpoints.restore(experiment.abstract_state)
+        state, extra = self.checkpoints.restore(experiment.abstract_state)
         for phase, seconds in extra['seconds'].items():
           self.chrono.seconds[phase] += seconds
+      self.state = experiment.split(state)
       self.start = latest or 0
       self.evaluators = experiment.evaluators()
       primary = jax.process_index() == 0
@@ -193,7 +194,8 @@ class _Session:
     if save:
       with self.chrono('checkpoint'):
         facts = about(self.experiment.config.model, self.experiment.card)
-        self.checkpoints.save(done, self.state, {'seconds': dict(self.chrono.seconds), **facts})
+        state = self.experiment.stack(self.state)
+        self.checkpoints.save(done, state, {'seconds': dict(self.chrono.seconds), **facts})
         if stop:
           self.checkpoints.wait()
     self.reporter.advance(done)

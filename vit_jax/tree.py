@@ -1,5 +1,6 @@
 """Names for the leaves of a tree: 'encoder/blocks/attn/query/kernel'."""
 
+import re
 from typing import Any
 
 import jax
@@ -8,6 +9,11 @@ import jax
 def name(path: tuple[Any, ...]) -> str:
   """The name of a leaf, from its key path; how Flax stores a parameter does not show in it."""
   return jax.tree_util.keystr(path, simple=True, separator='/').removesuffix('/value')
+
+
+def group(path: tuple[Any, ...]) -> str:
+  """The same name for the same parameter of all layers, whether they are one array or several."""
+  return re.sub(r'/blocks/\d+/', '/blocks/', name(path))
 
 
 def flatten(tree: Any) -> dict[str, Any]:

@@ -4,7 +4,9 @@ The same weights in both: timm's freshly drawn model is saved, read by `vit_jax.
 equal logits and gradients before anything is timed. Then inference and whole training steps
 (forward, backward, AdamW) in float32, everyone in turn with the others, in one process. The best of
 all rounds counts, in seconds and in CPU-seconds of all threads, which other work on the machine
-disturbs less. Without timm only ours are timed.
+disturbs less. Seconds are only to be compared on an idle machine: on a busy one PyTorch, whose
+threads wait for each other at every operation, loses more than XLA. The load is in the results.
+Without timm only ours are timed.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import contextlib
 import importlib
 import importlib.util
+import os
 import pathlib
 import resource
 import tempfile
@@ -191,7 +194,7 @@ def measure(runs: dict[str, Run], rounds: int) -> dict[str, tuple[float, float]]
 
 def main(rounds: int) -> None:
   """Times everything and writes the report."""
-  facts: dict[str, Any] = {'memory kept': memory.keep()}
+  facts: dict[str, Any] = {'memory kept': memory.keep(), 'load before': os.getloadavg()}
   contestants: dict[str, Any] = {}
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
@@ -217,6 +220,7 @@ def main(rounds: int) -> None:
         'temporary MiB': it.temporary if step else None,
         'compile s': it.compile_seconds if step else None,
       })  # fmt: skip
+  facts['load after'] = os.getloadavg()
   report.write(
     'cpu', rows, title=f'ViT-S/16, float32, {BATCH} images of 224 px',
     note='x timm: how many times as fast. Logits and gradients agree: '
