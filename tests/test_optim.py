@@ -79,11 +79,12 @@ def test_groups_cover_everything_and_waste_nothing(entries, message):
     optim.groups(entries, PARAMS, 'decay')
 
 
-def test_adamw_is_optax_adamw():
-  config = OptimConfig(lr=0.1, weight_decay=0.2, b1=0.8, b2=0.95, clip=0.5)
+@pytest.mark.parametrize('limit', [0.5, 1e3])
+def test_adamw_is_optax_adamw(limit):
+  config = OptimConfig(lr=0.1, weight_decay=0.2, b1=0.8, b2=0.95, clip=limit)
   mask = {'head': {'kernel': True, 'bias': False}, 'posemb': False}
   theirs = optax.chain(
-    optax.clip_by_global_norm(0.5),
+    optax.clip_by_global_norm(limit),
     optax.adamw(0.1, b1=0.8, b2=0.95, weight_decay=0.2, mask=mask),
   )
   hyper = optim.Hyper(0.1, 0.2, 0.8, 0.95)

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from vit_jax.positions import resize_weights
-from vit_jax.sharding import device, einsum, param, spec
+from vit_jax.sharding import device, einsum, gather, param, spec
 
 
 def zeros(key: jax.Array, shape, sharding) -> jax.Array:
@@ -122,7 +122,8 @@ class Dense(nnx.Module):
     """
     axes = self.axes[0], self.axes[self.contracted]
     _, out = (None if axis == 'embed' else axis for axis in axes)
-    kernel = row_major(self.kernel[...].reshape(x.shape[-1], -1, out_sharding=spec(*axes)))
+    kernel = self.kernel[...].reshape(x.shape[-1], -1, out_sharding=spec(*axes)).astype(x.dtype)
+    kernel = row_major(gather(kernel, *axes))
     y = einsum('ni,io->no', x, kernel, out=('batch', out))
     if not hasattr(self, 'bias'):
       return y

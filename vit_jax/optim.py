@@ -8,6 +8,7 @@ import re
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -117,10 +118,44 @@ def optimizer(config: OptimConfig, params: Any, hyper: Hyper) -> optax.GradientT
     return jax.tree.map(add, updates, params, decay)
 
   return optax.chain(
-    optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
-    optax.scale_by_adam(hyper.b1, hyper.b2, config.eps),
+    optax.stateless(lambda updates, _: clip(updates, config.clip)),
+    adam(hyper.b1, hyper.b2, config.eps),
     optax.stateless(add_decay),
     optax.stateless(lambda u, _: jax.tree.map(lambda x, s: -hyper.lr * s * x, u, lr_scale)),
+  )
+
+
+def clip(updates: Any, limit: float) -> Any:
+  """`updates`, scaled down to a global norm of `limit` if theirs is larger (Pascanu et al. 2013).
+
+  As `optax.clip_by_global_norm`, with one multiplication where that divides every number; a limit
+  of 0 does nothing.
+  """
+  if not limit:
+    return updates
+  scale = jnp.minimum(1.0, limit / optax.tree.norm(updates))
+  return jax.tree.map(lambda u: u * scale, updates)
+
+
+def adam(b1: Any, b2: Any, eps: float) -> optax.GradientTransformation:
+  """As `optax.scale_by_adam` and with its state, but with one division for each parameter.
+
+  Optax divides both moments by their bias corrections, which are scalars. The update is a seventh
+  of a step of L/16 on TPU, and there not only memory bounds it.
+  """
+  zeros = lambda params: jax.tree.map(jnp.zeros_like, params)  # noqa: E731
+
+  def update(updates, state, params=None):
+    del params
+    count = optax.safe_increment(state.count)
+    mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
+    nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, updates)
+    mean, square = 1 / (1 - b1**count), 1 / (1 - b2**count)
+    updates = jax.tree.map(lambda m, v: mean * m / (jnp.sqrt(square * v) + eps), mu, nu)
+    return updates, optax.ScaleByAdamState(count, mu, nu)
+
+  return optax.GradientTransformation(
+    lambda params: optax.ScaleByAdamState(jnp.int32(0), zeros(params), zeros(params)), update
   )
 
 

@@ -74,6 +74,17 @@ def einsum(eqn: str, x: jax.Array, w: jax.Array, *, out: tuple[str | None, ...])
   return jnp.einsum(eqn, x, w.astype(x.dtype), out_sharding=spec(*out))
 
 
+def gather(w: jax.Array, *axes: str | None) -> jax.Array:
+  """`w`, whose logical axes are `axes`, with the whole 'embed' axis on each device.
+
+  Its gradient is summed and cut up again. Left to itself the compiler of TPUs cuts each product in
+  as many parts as there are devices, to hide the exchange behind them, and makes them slower.
+  """
+  if 'embed' not in axes or shards('embed') == 1:
+    return w
+  return jax.sharding.reshard(w, spec(*(None if axis == 'embed' else axis for axis in axes)))
+
+
 def device() -> Any:
   """What kind of device the mesh in context is made of: has `platform` and `device_kind`."""
   abstract = jax.sharding.get_abstract_mesh().abstract_device
