@@ -23,7 +23,7 @@ PROGRAM = """HloModule step, is_scheduled=true
 %body.1 (arg.1: (s32[], f32[8])) -> (s32[], f32[8]) {
   %arg.1 = (s32[], f32[8]{0}) parameter(0)
   %fusion.7 = f32[8]{0:T(1024)} fusion(%x), kind=kLoop, calls=%inner, metadata={op_name="jit(step)/while/body/add"}, backend_config={"window_config":{"estimated_cycles":"100"}}
-  %all-reduce-start.1 = bf16[4,256]{1,0:T(8,128)(2,1)} all-reduce-start(%y), to_apply=%sum
+  %all-reduce-start.1 = bf16[4,256]{1,0:T(8,128)(2,1)} all-reduce-start(%y), replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, to_apply=%sum
   %all-reduce-done.1 = bf16[4,256]{1,0:T(8,128)(2,1)} all-reduce-done(%all-reduce-start.1)
 }
 
@@ -32,8 +32,26 @@ PROGRAM = """HloModule step, is_scheduled=true
   ROOT %less = pred[] compare(%i, %limit), direction=LT
 }
 
+%fused.1 (p: bf16[4,1024]) -> bf16[8,1024] {
+  %all-gather.1 = bf16[8,1024]{1,0:T(8,128)(2,1)} all-gather(%p), replica_groups=[2,2]<=[4], dimensions={0}
+}
+
+%async_collective_fusion.2 (p: bf16[4,1024]) -> bf16[8,1024] {
+  %all-gather.2 = bf16[8,1024]{1,0:T(8,128)(2,1)} all-gather(%p), replica_groups=[2,2]<=[4], dimensions={0}
+}
+
+%all-reduce-scatter.1 (p: bf16[8,1024]) -> bf16[4,1024] {
+  %all-reduce.1 = bf16[8,1024]{1,0:T(8,128)(2,1)} all-reduce(%p), replica_groups={{0,1},{2,3}}, to_apply=%sum
+}
+
 ENTRY %main.9 (p.1: f32[8]) -> f32[8] {
   %p.1 = bf16[2,197,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %gather = bf16[8,1024]{1,0:T(8,128)(2,1)} all-gather(%p.2), replica_groups={{0,1},{2,3}}, dimensions={0}
+  %permute = (bf16[8,128]{1,0:T(8,128)}, bf16[8,128]{1,0:T(8,128)}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%p.2), source_target_pairs={{0,1},{1,0}}
+  %async-collective-start.4 = (bf16[8,1024]{1,0}) fusion(%p.2), kind=kCustom, calls=%fused.1
+  %fusion.4 = (bf16[8,1024]{1,0}) fusion(%p.2), kind=kOutput, calls=%async_collective_fusion.2
+  %async-collective-done.4 = bf16[8,1024]{1,0} fusion(%p.2), kind=kCustom, calls=%fused.1
+  %fusion.5 = bf16[4,1024]{1,0} fusion(%p.2), kind=kCustom, calls=%all-reduce-scatter.1
   %loop = (s32[], f32[8]{0}) while(%init), condition=%cond.1, body=%body.1
   %attention_forward_64.3 = bf16[2,197,128]{2,1,0:T(8,128)(2,1)} custom-call(%p.1, %p.1), custom_call_target="tpu_custom_call", metadata={op_name="jit(step)/attention_forward_64/pallas_call"}, backend_config={"custom_call_config":{"cost_estimate":{"flops":"1000","transcendentals":"1","bytes_accessed":"7"}}}
   ROOT %fusion.9 = f32[8]{0:T(1024)} fusion(%x), kind=kLoop, calls=%inner, backend_config={"window_config":{"estimated_cycles":"11"}}
@@ -45,7 +63,13 @@ def test_reading_a_program():
   program = Program(PROGRAM)
   assert program.cycles == 12 * 100 + 11
   assert [(o.name, o.count) for o in program.operations] == [('fusion.7', 12), ('fusion.9', 1)]
-  assert program.collectives == [Collective('all-reduce', 12, 12 * 8 * 256 * 2)]
+  reduced, gathered = 12 * 8 * 256 * 2 * 3 // 2, 8 * 1024 * 2 // 2
+  assert program.collectives == [
+    Collective('all-gather', 2, 2 * gathered, gathered),
+    Collective('all-reduce', 12, reduced, 0),
+    Collective('collective-permute', 1, 8 * 128 * 2, 0),
+    Collective('reduce-scatter', 1, gathered, gathered),
+  ]
   size = 2 * 200 * 128 * 2
   assert program.kernels == [Kernel('attention_forward_64', 1000, 3 * size, 1)]
 
@@ -55,6 +79,8 @@ def test_a_program_that_cannot_be_counted():
     Program(PROGRAM.replace('constant(12)', 'parameter(0)'))
   with pytest.raises(ValueError, match='branch'):
     Program(PROGRAM.replace('while(%init)', 'conditional(%init)'))
+  with pytest.raises(ValueError, match='replica_groups'):
+    Program(PROGRAM.replace('replica_groups={{0,1},{2,3}}', ''))
   with pytest.raises(ValueError, match='no entry'):
     Program('')
 

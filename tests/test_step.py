@@ -48,13 +48,14 @@ def run(steps=3, **changes):
   """Metrics of each step and the final state, as NumPy."""
   cfg = build(**changes)
   experiment = Experiment(cfg)
-  state, step_fn, history = experiment.init(), experiment.train_step(), []
+  state, step_fn, history = experiment.split(experiment.init()), experiment.train_step(), []
   for step in range(steps):
     batch = experiment.layout.place(batch_of(cfg, step))
     state, metrics = step_fn(state, batch, experiment.hyper(step))
     history.append({name: float(value) for name, value in metrics.items()})
   assert step_fn._cache_size() == 1
-  return history, {name: np.asarray(leaf) for name, leaf in tree.flatten(state).items()}
+  leaves = tree.flatten(experiment.stack(state))
+  return history, {name: np.asarray(leaf) for name, leaf in leaves.items()}
 
 
 @pytest.fixture(scope='module')
@@ -74,6 +75,34 @@ def assert_same(got, want):
 def test_every_mesh_gives_the_same_training(plain, mesh, layout):
   with mesh(*layout):
     assert_same(run(), plain)
+
+
+@pytest.mark.parametrize('layout', [None, (2, 2, 2)])
+def test_a_block_for_each_layer_gives_the_same_training(plain, mesh, layout):
+  """With groups of parameters: their names know nothing of layers."""
+  groups = (('encoder/blocks/mlp/.*', 0.5), ('.*', 1.0))
+  if layout is None:
+    assert_same(run(model__scan=False), plain)
+    want = run(optim__lr_scale=groups, optim__decay=groups)
+    assert want[0][-1]['loss'] != pytest.approx(plain[0][-1]['loss'], rel=1e-5)
+    assert_same(run(model__scan=False, optim__lr_scale=groups, optim__decay=groups), want)
+  else:
+    with mesh(*layout):
+      assert_same(run(model__scan=False), plain)
+
+
+def test_splitting_layers_and_stacking_them(mesh):
+  with mesh(2, 2, 2):
+    experiment = Experiment(build(model__scan=False))
+    want = tree.flatten(experiment.init())
+    split = experiment.split(experiment.init())
+    name = 'opt/1/mu/encoder/blocks/1/mlp/up/kernel'
+    assert tree.flatten(split)[name].sharding.spec == jax.P('fsdp', 'tensor')
+    got = tree.flatten(experiment.stack(split))
+    assert got.keys() == want.keys()
+    for name, leaf in want.items():
+      assert got[name].sharding == leaf.sharding, name
+      np.testing.assert_array_equal(got[name], leaf)
 
 
 @pytest.mark.parametrize('layout', [None, (2, 2, 2)])

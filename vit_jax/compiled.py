@@ -48,11 +48,20 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """Bytes that each device gets from collectives of one kind in a step, and how many there are."""
+  """Collectives of one kind in a step.
+
+  Attributes:
+    kind: one of `COLLECTIVES`.
+    count: how many there are.
+    bytes: that each device gets from others, rings being used (an all-reduce is a reduce-scatter
+      and an all-gather).
+    waited: of these, bytes that nothing else is computed behind.
+  """
 
   kind: str
   count: int
   bytes: int
+  waited: int
 
 
 class Program:
@@ -72,17 +81,17 @@ class Program:
     self._bodies, entry = _computations(text)
     self.operations: list[Operation] = []
     self.kernels: list[Kernel] = []
-    moved: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
+    moved: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0, 0])
     for count, name, shape, opcode, line in self._walk(entry, 1):
       if cycles := re.search(r'"estimated_cycles":"(\d+)"', line):
         source = re.search(r'op_name="([^"]*)"', line)
         self.operations.append(Operation(name, source[1] if source else '', int(cycles[1]), count))
       if 'custom_call_target="tpu_custom_call"' in line:
         self.kernels.append(self._kernel(name, shape, line, count))
-      kind = opcode.removesuffix('-start')
-      if kind in COLLECTIVES:
+      for kind, size, waited in self._collectives(name, shape, opcode, line):
         moved[kind][0] += count
-        moved[kind][1] += count * _bytes(shape)
+        moved[kind][1] += count * size
+        moved[kind][2] += count * size * waited
     self.collectives = [Collective(kind, *totals) for kind, totals in sorted(moved.items())]
 
   @property
@@ -103,6 +112,25 @@ class Program:
         yield from self._walk(_called('to_apply|calls', line), count)
       elif opcode == 'conditional':
         raise ValueError(f'{instruction}: how often a branch is taken is not known')
+
+  def _collectives(self, name, shape, opcode, line) -> Iterator[tuple[str, int, bool]]:
+    """Kind, bytes and whether it is waited for, of the collectives in an instruction."""
+    kind = opcode.removesuffix('-start')
+    if kind in COLLECTIVES:
+      yield kind, _received(kind, shape, line), kind == opcode
+    elif opcode == 'fusion':
+      called = _called('calls', line)
+      # Spread over several fusions, of which the first and the last compute nothing else.
+      if name.startswith('async-collective-done') or called.startswith('async_collective_fusion'):
+        return
+      for inner in self._bodies.get(called, ()):
+        match = _INSTRUCTION.match(inner)
+        if match and match[3] in COLLECTIVES:
+          size = _received(match[3], match[2], inner)
+          if called.startswith('all-reduce-scatter'):
+            yield 'reduce-scatter', size // 2, True
+          else:
+            yield match[3], size, not name.startswith('async-collective-start')
 
   def _trips(self, line: str) -> int:
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
@@ -152,6 +180,33 @@ def _called(attribute: str, line: str) -> str:
   if not match:
     raise ValueError(f'no {attribute} in {line[:80]}')
   return match[1]
+
+
+def _received(kind: str, shape: str, line: str) -> int:
+  """Bytes that each device gets by a collective with a result of this type."""
+  arrays = [_bytes(array[0]) for array in re.finditer(_ARRAY, shape)]
+  if kind in ('all-gather', 'collective-permute') and '-start(' in line:
+    arrays = [max(arrays)]  # operands and semaphores are there, too
+  size, group = sum(arrays), _group(line)
+  times = {
+    'all-gather': (group - 1) / group, 'all-to-all': (group - 1) / group,
+    'all-reduce': 2 * (group - 1) / group, 'reduce-scatter': group - 1, 'collective-permute': 1,
+  }  # fmt: skip
+  return round(size * times[kind])
+
+
+def _group(line: str) -> int:
+  """How many devices take part in a collective."""
+  if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+    return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
+  if listed := re.search(r'replica_groups=\{\{([\d,]*)\}', line):
+    return len(listed[1].split(','))
+  if counted := re.search(r'replica_groups=\[\d+,(\d+)\]', line):
+    return int(counted[1])
+  if 'source_target_pairs' in line:
+    return 2
+  raise ValueError(f'no replica_groups in {line[:80]}')
 
 
 def _bytes(shape: str) -> int:

@@ -121,11 +121,11 @@ class Experiment:
     return init_state(model, self.config.optim)
 
   def split(self, state: State) -> State:
-    """A state, which is used up, as `train_step` is fastest with: see `encoder.split_layers`."""
-    return state if self.config.model.scan else jax.jit(split_layers, donate_argnums=0)(state)
+    """A state as `train_step` is fastest with: see `encoder.split_layers`."""
+    return state if self.config.model.scan else jax.jit(split_layers)(state)
 
   def stack(self, state: State) -> State:
-    """The inverse of `split`; uses nothing up."""
+    """The inverse of `split`."""
     return state if self.config.model.scan else jax.jit(stack_layers)(state)
 
   def train_step(self) -> Any:

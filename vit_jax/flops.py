@@ -39,7 +39,7 @@ class Chip(NamedTuple):
       units of 128 x 128, v6e: 256 x 256, four per core).
     hbm: bytes of memory.
     bandwidth: of it, bytes/s.
-    link: bytes/s to and from all its neighbours together.
+    link: bytes/s from all its neighbours together.
   """
 
   name: str
