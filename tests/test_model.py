@@ -210,7 +210,7 @@ def loss_and_grad(model):
 
 
 @pytest.mark.parametrize(
-  'changes', [dict(scan=False), *(dict(remat=r) for r in ('full', 'dots', 'names', 'query,mlp')),
+  'changes', [dict(scan=False), *(dict(remat=r) for r in ('full', 'dots', 'names', 'qkv,mlp')),
               dict(scan=False, remat='full')]
 )  # fmt: skip
 def test_scan_and_remat_change_nothing(changes):

@@ -213,17 +213,19 @@ def test_the_compiler_takes_the_kernels(tokens, heads, head_dim, options):
   args += [make(2, tokens, dtype=bool)] if masked else []
 
   def loss(q, k, v, *rest):
-    y = short.attention(
-      q, k, v, rest[0] if bias else None, rest[-1] if masked else None, num_heads=heads,
-      causal=options.get('causal', False),
-    )  # fmt: skip
+    extra = rest[0] if bias else None, rest[-1] if masked else None
+    more = dict(num_heads=heads, causal=options.get('causal', False))
+    y = short.attention(q, k, v, *extra, **more)
+    if short.packs(tokens, heads, head_dim, bias=bool(bias)):
+      y += short.self_attention(jnp.concatenate([q, k, v], axis=-1), *extra, **more)
     return jnp.square(y.astype(jnp.float32)).sum()
 
   with jax.set_mesh(mesh), plan.no_cache():
     compiled = jax.jit(jax.grad(loss, range(4 if bias else 3))).lower(*args).compile()
   scores = 2 * heads * tokens**2 * 4
   assert compiled.memory_analysis().temp_size_in_bytes < scores / (1 if bias else 2)
-  assert len(Program(compiled.as_text()).kernels) == 2
+  both = short.packs(tokens, heads, head_dim, bias=bool(bias))
+  assert len(Program(compiled.as_text()).kernels) == (4 if both else 2)
 
 
 def test_the_compiler_takes_attention_over_long_sequences():

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax.kernels import choice, short
-from vit_jax.layers import Dense, flatten, unflatten, zeros
+from vit_jax.layers import Dense, flatten, joined_rows, unflatten, zeros
 from vit_jax.positions import resize_relative
 from vit_jax.sharding import device, param, per_shard, shards, spec
 
@@ -111,9 +111,11 @@ class Attention(nnx.Module):
       context: of the tokens, the same for queries and keys but for the mask, which is of keys.
       bias: added to the scores, float32 (1 or batch, heads, queries, keys).
     """
-    q, k, v, bias, mask = self._operands(x, source, context or Context(), bias)
-    length = context.length if context else None
-    y = attend(q, k, v, bias, mask, num_heads=self.num_heads, causal=self.causal, length=length)
+    context = context or Context()
+    options: Any = dict(num_heads=self.num_heads, causal=self.causal, length=context.length)
+    y = self._joined(x, source, context, bias, options)
+    if y is None:
+      y = attend(*self._operands(x, source, context, bias), **options)
     y = flatten(checkpoint_name(y, 'context'), 'heads')
     return unflatten(self.out.rows(y), x.shape[0])
 
@@ -130,13 +132,37 @@ class Attention(nnx.Module):
       scores = jnp.where(jnp.tri(*scores.shape[-2:], dtype=bool), scores, -jnp.inf)
     return jax.nn.softmax(scores, axis=-1)
 
+  def _joined(self, x, source, context, bias, options):
+    """The heads' results where one product gives queries, keys and values, or None elsewhere."""
+    plain = source is x and not hasattr(self, 'query_norm') and context.angles is None
+    bias = self._bias(context, bias, x.dtype)
+    tokens, head_dim = x.shape[1], x.shape[2] // self.num_heads
+    problem = _problem(x, tokens, bias, context.mask, options)
+    if not (
+      plain
+      and shards('heads') == 1
+      and choice.choose(problem) == 'short'
+      and short.packs(tokens, self.num_heads, head_dim, x.dtype.itemsize, bias=bias is not None)
+    ):
+      return None
+    qkv = joined_rows((self.query, self.key, self.value), flatten(x))
+    qkv = unflatten(checkpoint_name(qkv, 'qkv'), x.shape[0], 'heads')
+    run = functools.partial(short.self_attention, **options)
+    inputs = (_PACKED, *_axes(bias, context.mask))
+    return per_shard(run, inputs, _PACKED)(qkv, bias, context.mask)
+
+  def _bias(self, context, bias, dtype):
+    """Both relative biases together, or None."""
+    if hasattr(self, 'relative'):
+      own = self.relative(context)
+      bias = own if bias is None else bias + own
+    return None if bias is None else bias.astype(dtype)
+
   def _operands(self, x, source, context, bias):
     q, k, v = (
-      unflatten(checkpoint_name(dense.rows(flatten(y), alone=True), name), y.shape[0], 'heads')
-      for name, dense, y in (
-        ('query', self.query, x), ('key', self.key, source), ('value', self.value, source)
-      )
-    )  # fmt: skip
+      unflatten(checkpoint_name(dense.rows(flatten(y), alone=True), 'qkv'), y.shape[0], 'heads')
+      for dense, y in ((self.query, x), (self.key, source), (self.value, source))
+    )
     if hasattr(self, 'query_norm') or context.angles is not None:
       q, k = self._split(q), self._split(k)
       if hasattr(self, 'query_norm'):
@@ -145,10 +171,7 @@ class Attention(nnx.Module):
         q, k = rotate(q, context.angles), rotate(k, context.angles)
       merge = lambda y: y.reshape(*y.shape[:2], -1, out_sharding=spec(*_PACKED))  # noqa: E731
       q, k = merge(q), merge(k)
-    if hasattr(self, 'relative'):
-      own = self.relative(context)
-      bias = own if bias is None else bias + own
-    return q, k, v, None if bias is None else bias.astype(q.dtype), context.mask
+    return q, k, v, self._bias(context, bias, q.dtype), context.mask
 
   def _split(self, y: jax.Array) -> jax.Array:
     """(batch, tokens, heads * head_dim) -> (batch, tokens, heads, head_dim)."""
@@ -177,17 +200,32 @@ def attend(
   Returns:
     As `q`.
   """
-  on, heads = device(), num_heads // shards('heads')
-  queries, keys = length or q.shape[1], length or k.shape[1]
-  problem = choice.Problem(
-    on.platform, on.device_kind, str(q.dtype), queries, keys, q.shape[-1] // num_heads,
-    bias is not None, mask is not None, 4 * q.shape[0] // shards('batch') * heads * queries * keys,
+  options: Any = dict(num_heads=num_heads, causal=causal, length=length)
+  way = choice.IMPLEMENTATIONS[choice.choose(_problem(q, k.shape[1], bias, mask, options))]
+  options['num_heads'] //= shards('heads')
+  run = functools.partial(way.run, **options)
+  return per_shard(run, (*(_PACKED,) * 3, *_axes(bias, mask)), _PACKED)(q, k, v, bias, mask)
+
+
+def _problem(q, keys, bias, mask, options) -> choice.Problem:
+  """What `choice.choose` wants to know; `options` are those of `attend`."""
+  on, heads, length = device(), options['num_heads'], options['length']
+  queries, keys = length or q.shape[1], length or keys
+  examples = q.shape[0] // shards('batch')
+  return choice.Problem(
+    on.platform, on.device_kind, str(q.dtype), queries, keys, q.shape[-1] // heads,
+    bias is not None, mask is not None, 4 * examples * heads // shards('heads') * queries * keys,
   )  # fmt: skip
-  way = choice.IMPLEMENTATIONS[choice.choose(problem)]
-  run = functools.partial(way.run, num_heads=heads, causal=causal, length=length)
-  axes = None if bias is None else ('batch' if bias.shape[0] > 1 else None, 'heads', None, None)
-  inputs = (_PACKED,) * 3 + (axes, None if mask is None else ('batch', None))
-  return per_shard(run, inputs, _PACKED)(q, k, v, bias, mask)
+
+
+def _axes(bias, mask):
+  """Logical axes of a bias and a mask."""
+  shared = None if bias is None or bias.shape[0] == 1 else 'batch'
+  return (
+    None if bias is None else (shared, 'heads', None, None),
+    None if mask is None else ('batch', None),
+  )
+
 
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ from vit_jax.layers import ACTIVATIONS, Mlp, Norm, flatten, ones, unflatten
 from vit_jax.sharding import param, shards, spec
 
 # Activations that a block marks by name, in the order in which they are computed.
-NAMES = ('query', 'key', 'value', 'context', 'attn', 'hidden', 'gate', 'mlp')
+NAMES = ('qkv', 'context', 'attn', 'hidden', 'gate', 'mlp')
 # Enough of them for the backward pass to recompute no matrix product.
 PRODUCTS = NAMES[:-1]
 REMAT = ('none', 'dots', 'names', 'full')

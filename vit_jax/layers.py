@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -120,15 +121,38 @@ class Dense(nnx.Module):
       alone: whether nothing else is computed from the gradient of the result than those of `x` and
         the kernel, so that the gradient of the bias is better a product, too; see `add_bias`.
     """
-    axes = self.axes[0], self.axes[self.contracted]
-    _, out = (None if axis == 'embed' else axis for axis in axes)
-    kernel = self.kernel[...].reshape(x.shape[-1], -1, out_sharding=spec(*axes)).astype(x.dtype)
-    kernel = row_major(gather(kernel, *axes))
-    y = einsum('ni,io->no', x, kernel, out=('batch', out))
-    if not hasattr(self, 'bias'):
+    kernel, bias, out = self.matrix(x.dtype)
+    y = einsum('ni,io->no', x, row_major(kernel), out=('batch', out))
+    if bias is None:
       return y
-    bias = self.bias[...].astype(x.dtype).reshape(-1, out_sharding=spec(out))
     return add_bias(y, bias, out) if alone else y + bias
+
+  def matrix(self, dtype) -> tuple[jax.Array, jax.Array | None, str | None]:
+    """The kernel as a matrix (in, out), the bias as a vector or None, and the axis of both."""
+    axes = self.axes[0], self.axes[self.contracted]
+    fan_in = math.prod(self.kernel.shape[: self.contracted])
+    kernel = self.kernel[...].reshape(fan_in, -1, out_sharding=spec(*axes)).astype(dtype)
+    _, out = (None if axis == 'embed' else axis for axis in axes)
+    bias = None
+    if hasattr(self, 'bias'):
+      bias = self.bias[...].astype(dtype).reshape(-1, out_sharding=spec(out))
+    return gather(kernel, *axes), bias, out
+
+
+def joined_rows(denses: Sequence[Dense], x: jax.Array) -> jax.Array:
+  """What `Dense.rows` gives for each of `denses`, side by side, by one product that reads x once.
+
+  Their features must not be cut into parts.
+  """
+  kernels, biases, (out, *_) = zip(*(dense.matrix(x.dtype) for dense in denses), strict=True)
+  y = einsum('ni,io->no', x, row_major(jnp.concatenate(kernels, 1)), out=('batch', out))
+  if all(bias is None for bias in biases):
+    return y
+  biases = [
+    jnp.zeros(kernel.shape[1], x.dtype, out_sharding=spec(out)) if bias is None else bias
+    for kernel, bias in zip(kernels, biases, strict=True)
+  ]
+  return add_bias(y, jnp.concatenate(biases), out)
 
 
 def row_major(w: jax.Array) -> jax.Array:

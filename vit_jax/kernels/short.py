@@ -33,15 +33,30 @@ class _Spec(NamedTuple):
   """What is static about a call."""
 
   num_heads: int
+  head_dim: int
   causal: bool
   queries: int
   keys: int
+  packed: bool
   interpret: bool
 
 
 def fits(queries: int, keys: int, head_dim: int) -> bool:
   """Whether these kernels take such attention: rows must fit into VMEM, and be worth it."""
   return 8 <= queries <= 2048 and keys <= 2048 and head_dim <= 256
+
+
+def packs(tokens: int, num_heads: int, head_dim: int, itemsize: int = 2, *, bias: bool) -> bool:
+  """Whether `self_attention` takes such attention: the rows of all heads must fit into VMEM."""
+  width = num_heads * head_dim
+  arrays = 2 * itemsize * (tokens + -tokens % 8) * width * 7
+  scores = num_heads * _bias_bytes(tokens, tokens) if bias else 0
+  return fits(tokens, tokens, head_dim) and width % LANES == 0 and arrays + scores <= BLOCKS
+
+
+def _bias_bytes(queries: int, keys: int) -> int:
+  """Of a bias and its gradient in float32, each twice, per head."""
+  return 4 * queries * keys * 4
 
 
 def reference(q, k, v, bias=None, mask=None, *, num_heads: int, causal: bool = False) -> jax.Array:
@@ -81,24 +96,51 @@ def attention(
     As `q`, and 0 where that is padding. Scores and softmax are float32; their products with values
     are of the dtype of `q`, summed in float32. A query without keys attends to all alike.
   """
-  spec = _Spec(num_heads, causal, queries or q.shape[1], keys or k.shape[1], interpret)
-  return _attention(q, k, v, bias, mask, spec)
+  spec = _Spec(
+    num_heads, q.shape[-1] // num_heads, causal, queries or q.shape[1], keys or k.shape[1], False,
+    interpret,
+  )  # fmt: skip
+  return _attention((q, k, v), bias, mask, spec)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _attention(q, k, v, bias, mask, spec):
-  return _forward(q, k, v, bias, mask, spec)[0]
+def self_attention(
+  qkv, bias=None, mask=None, *, num_heads: int, causal: bool = False, length: int | None = None,
+  interpret: bool = False,
+) -> jax.Array:  # fmt: skip
+  """`attention` among the same tokens, of one array, which has one gradient: see `packs`.
+
+  So the projections to queries, keys and values can be one product, which reads its operands once.
+
+  Args:
+    qkv: (batch, tokens and padding, 3 * num_heads * head_dim): queries, keys and values.
+    bias, mask, num_heads, causal, interpret: as for `attention`.
+    length: how many tokens are not padding; all if not given.
+
+  Returns:
+    (batch, tokens and padding, num_heads * head_dim).
+  """
+  length = length or qkv.shape[1]
+  spec = _Spec(num_heads, qkv.shape[-1] // 3 // num_heads, causal, length, length, True, interpret)
+  return _attention((qkv,), bias, mask, spec)
 
 
-def _forward(q, k, v, bias, mask, spec):
-  (y,) = _call(_forward_kernel, (q, k, v), (q,), bias, mask, spec, matmuls=2)
-  return y, (q, k, v, bias, mask)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _attention(operands, bias, mask, spec):
+  return _forward(operands, bias, mask, spec)[0]
+
+
+def _forward(operands, bias, mask, spec):
+  batch, tokens, _ = operands[0].shape
+  y = jax.ShapeDtypeStruct((batch, tokens, spec.num_heads * spec.head_dim), operands[0].dtype)
+  (y,) = _call(_forward_kernel, operands, (y,), bias, mask, spec, matmuls=2)
+  return y, (operands, bias, mask)
 
 
 def _backward(spec, saved, dy):
-  q, k, v, bias, mask = saved
-  grads = _call(_backward_kernel, (q, k, v, dy), (q, k, v), bias, mask, spec, matmuls=5)
-  return *grads[:3], None if bias is None else grads[3].astype(bias.dtype), None
+  operands, bias, mask = saved
+  grads = _call(_backward_kernel, (*operands, dy), operands, bias, mask, spec, matmuls=5)
+  grads, dbias = grads[: len(operands)], grads[len(operands) :]
+  return tuple(grads), dbias[0].astype(bias.dtype) if dbias else None, None
 
 
 _attention.defvjp(_forward, _backward)
@@ -106,14 +148,16 @@ _attention.defvjp(_forward, _backward)
 
 def _call(kernel, operands, outs, bias, mask, spec: _Spec, *, matmuls: int) -> Any:
   """The pallas_call of `kernel`, whose results are shaped as `outs`; and the gradient of a bias."""
-  batch, _, width = operands[0].shape
-  head_dim, itemsize = width // spec.num_heads, operands[0].dtype.itemsize
-  score_bytes = 4 * spec.queries * spec.keys * 4 if bias is not None else 0
-  heads, examples = _blocks(
-    batch, spec, head_dim, 2 * itemsize * sum(x.shape[1] for x in (*operands, *outs)), score_bytes
-  )
-  lanes = heads * head_dim
-  block = lambda x: pl.BlockSpec((examples, x.shape[1], lanes), lambda h, b: (b, 0, h))  # noqa: E731
+  batch, head_dim, itemsize = operands[0].shape[0], spec.head_dim, operands[0].dtype.itemsize
+  score_bytes = _bias_bytes(spec.queries, spec.keys) if bias is not None else 0
+  width = spec.num_heads * head_dim
+  rows = 2 * itemsize * sum(x.shape[1] * x.shape[2] // width for x in (*operands, *outs))
+  heads, examples = _blocks(batch, spec, rows, score_bytes)
+
+  def block(x):
+    lanes = x.shape[2] * heads // spec.num_heads
+    return pl.BlockSpec((examples, x.shape[1], lanes), lambda h, b: (b, 0, h))
+
   inputs, in_specs = list(operands), [block(x) for x in operands]
   out_specs = [block(x) for x in outs]
   out_shape = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outs]
@@ -132,9 +176,7 @@ def _call(kernel, operands, outs, bias, mask, spec: _Spec, *, matmuls: int) -> A
       out_shape.append(jax.ShapeDtypeStruct(bias.shape, jnp.float32))
   pairs = batch * spec.num_heads * spec.queries * spec.keys
   return pl.pallas_call(
-    functools.partial(
-      kernel, spec=spec, head_dim=head_dim, bias=bias is not None, mask=mask is not None
-    ),
+    functools.partial(kernel, spec=spec, bias=bias is not None, mask=mask is not None),
     grid=(spec.num_heads // heads, batch // examples),
     in_specs=in_specs,
     out_specs=out_specs,
@@ -154,18 +196,19 @@ def _call(kernel, operands, outs, bias, mask, spec: _Spec, *, matmuls: int) -> A
   )(*inputs)
 
 
-def _blocks(batch: int, spec: _Spec, head_dim: int, rows: int, score_bytes: int):
+def _blocks(batch: int, spec: _Spec, rows: int, score_bytes: int):
   """Heads and examples in a block: as many of first the one, then the other as VMEM has room for.
 
   Args:
     batch: examples on this device.
     spec: of the call.
-    head_dim: features of a head.
     rows: of all operands and results together, in bytes per lane.
     score_bytes: of the bias and its gradient, per head.
   """
+  head_dim = spec.head_dim
   row = LANES * -(-head_dim // LANES) * rows if head_dim > LANES else head_dim * rows
   whole = _whole(head_dim, spec.num_heads)
+  whole = spec.num_heads if spec.packed else whole
   choices = [h for h in range(whole, spec.num_heads + 1, whole) if spec.num_heads % h == 0]
   heads = max([h for h in choices if h * (row + score_bytes) <= BLOCKS], default=whole)
   limit = BLOCKS // (heads * (row + score_bytes))
@@ -179,18 +222,30 @@ def _whole(head_dim: int, num_heads: int) -> int:
 
 
 class _Work:
-  """The blocks of one step of the grid, and how its loops go through them."""
+  """The blocks of one step of the grid, and how its loops go through them.
 
-  def __init__(self, refs, arrays: int, *, spec: _Spec, head_dim: int, bias: bool, mask: bool):
+  Attributes:
+    q, k, v, dy: of the operands; the last only in the backward pass.
+    outs: the result, or the gradients of queries, keys and values.
+    dbias: the gradient of the bias, or None.
+  """
+
+  def __init__(self, refs, *, backward: bool, spec: _Spec, bias: bool, mask: bool):
     refs = list(refs)
-    self.inputs = [refs.pop(0) for _ in range(arrays)]
+
+    def three():
+      return _thirds(refs.pop(0)) if spec.packed else [refs.pop(0) for _ in range(3)]
+
+    self.q, self.k, self.v = three()
+    self.dy = refs.pop(0) if backward else None
     self.mask = refs.pop(0) if mask else None
     self.bias = refs.pop(0) if bias else None
-    self.outs = refs
-    self.spec, self.head_dim = spec, head_dim
-    self.examples, _, lanes = self.inputs[0].shape
-    self.heads = lanes // head_dim
-    self.group = _whole(head_dim, self.heads)
+    self.outs = three() if backward else [refs.pop(0)]
+    self.dbias = refs.pop(0) if refs else None
+    self.spec, self.head_dim = spec, spec.head_dim
+    self.examples, _, lanes = self.q.shape
+    self.heads = lanes // self.head_dim
+    self.group = _whole(self.head_dim, self.heads)
 
   def each(self, body) -> None:
     """Calls body(example, first head, lanes) for every group of heads of every example.
@@ -219,7 +274,7 @@ class _Work:
 
   def keys_and_values(self, example, lanes):
     """Of every head of a group, without padding."""
-    return (self.cut(ref[example, : self.spec.keys, lanes]) for ref in self.inputs[1:3])
+    return (self.cut(ref[example, : self.spec.keys, lanes]) for ref in (self.k, self.v))
 
   def weights(self, example, head, rows, q, k):
     """Softmax weights, float32 (rows, keys), and which rows have keys at all (None: every one)."""
@@ -235,6 +290,12 @@ class _Work:
     top = s.max(-1, keepdims=True)
     p = jnp.exp(s - top)
     return p / p.sum(-1, keepdims=True), None if self.mask is None else top > MASKED / 2
+
+
+def _thirds(ref) -> list[Any]:
+  """Queries, keys and values, or their gradients, in an array that packs them."""
+  width = ref.shape[2] // 3
+  return [ref.at[:, :, i * width : (i + 1) * width] for i in range(3)]
 
 
 def _dot(a, b, axes):
@@ -260,14 +321,14 @@ def _clear(ref, example, length, lanes):
 
 
 def _forward_kernel(*refs, **options):
-  work = _Work(refs, 3, **options)
-  q_ref, (y_ref,) = work.inputs[0], work.outs
+  work = _Work(refs, backward=False, **options)
+  (y_ref,) = work.outs
 
   def body(b, first, lanes):
     keys, values = work.keys_and_values(b, lanes)
     for rows in work.parts():
       ys = []
-      for i, q in enumerate(work.cut(q_ref[b, rows, lanes])):
+      for i, q in enumerate(work.cut(work.q[b, rows, lanes])):
         p, _ = work.weights(b, first + i, rows, q, keys[i])
         ys.append(_dot(p.astype(q.dtype), values[i], (1, 0)))
       _put(y_ref, b, rows, lanes, ys)
@@ -277,23 +338,22 @@ def _forward_kernel(*refs, **options):
 
 
 def _backward_kernel(*refs, **options):
-  work = _Work(refs, 4, **options)
-  q_ref, _, _, dy_ref = work.inputs
-  dq_ref, dk_ref, dv_ref, *dbias = work.outs
+  work = _Work(refs, backward=True, **options)
+  (dq_ref, dk_ref, dv_ref), dbias = work.outs, work.dbias
   scale = work.head_dim**-0.5
-  shared = bool(dbias) and dbias[0].shape[0] == 1
+  shared = dbias is not None and dbias.shape[0] == 1
   if shared:
 
     @pl.when(pl.program_id(1) == 0)
     def _():
-      dbias[0][...] = jnp.zeros_like(dbias[0])
+      dbias[...] = jnp.zeros_like(dbias)
 
   def body(b, first, lanes):
     keys, values = work.keys_and_values(b, lanes)
     dks, dvs = ([jnp.zeros(k.shape, jnp.float32) for k in keys] for _ in range(2))
     for rows in work.parts():
       dqs = []
-      queries, dys = (work.cut(ref[b, rows, lanes]) for ref in (q_ref, dy_ref))
+      queries, dys = (work.cut(ref[b, rows, lanes]) for ref in (work.q, work.dy))
       for i, (q, dy, k, v) in enumerate(zip(queries, dys, keys, values, strict=True)):
         p, live = work.weights(b, first + i, rows, q, k)
         dp = _dot(dy, v, (1, 1))
@@ -301,9 +361,9 @@ def _backward_kernel(*refs, **options):
         if live is not None:
           ds = jnp.where(live, ds, 0.0)
         if shared:
-          dbias[0][0, first + i, rows, :] += ds
-        elif dbias:
-          dbias[0][b, first + i, rows, :] = ds
+          dbias[0, first + i, rows, :] += ds
+        elif dbias is not None:
+          dbias[b, first + i, rows, :] = ds
         ds = ds.astype(q.dtype)
         dqs.append(_dot(ds, k, (1, 0)) * scale)
         dks[i] += _dot(ds, q, (0, 0))
