@@ -23,7 +23,7 @@ PROGRAM = """HloModule step, is_scheduled=true
 %body.1 (arg.1: (s32[], f32[8])) -> (s32[], f32[8]) {
   %arg.1 = (s32[], f32[8]{0}) parameter(0)
   %fusion.7 = f32[8]{0:T(1024)} fusion(%x), kind=kLoop, calls=%inner, metadata={op_name="jit(step)/while/body/add"}, backend_config={"window_config":{"estimated_cycles":"100"}}
-  %all-reduce-start.1 = bf16[4,256]{1,0:T(8,128)(2,1)} all-reduce-start(%y), replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, to_apply=%sum
+  %all-reduce-start.1 = bf16[4,256]{1,0:T(8,128)(2,1)} all-reduce-start(%y), replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_0'}, to_apply=%sum
   %all-reduce-done.1 = bf16[4,256]{1,0:T(8,128)(2,1)} all-reduce-done(%all-reduce-start.1)
 }
 

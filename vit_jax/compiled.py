@@ -197,7 +197,7 @@ def _received(kind: str, shape: str, line: str) -> int:
 
 def _group(line: str) -> int:
   """How many devices take part in a collective."""
-  if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+  if named := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]* \{([^}]*)\}", line):
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
     return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
   if listed := re.search(r'replica_groups=\{\{([\d,]*)\}', line):

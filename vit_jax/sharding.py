@@ -35,7 +35,7 @@ def make_mesh(layout: str, devices: Sequence[Any] | None = None) -> jax.sharding
     devices: those of all processes if not given.
 
   Raises:
-    RunError: if the sizes do not multiply to the number of devices.
+    RunError: if the sizes do not multiply to the number of devices, or are not sides of their torus.
   """
   count = len(devices or jax.devices())
   if layout in AXES:
@@ -51,7 +51,15 @@ def make_mesh(layout: str, devices: Sequence[Any] | None = None) -> jax.sharding
       sizes[sizes.index(-1)] = count // -math.prod(sizes)
   if math.prod(sizes) != count:
     raise RunError(f'mesh={layout!r} is for {math.prod(sizes)} devices, but there are {count}')
-  return jax.make_mesh(tuple(sizes), AXES, devices=devices)
+  try:
+    return jax.make_mesh(tuple(sizes), AXES, devices=devices)
+  except NotImplementedError:
+    # An axis that wound through parts of two sides of the torus would have slow collectives.
+    last = (list(devices) if devices else jax.devices())[-1].coords
+    sides = 'x'.join(str(side + 1) for side in last)
+    raise RunError(
+      f'mesh={layout!r}: each size must be a product of sides of the chips, which are {sides}'
+    ) from None
 
 
 def spec(*axes: str | None) -> P | None:

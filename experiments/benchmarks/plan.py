@@ -1,0 +1,162 @@
+"""Predicted training steps on TPU slices, peers beside: `python -m experiments.benchmarks.plan`.
+
+Compiles each case with the compiler of TPUs, which needs no TPU (`pip install vit_jax[tpu]`), and
+reads its estimate as `vit_jax.plan` does, for ours and for the ViT of `linen.py`. A case takes
+minutes and a few GiB, so each has a process of its own and is written down at once; `--only` repeats
+some of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+from absl import logging
+
+from configs import synthetic
+from experiments.benchmarks import linen, report
+from vit_jax import flops, plan
+from vit_jax.compiled import Program
+from vit_jax.models.vit import ViTConfig
+
+UNROLLED = {'model.scan': False, 'model.remat': 'none'}
+PEERS = {'linen, unrolled': False, 'linen, scanned': True}
+
+
+class Case(NamedTuple):
+  """A model on a slice, with as many images on each of its chips; and how it is trained."""
+
+  model: str
+  topology: str
+  images: int
+  way: str
+  changes: Mapping[str, Any]
+
+  @property
+  def name(self) -> str:
+    """'B/16 v5e:2x2 linen, scanned'."""
+    return f'{self.model} {self.topology} {self.way}'
+
+
+def cases() -> list[Case]:
+  """Small models beside their peers, on four chips; giants on 256 and 1,024."""
+  found = []
+  for model, topology, images in (
+    ('S/16', 'v5e:2x2', 256), ('B/16', 'v5e:2x2', 128), ('L/16', 'v5e:2x2', 32),
+    ('B/16', 'v6e:2x2', 128),
+  ):  # fmt: skip
+    ways = {
+      'unrolled, mesh=fsdp': {**UNROLLED, 'mesh': 'fsdp'},
+      'unrolled': UNROLLED,
+      'scanned, mesh=fsdp': {'mesh': 'fsdp'},
+      'scanned': {},
+      **dict.fromkeys(PEERS, {}),
+    }
+    found += [Case(model, topology, images, *way) for way in ways.items()]
+  for topology, data in (('v5p:8x8x4', 4), ('v5p:8x8x16', 16)):
+    for model, images in (('G/14', 32), ('22B/14', 16)):
+      mesh = f'{data}x64x1'
+      found.append(Case(model, topology, images, f'scanned, mesh={mesh}', {'mesh': mesh}))
+  return found
+
+
+def config(case: Case) -> Any:
+  """The configuration of one of ours."""
+  made: Any = synthetic.get_config(case.model)
+  made.batch_size = case.images * len(plan.topology_devices(case.topology))
+  made.update_from_flattened_dict(case.changes)
+  return made
+
+
+def measure(case: Case) -> dict[str, Any]:
+  """A row of the table."""
+  devices = plan.topology_devices(case.topology)
+  chip = flops.CHIPS[devices[0].device_kind]
+  row = {'model': case.model, 'slice': case.topology, 'images per chip': case.images,
+         'way': case.way}  # fmt: skip
+  if case.way in PEERS:
+    start = time.perf_counter()
+    with plan.no_cache():
+      compiled = linen.compile_step(devices, case.model, case.images, scan=PEERS[case.way])
+    seconds = time.perf_counter() - start
+    stats, program = compiled.memory_analysis(), Program(compiled.as_text())
+    model = ViTConfig(variant=case.model, pool='mean', num_classes=1000).resolve()
+    step, kernels = program.cycles / chip.clock, 0.0
+    mfu = flops.train_flops(model) * case.images / step / chip.peak
+    memory = (
+      stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+      + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
+    )  # fmt: skip
+    waited = sum(c.waited for c in program.collectives) / chip.link
+  else:
+    result = plan.plan(config(case), case.topology)
+    step, kernels, mfu, memory = result.step_time, result.kernel_time, result.mfu, result.memory
+    waited, seconds = result.collective_time, result.trace_time + result.compile_time
+    if not (step and mfu):
+      raise SystemExit(f'{case.name} does not fit')
+  return row | {
+    'ms': 1e3 * step, 'of it kernels': 1e3 * (kernels or 0), 'Mcycles': step * chip.clock / 1e6,
+    'MFU %': 100 * mfu, 'img/s per chip': case.images / step, 'GiB': memory / plan.GIB,
+    'collectives ms': 1e3 * (waited or 0), 'compile s': seconds,
+  }  # fmt: skip
+
+
+def main(only: str) -> None:
+  """Measures the cases whose names match, and keeps the other rows there are."""
+  path = report.RESULTS / 'plan.json'
+  old = json.loads(path.read_text())['rows'] if path.exists() else []
+  rows = {(row['model'], row['slice'], row['way']): row for row in old}
+  order = [(case.model, case.topology, case.way) for case in cases()]
+  for case, key in zip(cases(), order, strict=True):
+    if re.search(only, case.name):
+      command = [sys.executable, '-m', 'experiments.benchmarks.plan', f'--case={case.name}']
+      done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+      if done.returncode:
+        print(f'{case.name} failed: {done.stdout.strip()}')
+        continue
+      rows[key] = json.loads(done.stdout.splitlines()[-1])
+      write([rows[key] for key in order if key in rows])
+
+
+def write(rows: list[dict[str, Any]]) -> None:
+  """The report and its picture."""
+  report.write(
+    'plan', rows, title='Training steps as the compiler of TPUs predicts them, bfloat16, 224 px',
+    note='ms: cycles of all its operations over the clock, and kernels written by hand at half '
+    'their roofline (half as much again for heads of 64). collectives ms: not in ms, nothing is '
+    'computed behind them. compile s: tracing included.',
+  )  # fmt: skip
+
+  def draw(axes: Any) -> None:
+    colours = dict(zip(dict.fromkeys(row['way'] for row in rows), 'C0 C9 C2 C8 C7 C5 C1 C4'.split(),
+                       strict=False))  # fmt: skip
+    names = [f'{row["model"]} {row["slice"]}, {row["way"]}' for row in rows]
+    bars = axes.barh(
+      range(len(rows)), [row['MFU %'] for row in rows], color=[colours[row['way']] for row in rows]
+    )
+    axes.bar_label(bars, fmt='{:.1f}', padding=3)
+    axes.set_yticks(range(len(rows)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel('predicted MFU, %')
+
+  report.figure('plan', draw, width=8, height=1 + 0.25 * len(rows))
+
+
+if __name__ == '__main__':
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])  # type: ignore
+  parser.add_argument('--only', default='', help='measure cases whose names match this only')
+  parser.add_argument('--case', help='measure one case and print its row')
+  arguments = parser.parse_args()
+  logging.set_verbosity(logging.ERROR)
+  jax.config.update('jax_platforms', 'cpu')
+  if arguments.case:
+    print(json.dumps(measure(next(c for c in cases() if c.name == arguments.case))))
+  else:
+    main(arguments.only)
