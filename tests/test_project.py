@@ -85,7 +85,9 @@ ALLOWED = {
   'convert.__main__': {'command', 'convert'},
   'inspect': {'command', 'convert', 'models'},
   'predict': {'card', 'command', 'convert', 'data', 'data.preprocess', 'models'},
-  'experiment': {'card', 'config', 'convert', 'data.pipeline', 'optim', 'sharding', 'state'},
+  'experiment': {
+    'card', 'config', 'convert', 'data.pipeline', 'encoder', 'optim', 'sharding', 'state',
+  },
   'memory': set(),
   'launch': {'memory'},
   'train': {
@@ -95,7 +97,8 @@ ALLOWED = {
   'workdir': {'config', 'experiment', 'flops', 'metrics', 'sharding'},
   'compiled': set(),
   'plan': {
-    'compiled', 'config', 'data', 'data.sources', 'experiment', 'flops', 'launch', 'sharding',
+    'compiled', 'config', 'data', 'data.sources', 'encoder', 'experiment', 'flops', 'launch',
+    'sharding',
   },
   'evaluate': {'checkpoint', 'config', 'convert', 'experiment', 'launch', 'metrics', 'sharding'},
 }  # fmt: skip

@@ -56,7 +56,6 @@ def cases() -> list[Case]:
       'unrolled, mesh=fsdp': {**UNROLLED, 'mesh': 'fsdp'},
       'unrolled': UNROLLED,
       'scanned, mesh=fsdp': {'mesh': 'fsdp'},
-      'scanned': {},
       **dict.fromkeys(PEERS, {}),
     }
     found += [Case(model, topology, images, *way) for way in ways.items()]
@@ -130,7 +129,7 @@ def write(rows: list[dict[str, Any]]) -> None:
   report.write(
     'plan', rows, title='Training steps as the compiler of TPUs predicts them, bfloat16, 224 px',
     note='ms: cycles of all its operations over the clock, and kernels written by hand at half '
-    'their roofline (half as much again for heads of 64). collectives ms: not in ms, nothing is '
+    'their roofline. collectives ms: not in ms, nothing is '
     'computed behind them. compile s: tracing included.',
   )  # fmt: skip
 
