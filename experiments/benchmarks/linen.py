@@ -8,7 +8,7 @@ parameters as `vit_jax.create(variant, pool='mean')`, same AdamW, same dtypes.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -70,16 +70,33 @@ class ViT(nn.Module):
     return nn.Dense(self.num_classes, dtype=jnp.float32)(x)
 
 
-def compile_step(devices: Any, variant: str, per_device: int, *, scan: bool) -> Any:
-  """The compiled training step: data parallel, AdamW, float32 state.
+class Training(NamedTuple):
+  """What is compiled to train.
+
+  Attributes:
+    init: a jitted function without arguments, which gives the state.
+    step: a jitted function from (state, images, labels) to the next state and the loss.
+    shapes: of these arguments, with their shardings.
+  """
+
+  init: Any
+  step: Any
+  shapes: tuple[Any, Any, Any]
+
+
+def training(
+  devices: Any, variant: str, per_device: int, *, scan: bool, dtype: Any = jnp.bfloat16
+) -> Training:
+  """Data parallel, AdamW, float32 state, images of 224 px.
 
   Args:
     devices: to compile for.
     variant: 'B/16'.
     per_device: images.
     scan: over layers, with recomputation, or unrolled without.
+    dtype: of activations.
   """
-  model = ViT(variant, scan=scan)
+  model = ViT(variant, scan=scan, dtype=dtype)
   optimizer = optax.adamw(1e-3, weight_decay=1e-4)
   mesh = jax.make_mesh((len(devices),), ('data',), (jax.sharding.AxisType.Auto,), devices=devices)
   replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P('data'))
@@ -87,13 +104,10 @@ def compile_step(devices: Any, variant: str, per_device: int, *, scan: bool) -> 
   images = jax.ShapeDtypeStruct((batch, 224, 224, 3), jnp.uint8, sharding=split)
   labels = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=split)
 
+  @functools.partial(jax.jit, out_shardings=replicated)
   def init():
     params = model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))['params']
     return params, optimizer.init(params)
-
-  state = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), jax.eval_shape(init)
-  )
 
   @functools.partial(jax.jit, donate_argnums=0, out_shardings=(replicated, replicated))
   def step(state, images, labels):
@@ -107,4 +121,7 @@ def compile_step(devices: Any, variant: str, per_device: int, *, scan: bool) -> 
     updates, opt = optimizer.update(grads, opt, params)
     return (optax.apply_updates(params, updates), opt), value
 
-  return step.lower(state, images, labels).compile()
+  state = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), jax.eval_shape(init)
+  )
+  return Training(init, step, (state, images, labels))

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from experiments.benchmarks import report
 from vit_jax import plan
@@ -48,10 +49,11 @@ def attention_bytes(name: str, tokens: int, device: Any, dtype: Any) -> int:
   def loss(q, k, v):
     return way(q, k, v).astype(jnp.float32).sum()
 
-  x = jax.ShapeDtypeStruct(
-    (1, tokens, HEADS * HEAD_DIM), dtype, sharding=SingleDeviceSharding(device)
-  )
-  with plan.no_cache():
+  mesh = Mesh(np.array([device]), 'x')
+  sharding = NamedSharding(mesh, P())
+  x = jax.ShapeDtypeStruct((1, tokens, HEADS * HEAD_DIM), dtype, sharding=sharding)
+  # Kernels look at the mesh for the kind of device.
+  with plan.no_cache(), jax.set_mesh(mesh):
     compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, x, x).compile()
   return compiled.memory_analysis().temp_size_in_bytes
 

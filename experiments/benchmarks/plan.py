@@ -83,7 +83,8 @@ def measure(case: Case) -> dict[str, Any]:
   if case.way in PEERS:
     start = time.perf_counter()
     with plan.no_cache():
-      compiled = linen.compile_step(devices, case.model, case.images, scan=PEERS[case.way])
+      peer = linen.training(devices, case.model, case.images, scan=PEERS[case.way])
+      compiled = peer.step.lower(*peer.shapes).compile()
     seconds = time.perf_counter() - start
     stats, program = compiled.memory_analysis(), Program(compiled.as_text())
     model = ViTConfig(variant=case.model, pool='mean', num_classes=1000).resolve()
