@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
-import importlib.util
 import json
 import os
 import pathlib
@@ -26,12 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks import report
+from experiments.benchmarks.contestants import give_back, gpu_of_torch
 from experiments.benchmarks.timing import Timed, complaint, measure
 from vit_jax import attention, flops
 from vit_jax.kernels import choice
 
 LENGTHS = (50, 196, 197, 256, 257, 576, 577, 729, 1025, 2305, 4097)
-# With bias, with mask and with one query: even, because there every implementation that takes a bias
+# With bias, with mask, with one query: even, because there every implementation that takes a bias
 # at all takes part.
 SPECIAL = (50, 196, 256, 576, 1024)
 WIDTHS = (64, 72, 80, 88, 104, 112, 128)
@@ -267,7 +267,7 @@ def compare(case: Case, size: Size, dtype: str, rounds: int, least: float) -> li
     for name, way in choice.IMPLEMENTATIONS.items()
     if way.accepts(problem)
   }
-  if device.platform == 'gpu' and _torch_sees_a_gpu():
+  if device.platform == 'gpu' and gpu_of_torch():
     makers[PEER] = theirs
   want = exact(case, inputs, heads)
   right: dict[str, Contestant] = {}
@@ -296,12 +296,6 @@ def compare(case: Case, size: Size, dtype: str, rounds: int, least: float) -> li
       row[f'{what} of peak'] = once and peak and times * work / once / peak
       row[f'{what} x xla'] = once and base and base / once
   return list(rows.values())
-
-
-@functools.cache
-def _torch_sees_a_gpu() -> bool:
-  found = importlib.util.find_spec('torch') is not None
-  return found and importlib.import_module('torch').cuda.is_available()
 
 
 def table(rows: Sequence[dict[str, Any]], device: str, dtype: str) -> list[dict[str, Any]]:
@@ -336,6 +330,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
   parser.add_argument('--rounds', type=int, default=9, help='of which the median counts')
   parser.add_argument('--least', type=float, default=0.02, help='seconds of a measurement')
   parser.add_argument('--write-table', action='store_true', help=f'into {choice.TABLE.name}')
+  parser.add_argument('--tag', default='', help='at the end of the names of results')
   parser.add_argument('--folder', type=pathlib.Path, help='for results, if not the usual one')
   parser.add_argument('--quick', action='store_true', help='two lengths, to see that it works')
   args = parser.parse_args(argv)
@@ -352,12 +347,14 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
   try:
     for case in cases(args.lengths, args.widths, args.special):
       rows += compare(case, size, dtype, args.rounds, args.least)
+      give_back()
       print(f'{case.name}, {case.keys} tokens, heads {case.head_dim} wide', flush=True)
   except KeyboardInterrupt:
     print('stopped')
   if args.write_table:
     write_table(table(rows, device.device_kind, dtype), choice.TABLE)
-  name, title = report.on_device('attention', device.device_kind), f'Attention, {dtype}'
+  name = report.on_device('attention', device.device_kind, args.tag)
+  title = f'Attention, {dtype}'
   report.write(
     name, rows, title=f'{title}, {size.heads} heads, {device.device_kind}',
     note='TFLOP/s: forward 4 x batch x heads x queries x keys x head_dim, both passes 3 x that. '

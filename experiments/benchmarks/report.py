@@ -37,9 +37,16 @@ def machine() -> dict[str, Any]:
   }
 
 
-def on_device(benchmark: str, device: str) -> str:
-  """The name of a benchmark's results on a kind of device: 'train_step-nvidia-h200'."""
-  return f'{benchmark}-{re.sub("[^a-z0-9]+", "-", device.lower()).strip("-")}'
+def on_device(benchmark: str, device: str, tag: str = '') -> str:
+  """The name of a benchmark's results on a kind of device: 'train_step-nvidia-h200'.
+
+  Args:
+    benchmark: the module that was run.
+    device: kind of device.
+    tag: tells apart results of several runs.
+  """
+  words = re.findall('[a-z0-9]+', f'{device} {tag}'.lower())
+  return '-'.join([benchmark, *words])
 
 
 def write(
