@@ -145,18 +145,16 @@ def exact(case: Case, inputs: Inputs, heads: int) -> list[np.ndarray]:
   """`RESULTS` in float64 of the first and last head: of the last example, and of the bias."""
   results = [[], [], [], [], []]
   scale = case.head_dim**-0.5
+  # The gradient of a bias is a sum over all examples.
+  packed = [np.asarray(x if case.bias else x[-1:]) for x in inputs[:4]]
+  lengths = (case.queries, case.keys, case.keys, case.queries)
   for head in (0, heads - 1):
     lanes = slice(head * case.head_dim, (head + 1) * case.head_dim)
-    lengths = (case.queries, case.keys, case.keys, case.queries)
-    # The gradient of a bias is a sum over all examples.
-    some = slice(None) if case.bias else slice(-1, None)
-    rows = zip(
-      *(_wide(x[some, :n, lanes]) for x, n in zip(inputs[:4], lengths, strict=True)), strict=True
-    )
+    parts = [_wide(x[:, :n, lanes]) for x, n in zip(packed, lengths, strict=True)]
     bias = _wide(inputs.bias[0, head]) if case.bias else 0.0
     keep = np.asarray(inputs.mask[-1]) if case.mask else np.ones(case.keys, bool)
     one, dbias = [], 0.0
-    for q, k, v, dy in rows:
+    for q, k, v, dy in zip(*parts, strict=True):
       scores = np.where(keep, q @ k.T * scale + bias, -np.inf)
       p = np.exp(scores - scores.max(-1, keepdims=True))
       p /= p.sum(-1, keepdims=True)

@@ -63,7 +63,9 @@ def check(theirs: Theirs, folder: pathlib.Path) -> dict[str, float]:
   theirs.backward()
   want = theirs.infer().numpy()
   worst = {'logits': float(np.abs(logits - want).max() / np.abs(want).max())}
-  got = layout.write(open_checkpoint(folder).rules, tree.flatten(grad))
+  rules = open_checkpoint(folder).rules
+  assert rules
+  got = layout.write(rules, tree.flatten(grad))
   wanted = {name: p.grad.numpy() for name, p in theirs.model.named_parameters()}
   assert got.keys() == wanted.keys(), got.keys() ^ wanted.keys()
   worst['gradients'] = max(

@@ -215,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
   args = parser.parse_args(argv)
   if args.quick:
     args.models, args.image, args.batches, args.depth = ('Ti/16',), (32,), (4,), 2
-    args.ways, args.rounds, args.least = ('unrolled/none', 'scanned/names'), 2, 0.0
+    args.ways, args.rounds, args.least = (args.ways[0], args.ways[-1]), 2, 0.0
   # PyTorch needs the memory first.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   device = jax.devices()[0]
