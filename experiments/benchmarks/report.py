@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,6 +37,18 @@ def machine() -> dict[str, Any]:
   }
 
 
+def on_device(benchmark: str, device: str, tag: str = '') -> str:
+  """The name of a benchmark's results on a kind of device: 'train_step-nvidia-h200'.
+
+  Args:
+    benchmark: the module that was run.
+    device: kind of device.
+    tag: tells apart results of several runs.
+  """
+  words = re.findall('[a-z0-9]+', f'{device} {tag}'.lower())
+  return '-'.join([benchmark, *words])
+
+
 def write(
   name: str, rows: Sequence[Row], *, title: str, note: str = '', facts: Row | None = None,
   folder: pathlib.Path | None = None,
@@ -43,7 +56,7 @@ def write(
   """Prints `rows` and writes them to `folder`/`name`.json.
 
   Args:
-    name: of the benchmark, and of its file.
+    name: of the benchmark, and of its file; may be one of `on_device`.
     rows: results, a dict per line with the same keys; numbers unrounded.
     title: of the table.
     note: what the numbers mean, units included.
@@ -60,12 +73,13 @@ def write(
   for row in rows:
     table.add_row(*(_cell(value) for value in row.values()))
   Console(width=None if sys.stdout.isatty() else 160).print(table)
+  benchmark = name.partition('-')[0]
   record = {
-    'benchmark': name,
+    'benchmark': benchmark,
     'title': title,
     'note': note,
     'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
-    'command': ' '.join(['python', '-m', f'experiments.benchmarks.{name}', *sys.argv[1:]]),
+    'command': ' '.join(['python', '-m', f'experiments.benchmarks.{benchmark}', *sys.argv[1:]]),
     'machine': machine(),
     **(facts or {}),
     'rows': [dict(row) for row in rows],
@@ -81,7 +95,7 @@ def figure(name: str, draw: Any, *, folder: pathlib.Path | None = None, **size: 
   """Saves a picture as `folder`/`name`.png if Matplotlib is installed.
 
   Args:
-    name: of the benchmark.
+    name: as for `write`.
     draw: called with Matplotlib axes.
     folder: `RESULTS` if not given.
     size: `width` and `height` in inches.

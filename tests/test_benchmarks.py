@@ -1,0 +1,194 @@
+"""Benchmarks say what is wrong, time what is right, and leave what the project reads."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments.benchmarks import attention, report, timing, train_step
+from vit_jax import flops
+from vit_jax.kernels import choice, heads
+from vit_jax.models.vit import ViTConfig
+
+
+@pytest.fixture
+def results():
+  """Checks that nothing is written where the results of the project are."""
+  before = {path: path.stat().st_mtime for path in report.RESULTS.iterdir()}
+  yield
+  assert {path: path.stat().st_mtime for path in report.RESULTS.iterdir()} == before
+
+
+def plain(p):
+  return p.queries == p.keys == 50 and not (p.bias or p.mask)
+
+
+def wrong(q, k, v, bias, mask, *, num_heads, causal, length):
+  return heads.attention(q, k, 1.01 * v, bias, mask, num_heads=num_heads, causal=causal)
+
+
+def wrong_gradient(q, k, v, bias, mask, *, num_heads, causal, length):
+  k = jax.lax.stop_gradient(k)
+  return heads.attention(q, k, v, bias, mask, num_heads=num_heads, causal=causal)
+
+
+def no_number(q, k, v, bias, mask, *, num_heads, causal, length):
+  """Right but for the first example."""
+  y = heads.attention(q, k, v, bias, mask, num_heads=num_heads, causal=causal)
+  return y.at[0, 0, 0].set(jnp.nan)
+
+
+def impossible(*args, **kwargs):
+  raise ValueError('not for such heads\nand more')
+
+
+def test_attention(tmp_path, monkeypatch, results):
+  other = dict(device='TPU v4', dtype='bfloat16', bias=False, mask=False, tokens=50, head_dim=64,
+               ms={'short': 1.0})  # fmt: skip
+  stale = {**other, 'device': 'cpu', 'dtype': 'float32', 'ms': {'xla': 1e-9}}
+  table = tmp_path / 'measured.json'
+  table.write_text(json.dumps({'rows': [other, stale]}))
+  monkeypatch.setattr(choice, 'TABLE', table)
+  broken = {
+    wrong: 'y is wrong by 1.0e-02', wrong_gradient: 'dk is wrong by', no_number: 'y is not finite',
+    impossible: 'ValueError: not for such heads',
+  }  # fmt: skip
+  for function in broken:
+    way = choice.Implementation(plain, function)
+    monkeypatch.setitem(choice.IMPLEMENTATIONS, function.__name__, way)
+  rows = attention.main(['--quick', f'--folder={tmp_path}', '--write-table'])
+  record = json.loads((tmp_path / 'attention-cpu.json').read_text())
+  assert record['rows'] == rows
+  assert record['command'].startswith('python -m experiments.benchmarks.attention')
+
+  found = {}
+  for row in rows:
+    found.setdefault((row['case'], row['tokens']), {})[row['implementation']] = row
+  assert found.keys() == {
+    ('plain', 50), ('plain', 197), ('bias', 50), ('mask', 50), ('pooling', 50)
+  }  # fmt: skip
+  for case in found.values():
+    for name in ('chunked', 'heads', 'xla'):
+      row = case[name]
+      assert row['status'] == 'right'
+      assert 0 < row['error'] < 2e-5
+      assert row['forward ms'] > 0
+      assert row['both x xla'] == pytest.approx(case['xla']['both ms'] / row['both ms'])
+  row = found['plain', 197]['heads']
+  work = 3 * 4 * row['batch'] * attention.QUICK.heads * 197**2 * 64
+  assert row['both TFLOP/s'] == pytest.approx(work / row['both ms'] / 1e9)
+  for function, status in broken.items():
+    row = found['plain', 50][function.__name__]
+    assert status in row['status']
+    assert row['forward ms'] is row['both ms'] is None
+
+  written = json.loads(table.read_text())['rows']
+  assert other in written
+  assert len(written) == 1 + 4  # pooling is not in the table
+  choice._table.cache_clear()
+  try:
+    for row in written[1:]:
+      assert row['ms'].keys() == {'chunked', 'heads', 'xla'}
+      # Where there are many scores, all three are asked.
+      problem = choice.Problem(
+        'cpu', 'cpu', 'float32', row['tokens'], row['tokens'], 64, row['bias'], row['mask'], 2**31
+      )
+      assert choice.choose(problem) == min(row['ms'], key=row['ms'].get)
+  finally:
+    choice._table.cache_clear()
+
+
+def test_the_full_table_covers_what_it_says():
+  cases = attention.cases(attention.LENGTHS, attention.WIDTHS, attention.SPECIAL)
+  assert len(set(cases)) == len(cases) == 11 * 7 + 3 * 5
+  for case in cases:
+    batch = attention.ACCELERATOR.batch(case)
+    assert batch >= 2
+    assert 4 * batch * case.queries * case.keys <= max(2**26, 8 * 4097**2)
+
+
+@pytest.mark.parametrize('what', ['train', 'infer'])
+def test_train_step(what, tmp_path, results):
+  inference = ['--inference', '--ways=scanned/none'] * (what == 'infer')
+  rows = train_step.main(['--quick', '--peers=', f'--folder={tmp_path}', *inference])
+  (path,) = tmp_path.glob('*.json')
+  assert path.stem == 'train_step-cpu' + '-inference' * (what == 'infer')
+  record = json.loads(path.read_text())
+  assert record['rows'] == rows
+  assert record['command'].startswith('python -m experiments.benchmarks.train_step')
+  assert len(rows) == (2 if what == 'train' else 1)
+  config = ViTConfig(
+    'Ti/16', image_size=(32, 32), depth=2, pool='mean', posemb='sincos2d', num_classes=1000
+  ).resolve()
+  work = 2 * flops.forward_macs(config) * (3 if what == 'train' else 1)
+  for row in rows:
+    assert row['status'] == 'right'
+    assert row['off by'] < 1e-4
+    assert row['img/s'] == pytest.approx(4e3 / row['ms'])
+    assert row['TFLOP/s'] == pytest.approx(work * row['img/s'] / 1e12)
+    assert row['GiB'] > 0
+    assert row['compile s'] > 0
+  for losses in record['first losses'].values():
+    assert len(losses) == train_step.STEPS
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] - losses[-1] > 100 * train_step.TOLERANCE['train']['float32']
+  assert len(record['first losses']) == (2 if what == 'train' else 0)
+
+
+class Fake:
+  """A contestant with given losses."""
+
+  config = ViTConfig('Ti/16', num_classes=1000).resolve()
+
+  def __init__(self, losses):
+    self.losses = [*losses]
+
+  def timed(self, what):
+    return timing.Timed(lambda: jnp.float32(self.losses.pop(0)), jax.block_until_ready)
+
+
+def test_the_judge():
+  judge = train_step.Judge(rounds=3, least=0.0)
+  race = train_step.Race('Ti/16', 32, 4, 'train', 'float32', 2)
+  falling = [7.0, 6.9, 6.8, 6.7, 6.6]
+
+  def no_memory():
+    raise RuntimeError('INTERNAL: while running\nRESOURCE_EXHAUSTED: 3 TiB')
+
+  judge.try_out(race, 'first', lambda: Fake(falling + [6.5] * 99))
+  judge.try_out(race, 'equal', lambda: Fake([x + 1e-4 for x in falling] + [6.5] * 99))
+  judge.try_out(race, 'other', lambda: Fake([7.0, 6.9, 6.8, 6.8, 6.8]))
+  judge.try_out(race, 'no number', lambda: Fake([7.0, 6.9, 6.8, 6.7, jnp.nan]))
+  judge.try_out(race, 'too large', no_memory)
+  status = {row['contestant']: row['status'] for row in judge.rows}
+  assert status['first'] == status['equal'] == 'right'
+  assert 'another result than first: off by 2.9e-02' in status['other']
+  assert 'another result than first' in status['no number']
+  assert status['too large'] == 'out of memory'
+  assert [row['ms'] is None for row in judge.rows] == [False, False, True, True, True]
+
+
+def test_calls_fill_the_time_that_is_asked_for(monkeypatch):
+  clock = [0.0]
+  monkeypatch.setattr(timing.time, 'perf_counter', lambda: clock[0])
+
+  def contestant(seconds, first):
+    queue = []
+
+    def run():
+      queue.append(seconds if contestant.calls[seconds] else first)
+      contestant.calls[seconds] += 1
+
+    def wait(_):
+      clock[0] += sum(queue)
+      queue.clear()
+
+    return timing.Timed(run, wait)
+
+  contestant.calls = {0.25: 0, 2.0: 0}
+  got = timing.measure({'fast': contestant(0.25, 30.0), 'slow': contestant(2.0, 60.0)},
+                       rounds=3, least=1.0)  # fmt: skip
+  assert got == {'fast': [0.25] * 3, 'slow': [2.0] * 3}
+  # One to warm up; one, two and four to find the number; four in each round.
+  assert contestant.calls == {0.25: 1 + 7 + 12, 2.0: 1 + 1 + 3}
