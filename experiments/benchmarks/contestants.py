@@ -60,7 +60,10 @@ class Ours:
     temporary: those of them that are not arguments, likewise.
   """
 
-  def __init__(self, variant: str, batch: int, size: int, folder: str = '', **model: Any):
+  def __init__(
+    self, variant: str, batch: int, size: int, folder: str = '',
+    xla: dict[str, Any] | None = None, **model: Any,
+  ):  # fmt: skip
     """With the settings of `configs.synthetic`.
 
     Args:
@@ -68,6 +71,7 @@ class Ours:
       batch: images.
       size: of their sides, pixels.
       folder: with the checkpoint to start from, whose architecture then counts; or none.
+      xla: options of the compiler.
       **model: fields in which the model differs.
     """
     record = config_lib.to_dict(synthetic.get_config(variant))
@@ -76,6 +80,7 @@ class Ours:
     record |= {'batch_size': batch, 'init': folder}
     self._experiment = Experiment(schema.build(config_lib.Config, record))
     self.config = self._experiment.config.model
+    self._xla = xla
     self._batch = self._experiment.layout.place(draw_batch(batch, size))
     # Of a step after the warm-up.
     self._hyper = self._experiment.hyper(10)
@@ -117,7 +122,7 @@ class Ours:
 
   def _compile(self, what: str, function: Any, *args: Any) -> Any:
     start = time.perf_counter()
-    compiled = function.lower(*args).compile()
+    compiled = function.lower(*args).compile(self._xla)
     self.compile_seconds[what] = time.perf_counter() - start
     stats = compiled.memory_analysis()
     self.temporary[what] = stats.temp_size_in_bytes

@@ -36,9 +36,14 @@ MODEL = dict(dtype='float32', pool='token', posemb='learned')
 WAYS = {
   'scanned': dict(remat='none'),
   'scanned, remat=names': dict(remat='names'),
-  'scanned, remat=full': dict(remat='full'),
   'unrolled': dict(scan=False, remat='none'),
-  'unrolled, remat=names': dict(scan=False, remat='names'),
+}
+# XLA's own options for products of matrices, beside its defaults. With these a program cannot be
+# kept on disk.
+ONEDNN = {
+  'xla_cpu_use_onednn': True,
+  'xla_cpu_experimental_onednn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT',
+  'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE',
 }
 
 
@@ -76,6 +81,17 @@ def check(theirs: Theirs, folder: pathlib.Path) -> dict[str, float]:
   return worst
 
 
+def compare_losses(contestants: dict[str, Any]) -> list[float]:
+  """The losses of the first two steps, of which the second tells whether the first was right.
+
+  Raises:
+    AssertionError: if contestants differ in them.
+  """
+  losses = np.array([[float(it.train()) for _ in range(2)] for it in contestants.values()])
+  assert np.allclose(losses, losses[0], rtol=1e-4, atol=0), losses
+  return losses[0].tolist()
+
+
 def cpu_seconds() -> float:
   """Of all threads of this process."""
   usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -106,10 +122,13 @@ def main(rounds: int) -> None:
       theirs = Theirs(timm_model(VARIANT, SIZE, folder), folder, BATCH, SIZE)
       contestants['timm, eager PyTorch'] = theirs
       facts['difference'] = check(theirs, folder)
+    start = name if contestants else ''
     for way, fields in WAYS.items():
-      contestants[f'vit_jax, {way}'] = Ours(
-        VARIANT, BATCH, SIZE, name if contestants else '', **MODEL, **fields
-      )
+      for suffix, xla in (('', None), (', oneDNN', ONEDNN)):
+        contestants[f'vit_jax, {way}{suffix}'] = Ours(
+          VARIANT, BATCH, SIZE, start, xla, **MODEL, **fields
+        )
+    facts['first losses'] = compare_losses(contestants)
     for what in ('infer', 'train'):
       best = measure({name: it.timed(what) for name, it in contestants.items()}, rounds)
       base = best.get('timm, eager PyTorch')
