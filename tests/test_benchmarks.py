@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.benchmarks import attention, report, timing, train_step
+from experiments.benchmarks import attention, memory, report, timing, train_step
+from experiments.benchmarks import compile as compile_
 from vit_jax import flops
 from vit_jax.kernels import choice, heads
 from vit_jax.models.vit import ViTConfig
@@ -192,3 +193,31 @@ def test_calls_fill_the_time_that_is_asked_for(monkeypatch):
   assert got == {'fast': [0.25] * 3, 'slow': [2.0] * 3}
   # One to warm up; one, two and four to find the number; four in each round.
   assert contestant.calls == {0.25: 1 + 7 + 12, 2.0: 1 + 1 + 3}
+
+
+def test_memory_of_attention_is_linear_where_scores_are_not_kept():
+  """The statement of the report, from programs that are as long as those there."""
+  device, sizes = jax.devices('cpu')[0], (1024, 2048, 4096)
+  grows = lambda name: memory.exponent(  # noqa: E731
+    sizes, [memory.attention_bytes(name, n, device, jnp.float32) for n in sizes]
+  )
+  assert grows('chunked') < 1.1
+  assert grows('xla') > 1.9
+
+
+def test_full_recomputation_keeps_the_inputs_of_layers():
+  depths = (2, 4, 8)
+  one = memory.BATCH * memory.PATCHES * memory.WIDTH * 4
+  slopes = {
+    policy: memory.slope(depths, [memory.model_bytes(depth, policy) for depth in depths]) / one
+    for policy in memory.POLICIES
+  }
+  assert slopes['full'] == pytest.approx(1, abs=0.1)
+  assert slopes['none'] > slopes['names'] + 2 > slopes['full'] + 4
+
+
+def test_a_second_start_finds_its_programs(tmp_path):
+  first, second = (compile_.measure('vit_jax, scanned', 'Ti/16', 2, tmp_path) for _ in range(2))
+  assert first.keys() == second.keys() == set(compile_.PHASES)
+  assert any((tmp_path / 'programs').iterdir())
+  assert second['compile s'] < first['compile s'] / 2

@@ -1,6 +1,8 @@
 """Plans: what is read from compiled programs, and the compiler of TPUs itself."""
 
 import dataclasses
+import importlib.metadata
+import importlib.util
 import json
 
 import jax
@@ -11,8 +13,10 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from experiments.benchmarks import plan as benchmark
+from experiments.benchmarks import report
 from vit_jax import config as config_lib
-from vit_jax import flops, plan
+from vit_jax import flops, plan, topology
 from vit_jax.compiled import Collective, Kernel, Program, _bytes
 from vit_jax.errors import RunError
 from vit_jax.kernels import choice, short
@@ -72,6 +76,22 @@ def test_reading_a_program():
   ]
   size = 2 * 200 * 128 * 2
   assert program.kernels == [Kernel('attention_forward_64', 1000, 3 * size, 1)]
+
+
+def test_collectives_that_gpus_start():
+  """Their types have operands and results, of several arrays at once."""
+  text = """
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %a = ((f32[8], f32[16]), (f32[64], f32[128])) all-gather-start(%p, %p), replica_groups=[1,8]<=[8]
+  %b = ((bf16[64]{0}), bf16[8]{0}) reduce-scatter-start(%p), replica_groups=[1,8]<=[8]
+  %c = f32[64] all-reduce-start(%p), replica_groups=[1,8]<=[8]
+}
+"""
+  assert Program(text).collectives == [
+    Collective('all-gather', 1, 7 * (8 + 16) * 4, 0),
+    Collective('all-reduce', 1, 2 * 7 * 8 * 4, 0),
+    Collective('reduce-scatter', 1, 7 * 8 * 2, 0),
+  ]
 
 
 def test_a_program_that_cannot_be_counted():
@@ -159,8 +179,8 @@ def test_what_does_not_fit_is_replaced(monkeypatch, capsys):
   """A chip with no room for a batch of 64 without recomputation."""
   real = plan.plan
 
-  def limited(config, topology, hlo=''):
-    result = real(config, topology, hlo)
+  def limited(config, where, hlo=''):
+    result = real(config, where, hlo)
     return dataclasses.replace(result, fits=config.model.remat == 'full')
 
   monkeypatch.setattr(plan, 'plan', limited)
@@ -183,10 +203,10 @@ def test_json(small):
   assert json.loads(text)['topology'] == 'v5e:2x2'
 
 
-@pytest.mark.parametrize('name', ['v5e', 'h100:8', 'v9:2x2'])
+@pytest.mark.parametrize('name', ['v5e', 'h100', 'h100:2x2x2', 'v9:2x2', 'gtx:8'])
 def test_unknown_topologies(name):
   with pytest.raises(RunError, match='topology'):
-    plan.topology_devices(name)
+    topology.devices(name)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +221,7 @@ def test_unknown_topologies(name):
   ],
 )
 def test_the_compiler_takes_the_kernels(tokens, heads, head_dim, options):
-  device = plan.topology_devices('v5e:2x2')[:1]
+  device = topology.devices('v5e:2x2')[:1]
   mesh = jax.make_mesh((1,), ('x',), devices=device)
   make = lambda *shape, dtype='bfloat16': jax.ShapeDtypeStruct(  # noqa: E731
     shape, dtype, sharding=NamedSharding(mesh, P())
@@ -229,7 +249,7 @@ def test_the_compiler_takes_the_kernels(tokens, heads, head_dim, options):
 
 
 def test_the_compiler_takes_attention_over_long_sequences():
-  device = plan.topology_devices('v5e:2x2')[:1]
+  device = topology.devices('v5e:2x2')[:1]
   mesh = jax.make_mesh((1,), ('x',), devices=device)
   x = jax.ShapeDtypeStruct((1, 4097, 128), 'bfloat16', sharding=NamedSharding(mesh, P()))
   run = choice.IMPLEMENTATIONS['splash'].run
@@ -239,3 +259,59 @@ def test_the_compiler_takes_attention_over_long_sequences():
   with jax.set_mesh(mesh), plan.no_cache():
     compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x).compile()
   assert compiled.memory_analysis().temp_size_in_bytes < 2 * 4097**2
+
+
+def golden():
+  """The giants of the committed benchmark, by model and slice."""
+  rows = json.loads((report.RESULTS / 'plan.json').read_text())['rows']
+  return {(r['model'], r['slice']): r for r in rows if r['model'] in ('G/14', '22B/14')}
+
+
+def test_giants_fit_and_reach_half_of_the_peak():
+  found = golden()
+  assert found.keys() == {
+    (model, where) for model in ('G/14', '22B/14') for where in ('v5p:8x8x4', 'v5p:8x8x16')
+  }  # fmt: skip
+  for row in found.values():
+    assert row['MFU %'] > 50
+    assert row['GiB'] < flops.CHIPS['TPU v5'].hbm / 2**30
+
+
+def test_the_plan_of_a_giant_is_still_the_golden_one():
+  (case,) = (c for c in benchmark.cases() if (c.model, c.topology) == ('G/14', 'v5p:8x8x4'))
+  row = golden()[case.model, case.topology]
+  result = plan.plan(benchmark.config(case), case.topology)
+  assert result.fits
+  assert result.mfu > 0.5
+  record = json.loads((report.RESULTS / 'plan.json').read_text())
+  packages = record['machine']['packages']
+  if all(importlib.metadata.version(name) == packages[name] for name in ('jax', 'libtpu')):
+    assert 1e3 * result.step_time == pytest.approx(row['ms'], rel=0.02)
+    assert result.memory / 2**30 == pytest.approx(row['GiB'], rel=0.02)
+
+
+def test_gpus():
+  """Runs where the compiler of GPUs is installed."""
+  pytest.importorskip('jax_cuda12_plugin')
+  result = plan.plan(config(mesh='fsdp'), 'h100:8')
+  assert result.fits
+  assert result.chips == 8
+  assert result.memory > result.temporaries + 3 * result.parameters
+  assert result.step_time is result.mfu is None
+  # Each of 8 devices gets 7 parts of all weights, in bfloat16, from the others.
+  moved = {c.kind: c.bytes for c in result.collectives}
+  assert moved['all-gather'] == pytest.approx(7 * result.parameters / 2, rel=0.1)
+
+
+def test_no_compiler_of_gpus():
+  if importlib.util.find_spec('jax_cuda12_plugin'):
+    pytest.skip('it is installed')
+  with pytest.raises(RunError, match=r'vit_jax\[gpu\]'):
+    topology.devices('h100:8')
+
+
+def test_memory_of_gpus(monkeypatch):
+  monkeypatch.delenv('XLA_PYTHON_CLIENT_MEM_FRACTION', raising=False)
+  assert topology.gpu_memory('NVIDIA H200') == 105 * 2**30
+  monkeypatch.setenv('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.9')
+  assert topology.gpu_memory('NVIDIA H100 80GB HBM3') == 72 * 2**30

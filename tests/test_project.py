@@ -98,8 +98,9 @@ ALLOWED = {
   'compiled': set(),
   'plan': {
     'compiled', 'config', 'data', 'data.sources', 'encoder', 'experiment', 'flops', 'launch',
-    'sharding',
+    'sharding', 'topology',
   },
+  'topology': set(),
   'evaluate': {'checkpoint', 'config', 'convert', 'experiment', 'launch', 'metrics', 'sharding'},
 }  # fmt: skip
 # Who may import a package at all.

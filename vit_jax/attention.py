@@ -227,7 +227,6 @@ def _axes(bias, mask):
   )
 
 
-
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
   """Turns features i and i + head_dim / 2 of each head by the i-th angle (Su et al. 2021).
 

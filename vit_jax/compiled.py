@@ -184,10 +184,11 @@ def _called(attribute: str, line: str) -> str:
 
 def _received(kind: str, shape: str, line: str) -> int:
   """Bytes that each device gets by a collective with a result of this type."""
-  arrays = [_bytes(array[0]) for array in re.finditer(_ARRAY, shape)]
-  if kind in ('all-gather', 'collective-permute') and '-start(' in line:
-    arrays = [max(arrays)]  # operands and semaphores are there, too
-  size, group = sum(arrays), _group(line)
+  size = sum(_bytes(array[0]) for array in re.finditer(_ARRAY, shape) if array[2])
+  group = _group(line)
+  if '-start(' in line:  # operands are there as well as results
+    size *= {'all-gather': group / (group + 1), 'reduce-scatter': 1 / (group + 1),
+             'collective-permute': 1 / 2}.get(kind, 1)  # fmt: skip
   times = {
     'all-gather': (group - 1) / group, 'all-to-all': (group - 1) / group,
     'all-reduce': 2 * (group - 1) / group, 'reduce-scatter': group - 1, 'collective-permute': 1,
@@ -197,7 +198,7 @@ def _received(kind: str, shape: str, line: str) -> int:
 
 def _group(line: str) -> int:
   """How many devices take part in a collective."""
-  if named := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]* \{([^}]*)\}", line):
+  if named := re.search(r'replica_groups=mesh\[([^\]]*)\][^{]* \{([^}]*)\}', line):
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
     return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
   if listed := re.search(r'replica_groups=\{\{([\d,]*)\}', line):

@@ -1,7 +1,8 @@
 """What a run will cost, before it runs: `python -m vit_jax.plan --config=... --topology=v5e:16x16`.
 
 Compiles the real training step with the compiler of TPUs, which needs no TPU (`pip install
-vit_jax[tpu]`), and reads from the result whether it fits and how fast it will be.
+vit_jax[tpu]`), and reads from the result whether it fits and how fast it will be. The compiler of
+GPUs (`pip install vit_jax[gpu]`, `--topology=h100:8`) needs none either, but predicts no times.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
 import pathlib
 import re
 import sys
@@ -27,7 +27,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
-from vit_jax import flops, schema, sharding
+from vit_jax import flops, schema, sharding, topology
 from vit_jax.compiled import Collective, Kernel, Program
 from vit_jax.data.sources import Synthetic
 from vit_jax.encoder import split_layers
@@ -37,11 +37,6 @@ from vit_jax.experiment import Experiment
 # A kernel of ours is expected to reach this share of its roofline.
 KERNEL_EFFICIENCY = 0.5
 GIB = 2**30
-# Without these the library of TPUs looks for the machine it would run on, and complains.
-_ENVIRONMENT = {
-  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HOSTNAMES': 'localhost',
-  'TPU_ACCELERATOR_TYPE': 'v5e-4',
-}  # fmt: skip
 # From fastest to smallest, as the compiler sees it.
 POLICIES = ('none', 'names', 'attn,hidden', 'context,attn', 'full')
 
@@ -58,7 +53,7 @@ class Plan:
       among them, as traced: the compiler may keep less.
     temporaries: the most that a step needs beside its arguments, activations included.
     memory: arguments, temporaries and program together.
-    capacity: of a chip.
+    capacity: of a chip; of a GPU what JAX takes of it, `topology.gpu_memory`.
     fits: whether the compiler found room.
     compiler_time: sum of the compiler's estimates.
     kernel_time: of kernels written by hand, at `KERNEL_EFFICIENCY` of their roofline.
@@ -97,19 +92,22 @@ class Plan:
   compile_time: float = 0.0
 
 
-def plan(config: ConfigDict, topology: str, hlo: str = '') -> Plan:
-  """Compiles the training step of `config` for all chips of `topology`.
+def plan(config: ConfigDict, where: str, hlo: str = '') -> Plan:
+  """Compiles the training step of `config` for all chips of a topology.
 
   Args:
     config: of a run. If its data set is not there, random images stand for it.
-    topology: generation and shape of a slice: 'v5e:16x16', 'v5p:8x4x8'.
+    where: generation and shape of a slice, or GPUs; see `topology.devices`.
     hlo: a file for the text of the compiled program, or none.
 
   Raises:
     RunError: if there is no such topology or no compiler for it, or the configuration is wrong.
   """
-  devices = topology_devices(topology)
-  chip = flops.CHIPS[devices[0].device_kind]
+  devices = topology.devices(where)
+  kind = devices[0].device_kind
+  # Of a GPU the compiler says no times.
+  chip = flops.CHIPS.get(kind)
+  capacity = int(chip.hbm) if chip else topology.gpu_memory(kind)
   cfg: config_lib.Config = schema.build(config_lib.Config, config_lib.to_dict(config))
   mesh = sharding.make_mesh(cfg.mesh, devices)
   with jax.set_mesh(mesh):
@@ -118,10 +116,10 @@ def plan(config: ConfigDict, topology: str, hlo: str = '') -> Plan:
     batch = _abstract_batch(experiment, mesh)
     held = functools.partial(_per_device_bytes, mesh)
     facts: dict[str, Any] = dict(
-      topology=topology, chips=len(devices), mesh='x'.join(map(str, mesh.shape.values())),
+      topology=where, chips=len(devices), mesh='x'.join(map(str, mesh.shape.values())),
       batch_size=cfg.batch_size, remat=cfg.model.remat, scan=cfg.model.scan,
       parameters=held(state.model), optimizer=held((state.opt, state.ema)),
-      activations=_activations(experiment, state, batch, mesh), capacity=int(chip.hbm),
+      activations=_activations(experiment, state, batch, mesh), capacity=capacity,
     )  # fmt: skip
     start = time.perf_counter()
     lowered = experiment.train_step().lower(state, batch, experiment.hyper(0))
@@ -142,6 +140,13 @@ def plan(config: ConfigDict, topology: str, hlo: str = '') -> Plan:
   if hlo:
     pathlib.Path(hlo).write_text(text)
   program = Program(text)
+  memory = arguments + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
+  facts |= dict(
+    temporaries=stats.temp_size_in_bytes, memory=memory, fits=memory <= capacity,
+    collectives=tuple(program.collectives), trace_time=traced - start, compile_time=done - traced,
+  )  # fmt: skip
+  if not chip:
+    return Plan(**facts)
   model = experiment.config.model
   per_chip = cfg.batch_size / len(devices)
   work = flops.train_flops(model, examples=max(1, int(per_chip))) * per_chip
@@ -150,20 +155,14 @@ def plan(config: ConfigDict, topology: str, hlo: str = '') -> Plan:
   step_time = compiler_time + kernel_time
   return Plan(
     **facts,
-    temporaries=stats.temp_size_in_bytes,
-    memory=arguments + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes,
-    fits=True,
     compiler_time=compiler_time,
     kernel_time=kernel_time,
     collective_time=sum(c.waited for c in program.collectives) / chip.link,
     step_time=step_time,
     images_per_second=per_chip / step_time,
     mfu=work / step_time / chip.peak,
-    collectives=tuple(program.collectives),
     kernels=tuple(dict.fromkeys(_merged(program.kernels))),
-    trace_time=traced - start,
-    compile_time=done - traced,
-  )  # fmt: skip
+  )
 
 
 def kernel_seconds(kernel: Kernel, chip: flops.Chip) -> float:
@@ -177,7 +176,7 @@ def kernel_seconds(kernel: Kernel, chip: flops.Chip) -> float:
   return roofline / KERNEL_EFFICIENCY
 
 
-def alternatives(config: ConfigDict, topology: str) -> Iterator[tuple[dict[str, Any], Plan]]:
+def alternatives(config: ConfigDict, where: str) -> Iterator[tuple[dict[str, Any], Plan]]:
   """Changes that need less memory than `config`, each with its plan, until one fits.
 
   First the policies of recomputation that keep less, then the state cut over all chips (mesh
@@ -191,7 +190,7 @@ def alternatives(config: ConfigDict, topology: str) -> Iterator[tuple[dict[str, 
   if current.mesh != 'fsdp':
     steps.append({'mesh': 'fsdp'})
   batch = current.batch_size
-  chips = len(topology_devices(topology))
+  chips = len(topology.devices(where))
   while batch // 2 >= chips and (batch // 2) % chips == 0:
     batch //= 2
     steps.append({'batch_size': batch})
@@ -199,31 +198,10 @@ def alternatives(config: ConfigDict, topology: str) -> Iterator[tuple[dict[str, 
   for step in steps:
     changes = {**changes, **step}
     current.update_from_flattened_dict(step)
-    result = plan(current, topology)
+    result = plan(current, where)
     yield changes, result
     if result.fits:
       return
-
-
-def topology_devices(name: str) -> list[Any]:
-  """Compile-only devices of a slice; see `plan`."""
-  for variable, value in _ENVIRONMENT.items():
-    os.environ.setdefault(variable, value)
-  from jax.experimental import topologies
-
-  if not re.fullmatch(r'v\d\w*:\d+(x\d+){1,2}', name):
-    raise RunError(f'--topology={name}: write a generation and a shape, v5e:16x16 or v5p:8x4x8')
-  sides = [int(side) for side in name.partition(':')[2].split('x')]
-  # Slices smaller than a host's board have hosts of one chip.
-  host = {'chips_per_host_bounds': (1, 1, 1)} if sides[0] % 2 or sides[1] % 2 else {}
-  try:
-    topology = topologies.get_topology_desc(platform='tpu', topology_name=name, **host)
-  except Exception as error:
-    lines = str(error).strip().splitlines() or [repr(error)]
-    raise RunError(
-      f'--topology={name}: {lines[0]}\nThe compiler of TPUs is in pip install "vit_jax[tpu]".'
-    ) from None
-  return list(topology.devices)
 
 
 @contextlib.contextmanager
@@ -311,16 +289,20 @@ def describe(result: Plan) -> dict[str, str]:
     'memory': f'{gib(result.memory)} of {gib(result.capacity)}: '
     f'{"fits" if result.fits else "DOES NOT FIT"}',
   }
-  if not (result.step_time and result.compiler_time and result.mfu):
+  if not result.compile_time:
     return rows
   moved = ', '.join(f'{c.count} {c.kind} {c.bytes / GIB:.3f} GiB' for c in result.collectives)
+  took = f'{result.trace_time:.0f} s to trace, {result.compile_time:.0f} s to compile'
+  if not (result.step_time and result.compiler_time and result.mfu):
+    step = 'not predicted by the compiler of GPUs'
+    return rows | {'step': step, 'collectives': moved or 'none', 'compile': took}
   rows |= {
     'step': f'{ms(result.step_time)} = {ms(result.compiler_time)} by the compiler'
     f' + {ms(result.kernel_time or 0)} in {len(result.kernels)} kernels at half their roofline',
     'speed': f'{result.images_per_second:,.0f} img/s per chip, MFU {result.mfu:.1%}',
     'collectives': f'{moved or "none"}; at least {ms(result.collective_time or 0)} are not hidden'
     ' behind the step, and come on top',
-    'compile': f'{result.trace_time:.0f} s to trace, {result.compile_time:.0f} s to compile',
+    'compile': took,
   }
   return rows
 
@@ -330,7 +312,7 @@ def to_json(result: Plan) -> dict[str, Any]:
   return dataclasses.asdict(result)
 
 
-def main(config: ConfigDict, topology: str, *, as_json: bool, hlo: str = '') -> None:
+def main(config: ConfigDict, where: str, *, as_json: bool, hlo: str = '') -> None:
   """Prints the plan of `config`, and of what would fit if it does not."""
   from rich.console import Console
   from rich.table import Table
@@ -341,7 +323,7 @@ def main(config: ConfigDict, topology: str, *, as_json: bool, hlo: str = '') -> 
       table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
-  result = plan(config, topology, hlo)
+  result = plan(config, where, hlo)
   if as_json:
     print(json.dumps(to_json(result), indent=1))
     return
@@ -349,7 +331,7 @@ def main(config: ConfigDict, topology: str, *, as_json: bool, hlo: str = '') -> 
   if result.fits:
     return
   print('Looking for a change that fits:')
-  for changes, other in alternatives(config, topology):
+  for changes, other in alternatives(config, where):
     text = ' '.join(f'--config.{name}={value}' for name, value in changes.items())
     if other.fits:
       show(other, text)
@@ -363,7 +345,7 @@ if __name__ == '__main__':
 
   from vit_jax import launch
 
-  TOPOLOGY = flags.DEFINE_string('topology', None, 'Slice to plan for, v5e:16x16.', required=True)
+  TOPOLOGY = flags.DEFINE_string('topology', None, 'Like v5e:16x16 or h100:8.', required=True)
   JSON = flags.DEFINE_bool('json', False, 'Print the plan as JSON.')
   HLO = flags.DEFINE_string('hlo', '', 'File for the text of the compiled program.')
   flags.mark_flag_as_required('config')

@@ -35,7 +35,7 @@ def make_mesh(layout: str, devices: Sequence[Any] | None = None) -> jax.sharding
     devices: those of all processes if not given.
 
   Raises:
-    RunError: if the sizes do not multiply to the number of devices, or are not sides of their torus.
+    RunError: if the sizes do not multiply to the number of devices, or do not fit their torus.
   """
   count = len(devices or jax.devices())
   if layout in AXES:

@@ -1,8 +1,8 @@
 """Time from nothing to the first training step: `python -m experiments.benchmarks.compile`.
 
-Every start is a process of its own, which imports, draws weights, compiles and takes one step: ours,
-and the ViT of `linen.py`; first with an empty directory for compiled programs, then with the one
-that the first start has filled, as when a run is resumed. S/16 with a small batch, whose size
+Every start is a process of its own, which imports, draws weights, compiles and takes one step:
+ours, and the ViT of `linen.py`; first with an empty directory for compiled programs, then with the
+one that the first start has filled, as when a run is resumed. S/16 with a small batch, whose size
 changes no time but that of the step.
 """
 
@@ -71,7 +71,9 @@ def start(way: str, variant: str, batch: int, folder: pathlib.Path) -> Iterator[
   yield jax.block_until_ready(compiled(*args))
 
 
-def child(way: str, variant: str, batch: int, folder: pathlib.Path, began: float) -> dict[str, float]:
+def child(
+  way: str, variant: str, batch: int, folder: pathlib.Path, began: float
+) -> dict[str, float]:
   """Seconds of each of `PHASES`, the first of them since `began`, by the clock of the system."""
   seconds, last = [], began
   for _ in start(way, variant, batch, folder):
@@ -92,7 +94,9 @@ def measure(way: str, variant: str, batch: int, folder: pathlib.Path) -> dict[st
   return json.loads(done.stdout.splitlines()[-1])
 
 
-def main(variant: str, batch: int, rounds: int, folder: pathlib.Path | None) -> list[dict[str, Any]]:
+def main(
+  variant: str, batch: int, rounds: int, folder: pathlib.Path | None = None
+) -> list[dict[str, Any]]:
   """Measures, writes the report and returns its rows."""
   rows = []
   for way in WAYS:
@@ -137,4 +141,4 @@ if __name__ == '__main__':
     folder = pathlib.Path(args.programs)
     print(json.dumps(child(args.child, args.model, args.batch, folder, float(args.began))))
   else:
-    main(args.model, args.batch, args.rounds, None)
+    main(args.model, args.batch, args.rounds)

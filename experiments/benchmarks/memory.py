@@ -1,8 +1,8 @@
 """How memory grows with tokens and with depth: `python -m experiments.benchmarks.memory`.
 
-Nothing runs: the compiler says what temporary memory a gradient needs. Attention alone for growing
-numbers of tokens, in every implementation of this machine's backend and, where the compiler of TPUs
-is installed, in those of a TPU; then a whole model of growing depth, by policy of recomputation.
+Nothing runs: the compiler says what memory a gradient needs. Attention alone for growing numbers of
+tokens, in every implementation of this machine's backend and, where the compiler of TPUs is
+installed, in those of a TPU; then a whole model of growing depth, by policy of recomputation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments.benchmarks import report
-from vit_jax import plan
+from vit_jax import plan, topology
 from vit_jax.errors import RunError
 from vit_jax.kernels import choice
 from vit_jax.models.vit import ViTConfig
@@ -29,11 +29,12 @@ MIB = 2**20
 TOKENS, DEPTHS = (512, 1024, 2048, 4096, 8192), (2, 4, 8, 16, 32)
 HEADS, HEAD_DIM = 6, 64
 POLICIES = ('none', 'names', 'full')
+SEQUENCES = 4
 BATCH, WIDTH, PATCHES = 8, 384, 196
 
 
 def attention_bytes(name: str, tokens: int, device: Any, dtype: Any) -> int:
-  """Temporaries of the gradient of one sequence's attention, with 6 heads of 64.
+  """All memory that the gradient of attention needs, with `SEQUENCES` and 6 heads of 64.
 
   Args:
     name: of an implementation in `choice.IMPLEMENTATIONS`.
@@ -51,11 +52,12 @@ def attention_bytes(name: str, tokens: int, device: Any, dtype: Any) -> int:
 
   mesh = Mesh(np.array([device]), 'x')
   sharding = NamedSharding(mesh, P())
-  x = jax.ShapeDtypeStruct((1, tokens, HEADS * HEAD_DIM), dtype, sharding=sharding)
+  x = jax.ShapeDtypeStruct((SEQUENCES, tokens, HEADS * HEAD_DIM), dtype, sharding=sharding)
   # Kernels look at the mesh for the kind of device.
   with plan.no_cache(), jax.set_mesh(mesh):
     compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, x, x).compile()
-  return compiled.memory_analysis().temp_size_in_bytes
+  stats = compiled.memory_analysis()
+  return stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
 
 
 def model_bytes(depth: int, policy: str) -> int:
@@ -89,11 +91,11 @@ def devices() -> dict[str, tuple[Any, Any, tuple[str, ...]]]:
   elif here.platform == 'gpu':
     found[here.device_kind] = here, jnp.bfloat16, ('xla', 'cudnn', 'chunked')
   try:
-    tpu = plan.topology_devices('v5e:2x2')[0]
+    tpu = topology.devices('v5p:2x2x1')[0]
   except RunError as error:
     print(error)
   else:
-    found['TPU v5e'] = tpu, jnp.bfloat16, ('xla', 'short', 'splash', 'chunked')
+    found['TPU v5p'] = tpu, jnp.bfloat16, ('xla', 'short', 'splash', 'chunked')
   return found
 
 
@@ -110,9 +112,9 @@ def main(tokens: Sequence[int], depths: Sequence[int]) -> None:
       cells |= {f'{n} tokens': v / MIB for n, v in zip(sizes, values, strict=True)}
       rows.append({'device': where, 'attention': name, **cells, 'exponent': power})
   report.write(
-    'memory_tokens', rows, title='Temporary memory of attention and its gradient, MiB',
-    note=f'One sequence, {HEADS} heads of {HEAD_DIM}. exponent: of the power law that the longer '
-    'half of the sequences follow: 1 is linear. short: up to 2,048 tokens.',
+    'memory_tokens', rows, title='Memory of attention and its gradient, MiB',
+    note=f'{SEQUENCES} sequences, {HEADS} heads of {HEAD_DIM}. exponent: of the power law that '
+    'the longer half of the lengths follow: 1 is linear. short: up to 2,048 tokens.',
   )  # fmt: skip
 
   def draw_tokens(axes: Any) -> None:
@@ -122,7 +124,7 @@ def main(tokens: Sequence[int], depths: Sequence[int]) -> None:
     axes.minorticks_off()
     axes.set_xlabel('tokens')
     axes.set_ylabel('MiB')
-    axes.set_title('Temporary memory of attention and its gradient', loc='left')
+    axes.set_title('Memory of attention and its gradient', loc='left')
     axes.legend(frameon=False)
 
   report.figure('memory_tokens', draw_tokens)

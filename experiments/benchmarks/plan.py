@@ -2,8 +2,8 @@
 
 Compiles each case with the compiler of TPUs, which needs no TPU (`pip install vit_jax[tpu]`), and
 reads its estimate as `vit_jax.plan` does, for ours and for the ViT of `linen.py`. A case takes
-minutes and a few GiB, so each has a process of its own and is written down at once; `--only` repeats
-some of them.
+minutes and a few GiB, so each has a process of its own and is written down at once; `--only`
+repeats some of them.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from absl import logging
 
 from configs import synthetic
 from experiments.benchmarks import linen, report
-from vit_jax import flops, plan
+from vit_jax import flops, plan, topology
 from vit_jax.compiled import Program
 from vit_jax.models.vit import ViTConfig
 
 UNROLLED = {'model.scan': False, 'model.remat': 'none'}
+COLOURS = ('C0', 'C9', 'C2', 'C7', 'C5', 'C1', 'C4')
 PEERS = {'linen, unrolled': False, 'linen, scanned': True}
 
 
@@ -48,7 +49,7 @@ class Case(NamedTuple):
 def cases() -> list[Case]:
   """Small models beside their peers, on four chips; giants on 256 and 1,024."""
   found = []
-  for model, topology, images in (
+  for model, where, images in (
     ('S/16', 'v5e:2x2', 256), ('B/16', 'v5e:2x2', 128), ('L/16', 'v5e:2x2', 32),
     ('B/16', 'v6e:2x2', 128),
   ):  # fmt: skip
@@ -56,27 +57,27 @@ def cases() -> list[Case]:
       'unrolled, mesh=fsdp': {**UNROLLED, 'mesh': 'fsdp'},
       'unrolled': UNROLLED,
       'scanned, mesh=fsdp': {'mesh': 'fsdp'},
-      **dict.fromkeys(PEERS, {}),
+      **{peer: {} for peer in PEERS},
     }
-    found += [Case(model, topology, images, *way) for way in ways.items()]
-  for topology, data in (('v5p:8x8x4', 4), ('v5p:8x8x16', 16)):
+    found += [Case(model, where, images, *way) for way in ways.items()]
+  for where, data in (('v5p:8x8x4', 4), ('v5p:8x8x16', 16)):
     for model, images in (('G/14', 32), ('22B/14', 16)):
       mesh = f'{data}x64x1'
-      found.append(Case(model, topology, images, f'scanned, mesh={mesh}', {'mesh': mesh}))
+      found.append(Case(model, where, images, f'scanned, mesh={mesh}', {'mesh': mesh}))
   return found
 
 
 def config(case: Case) -> Any:
   """The configuration of one of ours."""
   made: Any = synthetic.get_config(case.model)
-  made.batch_size = case.images * len(plan.topology_devices(case.topology))
+  made.batch_size = case.images * len(topology.devices(case.topology))
   made.update_from_flattened_dict(case.changes)
   return made
 
 
 def measure(case: Case) -> dict[str, Any]:
   """A row of the table."""
-  devices = plan.topology_devices(case.topology)
+  devices = topology.devices(case.topology)
   chip = flops.CHIPS[devices[0].device_kind]
   row = {'model': case.model, 'slice': case.topology, 'images per chip': case.images,
          'way': case.way}  # fmt: skip
@@ -128,14 +129,16 @@ def main(only: str) -> None:
 def write(rows: list[dict[str, Any]]) -> None:
   """The report and its picture."""
   report.write(
-    'plan', rows, title='Training steps as the compiler of TPUs predicts them, bfloat16, 224 px',
+    'plan',
+    rows,
+    title='Training steps as the compiler of TPUs predicts them, bfloat16, 224 px',
     note='ms: cycles of all its operations over the clock, and kernels written by hand at half '
-    'their roofline. collectives ms: not in ms, nothing is '
-    'computed behind them. compile s: tracing included.',
-  )  # fmt: skip
+    'their roofline. collectives ms: not in ms, nothing is computed behind them. compile s: '
+    'tracing included.',
+  )
 
   def draw(axes: Any) -> None:
-    colours = dict(zip(dict.fromkeys(row['way'] for row in rows), 'C0 C9 C2 C8 C7 C5 C1 C4'.split(),
+    colours = dict(zip(dict.fromkeys(row['way'] for row in rows), COLOURS,
                        strict=False))  # fmt: skip
     names = [f'{row["model"]} {row["slice"]}, {row["way"]}' for row in rows]
     bars = axes.barh(
