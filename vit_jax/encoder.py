@@ -350,7 +350,8 @@ class Encoder(nnx.Module):
       The normalised tokens, and if asked 'attn', 'mlp' and 'block', (depth, batch, tokens, width):
       what each layer added, and its output.
     """
-    config, blocks = self.config, self.blocks
+    config = self.config
+    blocks: Any = self.blocks
     stacked = isinstance(blocks, Block)
     if stacked:
       # Once for all layers; a matrix by itself is cast as it is read.

@@ -47,7 +47,7 @@ def start(way: str, variant: str, batch: int, folder: pathlib.Path) -> Iterator[
   who, _, layers = way.partition(', ')
   yield
   if who == 'vit_jax':
-    config = synthetic.get_config(variant)
+    config: Any = synthetic.get_config(variant)
     config.batch_size, config.model.dtype = batch, dtype
     config.model.update({'scan': layers == 'scanned', 'remat': 'none', 'num_classes': 1000})
     experiment = Experiment(schema.build(config_lib.Config, config_lib.to_dict(config)))

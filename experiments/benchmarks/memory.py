@@ -56,7 +56,7 @@ def attention_bytes(name: str, tokens: int, device: Any, dtype: Any) -> int:
   # Kernels look at the mesh for the kind of device.
   with plan.no_cache(), jax.set_mesh(mesh):
     compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, x, x).compile()
-  stats = compiled.memory_analysis()
+  stats: Any = compiled.memory_analysis()
   return stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
 
 
@@ -68,7 +68,8 @@ def model_bytes(depth: int, policy: str) -> int:
   weights = jax.eval_shape(lambda: model.create(nnx.Rngs(jax.random.key(0))))
   images = jax.ShapeDtypeStruct((BATCH, 224, 224, 3), jnp.float32)
   gradient = jax.jit(jax.grad(lambda model, images: model(images).sum()))
-  return gradient.lower(weights, images).compile().memory_analysis().temp_size_in_bytes
+  stats: Any = gradient.lower(weights, images).compile().memory_analysis()
+  return stats.temp_size_in_bytes
 
 
 def exponent(sizes: Sequence[int], values: Sequence[int]) -> float:

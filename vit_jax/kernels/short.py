@@ -168,11 +168,11 @@ def _call(kernel, operands, outs, bias, mask, spec: _Spec, *, matmuls: int) -> A
   if bias is not None:
     own = bias.shape[0] > 1
     shape = (examples if own else 1, heads, spec.queries, spec.keys)
-    block = pl.BlockSpec(shape, lambda h, b: (b if own else 0, h, 0, 0))
+    added = pl.BlockSpec(shape, lambda h, b: (b if own else 0, h, 0, 0))
     inputs.append(bias)
-    in_specs.append(block)
+    in_specs.append(added)
     if backward:
-      out_specs.append(block)
+      out_specs.append(added)
       out_shape.append(jax.ShapeDtypeStruct(bias.shape, jnp.float32))
   pairs = batch * spec.num_heads * spec.queries * spec.keys
   return pl.pallas_call(
@@ -237,11 +237,11 @@ class _Work:
       return _thirds(refs.pop(0)) if spec.packed else [refs.pop(0) for _ in range(3)]
 
     self.q, self.k, self.v = three()
-    self.dy = refs.pop(0) if backward else None
+    self.dy: Any = refs.pop(0) if backward else None
     self.mask = refs.pop(0) if mask else None
     self.bias = refs.pop(0) if bias else None
     self.outs = three() if backward else [refs.pop(0)]
-    self.dbias = refs.pop(0) if refs else None
+    self.dbias: Any = refs.pop(0) if refs else None
     self.spec, self.head_dim = spec, spec.head_dim
     self.examples, _, lanes = self.q.shape
     self.heads = lanes // self.head_dim
@@ -339,7 +339,8 @@ def _forward_kernel(*refs, **options):
 
 def _backward_kernel(*refs, **options):
   work = _Work(refs, backward=True, **options)
-  (dq_ref, dk_ref, dv_ref), dbias = work.outs, work.dbias
+  dq_ref, dk_ref, dv_ref = work.outs
+  dbias: Any = work.dbias
   scale = work.head_dim**-0.5
   shared = dbias is not None and dbias.shape[0] == 1
   if shared:
