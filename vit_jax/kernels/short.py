@@ -342,7 +342,7 @@ def _backward_kernel(*refs, **options):
   dq_ref, dk_ref, dv_ref = work.outs
   dbias: Any = work.dbias
   scale = work.head_dim**-0.5
-  shared = dbias is not None and dbias.shape[0] == 1
+  shared = work.dbias is not None and work.dbias.shape[0] == 1
   if shared:
 
     @pl.when(pl.program_id(1) == 0)
