@@ -361,10 +361,9 @@ def _backward_kernel(*refs, **options):
         ds = p * (dp - (p * dp).sum(-1, keepdims=True))
         if live is not None:
           ds = jnp.where(live, ds, 0.0)
-        if shared:
-          dbias[0, first + i, rows, :] += ds
-        elif dbias is not None:
-          dbias[b, first + i, rows, :] = ds
+        if dbias is not None:
+          at = 0 if shared else b, first + i, rows, slice(None)
+          dbias[at] = dbias[at] + ds if shared else ds
         ds = ds.astype(q.dtype)
         dqs.append(_dot(ds, k, (1, 0)) * scale)
         dks[i] += _dot(ds, q, (0, 0))
