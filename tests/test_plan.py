@@ -168,6 +168,22 @@ def test_a_plan(small):
   assert sum(c.bytes for c in small.collectives) > parameters / 2
 
 
+@pytest.mark.parametrize(('where', 'chips'), [('v4:2x2x1', 4), ('v5p:2x2x1', 4), ('v6e:1x1', 1)])
+def test_other_generations(where, chips, small):
+  result = plan.plan(config(), where)
+  assert result.chips == chips
+  assert result.fits
+  assert result.parameters == small.parameters
+  assert (
+    0.5
+    < result.step_time
+    * chips
+    / (small.step_time * small.chips)
+    * (flops.CHIPS[topology.devices(where)[0].device_kind].peak / flops.CHIPS['TPU v5 lite'].peak)
+    < 5
+  )
+
+
 def test_a_plan_with_the_state_cut_over_chips(small):
   cut = plan.plan(config(mesh='fsdp', model__remat='full'), 'v5e:2x2')
   assert cut.parameters < small.parameters / 3
@@ -209,6 +225,7 @@ def test_unknown_topologies(name):
     topology.devices(name)
 
 
+@pytest.mark.parametrize('where', ['v4:2x2x1', 'v5e:2x2'])
 @pytest.mark.parametrize(
   ('tokens', 'heads', 'head_dim', 'options'),
   [
@@ -220,8 +237,8 @@ def test_unknown_topologies(name):
     (577, 2, 64, dict(bias=2)),
   ],
 )
-def test_the_compiler_takes_the_kernels(tokens, heads, head_dim, options):
-  device = topology.devices('v5e:2x2')[:1]
+def test_the_compiler_takes_the_kernels(tokens, heads, head_dim, options, where):
+  device = topology.devices(where)[:1]
   mesh = jax.make_mesh((1,), ('x',), devices=device)
   make = lambda *shape, dtype='bfloat16': jax.ShapeDtypeStruct(  # noqa: E731
     shape, dtype, sharding=NamedSharding(mesh, P())
@@ -242,9 +259,9 @@ def test_the_compiler_takes_the_kernels(tokens, heads, head_dim, options):
 
   with jax.set_mesh(mesh), plan.no_cache():
     compiled = jax.jit(jax.grad(loss, range(4 if bias else 3))).lower(*args).compile()
+    both = short.packs(tokens, heads, head_dim, bias=bool(bias))
   scores = 2 * heads * tokens**2 * 4
   assert compiled.memory_analysis().temp_size_in_bytes < scores / (1 if bias else 2)
-  both = short.packs(tokens, heads, head_dim, bias=bool(bias))
   assert len(Program(compiled.as_text()).kernels) == (4 if both else 2)
 
 

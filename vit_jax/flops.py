@@ -50,9 +50,9 @@ class Chip(NamedTuple):
   link: float
 
 
-# By the device kind of compile-only topologies. A device of a v4 topology is one of a chip's cores.
+# By the device kind of compile-only topologies.
 CHIPS = {
-  'TPU v4': Chip('v4 core', 137.5e12, 1.05e9, 16 * 2**30, 614e9, 150e9),
+  'TPU v4': Chip('v4', 275e12, 1.05e9, 32 * 2**30, 1228e9, 300e9),
   'TPU v5 lite': Chip('v5e', 197e12, 1.5e9, 16 * 2**30, 819e9, 200e9),
   'TPU v5': Chip('v5p', 459e12, 1.75e9, 95 * 2**30, 2765e9, 600e9),
   'TPU v6 lite': Chip('v6e', 918e12, 1.75e9, 32 * 2**30, 1640e9, 448e9),

@@ -129,7 +129,7 @@ def plan(config: ConfigDict, where: str, hlo: str = '') -> Plan:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
       used = re.search(r'(?:Used |temporaries \()([\d.]+)([KMGT])', str(error))
-      if 'RESOURCE_EXHAUSTED' not in str(error) or not used:
+      if 'RESOURCE_EXHAUSTED' not in str(error) or 'space vmem' in str(error) or not used:
         raise
       memory = int(float(used[1]) * 1024 ** ('KMGT'.index(used[2]) + 1))
       return Plan(**facts, temporaries=memory - held(state), memory=memory, fits=False)

@@ -79,9 +79,12 @@ def devices(name: str) -> list[Any]:
     platform, extra = 'cuda', 'gpu'
     options = dict(target_config=_description(GPUS[kind]), topology=f'1x{hosts}x{each}')
   elif re.fullmatch(r'v\d\w*', kind) and 2 <= len(sides) <= 3:
-    # Slices smaller than a host's board have hosts of one chip.
-    host = {'chips_per_host_bounds': (1, 1, 1)} if sides[0] % 2 or sides[1] % 2 else {}
-    platform, extra, options = 'tpu', 'tpu', host
+    platform, extra, options = 'tpu', 'tpu', {}
+    if sides[0] % 2 or sides[1] % 2:
+      # Slices smaller than a host's board have hosts of one chip.
+      options['chips_per_host_bounds'] = (1, 1, 1)
+    if kind == 'v4':
+      options['chip_config_name'] = 'megacore'  # both cores of a chip as one device
   else:
     kinds = ', '.join(GPUS)
     raise RunError(

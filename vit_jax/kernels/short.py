@@ -23,9 +23,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128
-# Bytes of VMEM: for the scores of one head, for blocks of operands and results (each twice: the
-# next are fetched while these are worked on), and all in all.
-SCORES, BLOCKS, VMEM = 2 * 2**20, 24 * 2**20, 64 * 2**20
+# Bytes of VMEM to use: half of it; on generations with 16 MiB almost all.
+VMEM = 64 * 2**20
+SMALL_VMEM = dict.fromkeys(('TPU v2', 'TPU v3', 'TPU v4'), 15 * 2**20)
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 
 
@@ -39,6 +39,7 @@ class _Spec(NamedTuple):
   keys: int
   packed: bool
   interpret: bool
+  vmem: int
 
 
 def fits(queries: int, keys: int, head_dim: int) -> bool:
@@ -51,7 +52,18 @@ def packs(tokens: int, num_heads: int, head_dim: int, itemsize: int = 2, *, bias
   width = num_heads * head_dim
   arrays = 2 * itemsize * (tokens + -tokens % 8) * width * 7
   scores = num_heads * _bias_bytes(tokens, tokens) if bias else 0
-  return fits(tokens, tokens, head_dim) and width % LANES == 0 and arrays + scores <= BLOCKS
+  return fits(tokens, tokens, head_dim) and width % LANES == 0 and arrays + scores <= _room(_vmem())
+
+
+def _vmem() -> int:
+  """Bytes of it on the devices of the mesh in context."""
+  device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+  return SMALL_VMEM.get(device.device_kind, VMEM)
+
+
+def _room(vmem: int) -> int:
+  """For blocks of operands and results, each twice: the next are fetched while these are used."""
+  return vmem * 3 // 8
 
 
 def _bias_bytes(queries: int, keys: int) -> int:
@@ -98,7 +110,7 @@ def attention(
   """
   spec = _Spec(
     num_heads, q.shape[-1] // num_heads, causal, queries or q.shape[1], keys or k.shape[1], False,
-    interpret,
+    interpret, _vmem(),
   )  # fmt: skip
   return _attention((q, k, v), bias, mask, spec)
 
@@ -120,7 +132,8 @@ def self_attention(
     (batch, tokens and padding, num_heads * head_dim).
   """
   length = length or qkv.shape[1]
-  spec = _Spec(num_heads, qkv.shape[-1] // 3 // num_heads, causal, length, length, True, interpret)
+  head_dim = qkv.shape[-1] // 3 // num_heads
+  spec = _Spec(num_heads, head_dim, causal, length, length, True, interpret, _vmem())
   return _attention((qkv,), bias, mask, spec)
 
 
@@ -190,7 +203,7 @@ def _call(kernel, operands, outs, bias, mask, spec: _Spec, *, matmuls: int) -> A
     compiler_params=pltpu.CompilerParams(
       # The gradient of a bias that examples share is summed over the inner loop.
       dimension_semantics=('parallel', 'arbitrary' if bias is not None else 'parallel'),
-      vmem_limit_bytes=VMEM,
+      vmem_limit_bytes=spec.vmem,
     ),
     name=f'attention_{"backward" if backward else "forward"}_{head_dim}',
   )(*inputs)
@@ -210,8 +223,9 @@ def _blocks(batch: int, spec: _Spec, rows: int, score_bytes: int):
   whole = _whole(head_dim, spec.num_heads)
   whole = spec.num_heads if spec.packed else whole
   choices = [h for h in range(whole, spec.num_heads + 1, whole) if spec.num_heads % h == 0]
-  heads = max([h for h in choices if h * (row + score_bytes) <= BLOCKS], default=whole)
-  limit = BLOCKS // (heads * (row + score_bytes))
+  room = _room(spec.vmem)
+  heads = max([h for h in choices if h * (row + score_bytes) <= room], default=whole)
+  limit = room // (heads * (row + score_bytes))
   return heads, max(b for b in range(1, max(1, min(limit, 8)) + 1) if batch % b == 0)
 
 
@@ -265,7 +279,8 @@ class _Work:
 
   def parts(self):
     """Rows of queries whose scores are in VMEM together."""
-    rows, queries = max(8, SCORES // (4 * self.spec.keys) // 8 * 8), self.spec.queries
+    rows, queries = self.spec.vmem // 32 // (4 * self.spec.keys) // 8 * 8, self.spec.queries
+    rows = max(8, rows)
     return [slice(start, min(start + rows, queries)) for start in range(0, queries, rows)]
 
   def cut(self, x) -> list[jax.Array]:
