@@ -241,12 +241,21 @@ def test_the_readme_has_the_numbers_of_the_results():
     if any(peers):
       rows = [of[*case.split(), f'linen, {way}'] for way in ('unrolled', 'scanned')]
       assert peers == [f'{r["ms"]:.1f} ms, {r["GiB"]:.1f} GiB' for r in rows]
-      # The targets of the project: at most as much memory as the peer, and faster.
       assert row['GiB'] <= rows[0]['GiB']
-      assert 1.2 * row['ms'] < rows[0]['ms']
+      assert row['ms'] < rows[0]['ms']
   cpu = {r['model'] + r['work']: r['x timm']
          for r in json.loads((report.RESULTS / 'cpu.json').read_text())['rows']}  # fmt: skip
   words = [f'{cpu["vit_jax, scanned" + end]:.2g}' for end in (
     'training step', ', oneDNNtraining step', 'inference', ', oneDNNinference')]  # fmt: skip
   text = readme.partition('### On a CPU')[2].partition('##')[0]
   assert re.findall(r'0\.\d+', text) == words
+
+
+def test_the_targets_of_training_steps():
+  rows = json.loads((report.RESULTS / 'plan.json').read_text())['rows']
+  of = {(r['slice'], r['model'], r['way']): r for r in rows}
+  for model, least in {'S/16': 35, 'B/16': 50, 'L/16': 65}.items():
+    assert of['v5e:2x2', model, 'unrolled, mesh=fsdp']['MFU %'] >= least
+  trillium = [of['v6e:2x2', 'B/16', way]['Mcycles'] for way in (
+    'unrolled, mesh=fsdp', 'linen, unrolled')]  # fmt: skip
+  assert 2 * trillium[0] <= trillium[1]
