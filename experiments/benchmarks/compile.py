@@ -63,7 +63,7 @@ def start(way: str, variant: str, batch: int, folder: pathlib.Path) -> Iterator[
                           scan=layers == 'scanned', dtype=dtype)  # fmt: skip
     state = peer.init()
     yield jax.block_until_ready(state)
-    args = state, *jax.device_put((images, labels), [x.sharding for x in peer.shapes[1:]])
+    args = state, *jax.device_put((images, labels), tuple(x.sharding for x in peer.shapes[1:]))
     lowered = peer.step.lower(*args)
   yield
   compiled = lowered.compile()
