@@ -135,14 +135,14 @@ class Attention(nnx.Module):
   def _joined(self, x, source, context, bias, options):
     """The heads' results where one product gives queries, keys and values, or None elsewhere."""
     plain = source is x and not hasattr(self, 'query_norm') and context.angles is None
+    if not plain or shards('heads') > 1:
+      return None
     bias = self._bias(context, bias, x.dtype)
     tokens, head_dim = x.shape[1], x.shape[2] // self.num_heads
     problem = _problem(x, tokens, bias, context.mask, options)
-    if not (
-      plain
-      and shards('heads') == 1
-      and choice.choose(problem) == 'short'
-      and short.packs(tokens, self.num_heads, head_dim, x.dtype.itemsize, bias=bias is not None)
+    itemsize, biased = x.dtype.itemsize, bias is not None
+    if choice.choose(problem) != 'short' or not short.packs(
+      tokens, self.num_heads, head_dim, itemsize, bias=biased
     ):
       return None
     qkv = joined_rows((self.query, self.key, self.value), flatten(x))

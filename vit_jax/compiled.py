@@ -12,6 +12,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 _INSTRUCTION = re.compile(r'(?:ROOT )?%([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$')
 _ARRAY = re.compile(r'\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\](\{[^}]*\})?')
@@ -156,6 +157,19 @@ class Program:
       found = (_INSTRUCTION.match(line) for line in lines)
       self._shape_of = {m[1]: m[2] for m in found if m}
     return self._shape_of
+
+
+def memory(compiled: Any) -> int:
+  """Bytes that a compiled program needs on each device.
+
+  Arguments, results that do not take their place, temporaries, and the program itself.
+
+  Args:
+    compiled: what `jax.jit(...).lower(...).compile()` gives.
+  """
+  stats = compiled.memory_analysis()
+  arguments = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+  return arguments + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:

@@ -26,6 +26,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from vit_jax import compiled as compiled_lib
 from vit_jax import config as config_lib
 from vit_jax import flops, schema, sharding, topology
 from vit_jax.compiled import Collective, Kernel, Program
@@ -134,15 +135,14 @@ def plan(config: ConfigDict, where: str, hlo: str = '') -> Plan:
       memory = int(float(used[1]) * 1024 ** ('KMGT'.index(used[2]) + 1))
       return Plan(**facts, temporaries=memory - held(state), memory=memory, fits=False)
     done = time.perf_counter()
-  stats = compiled.memory_analysis()
-  arguments = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
   text = compiled.as_text()
   if hlo:
     pathlib.Path(hlo).write_text(text)
   program = Program(text)
-  memory = arguments + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
+  memory = compiled_lib.memory(compiled)
   facts |= dict(
-    temporaries=stats.temp_size_in_bytes, memory=memory, fits=memory <= capacity,
+    temporaries=compiled.memory_analysis().temp_size_in_bytes, memory=memory,
+    fits=memory <= capacity,
     collectives=tuple(program.collectives), trace_time=traced - start, compile_time=done - traced,
   )  # fmt: skip
   if not chip:

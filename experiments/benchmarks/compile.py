@@ -28,11 +28,11 @@ PHASES = ('import s', 'weights s', 'trace s', 'compile s', 'step s')
 def start(way: str, variant: str, batch: int, folder: pathlib.Path) -> Iterator[Any]:
   """Does the work of one of `WAYS`, `PHASES` one after another, and stops after each."""
   import jax
-  import numpy as np
   from flax import nnx  # noqa: F401  ours and theirs import it
 
   from configs import synthetic
   from experiments.benchmarks import linen
+  from experiments.benchmarks.contestants import draw_batch
   from vit_jax import config as config_lib
   from vit_jax import memory, schema, workdir
   from vit_jax.experiment import Experiment
@@ -41,9 +41,7 @@ def start(way: str, variant: str, batch: int, folder: pathlib.Path) -> Iterator[
   workdir.use_compilation_cache(folder, 'programs')
   on_cpu = jax.devices()[0].platform == 'cpu'
   dtype = 'float32' if on_cpu else 'bfloat16'
-  rng = np.random.default_rng(0)
-  images = rng.integers(0, 256, (batch, 224, 224, 3), dtype=np.uint8)
-  labels = rng.integers(0, 1000, batch, dtype=np.int32)
+  drawn = draw_batch(batch, 224)
   who, _, layers = way.partition(', ')
   yield
   if who == 'vit_jax':
@@ -52,9 +50,7 @@ def start(way: str, variant: str, batch: int, folder: pathlib.Path) -> Iterator[
     config.model.update({'scan': layers == 'scanned', 'remat': 'none', 'num_classes': 1000})
     experiment = Experiment(schema.build(config_lib.Config, config_lib.to_dict(config)))
     state = experiment.split(experiment.init())
-    placed = experiment.layout.place(
-      {'image': images, 'label': labels, 'mask': np.ones(batch, np.float32)}
-    )
+    placed = experiment.layout.place(drawn)
     yield jax.block_until_ready(state)
     lowered = experiment.train_step().lower(state, placed, experiment.hyper(0))
     args = state, placed, experiment.hyper(0)
@@ -63,7 +59,10 @@ def start(way: str, variant: str, batch: int, folder: pathlib.Path) -> Iterator[
                           scan=layers == 'scanned', dtype=dtype)  # fmt: skip
     state = peer.init()
     yield jax.block_until_ready(state)
-    args = state, *jax.device_put((images, labels), tuple(x.sharding for x in peer.shapes[1:]))
+    args = (
+      state,
+      *jax.device_put((drawn['image'], drawn['label']), tuple(x.sharding for x in peer.shapes[1:])),
+    )
     lowered = peer.step.lower(*args)
   yield
   compiled = lowered.compile()

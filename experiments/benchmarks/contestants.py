@@ -6,7 +6,6 @@ weight decay on matrices alone, gradients clipped to a global norm of 1.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import gc
@@ -25,6 +24,7 @@ from configs import synthetic
 from experiments.benchmarks.timing import Timed
 from vit_jax import config as config_lib
 from vit_jax import schema
+from vit_jax.compiled import memory
 from vit_jax.convert.bridge import open_checkpoint
 from vit_jax.experiment import Experiment
 
@@ -124,12 +124,8 @@ class Ours:
     start = time.perf_counter()
     compiled = function.lower(*args).compile(self._xla)
     self.compile_seconds[what] = time.perf_counter() - start
-    stats = compiled.memory_analysis()
-    self.temporary[what] = stats.temp_size_in_bytes
-    self.memory[what] = (
-      stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-      + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
-    )  # fmt: skip
+    self.temporary[what] = compiled.memory_analysis().temp_size_in_bytes
+    self.memory[what] = memory(compiled)
     return compiled
 
 
@@ -238,14 +234,7 @@ def timm_model(variant: str, size: int, folder: pathlib.Path, **options: Any) ->
     **options: of timm's model.
   """
   torch: Any = importlib.import_module('torch')
-  # Wheels of torchvision for CUDA lack their operators beside PyTorch for CPUs, and timm could not
-  # be imported. None of them is called here.
-  operators = torch.library.Library('torchvision', 'FRAGMENT')
-  for name in ('roi_align', '_roi_align_backward', 'ps_roi_align', '_ps_roi_align_backward',
-               'roi_pool', '_roi_pool_backward', 'ps_roi_pool', '_ps_roi_pool_backward',
-               'deform_conv2d', '_deform_conv2d_backward', 'nms', 'qnms'):  # fmt: skip
-    with contextlib.suppress(RuntimeError):
-      operators.define(f'{name}(Tensor x) -> Tensor')
+  importlib.import_module('experiments.benchmarks.torchvision').define_operators()
   timm = importlib.import_module('timm')
   torch.manual_seed(0)
   name, patch = variant.split('/')

@@ -24,6 +24,7 @@ from configs import synthetic
 from experiments.benchmarks import linen, report
 from vit_jax import flops, plan, topology
 from vit_jax.compiled import Program
+from vit_jax.compiled import memory as needed_memory
 from vit_jax.models.vit import ViTConfig
 
 UNROLLED = {'model.scan': False, 'model.remat': 'none'}
@@ -87,14 +88,10 @@ def measure(case: Case) -> dict[str, Any]:
       peer = linen.training(devices, case.model, case.images, scan=PEERS[case.way])
       compiled = peer.step.lower(*peer.shapes).compile()
     seconds = time.perf_counter() - start
-    stats, program = compiled.memory_analysis(), Program(compiled.as_text())
+    program, memory = Program(compiled.as_text()), needed_memory(compiled)
     model = ViTConfig(variant=case.model, pool='mean', num_classes=1000).resolve()
     step, kernels = program.cycles / chip.clock, 0.0
     mfu = flops.train_flops(model) * case.images / step / chip.peak
-    memory = (
-      stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-      + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
-    )  # fmt: skip
     waited = sum(c.waited for c in program.collectives) / chip.link
   else:
     result = plan.plan(config(case), case.topology)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
 from collections.abc import Callable
@@ -11,14 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-# The only wheels of torchvision are built for CUDA; with PyTorch for CPUs its operators are
-# missing, and so timm and transformers cannot be imported. None of them is called here.
-_OPERATORS = torch.library.Library('torchvision', 'DEF')
-for _name in ('roi_align', '_roi_align_backward', 'ps_roi_align', '_ps_roi_align_backward',
-              'roi_pool', '_roi_pool_backward', 'ps_roi_pool', '_ps_roi_pool_backward',
-              'deform_conv2d', '_deform_conv2d_backward', 'nms', 'qnms'):  # fmt: skip
-  with contextlib.suppress(RuntimeError):
-    _OPERATORS.define(f'{_name}(Tensor x) -> Tensor')
+from experiments.benchmarks.torchvision import define_operators
+
+define_operators()
 
 import timm  # noqa: E402
 import timm.models  # noqa: E402
