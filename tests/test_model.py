@@ -10,12 +10,12 @@ import pytest
 from flax import nnx
 
 import vit_jax
-from vit_jax import tree
+from vit_jax import layers, tree
+from vit_jax.architecture import NAMES, OPTIONS, POOL
 from vit_jax.attention import Attention
-from vit_jax.encoder import NAMES
 from vit_jax.errors import RunError
 from vit_jax.explore.attention import rollout
-from vit_jax.models.vit import POOL, ViTConfig
+from vit_jax.models.vit import ViTConfig
 from vit_jax.positions import grid_coords, sincos2d
 
 TINY = dict(image_size=(8, 12), num_classes=5, width=16, depth=3, mlp_dim=32, num_heads=4)
@@ -240,6 +240,10 @@ def test_every_remat_name_is_marked():
   jaxpr = str(jax.make_jaxpr(lambda m, x: m(x))(tiny(mlp='swiglu'), images()))
   for name in NAMES:
     assert f'name={name}' in jaxpr
+
+
+def test_every_activation_has_a_function():
+  assert OPTIONS['mlp'] == tuple(layers.ACTIVATIONS)
 
 
 def test_bfloat16_is_near_float32():

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 import vit_jax
 from tests.test_model import images, tiny
 from vit_jax import positions, tree
+from vit_jax.architecture import INTERPOLATIONS
 from vit_jax.attention import rotate
 from vit_jax.encoder import layer_of
 from vit_jax.errors import RunError
@@ -244,7 +245,7 @@ def test_rotary_attention_depends_on_distances_only():
   assert abs(scores[0, 1, 2, 3] - scores[0, 1, 3, 2]) > 1e-3
 
 
-@pytest.mark.parametrize('method', positions.INTERPOLATIONS)
+@pytest.mark.parametrize('method', INTERPOLATIONS)
 def test_interpolation_keeps_constants_and_is_exact_at_its_own_size(method):
   for new in (1, 3, 7, 20):
     weights = positions.resize_weights(np.arange(new), new, 7, method)

@@ -25,31 +25,31 @@ ALLOWED = {
   'schema': set(),
   'card': set(),
   'flops': set(),
+  'variants': set(),
+  'architecture': {'variants'},
+  'towers': {'architecture', 'variants'},
   'tree': set(),
   'metrics': set(),
   'command': set(),
   'sharding': set(),
   'positions': set(),
   'layers': {'positions', 'sharding'},
-  'resnet': {'layers', 'sharding'},
+  'resnet': {'architecture', 'layers', 'sharding'},
   'kernels.__init__': set(),
   'kernels.short': set(),
   'kernels.chunked': set(),
   'kernels.heads': set(),
   'kernels.choice': {'kernels', 'kernels.chunked', 'kernels.heads', 'kernels.short'},
   'attention': {'kernels', 'kernels.choice', 'kernels.short', 'layers', 'positions', 'sharding'},
-  'encoder': {'attention', 'layers', 'sharding', 'tree'},
+  'encoder': {'architecture', 'attention', 'layers', 'sharding', 'tree'},
   'models.__init__': {'models.vit'},
-  'models.variants': set(),
-  'models.map_head': {'attention', 'encoder', 'layers', 'sharding'},
+  'models.map_head': {'architecture', 'attention', 'encoder', 'layers', 'sharding'},
   'models.vit': {
-    'attention', 'encoder', 'layers', 'models', 'models.map_head', 'models.variants', 'positions',
+    'architecture', 'attention', 'encoder', 'layers', 'models', 'models.map_head', 'positions',
     'resnet', 'sharding'
   },
-  'models.text': {'encoder', 'layers', 'models', 'models.variants', 'sharding'},
-  'models.two_towers': {
-    'encoder', 'layers', 'models', 'models.text', 'models.variants', 'models.vit', 'sharding'
-  },
+  'models.text': {'encoder', 'layers', 'sharding', 'towers'},
+  'models.two_towers': {'layers', 'models.text', 'models.vit', 'sharding', 'towers'},
   'explore.__init__': set(),
   'explore.attention': {'encoder', 'models.vit'},
   'optim': {'tree'},
@@ -75,15 +75,17 @@ ALLOWED = {
   'convert.augreg': set(),
   'convert.source': {'convert.files'},
   'convert.adapt': {'card', 'layers', 'models', 'positions', 'tree'},
-  'convert.npz': {'card', 'convert', 'models', 'resnet'},
-  'convert.timm': {'card', 'convert', 'models', 'resnet'},
+  'convert.npz': {'architecture', 'card', 'convert', 'models'},
+  'convert.timm': {'architecture', 'card', 'convert', 'models'},
   'convert.transformers_names': {'convert', 'models'},
   'convert.transformers': {'card', 'convert', 'models'},
   'convert.transformers_config': {'card', 'convert', 'models'},
   'convert.openai': {'card', 'convert', 'models'},
-  'convert.bridge': {'card', 'checkpoint', 'convert', 'models', 'positions', 'sharding', 'tree'},
+  'convert.bridge': {
+    'architecture', 'card', 'checkpoint', 'convert', 'models', 'sharding', 'tree'
+  },
   'convert.__main__': {'command', 'convert'},
-  'inspect': {'command', 'convert', 'models'},
+  'inspect': {'command', 'convert', 'models', 'variants'},
   'predict': {'card', 'command', 'convert', 'data', 'data.preprocess', 'models'},
   'experiment': {
     'card', 'config', 'convert', 'data.pipeline', 'encoder', 'optim', 'sharding', 'state',
@@ -103,6 +105,8 @@ ALLOWED = {
   'topology': set(),
   'evaluate': {'checkpoint', 'config', 'convert', 'experiment', 'launch', 'metrics', 'sharding'},
 }  # fmt: skip
+# Who, beside `data`, does without JAX.
+PLAIN = ('schema', 'errors', 'flops', 'metrics', 'variants', 'architecture', 'towers')
 # Who may import a package at all.
 ONLY = {
   'orbax': {'checkpoint'},
@@ -154,7 +158,7 @@ def test_imports_run_one_way(name):
       assert set(known) & (ALLOWED[name] | free), f'{name} imports {imported}'
     elif top in ONLY:
       assert name in ONLY[top], f'{name} imports {top}'
-    if name.startswith('data.') or name in ('schema', 'errors', 'flops', 'metrics'):
+    if name.startswith('data.') or name in PLAIN:
       assert top not in ('jax', 'flax'), f'{name} imports {top}'
 
 
@@ -180,6 +184,18 @@ def test_importing_the_package_is_light():
     python("import sys, vit_jax; print('jax' in sys.modules or 'numpy' in sys.modules)")
     == 'False\n'
   )
+
+
+def test_models_are_described_and_counted_without_jax():
+  code = """
+import sys
+from vit_jax import architecture, flops, towers, variants
+config = architecture.ViTArchitecture('B/16', num_classes=1000).resolve()
+both = towers.TwoTowersArchitecture('siglip:B/16').resolve()
+print(variants.name_of(config), config.grid, both.text.num_classes,
+      f'{flops.forward_macs(config) / 1e9:.1f}', {'jax', 'numpy'} & set(sys.modules))
+"""
+  assert python(code) == 'B/16 (14, 14) 768 17.6 set()\n'
 
 
 def test_training_needs_no_tensorflow_and_touches_no_device_on_import():

@@ -30,9 +30,9 @@ def create(variant: str, *, seed: int = 0, **config) -> ViT:
   """A freshly initialised Vision Transformer.
 
   Args:
-    variant: 'S/16', 'dinov2:S/14', 'R50+B/16'; see `vit_jax.models.variants.FAMILIES`.
+    variant: 'S/16', 'dinov2:S/14', 'R50+B/16'; see `vit_jax.variants.FAMILIES`.
     seed: of the random initialisation.
-    **config: any other field of `vit_jax.models.vit.ViTConfig`.
+    **config: any other field of `vit_jax.architecture.ViTArchitecture`.
 
   Returns:
     The model, callable on float images of shape (batch, height, width, in_channels).

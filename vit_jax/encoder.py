@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
@@ -14,129 +12,11 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax import tree
+from vit_jax.architecture import EncoderConfig, kept_names
 from vit_jax.attention import Attention, Context, RelativeBias, padding
-from vit_jax.errors import RunError, suggest
-from vit_jax.layers import ACTIVATIONS, Mlp, Norm, flatten, ones, unflatten
+from vit_jax.errors import RunError
+from vit_jax.layers import Mlp, Norm, flatten, ones, unflatten
 from vit_jax.sharding import param, shards, spec
-
-# Activations that a block marks by name, in the order in which they are computed.
-NAMES = ('qkv', 'context', 'attn', 'hidden', 'gate', 'mlp')
-# Enough of them for the backward pass to recompute no matrix product.
-PRODUCTS = NAMES[:-1]
-REMAT = ('none', 'dots', 'names', 'full')
-BIASES = ('query', 'key', 'value', 'out', 'mlp', 'norm', 'embed', 'head')
-OPTIONS = {
-  'norm': ('layernorm', 'rmsnorm'),
-  'norm_place': ('pre', 'post'),
-  'mlp': tuple(ACTIVATIONS),
-  'relative_bias': ('none', 'layer', 'shared'),
-  'drop_path_mode': ('linear', 'constant', 'subset'),
-  'dtype': ('float32', 'bfloat16'),
-}
-UNSET: Any = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
-  """A stack of transformer blocks. Fields left unset are those of the model's variant.
-
-  Attributes:
-    width: features of a token.
-    depth: blocks.
-    mlp_dim: features of the hidden layer of each MLP.
-    num_heads: of attention, dividing width.
-    mlp: activation, 'gelu' (exact), 'gelu_tanh', 'quick_gelu' or 'swiglu' (gated).
-    mlp_norm: a norm on the hidden layer of the MLP (EVA-02).
-    norm: 'layernorm' or 'rmsnorm'.
-    eps: of all norms.
-    norm_place: 'pre' norms what enters attention and MLP, and once after the last block; 'post'
-      norms the sum with the residual instead (Vaswani et al. 2017).
-    parallel: attention and MLP read the same norm and are added together (ViT-22B, Dehghani et al.
-      2023).
-    qk_norm: queries and keys are normed per head.
-    layerscale: initial value of learned factors on what each block adds (Touvron et al. 2021);
-      0 for none.
-    relative_bias: a learned bias of attention by relative position in each 'layer', 'shared' by
-      all, or 'none'.
-    no_bias: parts without additive parameters, separated by commas, out of query, key, value, out,
-      mlp, norm, embed (of patches) and head.
-    drop_path: rate of stochastic depth (Huang et al. 2016), applied when a model is called with a
-      key.
-    drop_path_mode: examples are dropped one by one at a rate that rises 'linear'ly to drop_path
-      over depth, or is 'constant'; 'subset' runs each branch on the rest of the examples only, of
-      each device as many, drawn anew for each branch, and saves the time (Oquab et al. 2023,
-      section 5).
-    dtype: of activations and matrix products, 'float32' or 'bfloat16'; parameters, norm
-      statistics, softmax and the head are float32.
-    scan: loop over layers (compiles in constant time) or unroll them.
-    remat: what the backward pass keeps instead of recomputing; see `encoder.remat`.
-  """
-
-  width: int = UNSET
-  depth: int = UNSET
-  mlp_dim: int = UNSET
-  num_heads: int = UNSET
-  mlp: str = UNSET
-  mlp_norm: bool = UNSET
-  norm: str = UNSET
-  eps: float = UNSET
-  norm_place: str = UNSET
-  parallel: bool = UNSET
-  qk_norm: bool = UNSET
-  layerscale: float = UNSET
-  relative_bias: str = UNSET
-  no_bias: str = UNSET
-  drop_path: float = 0.0
-  drop_path_mode: str = 'linear'
-  dtype: str = 'float32'
-  scan: bool = True
-  remat: str = 'none'
-
-  def filled(self, options: dict[str, Any]) -> Any:
-    """A copy in which the fields that are unset have the values of `options`.
-
-    Raises:
-      RunError: if sizes are still missing.
-    """
-    unset = {name: value for name, value in options.items() if getattr(self, name) is None}
-    config = dataclasses.replace(self, **unset)
-    for field in dataclasses.fields(config):
-      if getattr(config, field.name) is None:
-        raise RunError(f'a model without a variant needs {field.name}')
-    return config
-
-  def check(self, options: dict[str, tuple[str, ...]] = OPTIONS) -> None:
-    """Raises RunError for unknown names and for numbers that contradict each other."""
-    for name, known in options.items():
-      value = getattr(self, name)
-      if value not in known:
-        raise RunError(f'unknown model.{name} {value!r}: {suggest(str(value), known)}')
-    for name in self.without:
-      if name not in BIASES:
-        raise RunError(f'unknown part {name!r} in model.no_bias: {suggest(name, BIASES)}')
-    remat(None, self.remat, scan=self.scan)
-    if min(self.width, self.depth, self.mlp_dim, self.num_heads) < 1:
-      raise RunError('width, depth, mlp_dim and num_heads of a model must be at least 1')
-    if self.width % self.num_heads:
-      raise RunError(f'num_heads={self.num_heads} does not divide width={self.width}')
-    if not (math.isfinite(self.eps) and self.eps > 0 and math.isfinite(self.layerscale)):
-      raise RunError(f'eps={self.eps} must be positive, layerscale={self.layerscale} a number')
-    if not 0 <= self.drop_path < 1:
-      raise RunError(f'model.drop_path={self.drop_path} must be in [0, 1)')
-    if self.parallel and self.norm_place == 'post':
-      raise RunError('parallel blocks have one norm, before both branches: use norm_place=pre')
-
-  @property
-  def without(self) -> tuple[str, ...]:
-    """The parts named in `no_bias`."""
-    return tuple(name for name in self.no_bias.split(',') if name)
-
-  @property
-  def make_norm(self) -> Any:
-    """Makes a norm of this kind: (width, rngs, axis=None) to a module."""
-    return functools.partial(
-      Norm, kind=self.norm, eps=self.eps, bias='norm' not in self.without
-    )  # fmt: skip
 
 
 def remat(body, policy: str, *, scan: bool):
@@ -147,7 +27,7 @@ def remat(body, policy: str, *, scan: bool):
     policy: 'none' keeps every activation for the backward pass; 'dots' the results of matrix
       products with weights; 'names' those that its own products need, and what attention gives, so
       that only norms, activations and attention weights are computed again; 'full' only the
-      block's input. Or the names to keep, out of `NAMES`, separated by commas.
+      block's input. Or the names to keep, out of `architecture.NAMES`, separated by commas.
     scan: whether the body is scanned; without a scan the compiler must be kept from undoing the
       recomputation by common-subexpression elimination.
 
@@ -162,12 +42,16 @@ def remat(body, policy: str, *, scan: bool):
   elif policy == 'dots':
     saved = policies.dots_with_no_batch_dims_saveable
   else:
-    names = PRODUCTS if policy == 'names' else policy.split(',')
-    for name in names:
-      if name not in NAMES:
-        raise RunError(f'unknown remat policy {name!r}: {suggest(name, (*REMAT, *NAMES))}')
-    saved = policies.save_only_these_names(*names)
+    saved = policies.save_only_these_names(*kept_names(policy))
   return jax.checkpoint(body, policy=saved, prevent_cse=not scan)
+
+
+def make_norm(
+  config: EncoderConfig, width: int, rngs: nnx.Rngs, *, axis: str | None = None
+) -> Norm:
+  """A norm of the kind that a model has; arguments as for `Norm`."""
+  bias = 'norm' not in config.without
+  return Norm(width, rngs, kind=config.norm, eps=config.eps, bias=bias, axis=axis)
 
 
 class Block(nnx.Module):
@@ -176,7 +60,8 @@ class Block(nnx.Module):
   def __init__(
     self, config: EncoderConfig, rngs: nnx.Rngs, *, grid: Any = None, prefix=False, causal=False
   ):
-    width, norm, without = config.width, config.make_norm, config.without
+    width, without = config.width, config.without
+    norm = functools.partial(make_norm, config)
     relative = None
     if config.relative_bias == 'layer':
       relative = RelativeBias(grid, prefix, config.num_heads, rngs)
@@ -332,7 +217,7 @@ class Encoder(nnx.Module):
     if config.relative_bias == 'shared':
       self.relative = RelativeBias(grid, prefix, config.num_heads, rngs)
     if final_norm and config.norm_place == 'pre':
-      self.norm = config.make_norm(config.width, rngs)
+      self.norm = make_norm(config, config.width, rngs)
     self.config = config
 
   def __call__(

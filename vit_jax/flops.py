@@ -63,7 +63,7 @@ def forward_macs(config: Any, *, training: bool = False, examples: int = 0) -> i
   """Multiply-accumulates of the matrix products of one image's forward pass.
 
   Args:
-    config: a resolved `vit_jax.models.vit.ViTConfig`, for images of its own size.
+    config: a resolved `vit_jax.architecture.ViTArchitecture`, for images of its own size.
     training: leave out what patch dropout and stochastic depth on a subset of the batch leave out.
     examples: on each device at a time, of which the subset is a whole number; 0 if not known.
   """

@@ -7,10 +7,9 @@ import dataclasses
 import math
 from typing import Any
 
-from vit_jax import command
+from vit_jax import command, variants
 from vit_jax.convert import adapt, bridge
 from vit_jax.errors import RunError
-from vit_jax.models import variants
 from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.models.vit import ViTConfig
 

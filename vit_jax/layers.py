@@ -214,7 +214,8 @@ def quick_gelu(x: jax.Array) -> jax.Array:
   return x * jax.nn.sigmoid(1.702 * x)
 
 
-# GELU: Hendrycks & Gimpel 2016, exact and with tanh. SwiGLU: Shazeer 2020.
+# By the names in `architecture.OPTIONS`. GELU: Hendrycks & Gimpel 2016, exact and with tanh.
+# SwiGLU: Shazeer 2020.
 ACTIVATIONS = {
   'gelu': functools.partial(jax.nn.gelu, approximate=False),
   'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),

@@ -13,9 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = Any
-INTERPOLATIONS = (
-  'corner', 'bilinear', 'bilinear_aa', 'bicubic', 'bicubic_aa', 'bicubic_offset'
-)  # fmt: skip
 
 
 def grid_coords(height: int, width: int) -> np.ndarray:
@@ -30,11 +27,11 @@ def resize_weights(at: Array, size: Array, source: int, method: str, xp: ModuleT
     at: positions of new samples, integers of any shape (...).
     size: number of new samples along the axis, broadcastable to the shape of `at`.
     source: number of old samples.
-    method: 'corner' is linear with the outermost samples aligned (scipy.ndimage.zoom, as in the
-      fine-tuning of the original ViT). In the others pixels are areas: 'bilinear' and 'bicubic'
-      (with a = -0.75) as in PyTorch, 'bilinear_aa' and 'bicubic_aa' (a = -0.5) with antialiasing as
-      in PyTorch and jax.image.resize; 'bicubic_offset' is 'bicubic' to a tenth of a sample more, as
-      in DINO and DINOv2.
+    method: of `architecture.INTERPOLATIONS`. 'corner' is linear with the outermost samples aligned
+      (scipy.ndimage.zoom, as in the fine-tuning of the original ViT). In the others pixels are
+      areas: 'bilinear' and 'bicubic' (with a = -0.75) as in PyTorch, 'bilinear_aa' and 'bicubic_aa'
+      (a = -0.5) with antialiasing as in PyTorch and jax.image.resize; 'bicubic_offset' is 'bicubic'
+      to a tenth of a sample more, as in DINO and DINOv2.
     xp: numpy, or jax.numpy for positions known only at run time.
 
   Returns:

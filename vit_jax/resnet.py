@@ -8,12 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vit_jax.architecture import STEM_GROUPS
 from vit_jax.layers import normal, ones, zeros
 from vit_jax.sharding import param
-
-GROUPS = 32
-# Of weight standardisation and group normalisation, by who trained the model.
-CONVENTIONS = ('bit', 'timm')
 
 
 class StdConv(nnx.Module):
@@ -49,7 +46,7 @@ class GroupNorm(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """(batch, height, width, features) -> the same."""
-    y = x.astype(jnp.float32).reshape(*x.shape[:3], GROUPS, -1)
+    y = x.astype(jnp.float32).reshape(*x.shape[:3], STEM_GROUPS, -1)
     y = y - y.mean((1, 2, 4), keepdims=True)
     y = y * jax.lax.rsqrt(jnp.square(y).mean((1, 2, 4), keepdims=True) + self.eps)
     return (y.reshape(x.shape) * self.scale[...] + self.bias[...]).astype(x.dtype)
@@ -85,7 +82,7 @@ class ResNet(nnx.Module):
     channels: of the images.
     width: of the first stage's bottlenecks, a multiple of 32.
     depths: units of each stage; none is only convolution and pooling.
-    convention: one of `CONVENTIONS`.
+    convention: one of `architecture.STEM_CONVENTIONS`.
   """
 
   def __init__(
@@ -113,11 +110,6 @@ class ResNet(nnx.Module):
       for unit in range(depth):
         x = getattr(self, f'stage{stage}_unit{unit}')(x)
     return x
-
-
-def stride(depths: tuple[int, ...]) -> int:
-  """Pixels per position of the output of a `ResNet`."""
-  return 4 * 2 ** max(len(depths) - 1, 0)
 
 
 def features(width: int, depths: tuple[int, ...]) -> int:

@@ -24,7 +24,7 @@ class Recipe:
   """How a checkpoint was trained.
 
   Attributes:
-    variant: as in `models.variants`, 'R26+S/32'.
+    variant: as in `variants`, 'R26+S/32'.
     dataset: of pre-training, 'i1k', 'i21k' (300 epochs) or 'i21k_30'.
     epochs, lr, aug, weight_decay, dropout, drop_path: of pre-training.
     adapt: data set of fine-tuning, '' if there was none.

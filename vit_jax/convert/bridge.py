@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from vit_jax import schema, sharding, tree
+from vit_jax.architecture import INTERPOLATIONS
 from vit_jax.card import Card, about
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.convert import (
@@ -31,7 +32,6 @@ from vit_jax.errors import RunError, suggest
 from vit_jax.models.text import TextConfig
 from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.models.vit import ViTConfig
-from vit_jax.positions import INTERPOLATIONS
 
 READERS: dict[str, Any] = {
   'npz': npz, 'openai': openai, 'transformers': transformers, 'timm': timm

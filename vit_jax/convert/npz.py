@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from vit_jax import resnet
+from vit_jax.architecture import stem_stride
 from vit_jax.card import Card
 from vit_jax.convert import augreg
 from vit_jax.convert.layout import BLOCKS, Rule, Table, To, rules
@@ -154,7 +154,7 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
       for s in range(1, stages + 1)
     )
     found['stem_depths'] = depths
-    patch *= resnet.stride(depths)
+    patch *= stem_stride(depths)
   found['class_token'] = has('cls')
   found['pool'] = 'map' if has('MAPHead_0/probe') else 'token' if has('cls') else 'mean'
   if f'{at}{style["posemb"]}' in source:

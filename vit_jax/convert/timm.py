@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from vit_jax import resnet
+from vit_jax.architecture import stem_stride
 from vit_jax.card import Card
 from vit_jax.convert.layout import BLOCKS, Rule, Table, To, rules
 from vit_jax.convert.source import IMAGENET, INCEPTION, OPENAI, Source, pair
@@ -166,7 +166,7 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[ViTConfig, Card
     )
     found['stem_convention'] = 'timm'
   found['in_channels'] = channels
-  stride = patch * (resnet.stride(found['stem_depths']) if 'stem_width' in found else 1)
+  stride = patch * (stem_stride(found['stem_depths']) if 'stem_width' in found else 1)
   if meta or (args.get('norm_layer') is None and found['embed_norm']):
     found['eps'] = 1e-6 if style['glu'] == 'w12' else 1e-5
   found['registers'] = next(

@@ -1,4 +1,4 @@
-"""Models: thin compositions over the encoder, each with its variants beside it."""
+"""Models: thin compositions over the encoder."""
 
 from vit_jax.models.vit import ViTConfig
 

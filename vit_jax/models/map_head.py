@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vit_jax.architecture import EncoderConfig
 from vit_jax.attention import Attention, Context
-from vit_jax.encoder import EncoderConfig
+from vit_jax.encoder import make_norm
 from vit_jax.layers import Mlp, uniform
 from vit_jax.sharding import param, spec
 
@@ -19,7 +20,7 @@ class MapHead(nnx.Module):
     width, without = config.width, config.without
     self.probe = param(uniform((6 / (width + 1)) ** 0.5), rngs, (1, 1, width), (None,) * 3)
     self.attn = Attention(width, config.num_heads, rngs)
-    self.norm = config.make_norm(width, rngs)
+    self.norm = make_norm(config, width, rngs)
     self.mlp = Mlp(width, config.mlp_dim, rngs, kind=config.mlp, bias='mlp' not in without)
 
   def queries(self, x: jax.Array) -> jax.Array:

@@ -8,48 +8,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vit_jax.encoder import OPTIONS, UNSET, Encoder, EncoderConfig, features_by_name
-from vit_jax.errors import RunError
+from vit_jax.encoder import Encoder, features_by_name
 from vit_jax.layers import Dense, normal
-from vit_jax.models import variants
 from vit_jax.sharding import param, spec
-
-TEXT_OPTIONS = {**OPTIONS, 'pool': ('eot', 'last'), 'relative_bias': ('none',)}
+from vit_jax.towers import TextArchitecture
 
 
 @dataclasses.dataclass(frozen=True)
-class TextConfig(EncoderConfig):
-  """A text tower. Fields left unset are those of its variant.
-
-  Attributes:
-    variant: family and size, 'clip:B'; see `vit_jax.models.variants`.
-    vocab_size: different tokens.
-    context_length: longest text in tokens.
-    num_classes: width of the space shared with images; 0 for no projection.
-    causal: tokens attend only to what precedes them.
-    pool: 'eot' takes the features at the first end-of-text token, 'last' those at the last token.
-    eot: number of that token; -1 takes the largest number in the text.
-  """
-
-  variant: str = 'clip:B'
-  vocab_size: int = UNSET
-  context_length: int = UNSET
-  num_classes: int = 0
-  causal: bool = UNSET
-  pool: str = UNSET
-  eot: int = UNSET
-
-  def resolve(self) -> TextConfig:
-    """This configuration with what its variant says filled in and everything checked.
-
-    Raises:
-      RunError: for unknown names and for sizes that do not divide each other.
-    """
-    config = self.filled(variants.text_options(self.variant))
-    config.check(TEXT_OPTIONS)
-    if min(config.vocab_size, config.context_length) < 1:
-      raise RunError('vocab_size and context_length of a text tower must be at least 1')
-    return config
+class TextConfig(TextArchitecture):
+  """A text tower by its `TextArchitecture`, which documents the fields."""
 
   def create(self, rngs: nnx.Rngs) -> Text:
     """The tower itself, sharded over the mesh in context."""

@@ -9,47 +9,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vit_jax.encoder import UNSET
 from vit_jax.layers import normal, zeros
-from vit_jax.models import variants
 from vit_jax.models.text import Text, TextConfig
 from vit_jax.models.vit import ViT, ViTConfig
 from vit_jax.sharding import param, spec
+from vit_jax.towers import TwoTowersArchitecture
 
 
 @dataclasses.dataclass(frozen=True)
-class TwoTowersConfig:
-  """Two towers.
+class TwoTowersConfig(TwoTowersArchitecture):
+  """Two towers by their `TwoTowersArchitecture`, which documents the fields."""
 
-  Attributes:
-    variant: 'clip:B/16', 'siglip:So400m/14', 'siglip2:B/16'; names both towers, unless they have
-      variants of their own.
-    image: of the image tower.
-    text: of the text tower.
-    logit_bias: whether a bias is added to the logits (Zhai et al. 2023); unset: with SigLIP.
-  """
-
-  variant: str = 'clip:B/16'
   image: ViTConfig = dataclasses.field(default_factory=lambda: ViTConfig(''))
   text: TextConfig = dataclasses.field(default_factory=lambda: TextConfig(''))
-  logit_bias: bool = UNSET
-
-  def resolve(self) -> TwoTowersConfig:
-    """This configuration with everything filled in and checked; raises RunError."""
-    image, text, bias = self.image, self.text, self.logit_bias
-    family, _, size = self.variant.partition(':')
-    size = size.partition('/')[0]
-    if self.variant:
-      image = dataclasses.replace(image, variant=image.variant or self.variant)
-      text = dataclasses.replace(text, variant=text.variant or f'{family}:{size}')
-    image, text = image.resolve(), text.resolve()
-    if family == 'clip':
-      space = text.num_classes or image.num_classes or variants.CLIP_SPACE[size]
-      image = dataclasses.replace(image, num_classes=space)
-    space = image.num_classes or image.width
-    text = dataclasses.replace(text, num_classes=text.num_classes or space)
-    bias = family != 'clip' if bias is None else bias
-    return TwoTowersConfig('', image, text, bias)
 
   def create(self, rngs: nnx.Rngs) -> TwoTowers:
     """The model itself, sharded over the mesh in context."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -13,144 +12,17 @@ import numpy as np
 from flax import nnx
 
 from vit_jax import positions, resnet
+from vit_jax.architecture import ViTArchitecture
 from vit_jax.attention import Context
-from vit_jax.encoder import OPTIONS, UNSET, Encoder, EncoderConfig, features_by_name
-from vit_jax.errors import RunError
+from vit_jax.encoder import Encoder, features_by_name, make_norm
 from vit_jax.layers import Dense, PatchEmbed, normal, prepend_tokens, zeros
-from vit_jax.models import variants
 from vit_jax.models.map_head import MapHead
 from vit_jax.sharding import param, spec
 
-POSEMB = ('learned', 'sincos2d', 'factorised', 'none')
-POOL = ('token', 'mean', 'map', 'token_mean')
-VIT_OPTIONS = {
-  **OPTIONS,
-  'posemb': POSEMB,
-  'pool': POOL,
-  'posemb_tokens': ('patches', 'class', 'all'),
-  'interpolation': positions.INTERPOLATIONS,
-  'rope': ('none', 'unit', 'grid'),
-  'stem_convention': resnet.CONVENTIONS,
-}
-
 
 @dataclasses.dataclass(frozen=True)
-class ViTConfig(EncoderConfig):
-  """A Vision Transformer. Fields left unset are those of its variant.
-
-  Attributes:
-    variant: family, size and patch, 'S/16' or 'dinov2:S/14'; see `vit_jax.models.variants`. None
-      ('') leaves only the defaults of the original model, and sizes must be given.
-    patch_size: side of the patches in pixels, or in positions of the stem's output.
-    image_size: height and width in pixels, multiples of patch_size, for which learned positions are
-      stored. Images of other sizes may be given: stored positions are then interpolated, computed
-      ones continue, and relative positions of packed images beyond the stored ones are clipped.
-    in_channels: of the images.
-    num_classes: logits of the linear head; 0 for no head. Training replaces 0 by what the data set
-      has.
-    stem_width: width of the ResNet in front; 0 for none.
-    stem_depths: units of each of its stages.
-    stem_convention: epsilons of the stem, 'bit' as in the original or 'timm'.
-    class_token: a class token even if the pooling does not look at it.
-    distilled: a distillation token, with a head of its own (Touvron et al. 2021); logits are the
-      mean of both heads. Needs pool='token'.
-    registers: number of further tokens that nothing looks at (Darcet et al. 2024).
-    mask_token: a learned vector in place of patches that are masked out.
-    embed_norm: a norm between embedding and first block (CLIP).
-    posemb: 'learned' (one vector per position), 'sincos2d' (fixed), 'factorised' (a vector per row
-      plus one per column, Dehghani et al. 2023) or 'none'.
-    posemb_tokens: which tokens 'learned' has vectors for: 'patches' only, also 'class' and
-      distillation token, or 'all' with the registers.
-    interpolation: of learned positions; see `positions.resize_weights`.
-    rope: rotary positions of patches, 'unit' or 'grid'; see `positions.rope`.
-    rope_base, rope_grid: likewise.
-    patch_dropout: share of the patches left out when a model is called with a key (Li et al. 2023).
-    pool: what the head sees: 'token' (a learned class token), 'mean' (of all patches), 'map'
-      (multi-head attention pooling of all patches, Zhai et al. 2022, section 3.1) or 'token_mean'
-      (both, side by side).
-    pool_norm: the last norm comes after the pooling instead of before.
-    representation_size: width of a tanh layer before the head; 0 for none.
-  """
-
-  variant: str = 'S/16'
-  patch_size: int = UNSET
-  image_size: tuple[int, int] = UNSET
-  in_channels: int = UNSET
-  num_classes: int = 0
-  stem_width: int = UNSET
-  stem_depths: tuple[int, ...] = UNSET
-  stem_convention: str = UNSET
-  class_token: bool = UNSET
-  distilled: bool = UNSET
-  registers: int = UNSET
-  mask_token: bool = UNSET
-  embed_norm: bool = UNSET
-  posemb: str = UNSET
-  posemb_tokens: str = UNSET
-  interpolation: str = UNSET
-  rope: str = UNSET
-  rope_base: float = UNSET
-  rope_grid: tuple[int, int] = UNSET
-  patch_dropout: float = 0.0
-  pool: str = UNSET
-  pool_norm: bool = UNSET
-  representation_size: int = UNSET
-
-  def resolve(self) -> ViTConfig:
-    """This configuration with what its variant says filled in and everything checked.
-
-    Raises:
-      RunError: for unknown names and for sizes that do not divide each other.
-    """
-    config = self.filled(variants.options(self.variant))
-    if config.pool in ('token', 'token_mean') and not config.class_token:
-      config = dataclasses.replace(config, class_token=True)
-    config.check(VIT_OPTIONS)
-    if config.num_classes < 0 or config.registers < 0 or config.representation_size < 0:
-      raise RunError('num_classes, registers and representation_size must not be negative')
-    if config.patch_size < 1 or config.in_channels < 1:
-      raise RunError('patch_size and in_channels must be at least 1')
-    if config.stem_width % resnet.GROUPS:
-      raise RunError(f'stem_width={config.stem_width} must be a multiple of {resnet.GROUPS}')
-    for name in ('image_size', 'rope_grid'):
-      value = getattr(config, name)
-      if len(value) != 2 or not all(type(side) is int for side in value):
-        raise RunError(f'{name}={value!r} must be two whole numbers')
-    if any(side < 1 or side % config.stride for side in config.image_size):
-      raise RunError(f'patch_size={config.stride} does not divide image_size={config.image_size}')
-    if config.posemb == 'sincos2d' and config.width % 4:
-      raise RunError(f'posemb=sincos2d needs a width divisible by 4, not {config.width}')
-    if config.rope != 'none' and config.width // config.num_heads % 4:
-      raise RunError('rope needs heads whose width is divisible by 4')
-    if not (math.isfinite(config.rope_base) and config.rope_base > 0):
-      raise RunError(f'rope_base={config.rope_base} must be positive')
-    if config.distilled and config.pool != 'token':
-      raise RunError(f'distilled=True needs pool=token, not {config.pool}')
-    if not 0 <= config.patch_dropout < 1:
-      raise RunError(f'model.patch_dropout={config.patch_dropout} must be in [0, 1)')
-    return config
-
-  @property
-  def stride(self) -> int:
-    """Pixels from one patch to the next, stem included."""
-    return self.patch_size * (resnet.stride(self.stem_depths) if self.stem_width else 1)
-
-  @property
-  def grid(self) -> tuple[int, int]:
-    """Patches down and across, of a resolved configuration."""
-    height, width = self.image_size
-    return height // self.stride, width // self.stride
-
-  @property
-  def prefix(self) -> int:
-    """Tokens before the patches: class, distillation, registers."""
-    return self.class_token + self.distilled + self.registers
-
-  @property
-  def posemb_prefix(self) -> int:
-    """How many of them have learned positions."""
-    tokens = {'patches': 0, 'class': self.prefix - self.registers, 'all': self.prefix}
-    return tokens[self.posemb_tokens]
+class ViTConfig(ViTArchitecture):
+  """A Vision Transformer by its `ViTArchitecture`, which documents the fields."""
 
   def create(self, rngs: nnx.Rngs) -> ViT:
     """The model itself, sharded over the mesh in context."""
@@ -202,7 +74,7 @@ class ViT(nnx.Module):
       self.posemb_rows = tokens(rows, normal(width**-0.5))
       self.posemb_columns = tokens(columns, normal(width**-0.5))
     if config.embed_norm:
-      self.embed_norm = config.make_norm(width, rngs)
+      self.embed_norm = make_norm(config, width, rngs)
     self.encoder = Encoder(
       config, rngs, grid=config.grid, prefix=config.prefix > 0, final_norm=not config.pool_norm
     )
@@ -210,7 +82,7 @@ class ViT(nnx.Module):
       self.map_head = MapHead(config, rngs)
     size = 2 * width if config.pool == 'token_mean' else width
     if config.pool_norm:
-      self.pool_norm = config.make_norm(size, rngs)
+      self.pool_norm = make_norm(config, size, rngs)
     if config.representation_size:
       self.pre_logits = Dense(rngs, (size, config.representation_size), ('embed', None))
       size = config.representation_size
