@@ -93,7 +93,7 @@ ALLOWED = {
   'memory': set(),
   'launch': {'memory'},
   'train': {
-    'card', 'checkpoint', 'config', 'convert', 'data.pipeline', 'experiment', 'launch', 'metrics',
+    'card', 'checkpoint', 'config', 'convert', 'experiment', 'fork', 'lanes', 'launch', 'metrics',
     'optim', 'sharding', 'workdir',
   },
   'workdir': {'config', 'experiment', 'flops', 'metrics', 'sharding'},
@@ -103,7 +103,11 @@ ALLOWED = {
     'sharding', 'topology',
   },
   'topology': set(),
-  'evaluate': {'checkpoint', 'config', 'convert', 'experiment', 'launch', 'metrics', 'sharding'},
+  'lanes': {'config', 'experiment', 'optim', 'state'},
+  'fork': {'checkpoint', 'config', 'experiment', 'lanes', 'metrics', 'state'},
+  'evaluate': {
+    'checkpoint', 'config', 'convert', 'experiment', 'lanes', 'launch', 'metrics', 'sharding'
+  },
 }  # fmt: skip
 # Who, beside `data`, does without JAX.
 PLAIN = ('schema', 'errors', 'flops', 'metrics', 'variants', 'architecture', 'towers')

@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import logging
 import pathlib
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -28,12 +29,16 @@ logging.getLogger('absl').addFilter(
 class Checkpoints:
   """The checkpoints of one run, in `directory`, a subdirectory per step."""
 
-  def __init__(self, directory: pathlib.Path, *, keep: int = 1, read_only: bool = False):
+  def __init__(
+    self, directory: pathlib.Path, *, keep: int = 1, at: Collection[int] = (),
+    read_only: bool = False,
+  ):  # fmt: skip
     """Opens `directory`; unless `read_only`, makes it and clears away interrupted saves.
 
     Args:
       directory: of the checkpoints.
       keep: how many of the newest checkpoints to keep.
+      at: steps whose checkpoints are kept as well.
       read_only: leave everything as it is; a run may be writing there.
 
     Raises:
@@ -46,7 +51,12 @@ class Checkpoints:
       self._checkpointer = ocp.training.Checkpointer(
         str(self.directory),
         save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(1),
-        preservation_policy=policies.preservation_policies.LatestN(keep),
+        preservation_policy=policies.preservation_policies.AnyPreservationPolicy(
+          [
+            policies.preservation_policies.LatestN(keep),
+            policies.preservation_policies.CustomSteps(tuple(at)),
+          ]
+        ),
         cleanup_tmp_directories=not read_only,
       )
     except OSError as error:
@@ -57,6 +67,11 @@ class Checkpoints:
     """The step of the newest finished checkpoint."""
     newest = self._checkpointer.latest
     return None if newest is None else newest.step
+
+  @property
+  def steps(self) -> list[int]:
+    """Of all finished checkpoints."""
+    return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
 
   def save(self, step: int, state: Any, extra: dict[str, Any]) -> None:
     """Starts writing `state`; returns once it may be changed or donated.
@@ -98,16 +113,17 @@ class Checkpoints:
       raise self._failure(step, error) from error
     self._pending = None
 
-  def restore(self, abstract: Any) -> tuple[Any, dict[str, Any]]:
-    """The newest checkpoint, laid out for the mesh in context, and its `extra`.
+  def restore(self, abstract: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+    """A checkpoint, laid out for the mesh in context, and its `extra`.
 
     Args:
       abstract: a tree of ShapeDtypeStructs, from `jax.eval_shape` under that mesh.
+      step: of the checkpoint; the newest if not given.
 
     Raises:
       RunError: if names, shapes or dtypes differ from those in the checkpoint, listing them.
     """
-    step = self.latest
+    step = self.latest if step is None else step
     metadata = self._checkpointer.metadata(step)
     wanted = tree.flatten(sharding.fill_shardings(abstract))
     _compare(metadata.metadata, wanted, f'{self.directory}/{step}')

@@ -31,10 +31,17 @@ class LogConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-  """A checkpoint every `every`, the newest `keep` of them kept."""
+  """A checkpoint every `every`, the newest `keep` of them kept.
+
+  Attributes:
+    every: how often.
+    keep: how many.
+    at: when else; these are kept for good, for other runs to `fork` from.
+  """
 
   every: str = '10%'
   keep: int = 2
+  at: tuple[str, ...] = ()
 
   def __post_init__(self):
     if self.keep < 1:
@@ -49,6 +56,32 @@ class ProfileConfig:
   steps: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class LanesConfig:
+  """Runs of one model, trained side by side by one program; none if nothing is given.
+
+  Attributes:
+    lr, weight_decay, b1, b2, seed: lane i has the i-th value of each, and where there are none that
+      of the run. Lanes of one seed share their batches.
+  """
+
+  lr: tuple[float, ...] = ()
+  weight_decay: tuple[float, ...] = ()
+  b1: tuple[float, ...] = ()
+  b2: tuple[float, ...] = ()
+  seed: tuple[int, ...] = ()
+
+  def __post_init__(self):
+    counts = {name: len(values) for name, values in vars(self).items() if values}
+    if len(set(counts.values())) > 1:
+      raise RunError(f'lanes have one value each, but their number is not clear: {counts}')
+
+  @property
+  def count(self) -> int:
+    """How many there are."""
+    return max(len(values) for values in vars(self).values())
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
   """A run. Durations are strings: '500 steps', '1e6 examples', '90 epochs', '5%' of the total.
@@ -57,6 +90,10 @@ class Config:
     init: a checkpoint of any dialect to start from instead of random parameters. Its architecture
       takes the place of model.variant; the fields of model that are set change it as `vit_jax.load`
       does, and the head is replaced if the data set has another number of classes.
+    fork: directory of another run that does the same up to some step, such as one that has not
+      begun its cooldown yet: this run begins with the newest checkpoint there of what both have in
+      common, and ends as if it had done it all by itself.
+    lanes: of one program.
     compilation_cache: directory, relative to the run's, where compiled programs are kept for the
       next start; '' for none. Where JAX_COMPILATION_CACHE_DIR is set, that is used.
   """
@@ -71,6 +108,8 @@ class Config:
   mesh: str = 'data'
   seed: int = 0
   init: str = ''
+  fork: str = ''
+  lanes: LanesConfig
   compilation_cache: str = '../compilation_cache'
   log: LogConfig
   checkpoint: CheckpointConfig
@@ -81,7 +120,8 @@ class Config:
 # may be continued with other values of these.
 FREE = (
   'mesh', 'model.scan', 'model.remat', 'optim.accumulate', 'data.workers', 'data.on_corrupt',
-  'data.source.dir', 'data.source.manual_dir', 'compilation_cache', 'log', 'checkpoint', 'profile',
+  'data.source.dir', 'data.source.manual_dir', 'fork', 'compilation_cache', 'log', 'checkpoint',
+  'profile',
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from vit_jax import config as config_lib
-from vit_jax import schema, sharding
+from vit_jax import lanes, schema, sharding
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.convert import bridge
 from vit_jax.errors import RunError
@@ -31,7 +31,7 @@ def restore(workdir: str, config: Mapping[str, Any] | None = None) -> tuple[Expe
     raise RunError(f'{folder} holds no run: there is no config.json')
   given = read_json(folder / 'config.json') if config is None else config
   cfg: config_lib.Config = schema.build(config_lib.Config, given)
-  experiment = Experiment(cfg, bridge.stored_model(folder) if cfg.init else None)
+  experiment = lanes.experiment(cfg, bridge.stored_model(folder) if cfg.init else None)
   if not (folder / 'checkpoints').is_dir():
     raise RunError(f'{folder} holds no checkpoints')
   checkpoints = Checkpoints(folder / 'checkpoints', read_only=True)

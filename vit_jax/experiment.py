@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
+from collections.abc import Generator
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from vit_jax import config as config_lib
 from vit_jax import optim
 from vit_jax.card import Card
 from vit_jax.convert import adapt, bridge, layout
-from vit_jax.data.pipeline import Shape
+from vit_jax.data.pipeline import Shape, iterate, train_batches
 from vit_jax.encoder import split_layers, stack_layers
 from vit_jax.errors import RunError
 from vit_jax.sharding import BatchLayout
@@ -69,7 +70,7 @@ class Experiment:
       cooldown=self.steps(cfg.optim.cooldown, 'optim.cooldown'),
     )
     optim.check(cfg.optim, **self._durations, batch_size=cfg.batch_size)
-    self.abstract_state: State = jax.eval_shape(self._init, np.uint32(cfg.seed))
+    self.abstract_state: State = jax.eval_shape(self._init, self._seeds())
 
   def steps(self, duration: str, field: str) -> int:
     """A duration in steps; at least 1, unless it is 0."""
@@ -80,20 +81,41 @@ class Experiment:
       duration, batch_size=self.config.batch_size, epoch=len(self.source), total=total, field=field
     )
 
+  @property
+  def examples_per_step(self) -> int:
+    """How many the compiled step trains on."""
+    return self.config.batch_size
+
   def hyper(self, step: int) -> optim.Hyper:
     """The arguments of the compiled step number `step`."""
-    return optim.hyper(step, self.config.optim, **self._durations)
+    return optim.hyper(step, self.config.optim, seed=self.config.seed, **self._durations)
+
+  def batches(self, start: int) -> Generator[dict[str, jax.Array], None, None]:
+    """The training batches from step `start` on, on the devices; `close()` when done."""
+    return self._batches(self.config.seed, start)
+
+  def _batches(self, seed: int, start: int) -> Generator[dict[str, jax.Array], None, None]:
+    cfg, layout = self.config, self.layout
+    batches = train_batches(
+      cfg.data, self.source, self.shape, cfg.batch_size, layout.rows, seed
+    )  # fmt: skip
+    with contextlib.closing(iterate(batches, start=start, workers=cfg.data.workers)) as stream:
+      for batch in stream:
+        yield layout.place(batch)
 
   def init(self) -> State:
     """The initial state; equal seeds give equal values on any mesh."""
     config = self.config
     if self._start is None:
-      return jax.jit(self._init)(np.uint32(config.seed))
+      return jax.jit(self._init)(self._seeds())
     changes = {name: getattr(config.model, name) for name in adapt.CHANGES}
     start = self._start
     _, _, leaves = adapt.adapt(start.config, start.card, start.leaves(), changes)
     model = bridge.build(config.model, leaves, None)
-    return jax.jit(lambda model: init_state(model, config.optim))(model)
+    return jax.jit(self._started)(model)
+
+  def _started(self, model: Any) -> State:
+    return init_state(model, self.config.optim)
 
   def _open_start(self, cfg: config_lib.Config) -> Any:
     """The architecture of the checkpoint to start from, with the fields that are set changed."""
@@ -116,23 +138,34 @@ class Experiment:
           f"--config.task.{name}='{theirs}'"
         )
 
-  def _init(self, seed: jax.Array) -> State:
+  def _seeds(self) -> Any:
+    """The argument of `_init`."""
+    return np.uint32(self.config.seed)
+
+  def _init(self, seed: Any) -> State:
     model = self.config.model.create(nnx.Rngs(jax.random.key(seed)))
     return init_state(model, self.config.optim)
 
   def split(self, state: State) -> State:
     """A state as `train_step` is fastest with: see `encoder.split_layers`."""
-    return state if self.config.model.scan else jax.jit(split_layers)(state)
+    return state if self.config.model.scan else jax.jit(self._split)(state)
+
+  def _split(self, state: State) -> State:
+    return split_layers(state)
 
   def stack(self, state: State) -> State:
     """The inverse of `split`."""
-    return state if self.config.model.scan else jax.jit(stack_layers)(state)
+    return state if self.config.model.scan else jax.jit(self._stack)(state)
+
+  def _stack(self, state: State) -> State:
+    return stack_layers(state)
 
   def train_step(self) -> Any:
     """The jitted step: (state, batch, hyper) -> (state, metrics); donates the state."""
-    config = self.config
-    step = functools.partial(train_step, task=config.task, config=config.optim, seed=config.seed)
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(self._step, donate_argnums=0)
+
+  def _step(self, state: State, batch: Any, hyper: optim.Hyper) -> tuple[State, dict[str, Any]]:
+    return train_step(state, batch, hyper, task=self.config.task, config=self.config.optim)
 
   @property
   def card(self) -> Card:

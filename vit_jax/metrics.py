@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -19,9 +20,21 @@ from rich.table import Table
 from vit_jax.errors import RunError
 
 
-def number(value: float) -> str:
-  """For people: counts in full, everything else to four digits."""
+def number(value: Any) -> str:
+  """For people: counts in full, everything else to four digits; of several the first eight."""
+  if value is None:
+    return '-'
+  if isinstance(value, list):
+    return ' '.join([*map(number, value[:8]), *(['...'] if value[8:] else [])])
   return f'{value:,.0f}' if float(value).is_integer() else f'{value:,.4g}'
+
+
+def plain(value: Any) -> Any:
+  """An array as JSON: a number, or a list in which None stands for what is not finite."""
+  value = np.asarray(value, np.float64)
+  if not value.ndim:
+    return float(value)
+  return [float(item) if np.isfinite(item) else None for item in value]
 
 
 @contextlib.contextmanager
@@ -57,18 +70,12 @@ class MetricsFile:
 
   def __init__(self, path: pathlib.Path, *, after: int):
     """Keeps the lines of steps up to `after`."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    kept = [line for line in lines if (step := _step(line)) is not None and step <= after]
-    if kept != lines:
-      partial = path.with_name(f'.{path.name}.partial')
-      with writing(path):
-        partial.write_text(''.join(f'{line}\n' for line in kept))
-        partial.replace(path)
+    copy_metrics(path, path, after=after)
     with writing(path):
       self._file = path.open('ab', buffering=0)
     self._path = path
 
-  def write(self, step: int, values: Mapping[str, float]) -> None:
+  def write(self, step: int, values: Mapping[str, Any]) -> None:
     """Appends a line and hands it to the operating system."""
     with writing(self._path):
       self._file.write((json.dumps({'step': step, **values}) + '\n').encode())
@@ -76,6 +83,18 @@ class MetricsFile:
   def close(self) -> None:
     """Closes the file."""
     self._file.close()
+
+
+def copy_metrics(source: pathlib.Path, target: pathlib.Path, *, after: int) -> None:
+  """Makes `target` the lines of `source` (none if there is no such file) of steps up to `after`."""
+  lines = source.read_text().splitlines() if source.exists() else []
+  kept = [line for line in lines if (step := _step(line)) is not None and step <= after]
+  if source == target and kept == lines:
+    return
+  partial = target.with_name(f'.{target.name}.partial')
+  with writing(target):
+    partial.write_text(''.join(f'{line}\n' for line in kept))
+    partial.replace(target)
 
 
 def _step(line: str) -> int | None:
@@ -129,9 +148,11 @@ class Reporter:
     """Moves the bar to `step`."""
     self._bar.update(self._task, completed=step)
 
-  def train(self, step: int, values: Mapping[str, float], rate: float) -> None:
+  def train(self, step: int, values: Mapping[str, Any], rate: float) -> None:
     """The training metrics of a step; `rate` in images per second."""
-    text = f'loss {values["train/loss"]:.4f}  {rate:,.0f} img/s'
+    loss = values['train/loss']
+    shown = number(loss) if isinstance(loss, list) else f'{loss:.4f}'
+    text = f'loss {shown}  {rate:,.0f} img/s'
     if self._bar.disable:
       self.say(f'step {step}/{self._total}  {text}')
     self._bar.update(self._task, completed=step, text=text)

@@ -57,12 +57,16 @@ class OptimConfig:
 
 
 class Hyper(NamedTuple):
-  """What may differ from step to step: arguments of the compiled step, float32 scalars."""
+  """What may differ from step to step or run to run: scalar arguments of the compiled step.
+
+  All are float32 but for the seed, uint32.
+  """
 
   lr: Any
   weight_decay: Any
   b1: Any
   b2: Any
+  seed: Any = np.uint32(0)
 
 
 def learning_rate(
@@ -100,10 +104,11 @@ def check(config: OptimConfig, *, total: int, warmup: int, cooldown: int, batch_
     raise RunError(f'optim.accumulate={config.accumulate} does not divide batch_size={batch_size}')
 
 
-def hyper(step: int, config: OptimConfig, **durations: int) -> Hyper:
-  """The arguments of step `step`; `durations` as for `learning_rate`."""
+def hyper(step: int, config: OptimConfig, *, seed: int, **durations: int) -> Hyper:
+  """The arguments of step `step` of a run with this seed; `durations` as for `learning_rate`."""
   lr = learning_rate(step, config, **durations)
-  return Hyper(*(np.float32(x) for x in (lr, config.weight_decay, config.b1, config.b2)))
+  numbers = (np.float32(x) for x in (lr, config.weight_decay, config.b1, config.b2))
+  return Hyper(*numbers, np.uint32(seed))
 
 
 def optimizer(config: OptimConfig, params: Any, hyper: Hyper) -> optax.GradientTransformation:

@@ -36,22 +36,22 @@ def init_state(model: Any, config: OptimConfig) -> State:
   return State(jnp.int32(0), model, opt, ema)
 
 
-def train_step(state: State, batch: Any, hyper: Hyper, *, task, config: OptimConfig, seed: int):
+def train_step(state: State, batch: Any, hyper: Hyper, *, task, config: OptimConfig):
   """One optimizer step.
 
   Args:
     state: donated by the caller.
     batch: a global batch as `data.pipeline` makes it, on the devices.
-    hyper: learning rate and the like, traced.
+    hyper: learning rate and the like, traced; its seed is, with the step, that of augmentation on
+      the device.
     task: the objective; see `tasks`.
     config: of the optimizer.
-    seed: of device-side augmentation, together with the step.
 
   Returns:
     The new state and a dict of float32 scalars: the task's metrics, averaged over the examples
     that are not masked, grad_norm (before clipping) and skipped.
   """
-  rng = jax.random.fold_in(jax.random.key(seed), state.step)
+  rng = jax.random.fold_in(jax.random.key(hyper.seed), state.step)
   augment_rng, model_rng = jax.random.split(rng)
   batch = task.augment(batch, augment_rng)
   examples = jnp.maximum(batch['mask'].sum(), 1.0)

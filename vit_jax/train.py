@@ -9,7 +9,6 @@ command ends as if nothing had happened.
 from __future__ import annotations
 
 import contextlib
-import math
 import pathlib
 import signal
 import threading
@@ -17,18 +16,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
-from vit_jax import schema, sharding, workdir
+from vit_jax import fork, lanes, schema, sharding, workdir
 from vit_jax.card import about
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.convert import bridge
-from vit_jax.data.pipeline import iterate, train_batches
 from vit_jax.errors import RunError
 from vit_jax.experiment import Experiment
-from vit_jax.metrics import Chrono, MetricsFile, Reporter, number, read_json, write_json
+from vit_jax.metrics import Chrono, MetricsFile, Reporter, number, plain, read_json, write_json
 from vit_jax.optim import Hyper
 
 
@@ -66,12 +65,14 @@ def train(config: ConfigDict, folder: str, *, overwrite: bool = False) -> dict[s
           print(f'{path} is complete: {result["step"]} steps. Nothing to do.')
         return result
       stored = bridge.stored_model(path) if cfg.init and not changed else None
-      experiment = Experiment(cfg, stored)
+      experiment = lanes.experiment(cfg, stored)
       workdir.claim(path, record, delete=bool(changed))
     with _Session(experiment, path, chrono) as session:
       if not session.run():
         return None
-      result = workdir.result(experiment, record, session.state.model, session.scores, chrono)
+      result = workdir.result(
+        experiment, record, session.state.model, session.scores, chrono, session.history
+      )
       session.finish(result)
       return result
 
@@ -84,8 +85,11 @@ class _Session:
     cfg, steps = experiment.config, experiment.steps
     self.log_every = steps(cfg.log.every, 'log.every')
     self.save_every = steps(cfg.checkpoint.every, 'checkpoint.every')
+    self.save_at = {steps(at, 'checkpoint.at') for at in cfg.checkpoint.at}
     self.eval_every = {k: steps(e.every, f'evals.{k}.every') for k, e in cfg.evals.items()}
-    self.scores: dict[str, float] = {}
+    self.scores: dict[str, Any] = {}
+    # In all sessions: where the run was forked, which lanes diverged when.
+    self.history: dict[str, Any] = {}
     self.pending: tuple[int, Any, Hyper] | None = None
     self.resources = contextlib.ExitStack()
     self.trace = contextlib.ExitStack()
@@ -95,17 +99,21 @@ class _Session:
     """Restores or initialises the state and opens whatever the session writes to."""
     experiment, cfg = self.experiment, self.experiment.config
     with self.resources, self.chrono('init'):
-      self.checkpoints = Checkpoints(self.folder / 'checkpoints', keep=cfg.checkpoint.keep)
+      self.checkpoints = Checkpoints(
+        self.folder / 'checkpoints', keep=cfg.checkpoint.keep, at=self.save_at
+      )
       self.resources.callback(self.checkpoints.close)
-      latest = self.checkpoints.latest
-      if latest is None:
-        state = experiment.init()
-      else:
+      self.start = self.checkpoints.latest or 0
+      if self.start:
         state, extra = self.checkpoints.restore(experiment.abstract_state)
         for phase, seconds in extra['seconds'].items():
           self.chrono.seconds[phase] += seconds
+        self.history = extra['history']
+      elif cfg.fork:
+        state, self.start, self.history = fork.restore(experiment, cfg.fork, self.folder)
+      else:
+        state = experiment.init()
       self.state = experiment.split(state)
-      self.start = latest or 0
       self.evaluators = experiment.evaluators()
       primary = jax.process_index() == 0
       self.metrics = None
@@ -124,18 +132,13 @@ class _Session:
   def run(self) -> bool:
     """Trains to the end (True) or to a signal (False)."""
     experiment, chrono, total = self.experiment, self.chrono, self.experiment.total
-    cfg, layout = experiment.config, experiment.layout
     if self.start:
       self.reporter.say(f'continuing {self.folder} at step {self.start} of {total}')
-    batches = train_batches(
-      cfg.data, experiment.source, experiment.shape, cfg.batch_size, layout.rows, cfg.seed
-    )
-    stream = iterate(batches, start=self.start, workers=cfg.data.workers)
-    step_fn = None
-    with contextlib.closing(stream), _stop_signal() as stop_at:
+    step_fn, batches = None, experiment.batches(self.start)
+    with contextlib.closing(batches), _stop_signal() as stop_at:
       for step in range(self.start, total):
         with chrono('input'):
-          batch = layout.place(next(stream))
+          batch = next(batches)
         hyper = experiment.hyper(step)
         if step_fn is None:
           with chrono('compile'):
@@ -179,7 +182,7 @@ class _Session:
     total = self.experiment.total
     last = done == total
     names = [name for name, every in self.eval_every.items() if last or _due(done, every)]
-    save = last or stop or _due(done, self.save_every)
+    save = last or stop or done in self.save_at or _due(done, self.save_every)
     if names or save:
       with self.chrono('step'):
         self._flush()
@@ -187,6 +190,7 @@ class _Session:
       evaluators = {name: self.evaluators[name] for name in names}
       with self.chrono('eval'):
         scores = self.experiment.evaluate(evaluators, self.state)
+      scores = {name: self._of_sound_lanes(values) for name, values in scores.items()}
       self.scores |= scores
       self._write(done, scores)
       text = '  '.join(f'{name} {number(value)}' for name, value in scores.items())
@@ -194,8 +198,10 @@ class _Session:
     if save:
       with self.chrono('checkpoint'):
         facts = about(self.experiment.config.model, self.experiment.card)
+        facts['lanes'] = self.experiment.config.lanes.count
         state = self.experiment.stack(self.state)
-        self.checkpoints.save(done, state, {'seconds': dict(self.chrono.seconds), **facts})
+        extra = {'seconds': dict(self.chrono.seconds), 'history': self.history, **facts}
+        self.checkpoints.save(done, state, extra)
         if stop:
           self.checkpoints.wait()
     self.reporter.advance(done)
@@ -205,21 +211,32 @@ class _Session:
     if self.pending is None:
       return
     (step, metrics, hyper), self.pending = self.pending, None
-    values = {f'train/{name}': float(value) for name, value in jax.device_get(metrics).items()}
-    if not (math.isfinite(values['train/loss']) and math.isfinite(values['train/grad_norm'])):
-      self._diverged(step, values)
+    metrics = jax.device_get(metrics)
+    sound = np.isfinite(metrics['loss']) & np.isfinite(metrics['grad_norm'])
+    values = {f'train/{name}': plain(value) for name, value in metrics.items()}
+    if not sound.any():
+      self._diverged(step, metrics)
+    for lane in np.flatnonzero(~sound):
+      self.history.setdefault('diverged', {}).setdefault(str(lane), step)
     if step == self.experiment.total or _due(step, self.log_every):
       rate = self._rate(step)
-      self._write(step, {**values, 'lr': float(hyper.lr), 'images_per_second': rate})
+      self._write(step, {**values, 'lr': plain(hyper.lr), 'images_per_second': rate})
       self.reporter.train(step, values, rate)
 
-  def _diverged(self, step: int, values: dict[str, float]) -> None:
+  def _of_sound_lanes(self, values: Any) -> Any:
+    """Scores, None where a lane has diverged."""
+    bad = self.history.get('diverged', {})
+    if not isinstance(values, list):
+      return values
+    return [None if str(lane) in bad else value for lane, value in enumerate(values)]
+
+  def _diverged(self, step: int, values: dict[str, Any]) -> None:
     with contextlib.suppress(RunError):
       self.checkpoints.wait()
     latest = self.checkpoints.latest
     good = 'none yet' if latest is None else f'{self.checkpoints.directory}/{latest}'
     raise RunError(
-      f'loss {values["train/loss"]} and gradient norm {values["train/grad_norm"]} at step {step}: '
+      f'loss {values["loss"]} and gradient norm {values["grad_norm"]} at step {step}: '
       f'the run has stopped, nothing was overwritten.\nLast good checkpoint: {good}\n'
       'Try, in another --workdir: a lower optim.lr, a longer optim.warmup, optim.clip=1, '
       'model.dtype=float32, another seed.'
@@ -228,12 +245,13 @@ class _Session:
   def _rate(self, step: int) -> float:
     """Images per second of stepping and waiting for input since the last call."""
     (before, busy), self.marked = self.marked, (step, self._busy())
-    return (step - before) * self.experiment.config.batch_size / max(self.marked[1] - busy, 1e-9)
+    images = (step - before) * self.experiment.examples_per_step
+    return images / max(self.marked[1] - busy, 1e-9)
 
   def _busy(self) -> float:
     return self.chrono.running('step') + self.chrono.running('input')
 
-  def _write(self, step: int, values: dict[str, float]) -> None:
+  def _write(self, step: int, values: dict[str, Any]) -> None:
     if self.metrics:
       self.metrics.write(step, values)
 

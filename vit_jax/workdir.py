@@ -72,14 +72,17 @@ def result(
   experiment: Experiment,
   config: Mapping[str, Any],
   model: Any,
-  scores: Mapping[str, float],
+  scores: Mapping[str, Any],
   chrono: Chrono,
+  history: Mapping[str, Any],
 ) -> dict[str, Any]:
   """The contents of result.json: what was run, on what, how long it took and what came out."""
   cfg, chips = experiment.config, jax.device_count()
   kind = jax.devices()[0].device_kind
-  examples = experiment.total * cfg.batch_size
-  rate = examples / (chrono.seconds['step'] + chrono.seconds['input']) / chips
+  examples, lanes = experiment.total * cfg.batch_size, max(1, cfg.lanes.count)
+  steps = experiment.total - history.get('forked', {}).get('step', 0)
+  seconds = chrono.seconds['step'] + chrono.seconds['input']
+  rate = steps * experiment.examples_per_step / max(seconds, 1e-9) / chips
   at_a_time = cfg.batch_size // sharding.shards('batch') // cfg.optim.accumulate
   per_image = flops.train_flops(cfg.model, examples=at_a_time)
   peak = flops.PEAKS.get(kind)
@@ -87,6 +90,7 @@ def result(
     'step': experiment.total,
     'examples': examples,
     'metrics': dict(scores),
+    **history,
     'config_hash': config_lib.run_hash(config),
     'git': _git_revision(),
     'python': platform.python_version(),
@@ -95,7 +99,7 @@ def result(
     'devices': chips,
     'processes': jax.process_count(),
     'mesh': dict(jax.sharding.get_mesh().shape),
-    'parameters': sum(leaf.size for leaf in jax.tree.leaves(model)),
+    'parameters': sum(leaf.size for leaf in jax.tree.leaves(model)) // lanes,
     'flops': {
       'training_per_image': per_image,
       'training_total': per_image * examples,

@@ -401,6 +401,11 @@ def _open_run(path: pathlib.Path, hints: Mapping[str, Any]) -> Opened:
     shapes, extra = checkpoints.peek()
     if 'card' not in extra:
       raise RunError(f'{path} was written by an older version, without a description of its model')
+    if extra.get('lanes'):
+      raise RunError(
+        f'{path} holds {extra["lanes"]} models side by side, of which none can be read alone: '
+        'train the one that is wanted without config.lanes'
+      )
     prefix = 'ema/' if any(name.startswith('ema/') for name in shapes) else 'model/'
     names = [name for name in shapes if name.startswith(prefix)]
     arrays = {
