@@ -69,6 +69,9 @@ class EncoderConfig:
       all, or 'none'.
     no_bias: parts without additive parameters, separated by commas, out of query, key, value, out,
       mlp, norm, embed (of patches) and head.
+    mup_width: of the model whose hyperparameters this one takes over by the maximal-update
+      parametrisation, see `mup`; 0 for the standard one.
+    mup_depth: likewise.
     drop_path: rate of stochastic depth (Huang et al. 2016), applied when a model is called with a
       key.
     drop_path_mode: examples are dropped one by one at a rate that rises 'linear'ly to drop_path
@@ -95,6 +98,8 @@ class EncoderConfig:
   layerscale: float = UNSET
   relative_bias: str = UNSET
   no_bias: str = UNSET
+  mup_width: int = 0
+  mup_depth: int = 0
   drop_path: float = 0.0
   drop_path_mode: str = 'linear'
   dtype: str = 'float32'
@@ -130,10 +135,31 @@ class EncoderConfig:
       raise RunError(f'num_heads={self.num_heads} does not divide width={self.width}')
     if not (math.isfinite(self.eps) and self.eps > 0 and math.isfinite(self.layerscale)):
       raise RunError(f'eps={self.eps} must be positive, layerscale={self.layerscale} a number')
+    if min(self.mup_width, self.mup_depth) < 0:
+      raise RunError('mup_width and mup_depth must be at least 0')
     if not 0 <= self.drop_path < 1:
       raise RunError(f'model.drop_path={self.drop_path} must be in [0, 1)')
     if self.parallel and self.norm_place == 'post':
       raise RunError('parallel blocks have one norm, before both branches: use norm_place=pre')
+
+  @property
+  def vector_width(self) -> int:
+    """What the initial size of learned vectors, such as positions, is chosen for."""
+    return self.mup_width or self.width
+
+  @property
+  def score_scale(self) -> float:
+    """Of attention scores, beside the inverse square root of the width of a head.
+
+    With the maximal-update parametrisation scores are divided by the width itself, and heads of 64
+    features are as they would be without.
+    """
+    return 8 * (self.num_heads / self.width) ** 0.5 if self.mup_width else 1.0
+
+  @property
+  def branch_scale(self) -> float:
+    """Of what each attention and MLP adds to its input."""
+    return self.mup_depth / self.depth if self.mup_depth else 1.0
 
   @property
   def without(self) -> tuple[str, ...]:

@@ -80,11 +80,12 @@ class Attention(nnx.Module):
     no_bias: those of 'query', 'key', 'value' and 'out' that have none.
     relative: a `RelativeBias` of its own, or None.
     causal: tokens attend to themselves and to what precedes them.
+    score_scale: of the scores, beside the inverse square root of the width of a head.
   """
 
   def __init__(
     self, width: int, num_heads: int, rngs: nnx.Rngs, *, norm=None, no_bias=(), relative=None,
-    causal: bool = False,
+    causal: bool = False, score_scale: float = 1.0,
   ):  # fmt: skip
     head_dim = width // num_heads
     make = lambda name: Dense(  # noqa: E731
@@ -99,7 +100,7 @@ class Attention(nnx.Module):
       rngs, (num_heads, head_dim, width), ('heads', None, 'embed'), contracted=2,
       bias='out' not in no_bias,
     )  # fmt: skip
-    self.num_heads, self.causal = num_heads, causal
+    self.num_heads, self.causal, self.score_scale = num_heads, causal, score_scale
 
   def __call__(
     self, x: jax.Array, source: jax.Array, context: Context | None = None, bias=None
@@ -135,7 +136,7 @@ class Attention(nnx.Module):
   def _joined(self, x, source, context, bias, options):
     """The heads' results where one product gives queries, keys and values, or None elsewhere."""
     plain = source is x and not hasattr(self, 'query_norm') and context.angles is None
-    if not plain or shards('heads') > 1:
+    if not plain or shards('heads') > 1 or self.score_scale != 1:
       return None
     bias = self._bias(context, bias, x.dtype)
     tokens, head_dim = x.shape[1], x.shape[2] // self.num_heads
@@ -171,6 +172,8 @@ class Attention(nnx.Module):
         q, k = rotate(q, context.angles), rotate(k, context.angles)
       merge = lambda y: y.reshape(*y.shape[:2], -1, out_sharding=spec(*_PACKED))  # noqa: E731
       q, k = merge(q), merge(k)
+    if self.score_scale != 1:
+      q = q * self.score_scale
     return q, k, v, self._bias(context, bias, q.dtype), context.mask
 
   def _split(self, y: jax.Array) -> jax.Array:

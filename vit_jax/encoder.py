@@ -68,7 +68,7 @@ class Block(nnx.Module):
     self.norm1 = norm(width, rngs)
     self.attn = Attention(
       width, config.num_heads, rngs, norm=norm if config.qk_norm else None, no_bias=without,
-      relative=relative, causal=causal,
+      relative=relative, causal=causal, score_scale=config.score_scale,
     )  # fmt: skip
     if not config.parallel:
       self.norm2 = norm(width, rngs)
@@ -129,6 +129,8 @@ class Block(nnx.Module):
     return fold(y), {name: fold(y) for name, y in added.items()}
 
   def _scaled(self, y: jax.Array, number: int) -> jax.Array:
+    if self.config.mup_depth:
+      y = y * self.config.branch_scale
     if not self.config.layerscale:
       return y
     return y * getattr(self, f'scale{number}')[...].astype(y.dtype)

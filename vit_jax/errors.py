@@ -8,6 +8,10 @@ class RunError(Exception):
   """Something is wrong with the configuration, the data, the disk or the run itself."""
 
 
+class Diverged(RunError):
+  """A loss or gradient that is not finite."""
+
+
 def suggest(name: str, options: Iterable[str]) -> str:
   """The end of a message about an unknown `name`: the nearest right ones, or all of them."""
   options = list(options)

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import re
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from vit_jax import memory
+from vit_jax.cluster import join
 from vit_jax.errors import RunError
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -43,7 +42,7 @@ def run(main: Callable[[], object]) -> None:
     except OSError as error:
       raise RunError(str(error).strip().splitlines()[-1].strip()) from None
     memory.keep()
-    _join()
+    join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     main()
 
   try:
@@ -70,19 +69,3 @@ def _parse(argv: list[str]) -> list[str]:
 def _fail(message: str) -> NoReturn:
   print(f'error: {message}', file=sys.stderr)
   sys.exit(1)
-
-
-def _join() -> None:
-  """Makes this process one of several where there are several."""
-  by_hand = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-  if any(value is not None for value in by_hand):
-    if None in by_hand:
-      raise RunError('--coordinator, --num_processes and --process_id are given together')
-    jax.distributed.initialize(*by_hand)
-    return
-  try:
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore')
-      jax.distributed.initialize()
-  except ValueError:
-    pass  # no cluster around us: one process

@@ -18,8 +18,9 @@ class MapHead(nnx.Module):
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
     width, without = config.width, config.without
-    self.probe = param(uniform((6 / (width + 1)) ** 0.5), rngs, (1, 1, width), (None,) * 3)
-    self.attn = Attention(width, config.num_heads, rngs)
+    init = uniform((6 / (config.vector_width + 1)) ** 0.5)
+    self.probe = param(init, rngs, (1, 1, width), (None,) * 3)
+    self.attn = Attention(width, config.num_heads, rngs, score_scale=config.score_scale)
     self.norm = make_norm(config, width, rngs)
     self.mlp = Mlp(width, config.mlp_dim, rngs, kind=config.mlp, bias='mlp' not in without)
 

@@ -69,10 +69,10 @@ class ViT(nnx.Module):
       self.mask_token = tokens(1)
     rows, columns = config.grid
     if config.posemb == 'learned':
-      self.posemb = tokens(config.posemb_prefix + rows * columns, normal(width**-0.5))
+      self.posemb = tokens(config.posemb_prefix + rows * columns, normal(config.vector_width**-0.5))
     elif config.posemb == 'factorised':
-      self.posemb_rows = tokens(rows, normal(width**-0.5))
-      self.posemb_columns = tokens(columns, normal(width**-0.5))
+      self.posemb_rows = tokens(rows, normal(config.vector_width**-0.5))
+      self.posemb_columns = tokens(columns, normal(config.vector_width**-0.5))
     if config.embed_norm:
       self.embed_norm = make_norm(config, width, rngs)
     self.encoder = Encoder(

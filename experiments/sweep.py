@@ -1,0 +1,166 @@
+r"""Trains a sweep: `python -m experiments.sweep experiments/scaling/fashion_mnist.py --dir=runs/fashion`.
+
+Shows first what would be trained with --dry-run. Any number of workers, here or on other machines
+that see --dir, may run the same command: each takes the next job that nobody has, and goes on with what
+was interrupted. With --engine the command is given to Slurm, to GKE through xpk, or to TPU VMs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.sweeps import engines, worker
+from experiments.sweeps.jobs import Job, Sweep, expand
+from vit_jax import command, flops, memory
+from vit_jax.cluster import join
+from vit_jax.errors import RunError
+from vit_jax.footprint import memory as footprint
+from vit_jax.metrics import number
+from vit_jax.scaling.cost import Machine
+
+
+def load(name: str) -> Sweep:
+  """The sweep of a file, 'experiments/scaling/fashion_mnist.py:cpu' with an argument or without.
+
+  Raises:
+    RunError: if there is no such file, or no function `get_sweep` in it.
+  """
+  path, _, argument = name.partition(':')
+  if not pathlib.Path(path).is_file():
+    raise RunError(f'there is no file {path}')
+  spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+  assert spec and spec.loader
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, 'get_sweep'):
+    raise RunError(f'{path} has no function get_sweep(profile)')
+  try:
+    return module.get_sweep(argument) if argument else module.get_sweep()
+  except (ValueError, KeyError) as error:
+    raise RunError(f'{name}: {error}') from None
+
+
+def planned(jobs: Sequence[Job], machine: Machine | None) -> list[dict[str, Any]]:
+  """What each job will cost: FLOPs and bytes, and with a machine seconds and money."""
+  rows = []
+  for job in jobs:
+    cell = job.cell
+    steps = cell.steps - job.start
+    needs = footprint(cell.model, cell.batch_size).total * len(job.lanes)
+    seconds = machine and steps * machine.step_seconds(cell.model, cell.batch_size, len(job.lanes))
+    rows.append({
+      'job': job.name, 'lanes': len(job.lanes), 'parameters': flops.costs(cell.model).parameters(),
+      'images': cell.images, 'steps': steps, 'flops': job.flops, 'bytes': needs,
+      'seconds': seconds, 'money': machine and machine.money(seconds),
+      'fits': needs <= machine.memory if machine and machine.memory else None,
+    })  # fmt: skip
+  return rows
+
+
+def show(sweep: Sweep, jobs: Sequence[Job], folder: pathlib.Path | None, machine: Any) -> None:
+  """A table of the jobs, what was left out, and the sum."""
+  table = Table(title=f'{len(sweep.design.cells)} runs x {max(1, len(sweep.combinations))} lanes')
+  names = ('job', 'parameters', 'images', 'steps', 'FLOPs', 'GiB', 'time', 'cost', 'state')
+  for name in names:
+    table.add_column(name, justify='left' if name in ('job', 'state') else 'right')
+  rows = planned(jobs, machine)
+  for job, row in zip(jobs, rows, strict=True):
+    state = worker.status(folder, job) if folder and folder.exists() else ''
+    state = 'does not fit' if row['fits'] is False else state
+    table.add_row(
+      row['job'], number(row['parameters']), number(row['images']), number(row['steps']),
+      f'{row["flops"]:.3g}', f'{row["bytes"] / 2**30:.2g}', duration(row['seconds']),
+      '' if not row['money'] else f'{row["money"]:,.2f}', state,
+    )  # fmt: skip
+  console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+  console.print(table)
+  for left in sweep.design.left_out:
+    console.print(f'left out: {left.group}, {left.model}: {left.reason}')
+  total = f'{len(jobs)} jobs, {sum(row["flops"] for row in rows):.3g} FLOPs'
+  scratch = sweep.design.flops * max(1, len(sweep.combinations))
+  total += f' ({scratch:.3g} if every run began from scratch)' if sweep.forks else ''
+  if machine:
+    seconds = sum(row['seconds'] for row in rows)
+    total += f', {duration(seconds)} on one {machine.name}'
+    total += f', {machine.money(seconds):,.0f} {machine.currency}' if machine.price else ''
+  console.print(total)
+
+
+def duration(seconds: float | None) -> str:
+  """For people."""
+  if seconds is None:
+    return ''
+  for unit, size in (('d', 86400), ('h', 3600), ('min', 60)):
+    if seconds >= 2 * size:
+      return f'{seconds / size:.1f} {unit}'
+  return f'{seconds:.1f} s'
+
+
+def main(
+  sweep: str, dir: pathlib.Path, dry_run: bool, engine: str, workers: int, submit: bool,
+  retry: bool, json: bool, calibrate: bool, changes: dict[str, Any],
+) -> int:  # fmt: skip
+  """The command; returns its exit status."""
+  if changes and engine == 'here':
+    raise RunError(f'unknown option --{next(iter(changes))}')
+  found = load(sweep)
+  jobs = expand(found)
+  machine = _machine(found, dir, calibrate, jobs)
+  if json:
+    print(_json(found, jobs, machine))
+  elif dry_run:
+    show(found, jobs, dir, machine)
+  elif engine != 'here':
+    own = ['python', '-m', 'experiments.sweep', sweep, f'--dir={dir}']
+    engines.launch(engine, own, workers, submit=submit, options=changes)
+  else:
+    memory.keep()
+    join()
+    if not worker.work(dir, jobs, retry=retry):
+      print(f'stopped by a signal: run the same command to go on with {dir}')
+      return 1
+    rows = worker.collect(dir)
+    states = [row['status'] for row in rows]
+    print(f'{dir}/table.jsonl: ' + ', '.join(f'{states.count(s)} {s}' for s in sorted({*states})))
+  return 0
+
+
+def _machine(sweep: Sweep, folder: pathlib.Path, calibrate: bool, jobs: Sequence[Job]) -> Any:
+  """What the sweep says it runs on, or what was measured here, or None."""
+  path = folder / 'machine.json'
+  if calibrate:
+    from experiments.sweeps.calibrate import measure
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(measure(jobs).to_json())
+  if path.exists():
+    return Machine.from_json(path.read_text())
+  return sweep.analysis.get('machine')
+
+
+def _json(sweep: Sweep, jobs: Sequence[Job], machine: Any) -> str:
+  left = [tuple(each) for each in sweep.design.left_out]
+  return json.dumps(dict(jobs=planned(jobs, machine), left_out=left), indent=1)
+
+
+if __name__ == '__main__':
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('sweep', help='file with get_sweep(profile), and :profile')
+  parser.add_argument('--dir', type=pathlib.Path, required=True, help='of the sweep')
+  parser.add_argument('--dry-run', action='store_true', help='only show what would be trained')
+  parser.add_argument('--json', action='store_true', help='the same as JSON')
+  parser.add_argument('--calibrate', action='store_true', help='measure the speed of this machine')
+  parser.add_argument('--retry', action='store_true', help='train again what has failed')
+  parser.add_argument('--engine', default='here', choices=('here', *engines.ENGINES))
+  parser.add_argument('--workers', type=int, default=1, help='how many to start with --engine')
+  parser.add_argument('--submit', action='store_true', help='with --engine: not only print')
+  command.run(parser, main)

@@ -1,0 +1,227 @@
+"""Works off the jobs of a sweep, alone or with others, and keeps the record of all of them.
+
+A sweep has a directory that all workers see:
+
+    runs/NAME/         the directory of each job, as `vit_jax.train` leaves it
+    rows/NAME.jsonl    what came out: one line for each lane, written when the job has ended
+    locks/NAME         locked by the worker that is on the job; the lock goes when the process does
+    table.jsonl        all rows, made anew whenever there are more
+
+A job without rows is begun, or gone on with where a worker was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import pathlib
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from experiments.sweeps.jobs import Job
+from vit_jax import config as config_lib
+from vit_jax import flops
+from vit_jax.errors import Diverged, RunError
+from vit_jax.metrics import read_json
+from vit_jax.train import train
+
+FINISHED, DIVERGED, FAILED, TRUNK = 'finished', 'diverged', 'failed', 'trunk'
+# What came out of phases of a run that are worth a column.
+PHASES = ('step', 'input', 'compile', 'eval', 'checkpoint', 'init')
+
+
+def status(folder: pathlib.Path, job: Job) -> str:
+  """Of a job: one of the states above, 'running' under somebody's lock, 'begun' or ''."""
+  path = _rows(folder, job)
+  if path.exists():
+    states = {json.loads(line)['status'] for line in path.read_text().splitlines()}
+    return next(iter(states)) if len(states) == 1 else FINISHED
+  with _claim(folder, job) as mine:
+    if not mine:
+      return 'running'
+  return 'begun' if (folder / 'runs' / job.name / 'config.json').exists() else ''
+
+
+def work(
+  folder: pathlib.Path, jobs: Sequence[Job], *, retry: bool = False, poll: float = 5.0,
+  say: Callable[[str], None] = print,
+) -> bool:  # fmt: skip
+  """Trains until nothing is left to do, here or at other workers that this one could wait for.
+
+  Args:
+    folder: of the sweep.
+    jobs: all of them.
+    retry: try again what has failed.
+    poll: seconds between looks at what others do.
+    say: tells people.
+
+  Returns:
+    Whether every job has ended; False after a signal.
+  """
+  for name in ('runs', 'rows', 'locks'):
+    (folder / name).mkdir(parents=True, exist_ok=True)
+  if retry and jax.process_index() == 0:
+    for job in jobs:
+      if status(folder, job) == FAILED:
+        _rows(folder, job).unlink()
+  while True:
+    number, held = _next(folder, jobs)
+    with held:
+      if number < 0:
+        left = [job for job in jobs if not _rows(folder, job).exists()]
+        if not left:
+          return True
+        time.sleep(poll)
+        continue
+      job = jobs[number]
+      say(f'[{sum(_rows(folder, j).exists() for j in jobs) + 1}/{len(jobs)}] {job.name}')
+      rows = _run(folder, job)
+      if rows is None:
+        return False
+      if jax.process_index() == 0:
+        _write(_rows(folder, job), rows)
+        collect(folder)
+    states = ' '.join(f'{row["status"]} {_shown(row)}'.strip() for row in rows[:8])
+    say(f'    {states}')
+
+
+def collect(folder: pathlib.Path) -> list[dict[str, Any]]:
+  """All rows so far, in the order of their names; also written to table.jsonl."""
+  with open(folder / 'locks' / '.table', 'w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    rows = [
+      json.loads(line)
+      for path in sorted((folder / 'rows').glob('*.jsonl'))
+      for line in path.read_text().splitlines()
+    ]
+    _write(folder / 'table.jsonl', rows)
+  return rows
+
+
+def _next(folder: pathlib.Path, jobs: Sequence[Job]) -> tuple[int, contextlib.ExitStack]:
+  """The next job that can be begun, and the lock on it; -1 if there is none now.
+
+  Of several processes of one worker the first decides.
+  """
+  stack, number = contextlib.ExitStack(), -1
+  if jax.process_index() == 0:
+    for i, job in enumerate(jobs):
+      if _rows(folder, job).exists() or not _trunk_is_done(folder, job, jobs):
+        continue
+      if stack.enter_context(_claim(folder, job)) and not _rows(folder, job).exists():
+        number = i
+        break
+  if jax.process_count() > 1:
+    number = int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+  return number, stack
+
+
+def _trunk_is_done(folder: pathlib.Path, job: Job, jobs: Sequence[Job]) -> bool:
+  if not job.trunk:
+    return True
+  trunk = next(other for other in jobs if other.name == job.trunk)
+  return _rows(folder, trunk).exists()
+
+
+@contextlib.contextmanager
+def _claim(folder: pathlib.Path, job: Job) -> Iterator[bool]:
+  """Whether this process has the job to itself for as long as the context lasts."""
+  (folder / 'locks').mkdir(parents=True, exist_ok=True)
+  with open(folder / 'locks' / job.name, 'a') as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      yield False
+      return
+    yield True
+
+
+def _run(folder: pathlib.Path, job: Job) -> list[dict[str, Any]] | None:
+  """Trains; the rows of its lanes, or None if a signal has stopped it."""
+  config, path = job.config.copy_and_resolve_references(), folder / 'runs' / job.name
+  trunk = folder / 'runs' / job.trunk if job.trunk else None
+  begin = time.time()
+  # Without its trunk a fork does everything by itself.
+  if trunk and (trunk / 'result.json').exists():
+    config.fork = str(trunk)
+  result, error, state = None, '', FINISHED
+  try:
+    result = train(config, str(path))
+    if result is None:
+      return None
+  except Diverged as exception:
+    state, error = DIVERGED, str(exception)
+  except RunError as exception:
+    state, error = FAILED, str(exception)
+  except (jax.errors.JaxRuntimeError, MemoryError, OSError) as exception:
+    state, error = FAILED, f'{type(exception).__name__}: {exception}'
+  result = result or {}
+  facts = {
+    **_facts(job, config),
+    'forked': result.get('forked', {}).get('step', 0),
+    'seconds': sum(result.get('seconds', {}).values()) or time.time() - begin,
+    **{f'seconds_{phase}': result.get('seconds', {}).get(phase) for phase in PHASES},
+    'images_per_second': result.get('images_per_second_per_chip'),
+    'device': result.get('device'), 'devices': result.get('devices'),
+    'host': platform.node(), 'git': result.get('git'), 'packages': result.get('packages'),
+    'ended': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'error': error.splitlines()[0] if error else '',
+  }  # fmt: skip
+  rows = []
+  for lane, own in enumerate(job.lanes):
+    gone = result.get('diverged', {}).get(str(lane))
+    scores = {
+      name.replace('/', '_'): value[lane] if isinstance(value, list) else value
+      for name, value in result.get('metrics', {}).items()
+    }
+    what = DIVERGED if gone is not None else TRUNK if job.is_trunk and not error else state
+    rows.append({
+      'id': f'{job.name}/{lane}', 'run': job.name, 'lane': lane, 'status': what,
+      **{**facts, **own}, 'diverged_at': gone, **scores,
+    })  # fmt: skip
+  return rows
+
+
+def _facts(job: Job, config: Any) -> dict[str, Any]:
+  """What is known of a job before it is run."""
+  cell, optim = job.cell, config.optim
+  found = flops.costs(cell.model)
+  return {
+    'group': cell.group, **cell.shape, 'batch_size': cell.batch_size, 'steps': cell.steps,
+    'images': cell.images, 'parameters': found.parameters(),
+    'parameters_non_embedding': found.parameters(without=('embedding',)), 'flops': cell.flops,
+    'lr': optim.lr, 'weight_decay': optim.weight_decay, 'b1': optim.b1, 'b2': optim.b2,
+    'seed': config.seed, 'schedule': optim.schedule, 'warmup': optim.warmup,
+    'cooldown': optim.cooldown, 'mup_width': config.model.mup_width,
+    'mup_depth': config.model.mup_depth,
+    'config_hash': config_lib.run_hash(config_lib.to_dict(config)),
+  }  # fmt: skip
+
+
+def _shown(row: dict[str, Any]) -> str:
+  losses = [value for name, value in row.items() if name.endswith('_loss') and value is not None]
+  return f'{losses[0]:.4f}' if losses else row['error'][:60]
+
+
+def _rows(folder: pathlib.Path, job: Job) -> pathlib.Path:
+  return folder / 'rows' / f'{job.name}.jsonl'
+
+
+def _write(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
+  partial = path.with_name(f'.{path.name}.{platform.node()}.{os.getpid()}')
+  partial.write_text(''.join(f'{json.dumps(row)}\n' for row in rows))
+  partial.replace(path)
+
+
+def result_of(folder: pathlib.Path, job: Job) -> dict[str, Any]:
+  """The result.json of a finished job."""
+  return read_json(folder / 'runs' / job.name / 'result.json')

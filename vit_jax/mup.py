@@ -1,0 +1,52 @@
+"""The maximal-update parametrisation: hyperparameters of a small model for larger ones.
+
+For Adam, and a model that is m times as wide and l times as deep as the one whose learning rate was
+tuned (`model.mup_width`, `model.mup_depth`; Yang et al. 2022, tables 3 and 8; for depth Dey et al. 2025,
+CompleteP, with the exponent 1):
+
+- matrices whose input grows with the width: learning rate over m; their initial variance shrinks
+  with their size anyway, and the head begins at 0. Everything else learns at the full rate.
+- attention scores are divided by the width of a head, not by its square root.
+- vectors (positions, the query of attention pooling) begin as large as in the small model.
+- what a branch adds to its input is divided by l.
+- weight decay is divided by nothing: its factor makes up for that of the learning rate.
+- Adam's epsilon shrinks with the gradients that it is compared to, by m and in blocks by l.
+
+MLPs count as wide by their hidden layer: the small model's is four times its width.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+# Names of the matrices that read features of the model's width.
+_READERS = r'(.*/(query|key|value|out|up|gate)|pre_logits|head|distill_head)/kernel'
+_DOWN = r'.*/down/kernel'
+
+
+class Factors(NamedTuple):
+  """Of one parameter: on learning rate, weight decay and epsilon."""
+
+  lr: float = 1.0
+  decay: float = 1.0
+  eps: float = 1.0
+
+
+def factors(config: Any, name: str) -> Factors:
+  """Of a parameter, by its name in the model.
+
+  Args:
+    config: resolved, of the model; one without `mup_width` changes nothing.
+    name: 'encoder/blocks/mlp/up/kernel'.
+  """
+  width = config.width / config.mup_width if config.mup_width else 1.0
+  depth = config.depth / config.mup_depth if config.mup_depth else 1.0
+  fan_in, is_head = 1.0, name.startswith(('head/', 'distill_head/'))
+  if config.mup_width and re.fullmatch(_READERS, name):
+    # Behind a hidden representation the head's input does not grow.
+    fan_in = 1.0 if is_head and config.representation_size else width
+  elif config.mup_width and re.fullmatch(_DOWN, name):
+    fan_in = config.mlp_dim / (4 * config.mup_width)
+  eps = 1.0 if is_head else 1 / width
+  return Factors(1 / fan_in, fan_in, eps / depth if '/blocks/' in name else eps)

@@ -1,0 +1,114 @@
+"""What runs cost on a machine: seconds, chip-hours and money."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.optimize import nnls
+
+from vit_jax import flops
+from vit_jax.architecture import ViTArchitecture
+from vit_jax.errors import RunError
+
+# What the time of a step is made of; each has a coefficient in seconds.
+TERMS = ('step', 'blocks', 'flops', 'elements')
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+  """Something that training runs on.
+
+  Attributes:
+    name: for people.
+    seconds: for each of `TERMS`: of every step, of every block in it, of every training FLOP, of
+      every number of its activations.
+    chips: of the machine, which the coefficients are of all together.
+    memory: bytes on each; 0 if not known.
+    price: of an hour of one chip.
+    currency: of the price.
+    error: geometric standard deviation of measured over predicted times, where it was measured.
+  """
+
+  name: str
+  seconds: tuple[float, ...]
+  chips: int = 1
+  memory: int = 0
+  price: float = 0.0
+  currency: str = 'USD'
+  error: float | None = None
+
+  @classmethod
+  def assumed(cls, name: str, flops_per_second: float, **fields: Any) -> Machine:
+    """A machine of which nothing is known but how many FLOP/s of training it will reach."""
+    chips = fields.get('chips', 1)
+    return cls(name, (0.0, 0.0, 1 / (flops_per_second * chips), 0.0), **fields)
+
+  def step_seconds(self, model: ViTArchitecture, batch_size: int, lanes: int = 1) -> float:
+    """Of a training step of so many models side by side."""
+    return float(terms(model, batch_size, lanes) @ np.array(self.seconds))
+
+  def money(self, seconds: float) -> float:
+    """What so much time costs on all chips."""
+    return seconds / 3600 * self.chips * self.price
+
+  def flops(self, *, chip_hours: float = 0.0, money: float = 0.0) -> float:
+    """The training FLOPs that time or money buys, overheads left out.
+
+    Raises:
+      RunError: if the price or the speed is not known, or neither or both budgets are given.
+    """
+    if (chip_hours > 0) == (money > 0):
+      raise RunError('a budget is either chip_hours or money')
+    if money and not self.price:
+      raise RunError(f'the price of {self.name} is not known: Machine(price=...)')
+    if not self.seconds[2]:
+      raise RunError(f'the speed of {self.name} is not known')
+    hours = chip_hours or money / self.price
+    return hours * 3600 / (self.seconds[2] * self.chips)
+
+  def to_json(self) -> str:
+    """All of it."""
+    return json.dumps(dataclasses.asdict(self), indent=1)
+
+  @classmethod
+  def from_json(cls, text: str) -> Machine:
+    """The inverse of `to_json`."""
+    fields = json.loads(text)
+    return cls(**{**fields, 'seconds': tuple(fields['seconds'])})
+
+
+def terms(model: ViTArchitecture, batch_size: int, lanes: int = 1) -> np.ndarray:
+  """How much of each of `TERMS` is in a step."""
+  tokens = model.grid[0] * model.grid[1] + model.prefix
+  features = 4 * model.width + 2 * model.mlp_dim + model.num_heads * tokens
+  elements = batch_size * lanes * tokens * model.depth * features
+  work = flops.train_flops(model) * batch_size * lanes
+  return np.array([1.0, model.depth, work, elements], float)
+
+
+def calibrated(
+  name: str, models: Sequence[ViTArchitecture], batch_sizes: Sequence[int], lanes: Sequence[int],
+  seconds: Sequence[float], **fields: Any,
+) -> Machine:  # fmt: skip
+  """A machine from measured steps: the non-negative coefficients with the least relative error.
+
+  Args:
+    name: of the machine.
+    models, batch_sizes, lanes, seconds: of each measurement; at least two.
+    **fields: others of `Machine`.
+
+  Raises:
+    RunError: for fewer measurements.
+  """
+  if len(seconds) < 2:
+    raise RunError(f'{len(seconds)} measured steps do not tell a speed: measure several models')
+  matrix = np.array([terms(*each) for each in zip(models, batch_sizes, lanes, strict=True)])
+  relative = matrix / np.array(seconds)[:, None]
+  scale = relative.max(0)
+  found, _ = nnls(relative / scale, np.ones(len(seconds)))
+  error = np.exp(np.std(np.log(relative @ (found / scale))))
+  return Machine(name, tuple((found / scale).tolist()), error=float(error), **fields)

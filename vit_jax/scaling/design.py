@@ -1,0 +1,212 @@
+"""Which runs to train: designs over the shape of a model and how long it is trained.
+
+Three kinds, as in the literature: isoFLOP profiles (Hoffmann et al. 2022, section 3.2: many sizes for
+each of several budgets), stars (Alabdulmohsin et al. 2023, section 3.3: one dimension at a time around
+a centre) and grids. What cannot be run is left out with its reason, never silently.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from vit_jax import flops
+from vit_jax.architecture import ViTArchitecture
+from vit_jax.errors import RunError, suggest
+
+# Fields of a model that designs vary, and that its name is made of.
+DIMENSIONS = {
+  'width': 'w', 'depth': 'd', 'mlp_dim': 'm', 'num_heads': 'h', 'patch_size': 'p', 'image_size': 'r',
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """A model and how long to train it.
+
+  Attributes:
+    group: of the design, such as 'isoflop 1e+10'.
+    model: resolved.
+    batch_size: images per step.
+    steps: of training.
+  """
+
+  group: str
+  model: ViTArchitecture
+  batch_size: int
+  steps: int
+
+  @property
+  def images(self) -> int:
+    """Seen in training, with repetition."""
+    return self.batch_size * self.steps
+
+  @property
+  def flops(self) -> int:
+    """Of training, by `flops.CONVENTION`."""
+    return self.images * flops.train_flops(self.model)
+
+  @property
+  def shape(self) -> dict[str, int]:
+    """The dimensions of the model; of images the height."""
+    return shape_of(self.model)
+
+
+class LeftOut(NamedTuple):
+  """A run that a design does not hold: its group, the model's name and why."""
+
+  group: str
+  model: str
+  reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+  """Runs, and what was left out."""
+
+  cells: tuple[Cell, ...]
+  left_out: tuple[LeftOut, ...] = ()
+
+  def __add__(self, other: Design) -> Design:
+    """Both together; a run that is in both is there once."""
+    known = {(name_of(cell.model), cell.batch_size, cell.steps) for cell in self.cells}
+    new = tuple(
+      cell
+      for cell in other.cells
+      if (name_of(cell.model), cell.batch_size, cell.steps) not in known
+    )
+    return Design(self.cells + new, self.left_out + other.left_out)
+
+  @property
+  def flops(self) -> int:
+    """Of all runs, each from scratch."""
+    return sum(cell.flops for cell in self.cells)
+
+
+def shape_of(model: ViTArchitecture) -> dict[str, int]:
+  """The `DIMENSIONS` of a model; of images the height."""
+  return {
+    name: model.image_size[0] if name == 'image_size' else getattr(model, name)
+    for name in DIMENSIONS
+  }
+
+
+def name_of(model: ViTArchitecture) -> str:
+  """'w64-d4-m256-h4-p7-r28'."""
+  return '-'.join(f'{DIMENSIONS[name]}{value}' for name, value in shape_of(model).items())
+
+
+def budgets(low: float, high: float, *, per_decade: float) -> list[float]:
+  """Evenly spaced in the logarithm, `low` and `high` among them."""
+  if not 0 < low < high:
+    raise RunError(f'budgets from {low:g} to {high:g}: the first must be smaller, and positive')
+  count = max(1, round(per_decade * math.log10(high / low)))
+  return [low * (high / low) ** (i / count) for i in range(count + 1)]
+
+
+def resized(model: ViTArchitecture, *, head_dim: int = 0, **dimensions: Any) -> ViTArchitecture:
+  """`model` in other dimensions, rounded to the nearest that are valid.
+
+  Args:
+    model: resolved.
+    head_dim: features of a head, kept by changing the number of heads; that of `model` if not
+      given. The width is a multiple of it.
+    **dimensions: width, depth, mlp_dim, patch_size and image_size (a number), fractions allowed.
+      Without mlp_dim its ratio to the width is kept.
+
+  Raises:
+    RunError: for a name that is no dimension.
+  """
+  for name in dimensions:
+    if name not in DIMENSIONS or name == 'num_heads':
+      raise RunError(f'unknown dimension {name!r}: {suggest(name, [*DIMENSIONS][:3])}')
+  head_dim = head_dim or model.width // model.num_heads
+  heads = max(1, round(dimensions.get('width', model.width) / head_dim))
+  width = heads * head_dim
+  mlp_dim = dimensions.get('mlp_dim', model.mlp_dim * width / model.width)
+  patch = max(1, round(dimensions.get('patch_size', model.patch_size)))
+  side = dimensions.get('image_size', model.image_size[0])
+  side = patch * max(1, round(side / patch))
+  changed = dataclasses.replace(
+    model, width=width, num_heads=heads, mlp_dim=max(1, round(mlp_dim)), patch_size=patch,
+    depth=max(1, round(dimensions.get('depth', model.depth))), image_size=(side, side),
+  )  # fmt: skip
+  return changed.resolve()
+
+
+def isoflop(
+  models: Sequence[ViTArchitecture], budgets: Sequence[float], batch_size: int, *,
+  images: tuple[float, float] = (0, math.inf), steps: int = 1,
+) -> Design:  # fmt: skip
+  """Every model for each budget of training FLOPs, as long as the budget lasts.
+
+  Args:
+    models: resolved.
+    budgets: in FLOPs, by `flops.CONVENTION`.
+    batch_size: of all runs.
+    images: fewest and most to be seen; the second says how often data may be repeated.
+    steps: fewest of a run.
+  """
+  cells, left_out = [], []
+  for budget, model in itertools.product(budgets, models):
+    group, each = f'isoflop {budget:.3g}', flops.train_flops(model) * batch_size
+    cell = Cell(group, model, batch_size, round(budget / each))
+    low, high = images
+    if cell.steps < steps:
+      reason = f'{cell.steps} steps are less than {steps}'
+    elif not low <= cell.images <= high:
+      reason = f'{cell.images:,} images are not between {low:,.0f} and {high:,.0f}'
+    else:
+      cells.append(cell)
+      continue
+    left_out.append(LeftOut(group, name_of(model), reason))
+  return Design(tuple(cells), tuple(left_out))
+
+
+def star(
+  centre: ViTArchitecture, dimensions: Mapping[str, Iterable[float]], durations: Sequence[int],
+  batch_size: int,
+) -> Design:  # fmt: skip
+  """One dimension at a time around `centre`, the others being large enough not to matter.
+
+  Args:
+    centre: resolved; trained as well.
+    dimensions: values of each dimension to vary; see `resized`.
+    durations: images seen.
+    batch_size: of all runs.
+  """
+  design = _every('centre', [centre], durations, batch_size)
+  for name, values in dimensions.items():
+    models = [resized(centre, **_alone(centre, name, value)) for value in values]
+    design += _every(f'star {name}', models, durations, batch_size)
+  return design
+
+
+def _alone(centre: ViTArchitecture, name: str, value: float) -> dict[str, float]:
+  """Changing the width leaves the hidden layer of the MLP as wide as it is."""
+  return {'mlp_dim': centre.mlp_dim, name: value}
+
+
+def grid(
+  model: ViTArchitecture, dimensions: Mapping[str, Iterable[float]], durations: Sequence[int],
+  batch_size: int,
+) -> Design:  # fmt: skip
+  """Every combination; arguments as for `star`."""
+  combinations = itertools.product(*dimensions.values())
+  models = [resized(model, **dict(zip(dimensions, values, strict=True))) for values in combinations]
+  return _every('grid', models, durations, batch_size)
+
+
+def _every(
+  group: str, models: Sequence[ViTArchitecture], durations: Sequence[int], batch_size: int
+) -> Design:
+  # Several values may round to one model.
+  different = {name_of(model): model for model in models}
+  cells = [
+    Cell(group, model, batch_size, max(1, round(images / batch_size)))
+    for model, images in itertools.product(different.values(), durations)
+  ]
+  return Design(tuple(cells))
