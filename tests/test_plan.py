@@ -15,8 +15,8 @@ from jax.sharding import PartitionSpec as P
 
 from experiments.benchmarks import plan as benchmark
 from experiments.benchmarks import report
+from vit_jax import chips, plan, topology
 from vit_jax import config as config_lib
-from vit_jax import flops, plan, topology
 from vit_jax.compiled import Collective, Kernel, Program, _bytes
 from vit_jax.errors import RunError
 from vit_jax.kernels import choice, short
@@ -122,7 +122,7 @@ def test_bytes_of_shapes(shape, size):
 
 
 def test_kernels_are_expected_to_reach_half_their_roofline():
-  chip = flops.CHIPS['TPU v5 lite']
+  chip = chips.CHIPS['TPU v5 lite']
   compute = Kernel('attention_forward_64', flops=int(1e12), bytes=1, count=1)
   assert plan.kernel_seconds(compute, chip) == pytest.approx(2 * 1e12 / (197e12 / 2))
   wide = dataclasses.replace(compute, name='attention_forward_128')
@@ -179,7 +179,7 @@ def test_other_generations(where, chips, small):
     < result.step_time
     * chips
     / (small.step_time * small.chips)
-    * (flops.CHIPS[topology.devices(where)[0].device_kind].peak / flops.CHIPS['TPU v5 lite'].peak)
+    * (chips.CHIPS[topology.devices(where)[0].device_kind].peak / chips.CHIPS['TPU v5 lite'].peak)
     < 5
   )
 
@@ -291,7 +291,7 @@ def test_giants_fit_and_reach_half_of_the_peak():
   }  # fmt: skip
   for row in found.values():
     assert row['MFU %'] > 50
-    assert row['GiB'] < flops.CHIPS['TPU v5'].hbm / 2**30
+    assert row['GiB'] < chips.CHIPS['TPU v5'].hbm / 2**30
 
 
 def test_the_plan_of_a_giant_is_still_the_golden_one():

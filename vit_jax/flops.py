@@ -1,8 +1,28 @@
-"""What a step costs: analytic FLOPs and the peaks to compare them with. Plain Python."""
+"""What a model costs, by part and by convention: `python -m vit_jax.flops S/16 --image=224`.
+
+Parameters, multiply-accumulates, FLOPs and bytes are counted from the description of a model,
+without JAX; see `parts` and `footprint` for what is counted.
+"""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import argparse
+import dataclasses
+import json
+import re
+from typing import Any
+
+from vit_jax import command
+from vit_jax.architecture import ViTArchitecture
+from vit_jax.errors import RunError, suggest
+from vit_jax.footprint import Memory, memory
+from vit_jax.parts import Part, parts, sequences
+from vit_jax.towers import TextArchitecture, TwoTowersArchitecture
+
+__all__ = [
+  'CONVENTION', 'CONVENTIONS', 'GROUPS', 'Costs', 'Memory', 'costs', 'forward_macs', 'memory',
+  'train_flops',
+]  # fmt: skip
 
 # Named in every result, so that numbers from different codebases can be compared.
 CONVENTION = (
@@ -12,51 +32,109 @@ CONVENTION = (
   'softmax, activations and the optimizer are not counted'
 )
 
-# Dense bfloat16 FLOP/s per chip, from the vendors' data sheets, by jax.Device.device_kind.
-PEAKS = {
-  'TPU v3': 123e12,
-  'TPU v4': 275e12,
-  'TPU v5 lite': 197e12,
-  'TPU v5e': 197e12,
-  'TPU v5': 459e12,
-  'TPU v5p': 459e12,
-  'TPU v6 lite': 918e12,
-  'TPU v6e': 918e12,
-  'NVIDIA A100-SXM4-40GB': 312e12,
-  'NVIDIA A100-SXM4-80GB': 312e12,
-  'NVIDIA H100 80GB HBM3': 989e12,
-  'NVIDIA H200': 989e12,
+# Of one image; with two towers of one image and one text.
+CONVENTIONS = {
+  'macs': 'multiply-accumulates of all matrix products of the forward pass',
+  'flops': '2 x macs: the forward pass in the ViT paper and in Zhai et al. 2022',
+  'fvcore': 'macs + 5 for each number that goes through a norm: the GMACs that timm publishes',
+  'train': '3 x flops: forward, and backward as twice that; the exaFLOPs of the ViT paper',
+  'train_exact': '2 x macs of all products of the training step, with fused attention and remat',
+  '6nd': '6 x parameters x tokens (Kaplan et al. 2020, Hoffmann et al. 2022)',
+  '6nd_non_embedding': '6 x parameters x tokens, without the parameters of the embedding',
+  'palm': '6nd + 12 x depth x width x tokens^2 for attention (Chowdhery et al. 2022, appendix B)',
 }
+# Parts that go by one name in `without`. 'embedding' is everything before the first block.
+GROUPS = {
+  'embedding': ('stem', 'patches', 'words', 'positions', 'tokens'),
+  'head': ('pre_logits', 'head'),
+}
+# Policies of `encoder.remat` from fastest to smallest, as the command shows them.
+POLICIES = ('none', 'names', 'dots', 'attn,hidden', 'context,attn', 'full')
 
 
-class Chip(NamedTuple):
-  """A TPU as its compiler sees it.
+@dataclasses.dataclass(frozen=True)
+class Costs:
+  """Of a model.
 
   Attributes:
-    name: of the generation.
-    peak: dense bfloat16 FLOP/s.
-    clock: Hz: `peak` over the multiplications its matrix units do per cycle (TPU v4, v5e and v5p:
-      units of 128 x 128, v6e: 256 x 256, four per core).
-    hbm: bytes of memory.
-    bandwidth: of it, bytes/s.
-    link: bytes/s from all its neighbours together.
+    parts: of the model and its forward pass.
+    training: the same for the forward pass of a training step, where patch dropout and stochastic
+      depth on a subset of the batch leave something out.
+    tokens: of an image in training; with two towers by the prefix of their parts, 'image/' and
+      'text/', otherwise by ''.
   """
 
-  name: str
-  peak: float
-  clock: float
-  hbm: float
-  bandwidth: float
-  link: float
+  parts: tuple[Part, ...]
+  training: tuple[Part, ...]
+  tokens: dict[str, int]
+
+  def parameters(self, without: tuple[str, ...] = ()) -> int:
+    """How many there are, less those of the parts or `GROUPS` in `without`."""
+    return sum(part.params for part in _without(self.parts, without))
+
+  def total(self, convention: str, without: tuple[str, ...] = ()) -> int:
+    """The cost of one image by one of `CONVENTIONS`.
+
+    Args:
+      convention: its name.
+      without: parts or `GROUPS` that are not counted: ('attention', 'head', 'embedding').
+        'attention' is what grows with the square of the tokens, scores and weighted sums.
+
+    Raises:
+      RunError: for unknown names.
+    """
+    if convention not in CONVENTIONS:
+      raise RunError(f'unknown convention {convention!r}: {suggest(convention, CONVENTIONS)}')
+    forward, step = _without(self.parts, without), _without(self.training, without)
+    macs = sum(part.macs for part in forward)
+    if convention == 'macs':
+      return macs
+    if convention == 'flops':
+      return 2 * macs
+    if convention == 'fvcore':
+      return macs + sum(part.norms for part in forward)
+    if convention == 'train':
+      return 6 * sum(part.macs for part in step)
+    if convention == 'train_exact':
+      return 2 * sum(part.macs + part.backward + part.recomputed for part in step)
+    if convention == '6nd_non_embedding':
+      step = _without(step, ('embedding',))
+    tokens = sum(
+      count * part.params
+      for prefix, count in self.tokens.items()
+      for part in step if part.name.startswith(prefix)
+    )  # fmt: skip
+    attention = sum(part.macs for part in step if _short(part) == 'attention')
+    return 6 * (tokens + attention * (convention == 'palm'))
 
 
-# By the device kind of compile-only topologies.
-CHIPS = {
-  'TPU v4': Chip('v4', 275e12, 1.05e9, 32 * 2**30, 1228e9, 300e9),
-  'TPU v5 lite': Chip('v5e', 197e12, 1.5e9, 16 * 2**30, 819e9, 200e9),
-  'TPU v5': Chip('v5p', 459e12, 1.75e9, 95 * 2**30, 2765e9, 600e9),
-  'TPU v6 lite': Chip('v6e', 918e12, 1.75e9, 32 * 2**30, 1640e9, 448e9),
-}
+def _short(part: Part) -> str:
+  return part.name.rpartition('/')[2]
+
+
+def _without(found: tuple[Part, ...], without: tuple[str, ...]) -> tuple[Part, ...]:
+  if not without:
+    return found
+  names = {name for part in found for name in (part.name, _short(part))} | GROUPS.keys()
+  for name in without:
+    if name not in names:
+      raise RunError(f'unknown part {name!r}: {suggest(name, sorted(names))}')
+  gone = {part for name in without for part in GROUPS.get(name, (name,))}
+  return tuple(part for part in found if not {part.name, _short(part)} & gone)
+
+
+def costs(config: Any, *, examples: int = 0) -> Costs:
+  """What a model costs, part by part.
+
+  Args:
+    config: a `ViTArchitecture` or `TwoTowersArchitecture`, resolved, for images and texts of its
+      own size.
+    examples: on each device at a time, of which the subset of stochastic depth is a whole number;
+      0 if not known.
+  """
+  tokens = {name: run.tokens for name, run in sequences(config, training=True).items()}
+  step = tuple(parts(config, training=True, examples=examples))
+  return Costs(tuple(parts(config)), step, tokens)
 
 
 def forward_macs(config: Any, *, training: bool = False, examples: int = 0) -> int:
@@ -65,51 +143,123 @@ def forward_macs(config: Any, *, training: bool = False, examples: int = 0) -> i
   Args:
     config: a resolved `vit_jax.architecture.ViTArchitecture`, for images of its own size.
     training: leave out what patch dropout and stochastic depth on a subset of the batch leave out.
-    examples: on each device at a time, of which the subset is a whole number; 0 if not known.
+    examples: as for `costs`.
   """
-  width, patches = config.width, config.grid[0] * config.grid[1]
-  channels, stem = config.in_channels, 0
-  if config.stem_width:
-    stem, channels = _stem_macs(config)
-  embed = patches * config.patch_size**2 * channels * width
-  if training and config.patch_dropout:
-    patches = max(1, round(patches * (1 - config.patch_dropout)))
-  tokens = patches + config.prefix
-  mlp = (3 if config.mlp == 'swiglu' else 2) * width * config.mlp_dim
-  blocks = config.depth * (tokens * (4 * width**2 + mlp) + 2 * tokens**2 * width)
-  if training and config.drop_path_mode == 'subset':
-    kept = 1 - config.drop_path
-    blocks = round(blocks * (max(1, round(examples * kept)) / examples if examples else kept))
-  pool = 0
-  if config.pool == 'map':  # one query: keys and values of every patch, the rest once
-    pool = 2 * patches * width**2 + 2 * patches * width + 2 * width**2 + mlp
-  features = 2 * width if config.pool == 'token_mean' else width
-  head = features * config.num_classes
-  if config.representation_size:
-    head = (features + config.num_classes) * config.representation_size
-  return stem + embed + blocks + pool + head * (2 if config.distilled else 1)
-
-
-def _stem_macs(config: Any) -> tuple[int, int]:
-  """Of the ResNet in front, and the channels that it gives."""
-  height, width = (-(-side // 2) for side in config.image_size)
-  channels = config.stem_width
-  macs = height * width * 49 * config.in_channels * channels
-  height, width = -(-height // 2), -(-width // 2)
-  for stage, depth in enumerate(config.stem_depths):
-    inner = config.stem_width * 2**stage
-    for unit in range(depth):
-      before = height * width
-      if stage and not unit:
-        height, width = -(-height // 2), -(-width // 2)
-      after = height * width
-      macs += before * channels * inner + after * 9 * inner**2 + after * inner * 4 * inner
-      if channels != 4 * inner or before != after:
-        macs += after * channels * 4 * inner
-      channels = 4 * inner
-  return macs, channels
+  return sum(part.macs for part in parts(config, training=training, examples=examples))
 
 
 def train_flops(config: Any, *, examples: int = 0) -> int:
-  """FLOPs to train on one image once, by `CONVENTION`; `examples` as for `forward_macs`."""
+  """FLOPs to train on one image once, by `CONVENTION`; `examples` as for `costs`."""
   return 6 * forward_macs(config, training=True, examples=examples)
+
+
+def model(variant: str, image: str, classes: int | None, text: bool, changes: dict) -> Any:
+  """The resolved description of the model that a command line names.
+
+  Args:
+    variant: of `vit_jax.variants`.
+    image: side of the images, or height and width, '224x384'; '' for the variant's own.
+    classes: of the head; None for 1000, and for the width of the shared space with `text`.
+    text: whether there is a text tower, too.
+    changes: fields of the image tower, and with 'text.' before them of the text tower.
+
+  Raises:
+    RunError: for anything that is unknown or contradictory.
+  """
+  fields = {k: v for k, v in changes.items() if not k.startswith('text.')}
+  words = {k.removeprefix('text.'): v for k, v in changes.items() if k.startswith('text.')}
+  if words and not text:
+    raise RunError(f'text.{next(iter(words))} is of a text tower: add --text')
+  if image:
+    if not re.fullmatch(r'\d+(x\d+)?', image):
+      raise RunError(f'--image={image}: write 224, or height and width, 224x384')
+    sides = [int(side) for side in image.split('x')]
+    fields['image_size'] = (sides[0], sides[-1])
+  if classes is not None or not text:
+    fields['num_classes'] = 1000 if classes is None else classes
+  for kind, given in ((ViTArchitecture, fields), (TextArchitecture, words)):
+    known = [field.name for field in dataclasses.fields(kind)]
+    for name, value in given.items():
+      if name not in known:
+        raise RunError(f'unknown field {name!r} of a model: {suggest(name, known)}')
+      if isinstance(value, list):
+        given[name] = tuple(value)
+  if not text:
+    return ViTArchitecture(variant, **fields).resolve()
+  towers = ViTArchitecture('', **fields), TextArchitecture('', **words)
+  return TwoTowersArchitecture(variant, *towers).resolve()
+
+
+def record(config: Any, batch: int, images: float) -> dict[str, Any]:
+  """Everything that the command says, as plain types."""
+  cost = costs(config, examples=batch)
+  policies = {}
+  for policy in POLICIES:
+    changed = _with_remat(config, policy)
+    held = memory(changed, batch)
+    step = costs(changed, examples=batch).total('train_exact')
+    policies[policy] = {**held._asdict(), 'total': held.total, 'train_exact': step}
+  return {
+    'model': dataclasses.asdict(config), 'tokens': cost.tokens,
+    'parameters': cost.parameters(),
+    'parts': [part._asdict() for part in cost.parts],
+    'conventions': {name: cost.total(name) for name in CONVENTIONS},
+    'images': images, 'batch': batch, 'memory': policies,
+  }  # fmt: skip
+
+
+def _with_remat(config: Any, policy: str) -> Any:
+  if not isinstance(config, TwoTowersArchitecture):
+    return dataclasses.replace(config, remat=policy)
+  image, text = (dataclasses.replace(tower, remat=policy) for tower in (config.image, config.text))
+  return dataclasses.replace(config, image=image, text=text)
+
+
+def main(
+  variant: str, image: str, classes: int | None, text: bool, batch: int, images: float,
+  as_json: bool, changes: dict,
+) -> None:  # fmt: skip
+  """Prints the costs of a model."""
+  if batch < 1 or images <= 0:
+    raise RunError('--batch must be at least 1 and --images positive')
+  config = model(variant, image, classes, text, changes)
+  found = record(config, batch, images)
+  if as_json:
+    print(json.dumps(found, indent=1))
+    return
+  macs = found['conventions']['macs']
+  print(f'{"part":<17}{"parameters":>16}{"GMACs":>11}{"share":>9}')
+  rows = [(part['name'], part['params'], part['macs']) for part in found['parts']]
+  for name, params, products in (*rows, ('total', found['parameters'], macs)):
+    print(f'{name:<17}{params:>16,}{products / 1e9:>11.4f}{products / macs:>9.2%}')
+  lengths = ', '.join(f'{count} {name}tokens' for name, count in found['tokens'].items())
+  print(f'\nof one image ({lengths}), in units of 1e9; {images:g} of them in units of 1e18')
+  for name, value in found['conventions'].items():
+    print(f'{name:<19}{value / 1e9:>11.3f}{value * images / 1e18:>11.5g}  {CONVENTIONS[name]}')
+  dtype = config.dtype if not text else config.image.dtype
+  state = next(iter(found['memory'].values()))
+  gib = lambda size: f'{size / 2**30:10.3f}'  # noqa: E731
+  print(f'\nGiB to train with AdamW on {batch} images at a time, {dtype}')
+  for name in ('parameters', 'gradients', 'optimizer', 'copies'):
+    print(f'{name:<17}{gib(state[name])}')
+  print(f'\n{"remat":<17}{"activations":>12}{"one block":>12}{"total":>12}{"FLOPs":>9}')
+  least = found['memory']['none']['train_exact']
+  for name, row in found['memory'].items():
+    sizes = ''.join(f'  {gib(row[key])}' for key in ('activations', 'recomputed', 'total'))
+    print(f'{name:<17}{sizes}{row["train_exact"] / least:>9.3f}')
+
+
+if __name__ == '__main__':
+  parser = argparse.ArgumentParser(
+    prog='python -m vit_jax.flops', allow_abbrev=False,
+    description='What a model costs, by part and by convention. Any field of the model can be '
+    'given as --field=value.',
+  )  # fmt: skip
+  parser.add_argument('variant', help="like S/16 or dinov2:B/14; '' takes sizes from fields only")
+  parser.add_argument('--image', default='', help='side of the images, or 224x384')
+  parser.add_argument('--classes', type=int, help='of the head; 1000 if not given')
+  parser.add_argument('--text', action='store_true', help='with the text tower of CLIP or SigLIP')
+  parser.add_argument('--batch', type=int, default=128, help='images at a time on a device')
+  parser.add_argument('--images', type=float, default=1e9, help='seen in training')
+  parser.add_argument('--json', dest='as_json', action='store_true', help='everything as JSON')
+  command.run(parser, main)

@@ -26,9 +26,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from vit_jax import chips, flops, schema, sharding, topology
 from vit_jax import compiled as compiled_lib
 from vit_jax import config as config_lib
-from vit_jax import flops, schema, sharding, topology
 from vit_jax.compiled import Collective, Kernel, Program
 from vit_jax.data.sources import Synthetic
 from vit_jax.encoder import split_layers
@@ -107,7 +107,7 @@ def plan(config: ConfigDict, where: str, hlo: str = '') -> Plan:
   devices = topology.devices(where)
   kind = devices[0].device_kind
   # Of a GPU the compiler says no times.
-  chip = flops.CHIPS.get(kind)
+  chip = chips.CHIPS.get(kind)
   capacity = int(chip.hbm) if chip else topology.gpu_memory(kind)
   cfg: config_lib.Config = schema.build(config_lib.Config, config_lib.to_dict(config))
   mesh = sharding.make_mesh(cfg.mesh, devices)
@@ -165,7 +165,7 @@ def plan(config: ConfigDict, where: str, hlo: str = '') -> Plan:
   )
 
 
-def kernel_seconds(kernel: Kernel, chip: flops.Chip) -> float:
+def kernel_seconds(kernel: Kernel, chip: chips.Chip) -> float:
   """What a kernel is expected to take, once: its roofline over `KERNEL_EFFICIENCY`.
 
   The matrix units are 128 wide: a head of half that width has half the peak.

@@ -17,6 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from vit_jax import config as config_lib
 from vit_jax import flops, schema, sharding
+from vit_jax.chips import PEAKS
 from vit_jax.errors import RunError
 from vit_jax.experiment import Experiment
 from vit_jax.metrics import Chrono, read_json, write_json
@@ -85,7 +86,7 @@ def result(
   rate = steps * experiment.examples_per_step / max(seconds, 1e-9) / chips
   at_a_time = cfg.batch_size // sharding.shards('batch') // cfg.optim.accumulate
   per_image = flops.train_flops(cfg.model, examples=at_a_time)
-  peak = flops.PEAKS.get(kind)
+  peak = PEAKS.get(kind)
   return {
     'step': experiment.total,
     'examples': examples,

@@ -27,7 +27,7 @@ import numpy as np
 from experiments.benchmarks import report
 from experiments.benchmarks.contestants import give_back, gpu_of_torch
 from experiments.benchmarks.timing import Timed, complaint, measure
-from vit_jax import attention, flops
+from vit_jax import attention, chips
 from vit_jax.kernels import choice
 
 LENGTHS = (50, 196, 197, 256, 257, 576, 577, 729, 1025, 2305, 4097)
@@ -282,7 +282,7 @@ def compare(case: Case, size: Size, dtype: str, rounds: int, least: float) -> li
     except Exception as error:  # of whatever kind: the others go on
       row['status'] = complaint(error)
   work = 4 * size.batch(case) * heads * case.queries * case.keys * case.head_dim
-  peak = flops.PEAKS.get(device.device_kind)
+  peak = chips.PEAKS.get(device.device_kind)
   for what, times in (('forward', 1), ('both', 3)):
     timed = {name: Timed(getattr(it, what), it.wait) for name, it in right.items()}
     seconds = measure(timed, rounds=rounds, least=least)

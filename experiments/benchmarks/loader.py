@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.benchmarks import report
-from vit_jax import flops, sharding
+from vit_jax import chips, flops, sharding
 from vit_jax.data import preprocess
 from vit_jax.data.pack import shrink
 from vit_jax.data.pipeline import DataConfig, Shape, cores, iterate, train_batches
@@ -239,7 +239,7 @@ def main(rounds: int) -> None:
     | {f'cores, {n}': rate / rates[f'vit_jax{s}'] for n, s in (
       ('JPEG', ''), ('packed JPEG', ', packed JPEG'), ('packed BMP', ', packed BMP'))}
     for chip in CHIPS for model in MODELS
-    for rate in [MFU * flops.PEAKS[chip] / flops.train_flops(
+    for rate in [MFU * chips.PEAKS[chip] / flops.train_flops(
       ViTConfig(model, image_size=SIZE, num_classes=1000).resolve())]
   ]  # fmt: skip
   table = Table(title=f'Cores that feed one chip at {MFU:.0%} MFU', title_justify='left')

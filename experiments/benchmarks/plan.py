@@ -22,7 +22,7 @@ from absl import logging
 
 from configs import synthetic
 from experiments.benchmarks import linen, report
-from vit_jax import flops, plan, topology
+from vit_jax import chips, flops, plan, topology
 from vit_jax.compiled import Program
 from vit_jax.compiled import memory as needed_memory
 from vit_jax.models.vit import ViTConfig
@@ -79,7 +79,7 @@ def config(case: Case) -> Any:
 def measure(case: Case) -> dict[str, Any]:
   """A row of the table."""
   devices = topology.devices(case.topology)
-  chip = flops.CHIPS[devices[0].device_kind]
+  chip = chips.CHIPS[devices[0].device_kind]
   row = {'model': case.model, 'slice': case.topology, 'images per chip': case.images,
          'way': case.way}  # fmt: skip
   if case.way in PEERS:

@@ -37,7 +37,7 @@ from experiments.benchmarks.contestants import (
   transformers_model,
 )
 from experiments.benchmarks.timing import complaint, measure
-from vit_jax import flops
+from vit_jax import chips, flops
 
 STEPS = 5
 # Of losses, which fall from step to step, and of logits, relative to the largest.
@@ -132,7 +132,7 @@ class Judge:
     median = statistics.median(seconds)
     training = race.what == 'train'
     work = flops.train_flops(it.config) if training else 2 * flops.forward_macs(it.config)
-    rate, peak = race.batch / median, flops.PEAKS.get(jax.devices()[0].device_kind)
+    rate, peak = race.batch / median, chips.PEAKS.get(jax.devices()[0].device_kind)
     used = self._used(it)
     row |= {
       'img/s': rate, 'ms': 1e3 * median, 'spread': (max(seconds) - min(seconds)) / median,
