@@ -88,6 +88,9 @@ ALLOWED = {
   'experiment': {
     'card', 'config', 'convert', 'data.pipeline', 'encoder', 'optim', 'sharding', 'state',
   },
+  'scaling.table': set(),
+  'scaling.published': {'scaling.table'},
+  'scaling.frontier': {'scaling.table'},
   'memory': set(),
   'launch': {'memory'},
   'train': {
