@@ -71,6 +71,10 @@ def minimise(
     lhs = curvature.copy()
     lhs[:, diagonal] += damping[:, None] * scale
     step = -np.linalg.solve(lhs, slope[..., None])[..., 0]
+    blocked = ((at <= bounds[0]) & (step < 0)) | ((at >= bounds[1]) & (step > 0))
+    if blocked.any():
+      free, lhs = _freeze(slope, lhs, blocked)
+      step = -np.linalg.solve(lhs, free[..., None])[..., 0]
     step *= np.minimum(1, 3 / np.maximum(np.abs(step).max(1), 1e-300))[:, None]
     trial = np.clip(at + step, *bounds)
     step = trial - at
@@ -122,10 +126,13 @@ def _expand(
   # What would leave the box stays where it is.
   low, high = bounds
   stuck = ((theta <= low) & (slope > 0)) | ((theta >= high) & (slope < 0))
-  slope = np.where(stuck, 0, slope)
-  if stuck.any():
-    curvature = np.where(stuck[:, :, None] | stuck[:, None, :], 0, curvature)
-    curvature += np.eye(theta.shape[1]) * stuck[:, None, :]
+  slope, curvature = _freeze(slope, curvature, stuck)
   lengths = np.sqrt(np.einsum('bii->bi', curvature) * (2 * value[:, None]))
   cosine = (np.abs(slope) / np.maximum(lengths, 1e-300)).max(1)
   return value, slope, curvature, cosine
+
+
+def _freeze(slope: Array, curvature: Array, stuck: np.ndarray) -> tuple[Array, Array]:
+  """Gradient and curvature of an objective that does not depend on the stuck parameters."""
+  curvature = np.where(stuck[:, :, None] | stuck[:, None, :], 0, curvature)
+  return np.where(stuck, 0, slope), curvature + np.eye(stuck.shape[1]) * stuck[:, None, :]

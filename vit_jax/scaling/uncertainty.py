@@ -54,51 +54,49 @@ def profile(
   rise = np.maximum(rise, 1e-30)
   origin, slope = quantity(phi, every)
   spread = np.maximum(variance(problem, phi, slope), 1e-30) + (1 if new else 0)
-  strength = np.ones(batch) if new else 100 / spread
+  weight = np.ones(batch) if new else 100 / spread
+  lag = np.zeros(batch)  # by which a pull misses its target
   # The bracket: a point inside (with its fit) and one outside, and the roots of their rises.
   inner, low, fit = origin.copy(), np.zeros(batch), phi.copy()
   outer, high = np.full(batch, np.nan), np.full(batch, np.nan)
   stride = np.minimum(np.sqrt(2 * rise * spread), 5.0)
-  end, active, stalled = np.full(batch, np.nan), every, np.zeros(batch, int)
+  end, idle, a = np.full(batch, np.nan), np.zeros(batch, int), every
   for count in range(60):
-    a = active
-    inside = np.isnan(outer[a])
-    gap = outer[a] - inner[a]
-    share = (1 - low[a]) / (high[a] - low[a])
-    share = np.clip(share, 0.05, 0.95) if count % 3 else np.full(len(a), 0.5)
-    target = np.where(inside, inner[a] + side[a] * stride[a], inner[a] + gap * share)
-    here = None if z is None else z[a]
-    pull = Pull(lambda p, rows, a=a: quantity(p, a[rows]), target, strength[a])
-    found = problem.solve(fit[a], z=here, pull=pull, tolerance=1e-9)
-    value = quantity(found.theta, a)[0]
-    cost = found.objective
+    seeks = np.isnan(outer[a])
+    share = np.clip((1 - low[a]) / (high[a] - low[a]), 0.02, 0.98)
+    share = np.where((idle[a] > 0) | (high[a] > 3) | (count % 4 == 3), 0.5, share)
+    goal = inner[a] + np.where(seeks, side[a] * stride[a], share * (outer[a] - inner[a]))
+    target = goal + lag[a]
+    pull = Pull(lambda p, rows, a=a: quantity(p, a[rows]), target, weight[a])
+    found = problem.solve(fit[a], z=None if z is None else z[a], pull=pull, tolerance=1e-9)
+    value, cost = quantity(found.theta, a)[0], found.objective
     if new:
       value = target
     else:
-      cost = cost - strength[a] * (value - target) ** 2 / 2
+      cost = cost - weight[a] * (value - target) ** 2 / 2
     root = np.sqrt(np.maximum(cost - objective[a], 0) / rise[a])
     ahead = side[a] * (value - inner[a])
-    within = inside | (side[a] * (outer[a] - value) > 0)
-    goes_in = (root <= 1) & (ahead > 0) & within
-    goes_out = (root > 1) & (ahead > 0) & within
-    # A profile that has become flat, or a pull too weak for a steep one.
-    slow = inside & ~goes_out & (ahead < 0.2 * stride[a])
-    stalled[a] = np.where(slow, stalled[a] + 1, 0)
-    strength[a] = np.where(slow & (not new), strength[a] * 30, strength[a])
-    grow = np.clip(side[a] * (value - origin[a]) * (1 / np.maximum(root, 1e-3) - 1), stride[a],
-                   3 * stride[a])  # fmt: skip
-    stride[a] = np.where(goes_in & inside, grow, stride[a])
-    i, o = a[goes_in], a[goes_out]
-    inner[i], low[i], fit[i] = value[goes_in], root[goes_in], found.theta[goes_in]
-    outer[o], high[o] = value[goes_out], root[goes_out]
-    far = (np.abs(inner[a] - origin[a]) > FAR) | (stalled[a] > 4)
-    close = np.abs(outer[a] - inner[a]) <= 2e-3 * np.abs(outer[a] - origin[a])
-    near = np.abs(np.where(goes_out, high[a], low[a]) - 1) < 1e-3
-    end[a] = np.where(goes_out, outer[a], inner[a])
-    end[a] = np.where(far & inside & ~goes_out, side[a] * np.inf, end[a])
-    keep = ~(close | (near & (goes_in | goes_out)) | (far & inside & ~goes_out))
-    active = a[keep]
-    if not len(active):
+    within = (ahead > 0) & ~(side[a] * (value - outer[a]) >= 0)
+    enters, leaves = within & (root <= 1), within & (root > 1)
+    # A profile that has become flat, or a pull too weak for one that is steep.
+    slow = ~(enters | leaves) | (seeks & enters & (ahead < 0.2 * stride[a]))
+    idle[a] = np.where(slow, idle[a] + 1, 0)
+    weight[a] *= np.where(slow & (not new), 10, 1)
+    wanted = side[a] * (value - origin[a]) * (1 / np.maximum(root, 1e-3) - 1)
+    stride[a] = np.where(enters & seeks, np.clip(wanted, stride[a], 3 * stride[a]), stride[a])
+    i, o = a[enters], a[leaves]
+    inner[i], low[i], fit[i] = value[enters], root[enters], found.theta[enters]
+    lag[i] = (target - value)[enters]
+    outer[o], high[o] = value[leaves], root[leaves]
+    seeks = np.isnan(outer[a])
+    endless = seeks & ((np.abs(inner[a] - origin[a]) > FAR) | (idle[a] > 4))
+    gap = outer[a] - inner[a]
+    close = (np.abs(gap) <= 2e-3 * np.abs(outer[a] - origin[a])) | (idle[a] > 6)
+    near = (np.abs(np.where(leaves, high[a], low[a]) - 1) < 1e-3) & ~seeks
+    between = inner[a] + gap * (1 - low[a]) / (high[a] - low[a])
+    end[a] = np.where(seeks, side[a] * np.inf, between)
+    a = a[~(endless | close | near)]
+    if not len(a):
       break
   return end
 
