@@ -90,7 +90,9 @@ ALLOWED = {
   },
   'scaling.table': set(),
   'scaling.published': {'scaling.table'},
-  'scaling.frontier': {'scaling.table'},
+  'scaling.frontier': {'scaling.fitting', 'scaling.table'},
+  'scaling.choice': {'scaling.fitting', 'scaling.forms', 'scaling.laws', 'scaling.table'},
+  'scaling.compare': {'scaling.fitting', 'scaling.forms'},
   'memory': set(),
   'launch': {'memory'},
   'train': {

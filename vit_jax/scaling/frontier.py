@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from scipy.interpolate import Akima1DInterpolator
 
 from vit_jax.errors import RunError
+from vit_jax.scaling.fitting import Fit, fit
 from vit_jax.scaling.table import Table, column, numbers
 
 METHODS = ('parabola', 'akima')
@@ -182,6 +183,32 @@ def isoflop(
     budgets.append(row | {'std_log_size': std, 'points': float(len(rows)), 'flag': flag})
   return Table({name: np.array([b[name] for b in budgets]) for name in budgets[0]},
                _units(table, names))  # fmt: skip
+
+
+def exponent(optima: Table, of: str, *, flops: str, **options: Any) -> Fit:
+  """How an optimum grows with compute: `of` = beta flops^c.
+
+  The c of the size is the exponent a of Hoffmann et al. 2022, that of the data their b.
+
+  Args:
+    optima: what `isoflop` or `envelope` returns; flagged rows and edges are left out.
+    of: the column of the size, the data or the loss.
+    flops: the column of compute.
+    **options: of `fit`; for an envelope group='run', say, since its points share their runs.
+
+  Returns:
+    The fit, with `params['c']` and its interval `ci['c']`.
+
+  Raises:
+    RunError: too few budgets have an optimum.
+  """
+  good = optima['flag'] == '' if 'flag' in optima else optima['edge'] == 0
+  if good.sum() < 3:
+    others = ', '.join(sorted(set(optima['flag'][~good]))) if 'flag' in optima else 'edge'
+    raise RunError(
+      f'an exponent takes three optima, found {good.sum()} of {optima.rows}; others: {others}'
+    )
+  return fit('m1', optima.take(good), x=flops, y=of, units=optima.units, **options)
 
 
 def _one_per_size(x: np.ndarray, y: np.ndarray, repeats: str) -> tuple[np.ndarray, np.ndarray]:
