@@ -8,7 +8,7 @@ import pytest
 from vit_jax import flops as flops_lib
 from vit_jax.errors import RunError
 from vit_jax.models.vit import ViTConfig
-from vit_jax.scaling import frontier, published
+from vit_jax.scaling import fit, frontier, published
 from vit_jax.scaling.table import Table, where
 
 DATA = importlib.resources.files('vit_jax.scaling') / 'data'
@@ -213,3 +213,91 @@ def test_envelope_of_a_known_law():
   with pytest.raises(RunError, match='at least two points'):
     frontier.envelope(curves | {'run': np.arange(n.size)}, run='run', flops='flops', loss='loss',
                       size='n')  # fmt: skip
+
+
+# --- fits of published data ---
+
+
+@pytest.mark.parametrize('method', frontier.METHODS)
+def test_porian_exponents(method):
+  """Published ones of all 11 experiments, unweighted."""
+  points, optima = published.load('porian_points'), published.load('porian_optima')
+  for name in dict.fromkeys(points['experiment']):
+    rows = points.take(points['experiment'] == name)
+    theirs = optima.take(optima['experiment'] == name)
+    found = frontier.isoflop(
+      rows, flops='flops', size='n', loss='loss', data='tokens', method=method, noise=0.003
+    )
+    size = frontier.exponent(found, 'n', flops='flops')
+    data = frontier.exponent(found, 'tokens', flops='flops')
+    near = {'akima': 0.018, 'parabola': 0.031}[method]
+    assert size.params['c'] == pytest.approx(theirs['pub_n_exponent'][0], abs=near), name
+    assert size.params['c'] + data.params['c'] == pytest.approx(1, abs=1e-6)
+    assert size.ci['c'][0] < size.params['c'] < size.ci['c'][1]
+    assert size.units == {'flops': 'FLOP', 'n': 'parameter'}
+    if method == 'akima':
+      ours = dict(zip(found['flops'].round(-10), found['n'], strict=True))
+      for flops, n in zip(theirs['flops'].round(-10), theirs['n_star'], strict=True):
+        if np.isfinite(ours[flops] + n):  # theirs is a median over noise
+          assert ours[flops] == pytest.approx(n, rel=0.15)
+
+
+def test_an_exponent_takes_three_optima():
+  found = Table({'c': [1.0, 2, 3], 'n': [1.0, 2, np.nan], 'flag': ['', '', 'edge']})
+  with pytest.raises(RunError, match='found 2 of 3; others: edge'):
+    frontier.exponent(found, 'n', flops='c')
+
+
+def zhai(conditions, error):
+  """The law of Zhai et al. 2022, equation 1, on the Pareto frontier of some rows."""
+  rows = where(published.load('zhai2022'), f'{error}!={conditions}')
+  rows = rows.take(frontier.pareto(rows['flops'], rows[error]))
+  return fit('zhai', rows, x='flops', y=error, units=rows.units)
+
+
+@pytest.mark.parametrize(
+  ('error', 'low', 'high', 'published_c'),
+  [('error_10shot', 0.07, 0.12, 0.12), ('error_finetune', 0.085, 0.105, 0.09)],
+)
+def test_zhai_floors(error, low, high, published_c):
+  """What is left at infinite compute agrees; exponents do not, FLOPs being no core-days."""
+  law = zhai('', error)
+  assert low <= law.params['c'] <= high
+  assert law.ci['c'][0] <= published_c * 1.05
+  assert law.ci['c'][1] >= published_c * 0.95
+  assert law.units['flops'] == 'FLOP'
+
+
+def test_the_largest_models_are_foretold_by_those_up_to_l16():
+  """10-shot errors of g/14 and G/14 within 4 %; the fine-tuned one of G/14 is overrated by 10 %."""
+  table = published.load('zhai2022')
+  few_shot = zhai(',model!=g/14,model!=G/14', 'error_10shot')
+  longest = where(table, 'model=g/14,steps_bs4096=6300000')
+  for row, error in ((longest, 0.04), (where(table, 'model=G/14'), 0.04)):
+    band = few_shot.predict(row['flops'], unit='FLOP')
+    assert band.value == pytest.approx(row['error_10shot'], rel=error)
+    assert band.new_low < row['error_10shot'] < band.new_high
+  row = where(table, 'model=G/14')
+  fine_tuned = zhai(',model!=g/14,model!=G/14', 'error_finetune').predict(row['flops'])
+  assert fine_tuned.value == pytest.approx(0.1051, rel=0.01)  # measured: 0.0955
+
+
+def test_revisiting_nmt():
+  """Errors of log loss at the point that was held out, as in Alabdulmohsin et al. 2022."""
+  table = published.load('revisiting_nmt')
+  errors = {}
+  for law in ('m1', 'm2', 'm3', 'm4'):
+    errors[law] = []
+    for model in dict.fromkeys(table['model']):
+      rows = where(table, f'model={model},training=1')
+      last = where(table, f'model={model},training=0')
+      law_of_model = fit(law, rows, x='seen_examples', y='loss')
+      value = law_of_model.predict(last['seen_examples']).value[0]
+      errors[law].append(abs(np.log(value / last['loss'][0])))
+  # Their least squares find the same for the law that has one minimum.
+  np.testing.assert_allclose(errors['m1'], [0.2619, 0.1708, 0.2340, 0.2520, 0.1899], atol=1e-3)
+  mean = {law: np.mean(e) for law, e in errors.items()}
+  assert mean['m1'] > 3 * mean['m2'] > 6 * max(mean['m3'], mean['m4'])
+  assert mean['m2'] == pytest.approx(0.048, abs=2e-3)
+  assert mean['m3'] == pytest.approx(0.0133, abs=1e-3)
+  assert mean['m4'] == pytest.approx(0.0141, abs=2e-3)
