@@ -91,6 +91,11 @@ ALLOWED = {
   'experiment': {
     'card', 'config', 'convert', 'data.pipeline', 'encoder', 'optim', 'sharding', 'state',
   },
+  'scaling.table': set(),
+  'scaling.published': {'scaling.table'},
+  'scaling.frontier': {'scaling.fitting', 'scaling.table'},
+  'scaling.choice': {'scaling.fitting', 'scaling.forms', 'scaling.laws', 'scaling.table'},
+  'scaling.compare': {'scaling.fitting', 'scaling.forms'},
   'memory': set(),
   'cluster': set(),
   'launch': {'cluster', 'memory'},
@@ -107,11 +112,21 @@ ALLOWED = {
   'topology': set(),
   'lanes': {'config', 'experiment', 'optim', 'state'},
   'fork': {'checkpoint', 'config', 'experiment', 'lanes', 'metrics', 'state'},
+  'scaling.__init__': {'scaling.fitting', 'scaling.laws'},
+  'scaling.forms': set(),
+  'scaling.laws': {'scaling.forms'},
+  'scaling.solve': {'scaling.forms'},
+  'scaling.problem': {'scaling', 'scaling.forms'},
+  'scaling.uncertainty': {'scaling.forms', 'scaling.problem'},
+  'scaling.fitting': {'scaling', 'scaling.forms', 'scaling.laws', 'scaling.problem'},
+  'scaling.design': {'architecture', 'flops'},
+  'scaling.cost': {'architecture', 'flops'},
   'evaluate': {
     'checkpoint', 'config', 'convert', 'experiment', 'lanes', 'launch', 'metrics', 'sharding'
   },
 }  # fmt: skip
-# Who, beside `data`, does without JAX.
+PACKAGES = ('convert', 'data', 'kernels', 'models', 'scaling', 'tasks', 'evaluators')
+# Who, beside `data` and `scaling`, does without JAX.
 PLAIN = (
   'schema', 'errors', 'metrics', 'variants', 'architecture', 'towers', 'chips', 'parts',
   'footprint', 'flops', 'command',
@@ -159,15 +174,11 @@ def test_imports_run_one_way(name):
   for imported in imports(MODULES[name]):
     top, _, rest = imported.partition('.')
     if top == 'vit_jax':
-      known = [
-        m
-        for m in (*MODULES, 'convert', 'data', 'kernels', 'models', 'tasks', 'evaluators')
-        if f'{rest}.'.startswith(f'{m}.')
-      ]
+      known = [m for m in (*MODULES, *PACKAGES) if f'{rest}.'.startswith(f'{m}.')]
       assert set(known) & (ALLOWED[name] | free), f'{name} imports {imported}'
     elif top in ONLY:
       assert name in ONLY[top], f'{name} imports {top}'
-    if name.startswith('data.') or name in PLAIN:
+    if name.startswith(('data.', 'scaling.')) or name in PLAIN:
       assert top not in ('jax', 'flax'), f'{name} imports {top}'
 
 

@@ -1,0 +1,211 @@
+"""Which law to extrapolate with: the simplest that none clearly beats beyond the data."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vit_jax.errors import RunError, suggest
+from vit_jax.scaling.fitting import Fit, fit
+from vit_jax.scaling.laws import LAWS
+from vit_jax.scaling.table import Table, column, numbers, read
+from vit_jax.scaling.table import where as pick
+
+CUTS = 8  # rolling cut-offs, at most
+NEEDED = 3  # cut-offs at which a law must have been tested to displace a simpler one
+MOST = 2 / 3  # of them at which it must be the better one
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Choice:
+  """The law that `choose` took.
+
+  Attributes:
+    law: its name.
+    fit: of that law to all data.
+    fits: of all laws that could be fitted, by name.
+    table: a row per law and cut-off: `law`, `parameters`, `cutoff` (the largest scale that was
+      fitted), `factor` (the largest scale that was predicted over it), `fitted` and `predicted`
+      (points), `rmse` of log y; NaN where there were too few points to fit.
+    verdicts: why each law was taken or not, by name.
+    scale: the column along which was extrapolated.
+    largest: value of it in the data.
+    tolerance: relative error up to which an extrapolation counts as right.
+  """
+
+  law: str
+  fit: Fit
+  fits: dict[str, Fit]
+  table: Table
+  verdicts: dict[str, str]
+  scale: str
+  largest: float
+  tolerance: float
+
+  @property
+  def factor(self) -> float:
+    """How far the law was right beyond what it was fitted to, and at all factors up to there.
+
+    1 if the nearest test failed.
+    """
+    tested = self.table.take((self.table['law'] == self.law) & ~np.isnan(self.table['rmse']))
+    reached = 1.0
+    for i in np.argsort(tested['factor'], kind='stable'):
+      if tested['rmse'][i] > np.log1p(self.tolerance):
+        break
+      reached = float(tested['factor'][i])
+    return reached
+
+
+def choose(
+  laws: Sequence[str],
+  data: Any,
+  *,
+  x: str | Sequence[str],
+  y: str,
+  scale: str | None = None,
+  holdout: str | Sequence[float] = 'largest',
+  gate: float = 1.25,
+  tolerance: float = 0.1,
+  where: str | None = None,
+  **options: Any,
+) -> Choice:
+  """Chooses a law by how well it foretells the largest scales from the smaller ones.
+
+  Each law is fitted to the points below several cut-offs, and the error of its logarithm beyond
+  them is what counts; Alabdulmohsin et al. 2022 (arXiv:2209.06640) choose likewise. Starting from
+  the law with the fewest parameters, a law with more takes its place only if it was tested at three
+  cut-offs or more, had an error smaller by the factor `gate` at two thirds of them and in their
+  geometric mean, and no parameter of it ended at a bound: with few points a floor that is not there
+  fits well and extrapolates badly. Of laws with as many parameters that do not beat each other, the
+  one with the lower AICc is taken.
+
+  Args:
+    laws: names, such as ('power', 'power_floor', 'm3', 'zhai').
+    data: as for `fit`.
+    x: as for `fit`.
+    y: as for `fit`.
+    scale: the column along which to extrapolate; by default the law's own, compute or size.
+    holdout: 'largest' for up to eight cut-offs that leave out the largest scale, the two largest
+      and so on, up to half of them; or the cut-offs, in units of `scale`.
+    gate: factor by which the error must be smaller.
+    tolerance: relative error up to which an extrapolation counts as right.
+    where: rows to take, as for `table.where`.
+    **options: more arguments of `fit`.
+
+  Returns:
+    The choice, with scores of all laws.
+
+  Raises:
+    RunError: a law or a column is unknown, a cut-off leaves nothing on one side, or not even the
+      simplest law can be fitted.
+  """
+  for law in laws:
+    if law not in LAWS:
+      raise RunError(f'there is no law {law!r}; {suggest(law, LAWS)}')
+  if not laws:
+    raise RunError(f'name the laws to choose from: {", ".join(LAWS)}')
+  laws = sorted(dict.fromkeys(laws), key=lambda law: len(LAWS[law].params))
+  names = (x,) if isinstance(x, str) else tuple(x)
+  scale = scale or names[LAWS[laws[0]].scale]
+  data = read(os.fspath(data)) if isinstance(data, str | os.PathLike) else data
+  needed = {*names, y, scale, *([options['group']] if options.get('group') else [])}
+  table = pick(data, where) if where else data
+  table = Table({name: column(table, name) for name in needed})
+  numbers(table, *names, y, scale)
+
+  fits = {laws[0]: fit(laws[0], table, x=x, y=y, **options)}
+  verdicts = {}
+  for law in laws[1:]:
+    found = _try(law, table, x=x, y=y, **options)
+    if found is None:
+      verdicts[law] = 'too few points'
+    else:
+      fits[law] = found
+  rows = []
+  for cut in _cutoffs(table[scale], holdout, scale):
+    below = table[scale] <= cut
+    inner, outer = table.take(below), table.take(~below)
+    for law in fits:
+      found = _try(law, inner, x=x, y=y, **options)
+      rows.append({
+        'law': law, 'parameters': float(len(LAWS[law].params)), 'cutoff': cut,
+        'factor': float(table[scale].max() / cut), 'fitted': float(inner.rows),
+        'predicted': float(outer.rows),
+        'rmse': np.nan if found is None else _error(found, outer),
+      })  # fmt: skip
+  scores = Table({name: np.array([row[name] for row in rows]) for name in rows[0]})
+  law = _champion(fits, scores, gate, verdicts)
+  return Choice(law, fits[law], fits, scores, verdicts, scale, float(table[scale].max()), tolerance)
+
+
+def _cutoffs(scale: np.ndarray, holdout: str | Sequence[float], name: str) -> list[float]:
+  """The largest scale to fit to, in turn."""
+  values = np.unique(scale)
+  if not isinstance(holdout, str):
+    for cut in holdout:
+      if not values[0] <= cut < values[-1]:
+        raise RunError(
+          f'a cut-off must have {name} on both sides, between {values[0]:.4g} and '
+          f'{values[-1]:.4g}, found {cut:.4g}'
+        )
+    return [float(values[values <= cut][-1]) for cut in holdout]
+  if holdout != 'largest':
+    raise RunError(f"holdout must be 'largest' or a list of cut-offs, not {holdout!r}")
+  if len(values) < 3:
+    raise RunError(f'{name} has {len(values)} values; a back-test takes three at least')
+  first = max(2, (len(values) - 1) // 2)
+  places = np.linspace(first, len(values) - 2, min(CUTS, len(values) - 1 - first)).round()
+  return [float(values[int(i)]) for i in places]
+
+
+def _try(law: str, table: Table, **options: Any) -> Fit | None:
+  """A fit, or None where there are too few points for one."""
+  try:
+    return fit(law, table, **options)
+  except RunError:
+    return None
+
+
+def _error(found: Fit, table: Table) -> float:
+  """Root mean square of log y - log of the fit."""
+  u = np.log([table[name] for name in found.x]) - found._problem.centre.x[:, None]
+  curve = found._problem.curve(found._phi[None], u)[0][0] + found._problem.centre.y
+  return float(np.sqrt(np.mean((np.log(table[found.y]) - curve) ** 2)))
+
+
+def _aic(found: Fit) -> float:
+  """Akaike's criterion, corrected for small samples."""
+  n, k = len(found.residuals), len(found._phi) + 1
+  if n <= k + 1:
+    return np.inf
+  return n * np.log(max(found.convergence.objective, 1e-300) / n) + 2 * k * n / (n - k - 1)
+
+
+def _champion(fits: dict[str, Fit], scores: Table, gate: float, verdicts: dict[str, str]) -> str:
+  """The name of the law to take; says why in `verdicts`."""
+  rmse = {law: scores['rmse'][scores['law'] == law] for law in fits}
+  champion, *others = fits
+  for law in others:
+    bound = fits[law].convergence.at_bound
+    both = np.isfinite(rmse[law] + rmse[champion])
+    ratio = np.maximum(rmse[champion], 1e-12)[both] / np.maximum(rmse[law], 1e-12)[both]
+    alike = len(fits[law].params) == len(fits[champion].params)
+    if bound:
+      verdicts[law] = f'{", ".join(bound)} at a bound'
+    elif len(ratio) < NEEDED:
+      verdicts[law] = f'tested at {len(ratio)} cut-offs, {NEEDED} needed'
+    else:
+      mean = float(np.exp(np.log(ratio).mean()))
+      verdicts[law] = f'error 1/{mean:.2f} of that of {champion}'
+      better = mean > gate and (ratio > gate).mean() >= MOST
+      tie = alike and not better and mean > 1 / gate and _aic(fits[law]) < _aic(fits[champion])
+      if better or tie:
+        verdicts[law] += ', by AICc' if tie else ''
+        champion = law
+  verdicts[champion] = 'taken'
+  return champion

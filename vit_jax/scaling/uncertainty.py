@@ -1,0 +1,131 @@
+"""How far the data leave parameters and predictions open: profiles and bootstraps."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import stats
+
+from vit_jax.scaling.forms import VANISHED, Array
+from vit_jax.scaling.problem import Problem, Pull, Quantity
+
+FAR = 60.0  # a logarithm that moved by this much has no end
+
+
+def curvature(problem: Problem, phi: Array, weights: Array | None = None) -> Array:
+  """Gauss-Newton curvature of the sum of squares, shape (batch, free, free); 1 where at a bound."""
+  gradient = problem.curve(phi, problem.data.u)[1]
+  left = gradient if weights is None else gradient * weights[..., None]
+  out = left.transpose(0, 2, 1) @ gradient
+  stuck = (phi <= problem.bounds[0]) | (phi >= problem.bounds[1])
+  out = np.where(stuck[:, :, None] | stuck[:, None, :], 0, out)
+  diagonal = np.eye(phi.shape[1], dtype=bool)
+  out[:, diagonal] = np.where(stuck, 1, out[:, diagonal] * (1 + 1e-12) + 1e-12)
+  return out
+
+
+def variance(problem: Problem, phi: Array, slope: Array) -> Array:
+  """Of quantities with the gradients `slope` (batch, free), in units of the noise's; (batch,)."""
+  return (slope * np.linalg.solve(curvature(problem, phi), slope[..., None])[..., 0]).sum(1)
+
+
+def profile(
+  problem: Problem, phi: Array, objective: Array, quantity: Quantity, side: Array, rise: Array, *,
+  z: Array | None = None, new: bool = False,
+) -> Array:  # fmt: skip
+  """Where the profile of the objective over a quantity has risen by a given amount.
+
+  A pull towards a target adds one residual to the fit. Whatever its weight, the fit then lies on
+  the profile: its objective without the pull is the least for the value that its quantity has.
+
+  Args:
+    problem: of sums of squares.
+    phi: best fits, shape (batch, free).
+    objective: theirs, shape (batch,).
+    quantity: of phi.
+    side: -1 for the lower end, 1 for the upper one, shape (batch,).
+    rise: of the objective, shape (batch,).
+    z: targets of each fit, shape (batch, n), if not the data's.
+    new: the profile of a new observation instead: the quantity with an error of its own.
+
+  Returns:
+    The ends, shape (batch,); infinite where there is none.
+  """
+  batch, every = len(phi), np.arange(len(phi))
+  rise = np.maximum(rise, 1e-30)
+  origin, slope = quantity(phi, every)
+  spread = np.maximum(variance(problem, phi, slope), 1e-30) + (1 if new else 0)
+  weight = np.ones(batch) if new else 100 / spread
+  lag = np.zeros(batch)  # by which a pull misses its target
+  # The bracket: a point inside (with its fit) and one outside, and the roots of their rises.
+  inner, low, fit = origin.copy(), np.zeros(batch), phi.copy()
+  outer, high = np.full(batch, np.nan), np.full(batch, np.nan)
+  stride = np.minimum(np.sqrt(2 * rise * spread), 5.0)
+  end, idle, a = np.full(batch, np.nan), np.zeros(batch, int), every
+  for count in range(60):
+    seeks = np.isnan(outer[a])
+    share = np.clip((1 - low[a]) / (high[a] - low[a]), 0.02, 0.98)
+    share = np.where((idle[a] > 0) | (high[a] > 3) | (count % 4 == 3), 0.5, share)
+    goal = inner[a] + np.where(seeks, side[a] * stride[a], share * (outer[a] - inner[a]))
+    target = goal + lag[a]
+    pull = Pull(lambda p, rows, a=a: quantity(p, a[rows]), target, weight[a])
+    found = problem.solve(fit[a], z=None if z is None else z[a], pull=pull, tolerance=1e-9)
+    value, cost = quantity(found.theta, a)[0], found.objective
+    if new:
+      value = target
+    else:
+      cost = cost - weight[a] * (value - target) ** 2 / 2
+    root = np.sqrt(np.maximum(cost - objective[a], 0) / rise[a])
+    ahead = side[a] * (value - inner[a])
+    within = (ahead > 0) & ~(side[a] * (value - outer[a]) >= 0)
+    enters, leaves = within & (root <= 1), within & (root > 1)
+    # A profile that has become flat, or a pull too weak for one that is steep.
+    slow = ~(enters | leaves) | (seeks & enters & (ahead < 0.2 * stride[a]))
+    idle[a] = np.where(slow, idle[a] + 1, 0)
+    weight[a] *= np.where(slow & (not new), 10, 1)
+    wanted = side[a] * (value - origin[a]) * (1 / np.maximum(root, 1e-3) - 1)
+    stride[a] = np.where(enters & seeks, np.clip(wanted, stride[a], 3 * stride[a]), stride[a])
+    i, o = a[enters], a[leaves]
+    inner[i], low[i], fit[i] = value[enters], root[enters], found.theta[enters]
+    lag[i] = (target - value)[enters]
+    outer[o], high[o] = value[leaves], root[leaves]
+    seeks = np.isnan(outer[a])
+    endless = seeks & ((np.abs(inner[a] - origin[a]) > FAR) | (idle[a] > 4))
+    gap = outer[a] - inner[a]
+    close = (np.abs(gap) <= 2e-3 * np.abs(outer[a] - origin[a])) | (idle[a] > 6)
+    near = (np.abs(np.where(leaves, high[a], low[a]) - 1) < 1e-3) & ~seeks
+    between = inner[a] + gap * (1 - low[a]) / (high[a] - low[a])
+    end[a] = np.where(seeks, side[a] * np.inf, between)
+    a = a[~(endless | close | near)]
+    if not len(a):
+      break
+  return end
+
+
+def threshold(level: float, n: int, p: int) -> float:
+  """The rise of SS / SSmin at the ends of an interval: F(1, n - p) / (n - p)."""
+  return float(stats.f.ppf(level, 1, n - p) / (n - p))
+
+
+def resample(problem: Problem, phi: Array, draws: int, seed: int) -> Array:
+  """Fits to pairs drawn with replacement, whole runs at a time; shape (draws, free).
+
+  Args:
+    problem: what was fitted.
+    phi: the best fit, shape (free,).
+    draws: how many.
+    seed: of the generator.
+  """
+  n = len(problem.y)
+  runs = np.arange(n) if problem.runs is None else problem.runs
+  count = int(runs.max()) + 1
+  rng = np.random.default_rng(seed)
+  weights = rng.multinomial(count, np.full(count, 1 / count), draws)[:, runs].astype(float)
+  # From the best fit, and from inside the bounds in case it lies on one that a draw would leave.
+  low, high = problem.bounds
+  starts = np.stack([phi, np.where(phi <= low, np.minimum(low - VANISHED - 1, high), phi)])
+  starts = starts[: 1 + bool((phi <= low).any())]
+  tries = [
+    problem.solve(np.tile(start, (draws, 1)), weights=weights, tolerance=1e-10) for start in starts
+  ]
+  best = np.argmin([t.objective for t in tries], 0)
+  return np.stack([t.theta for t in tries])[best, np.arange(draws)]
