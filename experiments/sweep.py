@@ -160,7 +160,7 @@ if __name__ == '__main__':
   parser.add_argument('--json', action='store_true', help='the same as JSON')
   parser.add_argument('--calibrate', action='store_true', help='measure the speed of this machine')
   parser.add_argument('--retry', action='store_true', help='train again what has failed')
-  parser.add_argument('--engine', default='here', choices=('here', *engines.ENGINES))
+  parser.add_argument('--engine', default='here', choices=('here', *engines.NAMES))
   parser.add_argument('--workers', type=int, default=1, help='how many to start with --engine')
   parser.add_argument('--submit', action='store_true', help='with --engine: not only print')
   command.run(parser, main)
