@@ -1,4 +1,4 @@
-r"""Trains a sweep: `python -m experiments.sweep experiments/scaling/fashion_mnist.py --dir=runs/fashion`.
+r"""Trains a sweep: `python -m experiments.sweep experiments/scaling/classification.py --dir=runs/fashion`.
 
 Shows first what would be trained with --dry-run. Any number of workers, here or on other machines
 that see --dir, may run the same command: each takes the next job that nobody has, and goes on with what
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -28,8 +29,12 @@ from vit_jax.metrics import number
 from vit_jax.scaling.cost import Machine
 
 
+# Runs that are left out, by name.
+SHOWN = 12
+
+
 def load(name: str) -> Sweep:
-  """The sweep of a file, 'experiments/scaling/fashion_mnist.py:cpu' with an argument or without.
+  """The sweep of a file, 'experiments/scaling/classification.py:cpu' with an argument or without.
 
   Raises:
     RunError: if there is no such file, or no function `get_sweep` in it.
@@ -55,7 +60,7 @@ def planned(jobs: Sequence[Job], machine: Machine | None) -> list[dict[str, Any]
   for job in jobs:
     cell = job.cell
     steps = cell.steps - job.start
-    needs = footprint(cell.model, cell.batch_size).total * len(job.lanes)
+    needs = _bytes_per_chip(job, machine.chips if machine else 1)
     seconds = machine and steps * machine.step_seconds(cell.model, cell.batch_size, len(job.lanes))
     rows.append({
       'job': job.name, 'lanes': len(job.lanes), 'parameters': flops.costs(cell.model).parameters(),
@@ -66,10 +71,18 @@ def planned(jobs: Sequence[Job], machine: Machine | None) -> list[dict[str, Any]
   return rows
 
 
+def _bytes_per_chip(job: Job, chips: int) -> int:
+  """Of training, where the batch is cut over all chips, and the state by 'fsdp'."""
+  needs = footprint(job.cell.model, math.ceil(job.cell.batch_size / chips))
+  state = needs.parameters + needs.gradients + needs.optimizer
+  shards = chips if job.config.mesh == 'fsdp' else 1
+  return (needs.total - state + state // shards) * len(job.lanes)
+
+
 def show(sweep: Sweep, jobs: Sequence[Job], folder: pathlib.Path | None, machine: Any) -> None:
   """A table of the jobs, what was left out, and the sum."""
   table = Table(title=f'{len(sweep.design.cells)} runs x {max(1, len(sweep.combinations))} lanes')
-  names = ('job', 'parameters', 'images', 'steps', 'FLOPs', 'GiB', 'time', 'cost', 'state')
+  names = ('job', 'parameters', 'images', 'steps', 'FLOPs', 'GiB/chip', 'time', 'cost', 'state')
   for name in names:
     table.add_column(name, justify='left' if name in ('job', 'state') else 'right')
   rows = planned(jobs, machine)
@@ -83,8 +96,10 @@ def show(sweep: Sweep, jobs: Sequence[Job], folder: pathlib.Path | None, machine
     )  # fmt: skip
   console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
   console.print(table)
-  for left in sweep.design.left_out:
+  for left in sweep.design.left_out[:SHOWN]:
     console.print(f'left out: {left.group}, {left.model}: {left.reason}')
+  if (more := len(sweep.design.left_out) - SHOWN) > 0:
+    console.print(f'left out: {more} more, which --json names')
   total = f'{len(jobs)} jobs, {sum(row["flops"] for row in rows):.3g} FLOPs'
   scratch = sweep.design.flops * max(1, len(sweep.combinations))
   total += f' ({scratch:.3g} if every run began from scratch)' if sweep.forks else ''
@@ -144,7 +159,7 @@ def _machine(sweep: Sweep, folder: pathlib.Path, calibrate: bool, jobs: Sequence
     path.write_text(measure(jobs).to_json())
   if path.exists():
     return Machine.from_json(path.read_text())
-  return sweep.analysis.get('machine')
+  return sweep.machine
 
 
 def _json(sweep: Sweep, jobs: Sequence[Job], machine: Any) -> str:

@@ -8,21 +8,22 @@ import optax
 import pytest
 from flax import nnx
 
-from vit_jax import lanes, mup, optim, tree
-from vit_jax.data.pipeline import train_batches
-from vit_jax.encoder import Encoder
+from vit_jax import config as config_lib
+from vit_jax import lanes, mup, optim, schema, tree
+
+
 from vit_jax.errors import RunError
 from vit_jax.layers import Dense
 from vit_jax.models.vit import ViTConfig
-from tests.test_step import build
-
-WIDTHS, DEPTHS = (16, 32, 64, 128), (1, 2, 4, 8)
 
 
-def config_of(width=32, depth=1, *, mup_width=16, mup_depth=1, **changes):
+WIDTHS, DEPTHS = (32, 64, 128), (1, 2, 4, 8)
+
+
+def config_of(width=32, depth=1, *, mup_width=32, mup_depth=1, **changes):
   fields = dict(
-    variant='mu/4', image_size=(8, 8), in_channels=1, num_classes=10, pool='map', width=width,
-    depth=depth, mlp_dim=4 * width, num_heads=4, mup_width=mup_width, mup_depth=mup_depth,
+    variant='mu/4', image_size=(8, 8), in_channels=1, num_classes=10, pool='mean', width=width,
+    depth=depth, mlp_dim=4 * width, num_heads=width // 8, mup_width=mup_width, mup_depth=mup_depth,
   )  # fmt: skip
   return ViTConfig(**{**fields, **changes}).resolve()
 
@@ -80,3 +81,40 @@ def test_coordinate_check_of_depth():
   assert max(map(abs, got.values())) < 0.15, got
   got = slopes(DEPTHS, [moved(config_of(depth=depth, mup_depth=0)) for depth in DEPTHS])
   assert got['block'] > 0.3, got
+
+
+LRS = tuple(4e-4 * 2.0**i for i in range(8))
+
+
+def best_lr(digits, width, **model):
+  """Of the training loss after a short run, the minimum of a parabola in log2, and the losses."""
+  config = digits(
+    batch_size=64, total='40 steps', lanes__lr=LRS, optim__schedule='wsd', optim__cooldown='10 steps',
+    optim__eps=1e-8, optim__clip=0.0, optim__weight_decay=0.0, model__width=width,
+    model__mlp_dim=4 * width, model__num_heads=width // 8, model__depth=2, model__pool='mean',
+    **{f'model__{name}': value for name, value in model.items()},
+  )  # fmt: skip
+  experiment = lanes.experiment(schema.build(config_lib.Config, config))
+  state, losses = experiment.init(), []
+  batches = experiment.batches(0)
+  step_fn = None
+  for step in range(experiment.total):
+    args = state, next(batches), experiment.hyper(step)
+    step_fn = step_fn or experiment.train_step().lower(*args).compile()
+    state, metrics = step_fn(*args)
+    losses.append(np.asarray(metrics['loss']))
+  batches.close()
+  final = np.nan_to_num(np.log(np.mean(losses[-8:], axis=0)), nan=9.0, posinf=9.0)
+  place = int(np.clip(final.argmin(), 1, len(LRS) - 2))
+  around = slice(place - 1, place + 2)
+  a, b, _ = np.polyfit(np.log2(LRS)[around], final[around], 2)
+  return -b / (2 * a), final
+
+
+def test_the_learning_rate_carries_over(digits):
+  """Eight times as wide, the same learning rate is best; without, it is a fraction of it."""
+  narrow, _ = best_lr(digits, 16, mup_width=16)
+  wide, _ = best_lr(digits, 128, mup_width=16)
+  assert abs(wide - narrow) < 0.7
+  plain, _ = best_lr(digits, 128)
+  assert plain < best_lr(digits, 16)[0] - 1.2

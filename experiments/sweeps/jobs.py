@@ -12,10 +12,8 @@ from ml_collections import ConfigDict
 from vit_jax import config as config_lib
 from vit_jax.errors import RunError
 from vit_jax.scaling import design as design_lib
+from vit_jax.scaling.cost import Machine
 from vit_jax.scaling.design import Cell, Design
-
-# What a cell decides of the configuration of its run.
-_MODEL = (*design_lib.DIMENSIONS, 'variant')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +28,14 @@ class Sweep:
       cell in one program.
     cooldown: share of each run in which the learning rate falls to 0. With a schedule of 'wsd' the
       runs of one model fork from one trunk; 0, or another schedule, trains each from scratch.
-    analysis: settings of the report, by name.
+    machine: what it is planned for; None if its speed is to be measured.
   """
 
   base: ConfigDict
   design: Design
   lanes: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
   cooldown: float = 0.2
-  analysis: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  machine: Machine | None = None
 
   @property
   def forks(self) -> bool:

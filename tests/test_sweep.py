@@ -1,0 +1,318 @@
+"""Sweeps: expanded, interrupted, shared by several workers, with their failures on record."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from experiments.sweep import load
+from experiments.sweeps import engines, worker
+from experiments.sweeps.jobs import Sweep, expand
+from vit_jax import config as config_lib
+from vit_jax import flops
+from vit_jax.errors import RunError
+from vit_jax.models.vit import ViTConfig
+from vit_jax.scaling import cost, design
+from vit_jax.train import train
+
+ROOT = pathlib.Path(__file__).parent.parent
+BASE = ViTConfig('mu/4', image_size=(8, 8), in_channels=1, num_classes=10, pool='mean').resolve()
+SMALL = design.resized(BASE, head_dim=4, width=8, mlp_dim=16)
+
+
+# --- designs ---
+
+
+def test_budgets_are_spaced_evenly():
+  got = design.budgets(1e9, 1e12, per_decade=2)
+  assert got[0] == 1e9
+  assert got[-1] == pytest.approx(1e12)
+  np.testing.assert_allclose(np.diff(np.log10(got)), 0.5)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'want'),
+  [
+    (dict(width=61.0), dict(width=60, num_heads=15, mlp_dim=120)),
+    (dict(width=61.0, mlp_dim=99.6), dict(width=60, mlp_dim=100)),
+    (dict(depth=3.4), dict(depth=3, width=8, mlp_dim=16)),
+    (dict(depth=0.2, width=1), dict(depth=1, width=4)),
+    (dict(patch_size=2), dict(patch_size=2, image_size=8)),
+    (dict(patch_size=3), dict(patch_size=3, image_size=9)),
+    (dict(image_size=30), dict(patch_size=4, image_size=32)),
+  ],
+)
+def test_models_are_resized_to_what_is_valid(changes, want):
+  got = design.shape_of(design.resized(SMALL, **changes))
+  assert {name: got[name] for name in want} == want
+
+
+def test_unknown_dimensions():
+  with pytest.raises(RunError, match='did you mean depth'):
+    design.resized(SMALL, deph=2)
+
+
+def test_isoflop_runs_cost_their_budget():
+  models = [design.resized(BASE, head_dim=8, width=w, depth=2) for w in (16, 32, 64)]
+  made = design.isoflop(models, [1e9, 1e10], 8, steps=10, images=(0, 30_000))
+  for cell in made.cells:
+    budget = float(cell.group.split()[1])
+    assert cell.flops == pytest.approx(budget, rel=0.06)
+    assert cell.flops == cell.steps * 8 * flops.train_flops(cell.model)
+    assert cell.steps >= 10
+    assert cell.images <= 30_000
+  names = {(cell.group, design.name_of(cell.model)) for cell in made.cells}
+  left = {(each.group, each.model) for each in made.left_out}
+  assert names | left == {
+    (f'isoflop {budget:.3g}', design.name_of(m)) for budget in (1e9, 1e10) for m in models
+  }
+  assert left
+  assert not names & left
+
+
+def test_a_star_changes_one_dimension_at_a_time():
+  centre = design.resized(BASE, head_dim=8, width=32, depth=4)
+  made = design.star(centre, dict(width=(16, 24), depth=(1, 2), mlp_dim=(8, 64)), [640], 32)
+  centre_shape = design.shape_of(centre)
+  changed = []
+  for cell in made.cells:
+    shape = design.shape_of(cell.model)
+    changed.append({name for name in shape if shape[name] != centre_shape[name]} - {'num_heads'})
+    assert cell.steps == 20
+  assert changed == [set(), {'width'}, {'width'}, {'depth'}, {'depth'}, {'mlp_dim'}, {'mlp_dim'}]
+
+
+def test_a_grid_has_every_combination_once():
+  made = design.grid(SMALL, dict(width=(8, 16, 9), depth=(1, 2)), [320, 640], 32)
+  assert len(made.cells) == 2 * 2 * 2  # 8 and 9 round to one width
+  assert len((made + made).cells) == len(made.cells)
+
+
+# --- what they cost ---
+
+
+def test_a_machine_from_measurements():
+  """Recovers coefficients that made the times; times in between are predicted."""
+  models = [design.resized(BASE, head_dim=8, width=w, depth=d) for w, d in ((8, 1), (32, 2), (64, 6))]
+  true = cost.Machine('x', (1e-3, 2e-4, 1e-11, 3e-10))
+  seconds = [true.step_seconds(m, 16, n) for m in models for n in (1, 4)]
+  args = [m for m in models for _ in (1, 4)], [16] * 6, [1, 4] * 3
+  found = cost.calibrated('x', *args, seconds, price=2.0, chips=4)
+  between = design.resized(BASE, head_dim=8, width=48, depth=3)
+  assert found.step_seconds(between, 16, 2) == pytest.approx(true.step_seconds(between, 16, 2))
+  assert found.error == pytest.approx(1.0)
+  assert cost.Machine.from_json(found.to_json()) == found
+  assert found.money(3600) == 8.0
+
+
+def test_budgets_in_hours_and_money():
+  machine = cost.Machine.assumed('v5e', 0.4 * 197e12, chips=8, price=1.2)
+  assert machine.flops(chip_hours=10) == pytest.approx(10 * 3600 * 0.4 * 197e12)
+  assert machine.flops(money=12) == machine.flops(chip_hours=10)
+  cell = design.Cell('x', SMALL, 32, 100)
+  seconds = 100 * machine.step_seconds(cell.model, 32)
+  assert seconds == pytest.approx(cell.flops / (8 * 0.4 * 197e12))
+  for wrong in ({}, dict(chip_hours=1, money=1)):
+    with pytest.raises(RunError, match='either'):
+      machine.flops(**wrong)
+  with pytest.raises(RunError, match='price'):
+    cost.Machine.assumed('x', 1e12).flops(money=1)
+
+
+# --- jobs ---
+
+
+@pytest.fixture
+def sweep(digits):
+  """Two models, three durations each, two learning rates of which one is absurd."""
+  models = [SMALL, design.resized(SMALL, width=16, mlp_dim=32)]
+  cells = tuple(
+    design.Cell('grid', model, 16, steps) for model in models for steps in (5, 10, 20)
+  )
+  config = digits(
+    model__pool='mean', optim__schedule='wsd', optim__warmup='2 steps', optim__clip=0.0,
+    checkpoint__every='100 steps', evals__test__every='100%',
+  )  # fmt: skip
+  return Sweep(base=config, design=design.Design(cells), lanes=dict(lr=(3e-3, 1e30)))
+
+
+def test_jobs_of_a_sweep(sweep):
+  jobs = expand(sweep)
+  assert [job.name for job in jobs] == [job.name for job in expand(sweep)]
+  assert len({job.name for job in jobs}) == 2 * (1 + 3)
+  for model in (jobs[:4], jobs[4:]):
+    trunk, *forks = model
+    assert trunk.is_trunk
+    assert trunk.config.total == '16 steps'
+    assert trunk.config.checkpoint.at == ('4 steps', '8 steps', '16 steps')
+    assert [fork.start for fork in forks] == [4, 8, 16]
+    assert {fork.trunk for fork in forks} == {trunk.name}
+    assert [fork.config.optim.cooldown for fork in forks] == ['1 steps', '2 steps', '4 steps']
+    assert trunk.config.lanes.lr == (3e-3, 1e30)
+  assert sum(job.flops for job in jobs) < 2 * sweep.design.flops
+
+
+def test_the_names_of_jobs_follow_what_they_compute(sweep, digits):
+  names = {job.name for job in expand(sweep)}
+  other = digits(model__pool='mean', optim__schedule='wsd', seed=1)
+  assert not names & {job.name for job in expand(Sweep(base=other, design=sweep.design))}
+
+
+def record(folder):
+  rows = [json.loads(line) for line in (folder / 'table.jsonl').read_text().splitlines()]
+  return {row['id']: row for row in rows}
+
+
+def same(a, b):
+  """Whether two rows say the same, less what depends on the clock and the machine."""
+  known = ('id', 'status', 'flops', 'images', 'lr', 'test_loss', 'test_top1', 'diverged_at')
+  return {k: a.get(k) for k in known} == {k: b.get(k) for k in known}
+
+
+@pytest.fixture
+def done(sweep, tmp_path):
+  folder = tmp_path / 'done'
+  assert worker.work(folder, expand(sweep), say=lambda text: None)
+  return folder
+
+
+def test_a_sweep_leaves_its_record(sweep, done, digits, tmp_path):
+  rows, jobs = record(done), expand(sweep)
+  assert rows.keys() == {f'{job.name}/{lane}' for job in jobs for lane in (0, 1)}
+  for job in jobs:
+    good, bad = rows[f'{job.name}/0'], rows[f'{job.name}/1']
+    assert good['status'] == ('trunk' if job.is_trunk else 'finished')
+    assert bad['status'] == 'diverged'
+    assert bad['diverged_at'] is not None
+    assert (good['lr'], bad['lr']) == (3e-3, 1e30)
+    assert good['flops'] == job.cell.flops
+    assert good['forked'] == job.start
+    assert good['parameters'] == flops.costs(job.cell.model).parameters()
+    if not job.is_trunk:
+      assert bad['test_loss'] is None
+      assert 0 < good['test_loss'] < 2.4
+  # One of them, alone and from scratch.
+  job = jobs[2]
+  config = job.config.copy_and_resolve_references().unlock()
+  config.lanes.lr, config.optim.lr = (), 3e-3
+  alone = train(config, str(tmp_path / 'alone'))
+  assert rows[f'{job.name}/0']['test_loss'] == pytest.approx(
+    alone['metrics']['test/loss'], rel=1e-4
+  )
+  # Nothing is left to do.
+  before = (done / 'table.jsonl').stat().st_mtime_ns
+  worker.work(done, jobs, say=lambda text: pytest.fail(text))
+  assert (done / 'table.jsonl').stat().st_mtime_ns == before
+
+
+def test_failures_are_rows_and_can_be_retried(sweep, tmp_path):
+  """A job that cannot be trained does not stop the others."""
+  jobs = expand(Sweep(base=sweep.base, design=sweep.design, cooldown=0))[:2]
+  jobs[0].config.data.source.dataset = 'nothing'
+  worker.work(tmp_path, jobs, say=lambda text: None)
+  rows = record(tmp_path)
+  assert rows[f'{jobs[0].name}/0']['status'] == 'failed'
+  assert 'nothing' in rows[f'{jobs[0].name}/0']['error']
+  assert rows[f'{jobs[1].name}/0']['status'] == 'finished'
+  jobs[0].config.data.source.dataset = 'digits'
+  worker.work(tmp_path, jobs, say=lambda text: None)
+  assert record(tmp_path)[f'{jobs[0].name}/0']['status'] == 'failed'
+  worker.work(tmp_path, jobs, retry=True, say=lambda text: None)
+  assert record(tmp_path)[f'{jobs[0].name}/0']['status'] == 'finished'
+
+
+PROGRAM = """
+import json, pathlib, sys
+from experiments.sweeps import worker
+from experiments.sweeps.jobs import Sweep, expand
+from tests.test_sweep import rebuilt
+assert worker.work(pathlib.Path(sys.argv[1]), expand(rebuilt(sys.argv[2])), poll=0.2)
+"""
+
+
+def rebuilt(path):
+  """A sweep like that of the fixture, in another process."""
+  text = pathlib.Path(path).read_text()
+  config = config_lib.complete(json.loads(text))
+  models = [SMALL, design.resized(SMALL, width=16, mlp_dim=32)]
+  cells = tuple(
+    design.Cell('grid', model, 16, steps) for model in models for steps in (5, 10, 20)
+  )
+  return Sweep(base=config, design=design.Design(cells), lanes=dict(lr=(3e-3, 1e30)))
+
+
+def begin(folder, path):
+  env = {**os.environ, 'PYTHONPATH': str(ROOT)}
+  return subprocess.Popen(
+    [sys.executable, '-c', PROGRAM, str(folder), str(path)], env=env, cwd=ROOT, text=True,
+    stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+  )  # fmt: skip
+
+
+def test_workers_share_a_sweep_and_survive_each_other(sweep, done, tmp_path):
+  """Two at a time, of which one is killed again and again: the record is that of one worker."""
+  path, folder = tmp_path / 'config.json', tmp_path / 'shared'
+  path.write_text(sweep.base.to_json())
+  steady, rng = begin(folder, path), random.Random(0)
+  for _ in range(3):
+    doomed = begin(folder, path)
+    time.sleep(rng.uniform(3, 9))
+    doomed.send_signal(signal.SIGKILL)
+    doomed.communicate()
+  last = begin(folder, path)
+  for process in (steady, last):
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+  got, want = record(folder), record(done)
+  assert got.keys() == want.keys()
+  assert all(same(got[name], want[name]) for name in want)
+  assert not [p for p in (folder / 'rows').iterdir() if p.suffix != '.jsonl']
+
+
+def test_the_command(tmp_path):
+  """Shows the committed sweep; nothing is trained."""
+  study = ROOT / 'experiments' / 'scaling' / 'classification.py'
+  args = [sys.executable, '-m', 'experiments.sweep', f'{study}:gpu', f'--dir={tmp_path / "x"}']
+  shown = subprocess.run([*args, '--dry-run'], capture_output=True, text=True, cwd=ROOT)
+  assert shown.returncode == 0, shown.stderr
+  assert 'H200' in shown.stdout
+  assert 'left out: isoflop 1e+13' in shown.stdout
+  assert not (tmp_path / 'x').exists()
+  wrong = subprocess.run([*args, '--dry-rnu'], capture_output=True, text=True, cwd=ROOT)
+  assert wrong.returncode != 0
+  wrong = [*args[:3], f'{study}:gpuu', *args[4:], '--dry-run']
+  wrong = subprocess.run(wrong, capture_output=True, text=True, cwd=ROOT)
+  assert wrong.stderr.startswith('error: ')
+  assert 'choose from cpu, noise, gpu, pod' in wrong.stderr
+
+
+@pytest.mark.parametrize('profile', ['cpu', 'noise', 'gpu', 'pod'])
+def test_committed_sweeps_expand(profile):
+  sweep = load(f'{ROOT}/experiments/scaling/classification.py:{profile}')
+  jobs = expand(sweep)
+  assert len({job.name for job in jobs}) == len(jobs)
+  if profile != 'noise':
+    assert len(sweep.design.cells) >= 40
+    spread = [cell.flops for cell in sweep.design.cells]
+    assert max(spread) / min(spread) > 10**2.4
+
+
+def test_engines(capsys):
+  command = ['python', '-m', 'experiments.sweep', 'a b.py', '--dir=/x']
+  engines.launch('xpk', command, 2, submit=False, options=dict(cluster='c', tpu_type='v5litepod-16'))
+  engines.launch('tpu-vm', command, 1, submit=False, options=dict(name='n', zone='z'))
+  engines.launch('slurm', command, 3, submit=False, options=dict(partition='p'))
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[1].startswith('xpk workload create --workload=sweep-1 --cluster=c --tpu-type=v5lite')
+  assert 'gcloud compute tpus tpu-vm ssh n-0 --zone=z --worker=all' in lines[2]
+  assert lines[3].startswith('3 x python')
+  assert '  slurm_partition=p' in lines
+  with pytest.raises(RunError, match='--cluster'):
+    engines.launch('xpk', command, 1, submit=False, options={})
