@@ -220,33 +220,45 @@ def main(
   as_json: bool, changes: dict,
 ) -> None:  # fmt: skip
   """Prints the costs of a model."""
-  if batch < 1 or images <= 0:
-    raise RunError('--batch must be at least 1 and --images positive')
+  if batch < 1 or images < 0:
+    raise RunError('--batch must be at least 1 and --images not negative')
   config = model(variant, image, classes, text, changes)
   found = record(config, batch, images)
   if as_json:
     print(json.dumps(found, indent=1))
     return
-  macs = found['conventions']['macs']
-  print(f'{"part":<17}{"parameters":>16}{"GMACs":>11}{"share":>9}')
+  print('\n'.join(describe(config, found)))
+
+
+def describe(config: Any, found: dict[str, Any]) -> list[str]:
+  """The lines of a `record` for people."""
+  macs, batch, images = (found['conventions']['macs'], found['batch'], found['images'])
+  lines = [f'{"part":<17}{"parameters":>16}{"GMACs":>11}{"share":>9}']
   rows = [(part['name'], part['params'], part['macs']) for part in found['parts']]
   for name, params, products in (*rows, ('total', found['parameters'], macs)):
-    print(f'{name:<17}{params:>16,}{products / 1e9:>11.4f}{products / macs:>9.2%}')
-  lengths = ', '.join(f'{count} {name}tokens' for name, count in found['tokens'].items())
-  print(f'\nof one image ({lengths}), in units of 1e9; {images:g} of them in units of 1e18')
+    if params or products:
+      lines.append(f'{name:<17}{params:>16,}{products / 1e9:>11.4f}{products / macs:>9.2%}')
+  tokens = ' and '.join(
+    f'{n} {name.replace("/", " ")}tokens' for name, n in found['tokens'].items()
+  )
+  many = f'{"of " + format(images, "g"):>15}' if images else ''
+  lines += ['', f'{"G per image":<19}{"":>12}{many}  {tokens}']
   for name, value in found['conventions'].items():
-    print(f'{name:<19}{value / 1e9:>11.3f}{value * images / 1e18:>11.5g}  {CONVENTIONS[name]}')
-  dtype = config.dtype if not text else config.image.dtype
-  state = next(iter(found['memory'].values()))
-  gib = lambda size: f'{size / 2**30:10.3f}'  # noqa: E731
-  print(f'\nGiB to train with AdamW on {batch} images at a time, {dtype}')
-  for name in ('parameters', 'gradients', 'optimizer', 'copies'):
-    print(f'{name:<17}{gib(state[name])}')
-  print(f'\n{"remat":<17}{"activations":>12}{"one block":>12}{"total":>12}{"FLOPs":>9}')
-  least = found['memory']['none']['train_exact']
+    total = f'{value * images / 1e18:>13.4g} E' if images else ''
+    lines.append(f'{name:<19}{value / 1e9:>12.3f}{total}  {CONVENTIONS[name]}')
+  tower = config.image if isinstance(config, TwoTowersArchitecture) else config
+  gib = lambda size: f'{size / 2**30:12.3f}'  # noqa: E731
+  state = found['memory']['none']
+  lines += ['', f'GiB to train with AdamW on {batch} at a time, {tower.dtype}']
+  lines += [
+    f'{name:<17}{gib(state[name])}' for name in ('parameters', 'gradients', 'optimizer', 'copies')
+  ]
+  lines += ['', f'{"remat":<17}{"activations":>12}{"one block":>12}{"total":>12}{"FLOPs":>9}']
   for name, row in found['memory'].items():
-    sizes = ''.join(f'  {gib(row[key])}' for key in ('activations', 'recomputed', 'total'))
-    print(f'{name:<17}{sizes}{row["train_exact"] / least:>9.3f}')
+    sizes = ''.join(gib(row[key]) for key in ('activations', 'recomputed', 'total'))
+    more = row['train_exact'] / state['train_exact']
+    lines.append(f'{name:<17}{sizes}{more:>9.3f}')
+  return lines
 
 
 if __name__ == '__main__':
@@ -260,6 +272,6 @@ if __name__ == '__main__':
   parser.add_argument('--classes', type=int, help='of the head; 1000 if not given')
   parser.add_argument('--text', action='store_true', help='with the text tower of CLIP or SigLIP')
   parser.add_argument('--batch', type=int, default=128, help='images at a time on a device')
-  parser.add_argument('--images', type=float, default=1e9, help='seen in training')
+  parser.add_argument('--images', type=float, default=0.0, help='seen in training, for totals')
   parser.add_argument('--json', dest='as_json', action='store_true', help='everything as JSON')
   command.run(parser, main)

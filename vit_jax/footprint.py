@@ -35,7 +35,7 @@ class Memory(NamedTuple):
 
   @property
   def total(self) -> int:
-    """Of everything: an upper bound, for gradients come while activations go."""
+    """Of everything, as if it were all there at once; what is made in passing is not counted."""
     return sum(self)
 
 
