@@ -1,8 +1,8 @@
-r"""Trains a sweep: `python -m experiments.sweep experiments/scaling/classification.py --dir=runs/fashion`.
+"""Trains a sweep: `python -m experiments.sweep experiments/scaling/classification.py --dir=DIR`.
 
-Shows first what would be trained with --dry-run. Any number of workers, here or on other machines
-that see --dir, may run the same command: each takes the next job that nobody has, and goes on with what
-was interrupted. With --engine the command is given to Slurm, to GKE through xpk, or to TPU VMs.
+--dry-run shows what would be trained. Any number of workers, here or on other machines that see
+DIR, may run the same command: each takes the next job that nobody has, and goes on with what was
+interrupted. With --engine the command is given to Slurm, to GKE through xpk, or to TPU VMs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from vit_jax.footprint import memory as footprint
 from vit_jax.metrics import number
 from vit_jax.scaling.cost import Machine
 
-
 # Runs that are left out, by name.
 SHOWN = 12
 
@@ -43,7 +42,8 @@ def load(name: str) -> Sweep:
   if not pathlib.Path(path).is_file():
     raise RunError(f'there is no file {path}')
   spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
-  assert spec and spec.loader
+  if not spec or not spec.loader:
+    raise RunError(f'{path} is no Python file')
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   if not hasattr(module, 'get_sweep'):
@@ -61,7 +61,7 @@ def planned(jobs: Sequence[Job], machine: Machine | None) -> list[dict[str, Any]
     cell = job.cell
     steps = cell.steps - job.start
     needs = _bytes_per_chip(job, machine.chips if machine else 1)
-    seconds = machine and steps * machine.step_seconds(cell.model, cell.batch_size, len(job.lanes))
+    seconds = machine and worker.predicted_seconds(job, machine)
     rows.append({
       'job': job.name, 'lanes': len(job.lanes), 'parameters': flops.costs(cell.model).parameters(),
       'images': cell.images, 'steps': steps, 'flops': job.flops, 'bytes': needs,
@@ -140,7 +140,7 @@ def main(
   else:
     memory.keep()
     join()
-    if not worker.work(dir, jobs, retry=retry):
+    if not worker.work(dir, jobs, retry=retry, machine=machine):
       print(f'stopped by a signal: run the same command to go on with {dir}')
       return 1
     rows = worker.collect(dir)

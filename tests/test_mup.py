@@ -10,12 +10,10 @@ from flax import nnx
 
 from vit_jax import config as config_lib
 from vit_jax import lanes, mup, optim, schema, tree
-
-
+from vit_jax.attention import Context
 from vit_jax.errors import RunError
 from vit_jax.layers import Dense
 from vit_jax.models.vit import ViTConfig
-
 
 WIDTHS, DEPTHS = (32, 64, 128), (1, 2, 4, 8)
 
@@ -89,9 +87,9 @@ LRS = tuple(4e-4 * 2.0**i for i in range(8))
 def best_lr(digits, width, **model):
   """Of the training loss after a short run, the minimum of a parabola in log2, and the losses."""
   config = digits(
-    batch_size=64, total='40 steps', lanes__lr=LRS, optim__schedule='wsd', optim__cooldown='10 steps',
-    optim__eps=1e-8, optim__clip=0.0, optim__weight_decay=0.0, model__width=width,
-    model__mlp_dim=4 * width, model__num_heads=width // 8, model__depth=2, model__pool='mean',
+    batch_size=64, total='40 steps', lanes__lr=LRS, optim__schedule='wsd',
+    optim__cooldown='10 steps', optim__eps=1e-8, optim__clip=0.0, optim__weight_decay=0.0,
+    model__width=width, model__mlp_dim=4 * width, model__num_heads=width // 8, model__depth=2, model__pool='mean',
     **{f'model__{name}': value for name, value in model.items()},
   )  # fmt: skip
   experiment = lanes.experiment(schema.build(config_lib.Config, config))
@@ -118,3 +116,59 @@ def test_the_learning_rate_carries_over(digits):
   assert abs(wide - narrow) < 0.7
   plain, _ = best_lr(digits, 128)
   assert plain < best_lr(digits, 16)[0] - 1.2
+
+
+def test_every_matrix_has_the_factor_of_its_input():
+  """Names in `mup` against the axes that the layers themselves declare."""
+  config = config_of(
+    width=96, mup_width=32, mup_depth=2, depth=6, mlp_dim=480, pool='map', mlp='swiglu',
+    registers=2, class_token=True,
+  )  # fmt: skip
+  model = jax.eval_shape(lambda key: config.create(nnx.Rngs(key)), jax.random.key(0))
+  denses = {
+    f'{tree.name(path)}/kernel': dense
+    for path, dense in jax.tree_util.tree_leaves_with_path(
+      model, is_leaf=lambda node: isinstance(node, Dense)
+    )
+    if isinstance(dense, Dense)
+  }
+  names = tree.flatten(model)
+  assert {name for name in names if name.endswith('/kernel')} == denses.keys()
+  for name in names:
+    got, want = mup.factors(config, name), 1.0
+    if name in denses:
+      axes = denses[name].axes[: denses[name].contracted]
+      want = 3.0 if {'embed', 'heads'} & {*axes} else 480 / 128 if 'mlp' in axes else 1.0
+    assert got.lr == pytest.approx(1 / want), name
+    assert got.decay == pytest.approx(want), name
+    depth = 3 if '/blocks/' in name else 1
+    assert got.eps == pytest.approx(1 if name.startswith('head/') else 1 / 3 / depth), name
+
+
+def test_a_model_of_the_base_size_is_the_standard_one(digits):
+  """At the size of the base, with heads of 64 features, nothing changes but by rounding."""
+  plain = config_of(width=64, num_heads=1, mup_width=0, mup_depth=0, pool='map')
+  config = config_of(width=64, num_heads=1, mup_width=64, mup_depth=1, pool='map')
+  images = jnp.ones((2, 8, 8, 1))
+  outputs = [
+    c.create(nnx.Rngs(0)).features(images)['pooled'] for c in (plain, config)
+  ]  # fmt: skip
+  np.testing.assert_allclose(*outputs, rtol=1e-5, atol=1e-6)
+  assert {mup.factors(config, name) for name in ('head/kernel', 'posemb')} == {mup.Factors()}
+
+
+def test_attention_scores_shrink_with_the_head():
+  config = config_of(width=64, num_heads=1, mup_width=16)
+  assert config.score_scale * 64**-0.5 == pytest.approx(8 / 64)
+  assert config_of(width=64, num_heads=4).score_scale * 16**-0.5 == pytest.approx(8 / 16)
+  model = config.create(nnx.Rngs(0))
+  block = jax.tree.map(lambda w: w[0], model.encoder.blocks)
+  x = jax.random.normal(jax.random.key(1), (1, 3, 64))
+  q, k, *_ = block.attn._operands(x, x, Context(), None)
+  want = jax.nn.softmax(jnp.einsum('bqd,bkd->bqk', q, k) * 64**-0.5)
+  np.testing.assert_allclose(block.attn.weights(x, x)[:, 0], want, rtol=1e-5)
+
+
+def test_sizes_below_zero():
+  with pytest.raises(RunError, match='mup_width and mup_depth'):
+    config_of(mup_width=-1)

@@ -66,7 +66,7 @@ ALLOWED = {
   'data.pipeline': {'data.preprocess', 'data.sources'},
   'data.pack': {'command', 'data', 'data.pipeline', 'data.preprocess', 'data.sources'},
   'evaluators.__init__': {'evaluators.classification'},
-  'evaluators.classification': {'data.pipeline', 'data.preprocess', 'sharding'},
+  'evaluators.classification': {'data.pipeline', 'data.preprocess', 'metrics', 'sharding'},
   'config': {'data.pipeline', 'evaluators', 'models', 'optim', 'tasks'},
   'checkpoint': {'sharding', 'tree'},
   'convert.__init__': set(),

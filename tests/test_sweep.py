@@ -95,12 +95,23 @@ def test_a_grid_has_every_combination_once():
   assert len((made + made).cells) == len(made.cells)
 
 
+def test_a_design_is_cut_to_what_can_be_paid():
+  models = [design.resized(BASE, head_dim=8, width=w, depth=2) for w in (16, 32)]
+  make = lambda top: design.isoflop(models, design.budgets(1e9, top, per_decade=2), 8)  # noqa: E731
+  made = design.within(1e12, make, low=1e10)
+  assert 0.3e12 < made.flops <= 1e12  # a budget more in each decade comes at once
+  with pytest.raises(RunError, match='do not pay'):
+    design.within(1e9, make, low=1e10)
+
+
 # --- what they cost ---
 
 
 def test_a_machine_from_measurements():
   """Recovers coefficients that made the times; times in between are predicted."""
-  models = [design.resized(BASE, head_dim=8, width=w, depth=d) for w, d in ((8, 1), (32, 2), (64, 6))]
+  models = [
+    design.resized(BASE, head_dim=8, width=w, depth=d) for w, d in ((8, 1), (32, 2), (64, 6))
+  ]
   true = cost.Machine('x', (1e-3, 2e-4, 1e-11, 3e-10))
   seconds = [true.step_seconds(m, 16, n) for m in models for n in (1, 4)]
   args = [m for m in models for _ in (1, 4)], [16] * 6, [1, 4] * 3
@@ -133,9 +144,7 @@ def test_budgets_in_hours_and_money():
 def sweep(digits):
   """Two models, three durations each, two learning rates of which one is absurd."""
   models = [SMALL, design.resized(SMALL, width=16, mlp_dim=32)]
-  cells = tuple(
-    design.Cell('grid', model, 16, steps) for model in models for steps in (5, 10, 20)
-  )
+  cells = tuple(design.Cell('grid', model, 16, steps) for model in models for steps in (5, 10, 20))
   config = digits(
     model__pool='mean', optim__schedule='wsd', optim__warmup='2 steps', optim__clip=0.0,
     checkpoint__every='100 steps', evals__test__every='100%',
@@ -242,9 +251,7 @@ def rebuilt(path):
   text = pathlib.Path(path).read_text()
   config = config_lib.complete(json.loads(text))
   models = [SMALL, design.resized(SMALL, width=16, mlp_dim=32)]
-  cells = tuple(
-    design.Cell('grid', model, 16, steps) for model in models for steps in (5, 10, 20)
-  )
+  cells = tuple(design.Cell('grid', model, 16, steps) for model in models for steps in (5, 10, 20))
   return Sweep(base=config, design=design.Design(cells), lanes=dict(lr=(3e-3, 1e30)))
 
 
@@ -306,7 +313,9 @@ def test_committed_sweeps_expand(profile):
 
 def test_engines(capsys):
   command = ['python', '-m', 'experiments.sweep', 'a b.py', '--dir=/x']
-  engines.launch('xpk', command, 2, submit=False, options=dict(cluster='c', tpu_type='v5litepod-16'))
+  engines.launch(
+    'xpk', command, 2, submit=False, options=dict(cluster='c', tpu_type='v5litepod-16')
+  )
   engines.launch('tpu-vm', command, 1, submit=False, options=dict(name='n', zone='z'))
   engines.launch('slurm', command, 3, submit=False, options=dict(partition='p'))
   lines = capsys.readouterr().out.splitlines()

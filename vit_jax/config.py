@@ -119,9 +119,9 @@ class Config:
 # Fields that decide where and how fast a run goes, not what it computes (beyond rounding): a run
 # may be continued with other values of these.
 FREE = (
-  'mesh', 'model.scan', 'model.remat', 'optim.accumulate', 'data.workers', 'data.on_corrupt',
-  'data.source.dir', 'data.source.manual_dir', 'fork', 'compilation_cache', 'log', 'checkpoint',
-  'profile',
+  'mesh', 'model.scan', 'model.remat', 'optim.accumulate', 'data.workers', 'data.cache',
+  'data.on_corrupt', 'data.source.dir', 'data.source.manual_dir', 'fork', 'compilation_cache',
+  'log', 'checkpoint', 'profile',
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ class RunError(Exception):
   """Something is wrong with the configuration, the data, the disk or the run itself."""
 
 
-class Diverged(RunError):
+class DivergedError(RunError):
   """A loss or gradient that is not finite."""
 
 

@@ -53,7 +53,7 @@ class Experiment:
     else:
       model = stored
     self.layout = BatchLayout(cfg.batch_size)
-    self.source = cfg.data.source.open(cfg.data.split)
+    self.source = cfg.data.open(cfg.data.split)
     model = dataclasses.replace(
       model, num_classes=model.num_classes or len(self.source.class_names)
     )
@@ -182,7 +182,9 @@ class Experiment:
     """Functions from a model to (name, value) pairs, by name."""
     config = self.config
     return {
-      name: evaluator.prepare(config.task, config.data, self.shape, config.batch_size)
+      name: evaluator.prepare(
+        config.task, config.data, self.shape, config.batch_size, lanes=config.lanes.count
+      )
       for name, evaluator in config.evals.items()
     }
 

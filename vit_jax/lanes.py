@@ -65,15 +65,6 @@ class Lanes(Experiment):
         every = [parts[different.index(seed)] for seed in seeds]
         yield jax.tree.map(lambda *leaves: jnp.stack(leaves), *every)
 
-  def evaluate(self, evaluators: dict[str, Any], state: State) -> dict[str, Any]:
-    """Scores by name, a list over the lanes of each."""
-    pick = jax.jit(lambda model, lane: jax.tree.map(lambda leaf: leaf[lane], model))
-    every = []
-    for lane in range(len(self.lanes)):
-      one = dataclasses.replace(state, model=pick(state.eval_model, lane), ema=None)
-      every.append(super().evaluate(evaluators, one))
-    return {name: [scores[name] for scores in every] for name in every[0]}
-
   def _seeds(self) -> Any:
     seeds = self.config.lanes.seed or (self.config.seed,) * len(self.lanes)
     return np.array(seeds, np.uint32)

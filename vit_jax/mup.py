@@ -1,15 +1,15 @@
 """The maximal-update parametrisation: hyperparameters of a small model for larger ones.
 
-For Adam, and a model that is m times as wide and l times as deep as the one whose learning rate was
-tuned (`model.mup_width`, `model.mup_depth`; Yang et al. 2022, tables 3 and 8; for depth Dey et al. 2025,
-CompleteP, with the exponent 1):
+For Adam, and a model that is m times as wide and l times as deep as the one whose learning rate
+was tuned (`model.mup_width`, `model.mup_depth`). Width: Yang et al. 2022, tables 3 and 8; depth: Dey
+et al. 2025 (CompleteP), with the exponent 1.
 
 - matrices whose input grows with the width: learning rate over m; their initial variance shrinks
   with their size anyway, and the head begins at 0. Everything else learns at the full rate.
 - attention scores are divided by the width of a head, not by its square root.
 - vectors (positions, the query of attention pooling) begin as large as in the small model.
 - what a branch adds to its input is divided by l.
-- weight decay is divided by nothing: its factor makes up for that of the learning rate.
+- weight decay, which the learning rate multiplies, has the inverse factor: it stays as it was.
 - Adam's epsilon shrinks with the gradients that it is compared to, by m and in blocks by l.
 
 MLPs count as wide by their hidden layer: the small model's is four times its width.

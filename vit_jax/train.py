@@ -25,7 +25,7 @@ from vit_jax import fork, lanes, schema, sharding, workdir
 from vit_jax.card import about
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.convert import bridge
-from vit_jax.errors import Diverged, RunError
+from vit_jax.errors import DivergedError, RunError
 from vit_jax.experiment import Experiment
 from vit_jax.metrics import Chrono, MetricsFile, Reporter, number, plain, read_json, write_json
 from vit_jax.optim import Hyper
@@ -235,7 +235,7 @@ class _Session:
       self.checkpoints.wait()
     latest = self.checkpoints.latest
     good = 'none yet' if latest is None else f'{self.checkpoints.directory}/{latest}'
-    raise Diverged(
+    raise DivergedError(
       f'loss {values["loss"]} and gradient norm {values["grad_norm"]} at step {step}: '
       f'the run has stopped, nothing was overwritten.\nLast good checkpoint: {good}\n'
       'Try, in another --workdir: a lower optim.lr, a longer optim.warmup, optim.clip=1, '

@@ -1,8 +1,8 @@
 """Hands the command of a worker to what people have: Slurm, GKE through xpk, TPU VMs.
 
-Workers need no coordination beyond the directory of the sweep, which all of them must see, with
-working file locks: a shared file system such as Lustre, NFS 4 or Filestore. Each engine says first what
-it would do; options are those of the engine.
+Workers need nothing in common but the directory of the sweep, on a file system with file locks that
+all of them see: Lustre, NFS 4, Filestore. Each engine says first what it would do; options are
+those of the engine.
 """
 
 from __future__ import annotations
@@ -93,10 +93,10 @@ def _xpk(command: Sequence[str], workers: int, options: dict[str, Any]) -> list[
 
 
 def _tpu_vm(command: Sequence[str], workers: int, options: dict[str, Any]) -> list[list[str]]:
-  """A worker on each of the TPU VMs NAME-0, NAME-1, ..., which exist; all hosts of a slice are one.
+  """A worker on each of the slices NAME-0, NAME-1, ..., which exist, on all of its hosts.
 
-  Options: name, zone and any other of `gcloud compute tpus tpu-vm ssh`; `root`, the project's folder
-  there.
+  Options: name, zone and any other of `gcloud compute tpus tpu-vm ssh`; `root`, the folder of
+  the project there.
   """
   if not {'name', 'zone'} <= options.keys():
     raise RunError('--engine=tpu-vm needs --name=NAME and --zone=ZONE')

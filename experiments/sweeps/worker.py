@@ -30,8 +30,9 @@ from jax.experimental import multihost_utils
 from experiments.sweeps.jobs import Job
 from vit_jax import config as config_lib
 from vit_jax import flops
-from vit_jax.errors import Diverged, RunError
+from vit_jax.errors import DivergedError, RunError
 from vit_jax.metrics import read_json
+from vit_jax.scaling.cost import Machine
 from vit_jax.train import train
 
 FINISHED, DIVERGED, FAILED, TRUNK = 'finished', 'diverged', 'failed', 'trunk'
@@ -53,7 +54,7 @@ def status(folder: pathlib.Path, job: Job) -> str:
 
 def work(
   folder: pathlib.Path, jobs: Sequence[Job], *, retry: bool = False, poll: float = 5.0,
-  say: Callable[[str], None] = print,
+  machine: Machine | None = None, say: Callable[[str], None] = print,
 ) -> bool:  # fmt: skip
   """Trains until nothing is left to do, here or at other workers that this one could wait for.
 
@@ -62,6 +63,7 @@ def work(
     jobs: all of them.
     retry: try again what has failed.
     poll: seconds between looks at what others do.
+    machine: whose predictions of time go into the record.
     say: tells people.
 
   Returns:
@@ -84,7 +86,7 @@ def work(
         continue
       job = jobs[number]
       say(f'[{sum(_rows(folder, j).exists() for j in jobs) + 1}/{len(jobs)}] {job.name}')
-      rows = _run(folder, job)
+      rows = _run(folder, job, machine)
       if rows is None:
         return False
       if jax.process_index() == 0:
@@ -145,7 +147,7 @@ def _claim(folder: pathlib.Path, job: Job) -> Iterator[bool]:
     yield True
 
 
-def _run(folder: pathlib.Path, job: Job) -> list[dict[str, Any]] | None:
+def _run(folder: pathlib.Path, job: Job, machine: Machine | None) -> list[dict[str, Any]] | None:
   """Trains; the rows of its lanes, or None if a signal has stopped it."""
   config, path = job.config.copy_and_resolve_references(), folder / 'runs' / job.name
   trunk = folder / 'runs' / job.trunk if job.trunk else None
@@ -158,7 +160,7 @@ def _run(folder: pathlib.Path, job: Job) -> list[dict[str, Any]] | None:
     result = train(config, str(path))
     if result is None:
       return None
-  except Diverged as exception:
+  except DivergedError as exception:
     state, error = DIVERGED, str(exception)
   except RunError as exception:
     state, error = FAILED, str(exception)
@@ -170,6 +172,7 @@ def _run(folder: pathlib.Path, job: Job) -> list[dict[str, Any]] | None:
     'forked': result.get('forked', {}).get('step', 0),
     'seconds': sum(result.get('seconds', {}).values()) or time.time() - begin,
     **{f'seconds_{phase}': result.get('seconds', {}).get(phase) for phase in PHASES},
+    'predicted_seconds': machine and predicted_seconds(job, machine),
     'images_per_second': result.get('images_per_second_per_chip'),
     'device': result.get('device'), 'devices': result.get('devices'),
     'host': platform.node(), 'git': result.get('git'), 'packages': result.get('packages'),
@@ -189,6 +192,12 @@ def _run(folder: pathlib.Path, job: Job) -> list[dict[str, Any]] | None:
       **{**facts, **own}, 'diverged_at': gone, **scores,
     })  # fmt: skip
   return rows
+
+
+def predicted_seconds(job: Job, machine: Machine) -> float:
+  """Of the job's steps, on a machine; without compilation, evaluation and checkpoints."""
+  cell, steps = job.cell, job.cell.steps - job.start
+  return steps * machine.step_seconds(cell.model, cell.batch_size, len(job.lanes))
 
 
 def _facts(job: Job, config: Any) -> dict[str, Any]:

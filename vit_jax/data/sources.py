@@ -174,6 +174,23 @@ def _folders(path: pathlib.Path) -> list[str]:
   return sorted(child.name for child in path.iterdir() if child.is_dir())
 
 
+class Cached:
+  """A source that remembers what it was asked for."""
+
+  def __init__(self, source: Source):
+    self._source, self.class_names = source, source.class_names
+    self._known: list[Example | None] = [None] * len(source)
+
+  def __len__(self) -> int:
+    return len(self._known)
+
+  def __getitem__(self, index: int) -> Example:
+    known = self._known[index]
+    if known is None:
+      known = self._known[index] = self._source[index]
+    return known
+
+
 @dataclasses.dataclass(frozen=True)
 class Synthetic:
   """Random images that cost nothing to read, for measuring speed.

@@ -9,10 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vit_jax import schema
 from vit_jax.data.pipeline import DataConfig, Shape, eval_batches, iterate
 from vit_jax.data.preprocess import CROPS
+from vit_jax.metrics import plain
 from vit_jax.sharding import BatchLayout
 
 
@@ -33,15 +35,22 @@ class Classification:
   batch_size: int = 0
 
   def prepare(
-    self, task: Any, data: DataConfig, shape: Shape, batch_size: int
-  ) -> Callable[[Any], Iterator[tuple[str, float]]]:
-    """Opens the data; the result evaluates a model."""
+    self, task: Any, data: DataConfig, shape: Shape, batch_size: int, *, lanes: int = 0
+  ) -> Callable[[Any], Iterator[tuple[str, Any]]]:
+    """Opens the data; the result evaluates a model, or several whose parameters are stacked.
+
+    Args:
+      task: normalises images.
+      data: of training.
+      shape: of the model's input.
+      batch_size: of training.
+      lanes: how many models; 0 for one, whose values are numbers and not lists.
+    """
     batch_size = self.batch_size or batch_size
     layout = BatchLayout(batch_size)
-    source = data.source.open(self.split)
+    source = data.open(self.split)
     batches = eval_batches(data, self.crop, source, shape, batch_size, layout.rows)
 
-    @jax.jit
     def sums(model, batch):
       logits = model(task.augment(batch, None)['image'])
       label = jax.nn.one_hot(batch['label'], shape.num_classes)
@@ -54,7 +63,9 @@ class Classification:
       }
       return {name: (value * batch['mask']).sum() for name, value in hits.items()}
 
-    def evaluate(model: Any) -> Iterator[tuple[str, float]]:
+    sums = jax.jit(jax.vmap(sums, in_axes=(0, None)) if lanes else sums)
+
+    def evaluate(model: Any) -> Iterator[tuple[str, Any]]:
       total = collections.Counter()
       pending: list[dict] = []
       for batch in iterate(batches, workers=data.workers):
@@ -66,13 +77,13 @@ class Classification:
       examples = total.pop('examples')
       for name, value in total.items():
         if name != 'top5' or shape.num_classes > 5:
-          yield name, value / max(examples, 1.0)
-      yield 'examples', examples
-      yield 'skipped', len(source) - examples
+          yield name, plain(value / np.maximum(examples, 1.0))
+      yield 'examples', plain(examples)
+      yield 'skipped', plain(len(source) - examples)
 
     return evaluate
 
 
-def _floats(sums: dict[str, jax.Array]) -> dict[str, float]:
+def _floats(sums: dict[str, jax.Array]) -> dict[str, Any]:
   """To the host, where they are added in double precision: counts stay exact however many."""
-  return {name: float(value) for name, value in jax.device_get(sums).items()}
+  return {name: value.astype(np.float64) for name, value in jax.device_get(sums).items()}

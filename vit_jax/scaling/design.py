@@ -1,8 +1,8 @@
 """Which runs to train: designs over the shape of a model and how long it is trained.
 
-Three kinds, as in the literature: isoFLOP profiles (Hoffmann et al. 2022, section 3.2: many sizes for
-each of several budgets), stars (Alabdulmohsin et al. 2023, section 3.3: one dimension at a time around
-a centre) and grids. What cannot be run is left out with its reason, never silently.
+Three kinds, as in the literature: isoFLOP profiles (Hoffmann et al. 2022, section 3.2: many sizes
+for each of several budgets), stars (Alabdulmohsin et al. 2023: one dimension at a time around a
+centre) and grids. What cannot be run is left out with its reason, never silently.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vit_jax import flops
@@ -19,7 +19,8 @@ from vit_jax.errors import RunError, suggest
 
 # Fields of a model that designs vary, and that its name is made of.
 DIMENSIONS = {
-  'width': 'w', 'depth': 'd', 'mlp_dim': 'm', 'num_heads': 'h', 'patch_size': 'p', 'image_size': 'r',
+  'width': 'w', 'depth': 'd', 'mlp_dim': 'm', 'num_heads': 'h', 'patch_size': 'p',
+  'image_size': 'r',
 }  # fmt: skip
 
 
@@ -164,6 +165,26 @@ def isoflop(
       continue
     left_out.append(LeftOut(group, name_of(model), reason))
   return Design(tuple(cells), tuple(left_out))
+
+
+def within(total: float, make: Callable[[float], Design], *, low: float) -> Design:
+  """The largest design that costs no more than `total` training FLOPs.
+
+  Args:
+    total: to be spent; `cost.Machine.flops` says how many an amount of time or money buys.
+    make: gives the design whose largest budget is its argument.
+    low: a largest budget that is affordable.
+
+  Raises:
+    RunError: if it is not.
+  """
+  if make(low).flops > total:
+    raise RunError(f'{total:.3g} FLOPs do not pay for a design up to {low:.3g}')
+  high = max(low, total)
+  for _ in range(40):
+    middle = math.sqrt(low * high)
+    low, high = (middle, high) if make(middle).flops <= total else (low, middle)
+  return make(low)
 
 
 def star(
