@@ -89,7 +89,8 @@ def best_lr(digits, width, **model):
   config = digits(
     batch_size=64, total='40 steps', lanes__lr=LRS, optim__schedule='wsd',
     optim__cooldown='10 steps', optim__eps=1e-8, optim__clip=0.0, optim__weight_decay=0.0,
-    model__width=width, model__mlp_dim=4 * width, model__num_heads=width // 8, model__depth=2, model__pool='mean',
+    model__width=width, model__mlp_dim=4 * width, model__num_heads=width // 8, model__depth=2,
+    model__pool='mean',
     **{f'model__{name}': value for name, value in model.items()},
   )  # fmt: skip
   experiment = lanes.experiment(schema.build(config_lib.Config, config))

@@ -1,8 +1,8 @@
 """The maximal-update parametrisation: hyperparameters of a small model for larger ones.
 
 For Adam, and a model that is m times as wide and l times as deep as the one whose learning rate
-was tuned (`model.mup_width`, `model.mup_depth`). Width: Yang et al. 2022, tables 3 and 8; depth: Dey
-et al. 2025 (CompleteP), with the exponent 1.
+was tuned (`model.mup_width`, `model.mup_depth`). Width: Yang et al. 2022, tables 3 and 8; depth:
+Dey et al. 2025 (CompleteP), with the exponent 1.
 
 - matrices whose input grows with the width: learning rate over m; their initial variance shrinks
   with their size anyway, and the head begins at 0. Everything else learns at the full rate.
