@@ -31,11 +31,11 @@ from experiments.sweeps.jobs import Job
 from vit_jax import config as config_lib
 from vit_jax import flops
 from vit_jax.errors import DivergedError, RunError
-from vit_jax.metrics import read_json
 from vit_jax.scaling.cost import Machine
 from vit_jax.train import train
 
 FINISHED, DIVERGED, FAILED, TRUNK = 'finished', 'diverged', 'failed', 'trunk'
+WAIT, DONE = -1, -2
 # What came out of phases of a run that are worth a column.
 PHASES = ('step', 'input', 'compile', 'eval', 'checkpoint', 'init')
 
@@ -46,9 +46,10 @@ def status(folder: pathlib.Path, job: Job) -> str:
   if path.exists():
     states = {json.loads(line)['status'] for line in path.read_text().splitlines()}
     return next(iter(states)) if len(states) == 1 else FINISHED
-  with _claim(folder, job) as mine:
-    if not mine:
-      return 'running'
+  if (folder / 'locks' / job.name).exists():
+    with _claim(folder, job) as mine:
+      if not mine:
+        return 'running'
   return 'begun' if (folder / 'runs' / job.name / 'config.json').exists() else ''
 
 
@@ -78,10 +79,9 @@ def work(
   while True:
     number, held = _next(folder, jobs)
     with held:
-      if number < 0:
-        left = [job for job in jobs if not _rows(folder, job).exists()]
-        if not left:
-          return True
+      if number == DONE:
+        return True
+      if number == WAIT:
         time.sleep(poll)
         continue
       job = jobs[number]
@@ -110,14 +110,17 @@ def collect(folder: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _next(folder: pathlib.Path, jobs: Sequence[Job]) -> tuple[int, contextlib.ExitStack]:
-  """The next job that can be begun, and the lock on it; -1 if there is none now.
+  """The next job that can be begun, and the lock on it; or WAIT for others, or all is DONE.
 
   Of several processes of one worker the first decides.
   """
-  stack, number = contextlib.ExitStack(), -1
+  stack, number = contextlib.ExitStack(), DONE
   if jax.process_index() == 0:
     for i, job in enumerate(jobs):
-      if _rows(folder, job).exists() or not _trunk_is_done(folder, job, jobs):
+      if _rows(folder, job).exists():
+        continue
+      number = WAIT
+      if not _trunk_is_done(folder, job, jobs):
         continue
       if stack.enter_context(_claim(folder, job)) and not _rows(folder, job).exists():
         number = i
@@ -137,7 +140,6 @@ def _trunk_is_done(folder: pathlib.Path, job: Job, jobs: Sequence[Job]) -> bool:
 @contextlib.contextmanager
 def _claim(folder: pathlib.Path, job: Job) -> Iterator[bool]:
   """Whether this process has the job to itself for as long as the context lasts."""
-  (folder / 'locks').mkdir(parents=True, exist_ok=True)
   with open(folder / 'locks' / job.name, 'a') as lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -229,8 +231,3 @@ def _write(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
   partial = path.with_name(f'.{path.name}.{platform.node()}.{os.getpid()}')
   partial.write_text(''.join(f'{json.dumps(row)}\n' for row in rows))
   partial.replace(path)
-
-
-def result_of(folder: pathlib.Path, job: Job) -> dict[str, Any]:
-  """The result.json of a finished job."""
-  return read_json(folder / 'runs' / job.name / 'result.json')
