@@ -42,10 +42,19 @@ class Machine:
   error: float | None = None
 
   @classmethod
-  def assumed(cls, name: str, flops_per_second: float, **fields: Any) -> Machine:
-    """A machine of which nothing is known but how many FLOP/s of training it will reach."""
+  def assumed(
+    cls, name: str, flops_per_second: float, *, overhead: float = 0.0, **fields: Any
+  ) -> Machine:
+    """A machine of which only guesses are known.
+
+    Args:
+      name: of the machine.
+      flops_per_second: of training that a chip will reach with large models.
+      overhead: seconds that every step takes however small.
+      **fields: others of `Machine`.
+    """
     chips = fields.get('chips', 1)
-    return cls(name, (0.0, 0.0, 1 / (flops_per_second * chips), 0.0), **fields)
+    return cls(name, (overhead, 0.0, 1 / (flops_per_second * chips), 0.0), **fields)
 
   def step_seconds(self, model: ViTArchitecture, batch_size: int, lanes: int = 1) -> float:
     """Of a training step of so many models side by side."""
