@@ -106,13 +106,17 @@ ALLOWED = {
     'sharding', 'topology',
   },
   'topology': set(),
-  'scaling.__init__': {'scaling.fitting', 'scaling.laws'},
+  'scaling.__init__': {'scaling.fitting', 'scaling.laws', 'scaling.result'},
   'scaling.forms': set(),
   'scaling.laws': {'scaling.forms'},
   'scaling.solve': {'scaling.forms'},
   'scaling.problem': {'scaling', 'scaling.forms'},
   'scaling.uncertainty': {'scaling.forms', 'scaling.problem'},
-  'scaling.fitting': {'scaling', 'scaling.forms', 'scaling.laws', 'scaling.problem'},
+  'scaling.report': {'scaling.result'},
+  'scaling.result': {'scaling', 'scaling.forms', 'scaling.problem'},
+  'scaling.fitting': {
+    'scaling', 'scaling.forms', 'scaling.laws', 'scaling.problem', 'scaling.result'
+  },
   'evaluate': {'checkpoint', 'config', 'convert', 'experiment', 'launch', 'metrics', 'sharding'},
 }  # fmt: skip
 PACKAGES = ('convert', 'data', 'kernels', 'models', 'scaling', 'tasks', 'evaluators')
