@@ -24,6 +24,7 @@ from vit_jax.errors import RunError
 from vit_jax.evaluate import evaluate, restore
 from vit_jax.experiment import Experiment
 from vit_jax.train import train
+from vit_jax.workdir import changes
 
 ROOT = pathlib.Path(__file__).parent.parent
 TIMES = ('images_per_second',)
@@ -333,6 +334,18 @@ def test_one_process_continues_what_two_began(tmp_path, digits):
 
 
 # --- what can be wrong ---
+
+
+def test_a_run_of_an_older_version_goes_on(finished, tmp_path, digits):
+  """Its record lacks the fields that came later: it had their defaults."""
+  workdir, _, config = finished
+  record = json.loads((workdir / 'config.json').read_text())
+  del record['lanes'], record['model']['mup_width']
+  (tmp_path / 'config.json').write_text(json.dumps(record))
+  assert not changes(tmp_path, config_lib.to_dict(config))
+  assert changes(tmp_path, config_lib.to_dict(digits(model__mup_width=8))) == {
+    'model.mup_width': (0, 8)
+  }
 
 
 def test_another_configuration_needs_overwrite(finished, tmp_path, digits):

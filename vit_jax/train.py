@@ -108,7 +108,7 @@ class _Session:
         state, extra = self.checkpoints.restore(experiment.abstract_state)
         for phase, seconds in extra['seconds'].items():
           self.chrono.seconds[phase] += seconds
-        self.history = extra['history']
+        self.history = extra.get('history', {})
       elif cfg.fork:
         state, self.start, self.history = fork.restore(experiment, cfg.fork, self.folder)
       else:

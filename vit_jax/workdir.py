@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import json
 import os
 import pathlib
 import platform
@@ -26,13 +28,17 @@ PACKAGES = ('vit_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'gr
 
 
 def changes(folder: pathlib.Path, config: Mapping[str, Any]) -> dict[str, tuple]:
-  """The fields in which the run in `folder`, if there is one, differs from `config`."""
+  """The fields in which the run in `folder`, if there is one, differs from `config`.
+
+  Fields that are newer than the run have had their defaults in it.
+  """
   path = folder / 'config.json'
   if not path.exists():
     return {}
-  return schema.differences(
-    config_lib.without_free(read_json(path)), config_lib.without_free(config)
-  )
+  stored = read_json(path)
+  with contextlib.suppress(RunError):
+    stored = json.loads(json.dumps(schema.complete(config_lib.Config, stored)))
+  return schema.differences(config_lib.without_free(stored), config_lib.without_free(config))
 
 
 def use_compilation_cache(folder: pathlib.Path, directory: str) -> None:
