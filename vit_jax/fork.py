@@ -73,4 +73,5 @@ def restore(
     state, extra = checkpoints.restore(experiment.abstract_state, steps[-1])
   if jax.process_index() == 0:
     copy_metrics(path / 'metrics.jsonl', folder / 'metrics.jsonl', after=steps[-1])
-  return state, steps[-1], {**extra.get('history', {}), 'forked': {'from': trunk, 'step': steps[-1]}}
+  history = {**extra.get('history', {}), 'forked': {'from': trunk, 'step': steps[-1]}}
+  return state, steps[-1], history
