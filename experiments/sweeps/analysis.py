@@ -5,6 +5,7 @@ Every part that the table is too small for is left out, and `Analysis.missing` s
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -12,61 +13,28 @@ from typing import Any
 
 import numpy as np
 
+from experiments.sweeps import laws
 from experiments.sweeps import runs as runs_lib
+from experiments.sweeps.laws import FLOPS, IMAGES, LEVEL, SIZE, HoldOut
 from experiments.sweeps.runs import Runs
 from vit_jax.architecture import ViTArchitecture
 from vit_jax.errors import RunError
-from vit_jax.scaling import Fit, fit, frontier
+from vit_jax.scaling import Fit, frontier
 from vit_jax.scaling.advise import Advice, advise, between
 from vit_jax.scaling.choice import Choice, choose
+from vit_jax.scaling.cost import Machine
 from vit_jax.scaling.table import Table
 
-SIZE, IMAGES, FLOPS = 'parameters', 'images', 'flops'
-UNITS = {SIZE: 'parameters', IMAGES: 'images', FLOPS: 'FLOP'}
-LEVEL = 0.95
-# Approach 3 as Hoffmann et al. 2022 do it; runs of one shape share what is odd about it.
-JOINT = dict(loss='huber', group='shape', level=LEVEL, units=UNITS)
-TOLERANCE = 0.1  # relative error of the loss up to which an extrapolation counts as right
-MANY = 8  # budgets from which on laws with more parameters are asked, too
+NEAR = 1.5  # times the data: as good as inside
 
 
 @dataclasses.dataclass(frozen=True)
-class HoldOut:
-  """How the laws, fitted without the largest budget, foretell it.
+class Time:
+  """Seconds of all steps of one run, lanes together."""
 
-  Attributes:
-    budget: FLOPs of what was left out.
-    factor: it over the largest that was fitted.
-    observed: the lowest loss at that budget.
-    edge: whether it is that of the smallest or the largest size there, so that a better size may
-      have been left untried.
-    law: fitted to the frontier below, None if that could not be.
-    value: it foretold.
-    low: lower end of its band for a new run.
-    high: upper end.
-    joint: law in size and images fitted below, None if that could not be.
-    inside: runs of the budget inside the band that it foretold for each.
-    runs: of the budget.
-    rmse: of its log loss over them.
-  """
-
-  budget: float
-  factor: float
-  observed: float
-  edge: bool
-  law: Fit | None = None
-  value: float = np.nan
-  low: float = np.nan
-  high: float = np.nan
-  joint: Fit | None = None
-  inside: int = 0
-  runs: int = 0
-  rmse: float = np.nan
-
-  @property
-  def passed(self) -> bool:
-    """Whether the lowest loss lies where the law of the frontier said."""
-    return self.low <= self.observed <= self.high
+  parameters: int
+  predicted: float
+  measured: float
 
 
 @dataclasses.dataclass
@@ -86,6 +54,7 @@ class Analysis:
     holdout: the largest budget foretold.
     models: of the sweep by shape.
     advice: for each budget that was asked for.
+    times: of runs on the machine that the sweep was calibrated for.
     missing: why a part is not there, by part.
   """
 
@@ -101,6 +70,7 @@ class Analysis:
   holdout: HoldOut | None = None
   models: dict[str, ViTArchitecture] = dataclasses.field(default_factory=dict)
   advice: list[Advice] = dataclasses.field(default_factory=list)
+  times: list[Time] = dataclasses.field(default_factory=list)
   missing: dict[str, str] = dataclasses.field(default_factory=dict)
 
   @property
@@ -129,22 +99,23 @@ def analyse(
     RunError: if there is no table or no finished run in it.
   """
   runs = runs_lib.read(folder, y)
-  best, used = frontier_of(runs.cells, runs.y)
+  best, used = laws.frontier_of(runs.cells, runs.y)
   out = Analysis(runs, best, used)
-  out.choice = _attempt(out, 'frontier', lambda: _chosen(best.take(used), runs.y))
+  out.choice = _attempt(out, 'frontier', lambda: laws.chosen(best.take(used), runs.y))
   _isoflop(out)
   cells = runs.cells
-  out.joint = _attempt(out, 'joint', lambda: _joint(cells, runs.y))
+  out.joint = _attempt(out, 'joint', lambda: laws.joint(cells, runs.y))
   if out.joint:
     out.backtest = _attempt(out, 'backtest', lambda: choose(
-      ['chinchilla'], cells, x=(SIZE, IMAGES), y=runs.y, scale='budget', tolerance=TOLERANCE,
-      **JOINT))  # fmt: skip
-  out.holdout = _attempt(out, 'holdout', lambda: _hold_out(cells, runs.y))
+      ['chinchilla'], cells, x=(SIZE, IMAGES), y=runs.y, scale='budget', tolerance=laws.TOLERANCE,
+      **laws.JOINT))  # fmt: skip
+  out.holdout = _attempt(out, 'holdout', lambda: laws.hold_out(cells, runs.y))
   out.models = _attempt(out, 'models', lambda: runs_lib.architectures(folder, runs)) or {}
   top = float(cells['budget'].max())
   for budget in budgets or (top, 10 * top, 100 * top):
     advice = _attempt(out, 'advice', lambda budget=budget: _advice(out, budget))
     out.advice += [advice] if advice else []
+  out.times = _attempt(out, 'times', lambda: _times(folder, out)) or []
   return out
 
 
@@ -155,41 +126,6 @@ def _attempt(out: Analysis, part: str, make: Callable[[], Any]) -> Any:
   except RunError as error:
     out.missing[part] = str(error)
     return None
-
-
-def frontier_of(cells: Table, y: str) -> tuple[Table, np.ndarray]:
-  """The best cell of each budget that several sizes share, and which of them a law may use.
-
-  A budget at which the smallest or the largest of its sizes is best might have a better one beyond:
-  these are left out where four others remain. Without three shared budgets the frontier is that of
-  Pareto over all cells.
-  """
-  rows, edge = [], []
-  for budget in np.unique(cells['budget']):
-    members = np.flatnonzero(cells['budget'] == budget)
-    sizes = cells[SIZE][members]
-    if len(np.unique(sizes)) > 1:
-      best = members[cells[y][members].argmin()]
-      rows.append(best)
-      edge.append(cells[SIZE][best] in (sizes.min(), sizes.max()))
-  if len(rows) < 3:
-    rows = frontier.pareto(cells[FLOPS], cells[y])
-    edge = [False] * len(rows)
-  best = cells.take(np.array(rows))
-  best['edge'] = np.array(edge, float)
-  inner = best['edge'] == 0
-  return best, inner if inner.sum() >= 4 else np.ones(len(rows), bool)
-
-
-def _chosen(points: Table, y: str) -> Choice:
-  laws = ['power', 'power_floor'] + ['m3', 'zhai'] * (points.rows >= MANY)
-  return choose(laws, points, x=FLOPS, y=y, tolerance=TOLERANCE, level=LEVEL, units=UNITS)
-
-
-def _joint(cells: Table, y: str) -> Fit:
-  if len(np.unique(cells['shape'])) < 3:
-    raise RunError('a law in size and images takes three sizes at least')
-  return fit('chinchilla', cells, x=(SIZE, IMAGES), y=y, **JOINT)
 
 
 def _isoflop(out: Analysis) -> None:
@@ -203,9 +139,10 @@ def _isoflop(out: Analysis) -> None:
     out.missing['isoflop'] = 'no budget is shared by three sizes'
     return
   table = cells.take(np.isin(cells['budget'], shared))
+  noise = out.runs.noise and out.runs.noise / float(np.sqrt(table['seeds'].min()))
   found = {
     method: _attempt(out, 'isoflop', lambda method=method: frontier.isoflop(
-      table, flops=FLOPS, size=SIZE, loss=y, data=IMAGES, method=method, noise=out.runs.noise))
+      table, flops=FLOPS, size=SIZE, loss=y, data=IMAGES, method=method, noise=noise))
     for method in frontier.METHODS
   }  # fmt: skip
   good = {method: (o['flag'] == '').sum() for method, o in found.items() if o is not None}
@@ -221,45 +158,30 @@ def _isoflop(out: Analysis) -> None:
       out.exponents[name] = found_fit
 
 
-def _hold_out(cells: Table, y: str) -> HoldOut:
-  budgets = np.unique(cells['budget'])
-  if len(budgets) < 3:
-    raise RunError(f'{len(budgets)} budgets: nothing can be left out and foretold')
-  top, below = float(budgets[-1]), float(budgets[-2])
-  inner, outer = cells.take(cells['budget'] < top), cells.take(cells['budget'] == top)
-  best = int(outer[y].argmin())
-  sizes = outer[SIZE]
-  edge = bool(sizes[best] in (sizes.min(), sizes.max()))
-  facts: dict[str, Any] = {}
-  reasons = []
-  try:
-    points, used = frontier_of(inner, y)
-    law = _chosen(points.take(used), y).fit
-    band = law.predict(outer[FLOPS][best])
-    facts |= dict(law=law, value=float(band.value), low=float(band.new_low),
-                  high=float(band.new_high))  # fmt: skip
-  except RunError as error:
-    reasons.append(str(error))
-  try:
-    joint = _joint(inner, y)
-    bands = joint.predict({SIZE: sizes, IMAGES: outer[IMAGES]})
-    within = (bands.new_low <= outer[y]) & (outer[y] <= bands.new_high)
-    rmse = float(np.sqrt(np.mean(np.log(outer[y] / bands.value) ** 2)))
-    facts |= dict(joint=joint, inside=int(within.sum()), runs=outer.rows, rmse=rmse)
-  except RunError as error:
-    reasons.append(str(error))
-  if not facts:
-    raise RunError('; '.join(reasons))
-  return HoldOut(top, top / below, float(outer[y][best]), edge, **facts)
-
-
 def _advice(out: Analysis, budget: float) -> Advice:
   if not out.joint:
     raise RunError(f'it needs the law in size and images: {out.missing["joint"]}')
   if not out.models:
     raise RunError(f'it needs the models: {out.missing["models"]}')
   family = between(list(out.models.values()))
-  return advise(out.joint, family, budget, reach=max(out.reach, 1.0), tolerance=TOLERANCE)
+  return advise(out.joint, family, budget, reach=max(out.reach, NEAR), tolerance=laws.TOLERANCE)
+
+
+def _times(folder: pathlib.Path, out: Analysis) -> list[Time]:
+  if not (folder / 'machine.json').exists():
+    raise RunError('there is no machine.json: the sweep was run without --calibrate')
+  machine = Machine.from_json((folder / 'machine.json').read_text())
+  lanes = collections.Counter(row.get('run') for row in out.runs.rows)
+  found = []
+  for row in out.runs.rows:
+    model, seconds = out.models.get(runs_lib.shape_of(row)), row.get('seconds_step')
+    if model and seconds and not row.get('lane'):
+      step = machine.step_seconds(model, row['batch_size'], lanes[row['run']])
+      steps = row['steps'] - (row.get('forked') or 0)
+      found.append(Time(row['parameters'], steps * step, seconds))
+  if not found:
+    raise RunError('no run of a known model says how long its steps took')
+  return found
 
 
 def transfer(runs: Runs) -> Mapping[str, Any] | None:

@@ -1,0 +1,111 @@
+"""What a sweep has found, in sentences."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from experiments.sweeps import analysis as analysis_lib
+from experiments.sweeps.analysis import Analysis
+from experiments.sweeps.laws import LEVEL
+
+
+def answers(a: Analysis) -> list[str]:
+  """What to train, a sentence or two for each budget; why there is none if so."""
+  out = []
+  top = float(a.runs.cells['budget'].max())
+  for i in a.advice:
+    model, times = i.model, i.budget / top
+    where = (
+      'the largest budget of the sweep' if abs(times - 1) < 0.01
+      else f'{times:.3g} times the largest of the sweep'
+    )  # fmt: skip
+    out.append(
+      f'With {number(i.budget)} FLOPs ({where}): a model of width {model.width}, depth {model.depth}, '
+      f'MLP {model.mlp_dim} and {model.num_heads} heads ({number(i.parameters)} parameters), trained '
+      f'on {number(i.images)} images. Expect {a.y.replace("_", " ")} {i.loss:.4g}; '
+      f'{LEVEL:.0%} of such runs between {i.low:.4g} and {i.high:.4g}. '
+      + (f'Trust it: {i.reason}.' if i.trusted else f'Do not rely on it: {i.reason}.')
+    )
+  if not out:
+    reason = a.missing.get('advice', 'the table is too small')
+    out.append(f'There is no advice on what to train: {reason}.')
+  held = a.holdout
+  if a.advice and held and held.joint and held.inside < 0.8 * held.runs:
+    out.append(
+      f'These intervals are TOO NARROW: when the largest budget was left out, {held.inside} of its '
+      f'{held.runs} runs fell inside theirs.'
+    )
+  rate = _rate(a)
+  return out + ([rate] if rate else [])
+
+
+def _rate(a: Analysis) -> str:
+  """Which learning rate."""
+  tuning = [t for t in a.runs.tuning if len(t.rates) > 1]
+  if not tuning:
+    return ''
+  best, count = max(
+    ((rate, sum(t.best == rate for t in tuning)) for rate in {t.best for t in tuning}),
+    key=lambda pair: pair[1],
+  )
+  edges = sum(t.edge for t in tuning)
+  said = f'Learning rate {best:g} was the best for {count} of {len(tuning)} shapes and durations.'
+  if edges:
+    said += f' At {edges} the best is an end of those tried: a better one may lie beyond.'
+  moved = analysis_lib.transfer(a.runs)
+  if moved:
+    worst = f'{moved["worst"]:.1%}' if np.isfinite(moved['worst']) else 'divergence'
+    said += (
+      f' Taking the best rate of the smallest model for the others of a budget costs '
+      f'{moved["median"]:.1%} of the loss in the median, {worst} at worst.'
+    )
+  return said
+
+
+def trust(a: Analysis) -> list[str]:
+  """What was tested, and what came out."""
+  out, held = [], a.holdout
+  if held and held.law:
+    out.append(
+      f'Hold-out: fitted without the largest budget ({number(held.budget)} FLOPs, {held.factor:.3g} '
+      f'times the next), the law of the frontier ({held.law.law.name}) foretold {held.value:.4g}, '
+      f'{held.low:.4g} to {held.high:.4g} for a new run. Observed: {held.observed:.4g}, '
+      + ('inside.' if held.passed else 'OUTSIDE: this law does not hold up to there.')
+      + (' It is the loss of the smallest or the largest size there; a better one may be missing.'
+         if held.edge else '')
+    )  # fmt: skip
+  if held and held.joint:
+    share = held.inside / held.runs
+    out.append(
+      f'The law in size and images, fitted likewise, has {held.inside} of the {held.runs} runs of '
+      f'that budget inside its {held.joint.level:.0%} bands (root mean square error {held.rmse:.1%})'
+      + ('.' if share >= 0.8 else ': fewer than its bands promise. They are TOO NARROW, or the law '
+         'is not the right one.')
+    )  # fmt: skip
+  for name, choice in (('law of the frontier', a.choice), ('law in size and images', a.backtest)):
+    if choice and choice.factor > 1:
+      out.append(
+        f'Leaving out more and more budgets, the {name} was right within {choice.tolerance:.0%} up '
+        f'to {choice.factor:.3g} times the compute it was fitted to. Beyond that it is a guess.'
+      )
+    elif choice:
+      out.append(
+        f'The {name} was off by more than {choice.tolerance:.0%} already at the next budget that it '
+        'was not fitted to: do not extrapolate it.'
+      )
+  words = {'frontier': 'law of the frontier', 'isoflop': 'best sizes', 'exponents': 'exponents',
+           'joint': 'law in size and images', 'backtest': 'back-test of that law',
+           'holdout': 'hold-out', 'models': 'shapes', 'advice': 'advice'}  # fmt: skip
+  out += [f'No {words[part]}: {reason}.' for part, reason in a.missing.items() if part in words]
+  return out
+
+
+def number(value: float) -> str:
+  """5.62e11, 46.8 thousand, 1.01 million."""
+  for size, word in ((1e6, 'million'), (1e3, 'thousand')):
+    if size <= value < 1000 * size:
+      return f'{value / size:.3g} {word}'
+  if value < 1000:
+    return f'{value:.3g}'
+  digits, _, exponent = f'{value:.3g}'.partition('e')
+  return f'{digits}e{int(exponent)}' if exponent else digits
