@@ -1,7 +1,8 @@
 r"""The report of a sweep: `python -m experiments.report runs/fashion --budget=1e12,1e13`.
 
-Reads table.jsonl and the configurations in the sweep's directory, and writes report.html, one page for
-people that needs nothing else, and card.json, the same for programs. May be run while the sweep goes on.
+Reads table.jsonl and the configurations in the sweep's directory, and writes report.html, one page
+for people that needs nothing else, and card.json, the same for programs. May be run while the sweep
+goes on.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def main(
   if changes:
     raise RunError(f'unknown option --{next(iter(changes))}')
   asked = budgets_of(budget)
-  from experiments.sweeps import page, words  # needs Matplotlib: says so before anything is computed
+  # Matplotlib is asked for before anything is computed.
+  from experiments.sweeps import page, words
   from experiments.sweeps.analysis import analyse
   from experiments.sweeps.record import card
 
@@ -53,7 +55,7 @@ def main(
 
 
 if __name__ == '__main__':
-  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser = argparse.ArgumentParser(description='The report of a sweep.')
   parser.add_argument('dir', type=pathlib.Path, help='of the sweep')
   parser.add_argument('--budget', default='', help='training FLOPs to give advice for, by commas')
   parser.add_argument('--out', type=pathlib.Path, help='where to write, if not to DIR')

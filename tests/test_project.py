@@ -112,15 +112,23 @@ ALLOWED = {
   'topology': set(),
   'lanes': {'config', 'experiment', 'optim', 'state'},
   'fork': {'checkpoint', 'config', 'experiment', 'lanes', 'metrics', 'state'},
-  'scaling.__init__': {'scaling.fitting', 'scaling.laws'},
+  'scaling.__init__': {'scaling.fitting', 'scaling.laws', 'scaling.result'},
   'scaling.forms': set(),
   'scaling.laws': {'scaling.forms'},
   'scaling.solve': {'scaling.forms'},
   'scaling.problem': {'scaling', 'scaling.forms'},
   'scaling.uncertainty': {'scaling.forms', 'scaling.problem'},
-  'scaling.fitting': {'scaling', 'scaling.forms', 'scaling.laws', 'scaling.problem'},
+  'scaling.report': {'scaling.result'},
+  'scaling.result': {'scaling', 'scaling.forms', 'scaling.problem'},
+  'scaling.fitting': {
+    'scaling', 'scaling.forms', 'scaling.laws', 'scaling.problem', 'scaling.result'
+  },
   'scaling.design': {'architecture', 'flops'},
   'scaling.cost': {'architecture', 'flops'},
+  'scaling.advise': {'architecture', 'flops', 'scaling.design', 'scaling.result'},
+  'scaling.shape': {
+    'architecture', 'flops', 'scaling.design', 'scaling.laws', 'scaling.result'
+  },
   'evaluate': {
     'checkpoint', 'config', 'convert', 'experiment', 'lanes', 'launch', 'metrics', 'sharding'
   },

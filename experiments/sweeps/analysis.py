@@ -43,7 +43,8 @@ class Analysis:
 
   Attributes:
     runs: of the table.
-    frontier: a row for each budget, its best cell; `edge` where that is the smallest or the largest.
+    frontier: a row for each budget, its best cell; `edge` where that is the smallest or the largest
+      size there.
     used: rows of it that the law is fitted to.
     choice: of the law of the frontier.
     optima: the best sizes by approach 2, as `frontier.isoflop` returns them.
@@ -84,9 +85,7 @@ class Analysis:
     return self.backtest.factor if self.backtest else 1.0
 
 
-def analyse(
-  folder: pathlib.Path, *, budgets: Sequence[float] = (), y: str = ''
-) -> Analysis:
+def analyse(folder: pathlib.Path, *, budgets: Sequence[float] = (), y: str = '') -> Analysis:
   """Everything that the table in a sweep's directory allows.
 
   Args:
@@ -150,10 +149,12 @@ def _isoflop(out: Analysis) -> None:
     return
   if good.get('parabola', 0) < min(3, max(good.values())):
     out.method = max(good, key=good.__getitem__)
-  out.optima = found[out.method]
+  optima = found[out.method]
+  assert optima is not None
+  out.optima = optima
   for name in (SIZE, IMAGES):
     found_fit = _attempt(out, 'exponents', lambda name=name: frontier.exponent(
-      out.optima, name, flops=FLOPS, level=LEVEL))  # fmt: skip
+      optima, name, flops=FLOPS, level=LEVEL))  # fmt: skip
     if found_fit:
       out.exponents[name] = found_fit
 
@@ -188,8 +189,8 @@ def transfer(runs: Runs) -> Mapping[str, Any] | None:
   """What it costs to keep the learning rate of the smallest model of each budget for the others.
 
   Returns:
-    `median` and `worst` relative rise of the loss over the best of each, `cells` it was asked of, and
-    `same`, the share of cells whose best rate is that of the smallest; None with one rate only.
+    `median` and `worst` relative rise of the loss over the best of each, `cells` it was asked of,
+    and `same`, the share of cells whose best rate is that of the smallest; None with one rate only.
   """
   if len({rate for tuned in runs.tuning for rate in tuned.rates}) < 2:
     return None

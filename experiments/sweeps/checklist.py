@@ -1,7 +1,7 @@
 """What papers on scaling laws leave out, answered from the table of a sweep where it can be.
 
-The questions follow Li et al. 2025, (Mis)Fitting: A Survey of Scaling Laws (arXiv:2502.18969), which
-found that most papers cannot be reproduced for want of the answers.
+The questions follow Li et al. 2025, (Mis)Fitting: A Survey of Scaling Laws (arXiv:2502.18969),
+which found that most papers cannot be reproduced for want of the answers.
 """
 
 from __future__ import annotations
@@ -146,10 +146,11 @@ def _fit(a: Analysis) -> dict[str, str]:
       + f', summed over residuals of log {fit.y}'
     ),
     'Which grid of starts?': each(
-      lambda fit: f'{fit.settings["starts"]} starts, points of a Sobol sequence over the ranges of the law'
+      lambda fit: f'{fit.settings["starts"]} starts, points of a Sobol sequence over the ranges of '
+      'the law'
     ),
-    'Which optimizer?': 'Levenberg and Marquardt with analytic gradients in float64, reweighted for '
-    'Huber losses.' if laws else '',
+    'Which optimizer?': 'Levenberg and Marquardt with analytic gradients in float64, reweighted '
+    'for Huber losses.' if laws else '',
     'Did it converge?': each(
       lambda fit: f'{fit.convergence.share:.0%} of the starts reached the best fit, gradient '
       f'{fit.convergence.gradient:.0e}'

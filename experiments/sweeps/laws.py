@@ -16,7 +16,7 @@ SIZE, IMAGES, FLOPS = 'parameters', 'images', 'flops'
 UNITS = {SIZE: 'parameters', IMAGES: 'images', FLOPS: 'FLOP'}
 LEVEL = 0.95
 # Approach 3 as Hoffmann et al. 2022 do it; runs of one shape share what is odd about it.
-JOINT = dict(loss='huber', group='shape', level=LEVEL, units=UNITS)
+JOINT: dict[str, Any] = dict(loss='huber', group='shape', level=LEVEL, units=UNITS)
 TOLERANCE = 0.1  # relative error of the loss up to which an extrapolation counts as right
 MANY = 8  # budgets from which on laws with more parameters are asked, too
 

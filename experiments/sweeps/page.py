@@ -1,4 +1,4 @@
-"""The report of a sweep as one HTML page that needs nothing else: answers first, then the evidence."""
+"""The report of a sweep as one HTML page that needs nothing else: answers, then the evidence."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ STYLE = """
 :root { color-scheme: light; --ink: #1c2733; --soft: #5b6672; --line: #dfe4ea; --mark: #b3432b; }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 68rem; background: #fff;
-  color: var(--ink); font: 16px/1.55 system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif;
-  overflow-wrap: break-word; }
+  color: var(--ink); overflow-wrap: break-word;
+  font: 16px/1.55 system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif; }
 h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .25rem; }
-h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; padding-top: .75rem; border-top: 1px solid var(--line); }
+h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; padding-top: .75rem;
+  border-top: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 0 0 .25rem; }
 p { margin: .5rem 0; max-width: 46rem; }
 .soft, figcaption { color: var(--soft); font-size: .9rem; }
@@ -32,7 +33,8 @@ th, td { padding: .3rem .75rem .3rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; white-space: nowrap; }
 td.n, th.n { text-align: right; white-space: nowrap; }
-.figures { display: grid; gap: 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
+.figures { display: grid; gap: 2rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
 figure { margin: 0; break-inside: avoid; }
 figure svg { width: 100%; height: auto; display: block; }
 pre { overflow-x: auto; background: #f6f8fa; padding: .75rem; font-size: .78rem; line-height: 1.4; }
@@ -106,36 +108,37 @@ def _advice_table(advice: Sequence[Advice]) -> str:
 
 
 def _figures(a: Analysis) -> list[str]:
-  law = a.choice and a.choice.fit
+  law, optima = a.choice and a.choice.fit, a.optima
   said = f'The law: {law.law.formula}, {_params(law)}. ' if law else ''
-  out = [_figure(plots.compute, a, 'Loss against compute',
-                 f'{said}Dashed beyond the data; dark band: the curve, pale band: a new run.')]  # fmt: skip
-  if 'isoflop' not in a.missing or a.optima is not None:
-    flags = [] if a.optima is None else [f for f in a.optima['flag'].tolist() if f]
-    out.append(_figure(plots.isoflop, a, 'Loss against size at equal compute',
-                       'Parabolas in log size through the points near each minimum.'
-                       + (f' {len(flags)} budgets have no usable minimum '
-                          f'({", ".join(sorted(set(flags)))}).' if flags else '')))  # fmt: skip
-  if a.optima is not None and (a.optima['flag'] == '').any():
-    said = '; '.join(
-      f'{"size" if name == SIZE else "images"} as C^{fit.params["c"]:.3f} '
-      f'[{fit.ci["c"][0]:.3f}, {fit.ci["c"][1]:.3f}]' for name, fit in a.exponents.items()
-    )  # fmt: skip
-    out.append(_figure(plots.optimal, a, 'Best size and images', f'They grow: {said or "unknown"}.',
-                       height=5.6))  # fmt: skip
+  said += 'Dashed beyond the data. Dark band: the curve; pale: a new run.' if law else ''
+  out = [_figure(plots.compute, a, 'Loss against compute', said)]
+  if optima is not None:
+    flags = [flag for flag in optima['flag'].tolist() if flag]
+    said = 'Parabolas' if a.method == 'parabola' else 'Akima splines'
+    said += ' in log size through the points near each minimum.'
+    if flags:
+      said += f' {len(flags)} budgets have no usable minimum ({", ".join(sorted(set(flags)))}).'
+    out.append(_figure(plots.isoflop, a, 'Loss against size at equal compute', said))
+    if len(flags) < optima.rows:
+      said = '; '.join(
+        f'{"size" if name == SIZE else "images"} as C^{fit.params["c"]:.3f} '
+        f'[{fit.ci["c"][0]:.3f}, {fit.ci["c"][1]:.3f}]'
+        for name, fit in a.exponents.items()
+      )
+      said = f'They grow: {said}.' if said else 'Too few to say how they grow.'
+      out.append(_figure(plots.optimal, a, 'Best size and images', said, height=5.6))
   if a.joint:
-    out.append(_figure(plots.joint, a, 'The law in size and images',
-                       f'{a.joint.law.formula}, {_params(a.joint)}. Band: its noise, '
-                       f'{a.joint.noise:.2%}.', height=5.6))  # fmt: skip
+    said = f'{a.joint.law.formula}, {_params(a.joint)}. Band: its noise, {a.joint.noise:.2%}.'
+    out.append(_figure(plots.joint, a, 'The law in size and images', said, height=5.6))
   if any(len(t.rates) > 1 for t in a.runs.tuning):
-    out.append(_figure(plots.rates, a, 'Learning rates',
-                       'Each shape at its longest duration with all rates.'))  # fmt: skip
-    out.append(_figure(plots.transfer, a, 'Does the best learning rate transfer?',
-                       'Level: yes. Shapes of one width are moved apart by duration.'))  # fmt: skip
+    said = 'Each shape at its longest duration with all rates.'
+    out.append(_figure(plots.rates, a, 'Learning rates', said))
+    said = 'Level: yes. Shapes of one width are moved apart by duration.'
+    out.append(_figure(plots.transfer, a, 'Does the best learning rate transfer?', said))
   if a.times:
     ratio = np.log([t.measured / t.predicted for t in a.times])
-    out.append(_figure(plots.seconds, a, 'Time', f'Measured over predicted: median '
-                       f'{np.exp(np.median(ratio)):.2f}, spread {np.exp(ratio.std()):.2f}x.'))  # fmt: skip
+    said = f'median {np.exp(np.median(ratio)):.2f}, spread {np.exp(ratio.std()):.2f}x'
+    out.append(_figure(plots.seconds, a, 'Time', f'Measured over predicted: {said}.'))
   return out
 
 
@@ -190,7 +193,8 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[Any]], numbers: int = 0
   body = ''.join(
     f'<tr>{"".join(cell("td", i, value) for i, value in enumerate(row))}</tr>' for row in rows
   )
-  return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+  table = f'<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+  return f'<div class="wide">{table}</div>'
 
 
 def _paragraphs(lines: Sequence[str]) -> str:

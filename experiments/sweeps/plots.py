@@ -16,14 +16,14 @@ from vit_jax.scaling import frontier
 
 try:
   import matplotlib
-  from matplotlib import colors, ticker
+  from matplotlib import cm, colors, ticker
   from matplotlib.figure import Figure
 except ImportError:
   raise RunError('pictures of a sweep need Matplotlib: pip install matplotlib') from None
 
 WIDTH, HEIGHT = 5.4, 4.0  # inches; text of 9 points is then readable on a phone, too
 INK, FAINT, LAW, ADVICE = '#1c2733', '#b4bcc6', '#b3432b', '#d97706'
-STYLE = {
+STYLE: Any = {
   'svg.fonttype': 'none', 'font.size': 9, 'font.family': 'sans-serif',
   'font.sans-serif': ['Helvetica', 'Arial', 'DejaVu Sans', 'sans-serif'],
   'axes.spines.top': False, 'axes.spines.right': False, 'axes.edgecolor': '#5b6672',
@@ -112,9 +112,7 @@ def isoflop(a: Analysis, figure: Any) -> None:
     _legend(figure, axes)
   axes.set(xlabel='parameters', ylabel=_loss(a))
   _log(axes.xaxis, axes.yaxis)
-  mappable = matplotlib.cm.ScalarMappable(
-    norm, colors.ListedColormap(shades(np.linspace(0, 0.92, 256)))
-  )
+  mappable = cm.ScalarMappable(norm, colors.ListedColormap(shades(np.linspace(0, 0.92, 256))))
   _bar(figure, axes, mappable, 'training compute, FLOPs')
 
 
@@ -191,7 +189,7 @@ def rates(a: Analysis, figure: Any) -> None:
   _log(axes.xaxis, axes.yaxis)
   every = sorted({rate for t in longest.values() for rate in t.rates})
   _ticks(axes.xaxis, every)
-  _bar(figure, axes, matplotlib.cm.ScalarMappable(norm, shades))
+  _bar(figure, axes, cm.ScalarMappable(norm, shades))
   _legend(figure, axes)
 
 
@@ -216,7 +214,7 @@ def transfer(a: Analysis, figure: Any) -> None:
   every = sorted({rate for t in tuning for rate in t.rates})
   axes.set_ylim(every[0] / 1.2, every[-1] * 1.2)
   _ticks(axes.yaxis, every)
-  _bar(figure, axes, matplotlib.cm.ScalarMappable(norm, shades), 'images seen')
+  _bar(figure, axes, cm.ScalarMappable(norm, shades), 'images seen')
   _legend(figure, axes)
 
 
@@ -257,8 +255,8 @@ def _bar(figure: Any, axes: Any, mappable: Any, label: str = 'parameters') -> No
 
 def _interval(axes: Any, x: Any, y: Any, low: Any, high: Any, **style: Any) -> None:
   y, low, high = (np.asarray(v, float) for v in (y, low, high))
-  axes.errorbar(x, y, (np.maximum(y - low, 0), np.maximum(high - y, 0)), elinewidth=1.2, capsize=2.5,
-                zorder=5, **style)  # fmt: skip
+  ends = np.maximum(y - low, 0), np.maximum(high - y, 0)
+  axes.errorbar(x, y, ends, elinewidth=1.2, capsize=2.5, zorder=5, **style)
 
 
 def _legend(figure: Any, axes: Any) -> None:
@@ -293,7 +291,7 @@ def _log(*axis: Any) -> None:
         break
 
 
-def _short(value: float, _: int) -> str:
+def _short(value: float, place: int) -> str:
   """0.05, 200, $2 \\times 10^6$."""
   if 1e-3 <= value < 1e4:
     return f'{value:g}'

@@ -39,7 +39,7 @@ class Tuned:
     losses: of each, means over seeds; NaN where the run diverged.
     best: the rate with the lowest loss.
     star: the minimum of the parabola through it and its neighbours, `best` where one is missing.
-    edge: whether `best` is the lowest or the highest rate tried, so that a better one may lie beyond.
+    edge: whether `best` is the lowest or the highest rate tried: a better one may lie beyond.
   """
 
   shape: str
@@ -235,7 +235,7 @@ def _tuned(members: Sequence[Row], y: str, budget: float) -> Tuned:
   star = rates[place]
   around = slice(max(0, place - 1), place + 2)
   if len(rates[around]) == 3 and np.isfinite(losses[around]).all():
-    c, b, a = np.polynomial.polynomial.polyfit(np.log(rates[around]), np.log(losses[around]), 2)
+    _, b, a = np.polynomial.polynomial.polyfit(np.log(rates[around]), np.log(losses[around]), 2)
     star = math.exp(-b / (2 * a)) if a > 0 else star
   first = members[0]
   return Tuned(
@@ -266,7 +266,9 @@ def architectures(folder: pathlib.Path, runs: Runs) -> dict[str, ViTArchitecture
     if not record:
       raise RunError(f'{folder}/runs/{run}/config.json is not there')
     known = {field.name for field in dataclasses.fields(ViTArchitecture)}
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items() if k in known}
+    fields: dict[str, Any] = {
+      k: tuple(v) if isinstance(v, list) else v for k, v in record.items() if k in known
+    }
     model = ViTArchitecture(**fields).resolve()
     row = next(row for row in runs.rows if row.get('run') == run)
     # Training takes the number of classes from the data: what is missing is the head.

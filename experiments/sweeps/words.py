@@ -20,10 +20,10 @@ def answers(a: Analysis) -> list[str]:
       else f'{times:.3g} times the largest of the sweep'
     )  # fmt: skip
     out.append(
-      f'With {number(i.budget)} FLOPs ({where}): a model of width {model.width}, depth {model.depth}, '
-      f'MLP {model.mlp_dim} and {model.num_heads} heads ({number(i.parameters)} parameters), trained '
-      f'on {number(i.images)} images. Expect {a.y.replace("_", " ")} {i.loss:.4g}; '
-      f'{LEVEL:.0%} of such runs between {i.low:.4g} and {i.high:.4g}. '
+      f'With {number(i.budget)} FLOPs ({where}): a model of width {model.width}, depth '
+      f'{model.depth}, MLP {model.mlp_dim} and {model.num_heads} heads ({number(i.parameters)} '
+      f'parameters), trained on {number(i.images)} images. Expect {a.y.replace("_", " ")} '
+      f'{i.loss:.4g}; {LEVEL:.0%} of such runs between {i.low:.4g} and {i.high:.4g}. '
       + (f'Trust it: {i.reason}.' if i.trusted else f'Do not rely on it: {i.reason}.')
     )
   if not out:
@@ -67,9 +67,10 @@ def trust(a: Analysis) -> list[str]:
   out, held = [], a.holdout
   if held and held.law:
     out.append(
-      f'Hold-out: fitted without the largest budget ({number(held.budget)} FLOPs, {held.factor:.3g} '
-      f'times the next), the law of the frontier ({held.law.law.name}) foretold {held.value:.4g}, '
-      f'{held.low:.4g} to {held.high:.4g} for a new run. Observed: {held.observed:.4g}, '
+      f'Hold-out: fitted without the largest budget ({number(held.budget)} FLOPs, '
+      f'{held.factor:.3g} times the next), the law of the frontier ({held.law.law.name}) '
+      f'foretold {held.value:.4g}, {held.low:.4g} to {held.high:.4g} for a new run. '
+      f'Observed: {held.observed:.4g}, '
       + ('inside.' if held.passed else 'OUTSIDE: this law does not hold up to there.')
       + (' It is the loss of the smallest or the largest size there; a better one may be missing.'
          if held.edge else '')
@@ -78,7 +79,8 @@ def trust(a: Analysis) -> list[str]:
     share = held.inside / held.runs
     out.append(
       f'The law in size and images, fitted likewise, has {held.inside} of the {held.runs} runs of '
-      f'that budget inside its {held.joint.level:.0%} bands (root mean square error {held.rmse:.1%})'
+      f'that budget inside its {held.joint.level:.0%} bands (root mean square error '
+      f'{held.rmse:.1%})'
       + ('.' if share >= 0.8 else ': fewer than its bands promise. They are TOO NARROW, or the law '
          'is not the right one.')
     )  # fmt: skip
@@ -90,8 +92,8 @@ def trust(a: Analysis) -> list[str]:
       )
     elif choice:
       out.append(
-        f'The {name} was off by more than {choice.tolerance:.0%} already at the next budget that it '
-        'was not fitted to: do not extrapolate it.'
+        f'The {name} was off by more than {choice.tolerance:.0%} already at the next budget that '
+        'it was not fitted to: do not extrapolate it.'
       )
   words = {'frontier': 'law of the frontier', 'isoflop': 'best sizes', 'exponents': 'exponents',
            'joint': 'law in size and images', 'backtest': 'back-test of that law',

@@ -5,7 +5,8 @@
 >>> print(law.report())
 """
 
-from vit_jax.scaling.fitting import Fit, Prediction, fit
+from vit_jax.scaling.fitting import fit
 from vit_jax.scaling.laws import LAWS, sovit_exponent, sovit_optimum
+from vit_jax.scaling.result import Fit, Prediction
 
 __all__ = ['LAWS', 'Fit', 'Prediction', 'fit', 'sovit_exponent', 'sovit_optimum']

@@ -13,7 +13,7 @@ from vit_jax import flops
 from vit_jax.architecture import ViTArchitecture
 from vit_jax.errors import RunError
 from vit_jax.scaling.design import name_of, resized
-from vit_jax.scaling.fitting import Fit
+from vit_jax.scaling.result import Fit
 
 # Columns that a law may count a model's size in, and what each leaves out.
 SIZES = {'parameters': (), 'parameters_non_embedding': ('embedding',)}
@@ -94,8 +94,8 @@ def advise(
 ) -> Advice:  # fmt: skip
   """The best of some models for a budget, each trained as long as the budget lasts.
 
-  The law knows sizes, not shapes: of models with as many parameters it takes the cheapest. FLOPs are
-  those of each model, not 6 x parameters x images.
+  The law knows sizes, not shapes: of models with as many parameters it takes the cheapest. FLOPs
+  are those of each model, not 6 x parameters x images.
 
   Args:
     law: of the loss in the model's size (a column named as in `SIZES`) and in images.
@@ -126,8 +126,8 @@ def advise(
   doubts = []
   if factor > reach * 1.001:
     doubts.append(
-      f'{factor:.3g} times the compute of the runs, and the law was shown to hold up to {reach:.3g} '
-      'times'
+      f'{factor:.3g} times the compute of the runs, and the law was shown to hold up to '
+      f'{reach:.3g} times'
     )
   if half > tolerance:
     doubts.append(f'the curve is known to {half:.0%} only')

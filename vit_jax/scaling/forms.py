@@ -230,6 +230,20 @@ class Law:
     shift[fixed] = np.linalg.solve(pivot, values - constant[fixed])
     return out, shift
 
+  def ordered(self, theta: Array) -> Array:
+    """The same curves with their breaks from left to right."""
+    breaks = [p for term in self.terms for p in term.powers if isinstance(p.basis, Break)]
+    if len(breaks) < 2:
+      return theta
+    columns = np.array(
+      [[self.params.index(name) for name in (p.exponent, *p.basis[1:])] for p in breaks]
+    )
+    order = np.argsort(theta[:, columns[:, 1]], axis=1)
+    out, rows = theta.copy(), np.arange(len(theta))[:, None]
+    for place, chosen in zip(columns, order.T, strict=True):
+      out[:, place] = theta[rows, columns[chosen]]
+    return out
+
   def ranges(self, data: Data) -> tuple[Array, Array, Array]:
     """Where theta may be, and where starts are drawn from.
 

@@ -61,6 +61,12 @@ class Problem:
     return Data(self.x - self.centre.x[:, None], self.y - self.centre.y)
 
   @functools.cached_property
+  def members(self) -> list[np.ndarray]:
+    """Points of each run."""
+    runs = np.arange(len(self.y)) if self.runs is None else self.runs
+    return [np.flatnonzero(runs == run) for run in range(int(runs.max()) + 1)]
+
+  @functools.cached_property
   def _basis(self) -> tuple[Array, Array]:
     return self.law.hold(self.held, self.centre)
 
@@ -101,13 +107,17 @@ class Problem:
         out[name] = np.where(theta[:, i] <= low[i], 0.0, out[name])
     return out
 
+  def ordered(self, phi: Array) -> Array:
+    """The same fits with their breaks in order, if none of their parameters is held."""
+    return phi if self.held else self.law.ordered(phi)
+
   def starts(self, count: int) -> Array:
     """Where to search from; shape (count, free)."""
     return self.law.starts(self.data, count)[:, self.free]
 
   def solve(
     self, phi: Array, *, z: Array | None = None, weights: Array | None = None,
-    pull: Pull | None = None, tolerance: float = 1e-13,
+    pull: Pull | None = None, tolerance: float = 1e-13, steps: int = 500,
   ) -> solve.Solution:  # fmt: skip
     """Minimises from every row of `phi`.
 
@@ -117,6 +127,7 @@ class Problem:
       weights: of the points, shape (n,) or (batch, n).
       pull: one more residual.
       tolerance: as for `solve.minimise`.
+      steps: as well.
     """
     n = len(self.y)
     weights = np.ones(n) if weights is None else weights
@@ -134,5 +145,5 @@ class Problem:
       return r, np.concatenate([gradient, slope[:, None]], 1)
 
     return solve.minimise(
-      residuals, phi, weights, self.bounds, delta=self.delta, tolerance=tolerance
+      residuals, phi, weights, self.bounds, delta=self.delta, tolerance=tolerance, steps=steps
     )

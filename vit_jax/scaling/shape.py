@@ -1,8 +1,8 @@
 """How to grow the shape of a model: width, depth and MLP at their own rates (SoViT).
 
-Alabdulmohsin et al. 2023, Getting ViT in Shape (arXiv:2305.13035), fit the law 'sovit' to one dimension
-at a time. The best value of a dimension then grows as compute^s with s = c / (a + b), and a model is
-scaled by growing all dimensions together in these proportions until its compute is spent.
+Alabdulmohsin et al. 2023, Getting ViT in Shape (arXiv:2305.13035), fit the law 'sovit' to one
+dimension at a time. The best value of a dimension then grows as compute^s with s = c / (a + b). A
+model is scaled by growing all dimensions together in these proportions until its compute is spent.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from vit_jax import flops
 from vit_jax.architecture import ViTArchitecture
 from vit_jax.errors import RunError, suggest
 from vit_jax.scaling.design import resized
-from vit_jax.scaling.fitting import Fit
 from vit_jax.scaling.laws import sovit_exponent
+from vit_jax.scaling.result import Fit
 
 # Of the paper: from 10-shot error on ImageNet after pre-training on JFT-3B.
 SOVIT = {'width': 0.22, 'depth': 0.45, 'mlp_dim': 0.6}

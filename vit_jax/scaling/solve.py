@@ -40,7 +40,7 @@ def rho(r: Array, delta: float | None) -> Array:
 
 def minimise(
   residuals: Residuals, theta: Array, weights: Array, bounds: tuple[Array, Array], *,
-  delta: float | None = None, steps: int = 500, tolerance: float = 1e-13,
+  delta: float | None = None, steps: int, tolerance: float,
 ) -> Solution:  # fmt: skip
   """Minimises sum_i w_i rho(r_i(theta)) from each row of `theta`: sums, so that nothing shrinks.
 

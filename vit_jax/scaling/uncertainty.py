@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import stats
 
 from vit_jax.scaling.forms import VANISHED, Array
 from vit_jax.scaling.problem import Problem, Pull, Quantity
@@ -13,24 +12,24 @@ FAR = 60.0  # a logarithm that moved by this much has no end
 
 def curvature(problem: Problem, phi: Array, weights: Array | None = None) -> Array:
   """Gauss-Newton curvature of the sum of squares, shape (batch, free, free); 1 where at a bound."""
-  gradient = problem.curve(phi, problem.data.u)[1]
-  left = gradient if weights is None else gradient * weights[..., None]
-  out = left.transpose(0, 2, 1) @ gradient
-  stuck = (phi <= problem.bounds[0]) | (phi >= problem.bounds[1])
-  out = np.where(stuck[:, :, None] | stuck[:, None, :], 0, out)
+  jacobian = _movable(problem, phi)
+  weighted = jacobian if weights is None else jacobian * weights[..., None]
+  out = weighted.transpose(0, 2, 1) @ jacobian
   diagonal = np.eye(phi.shape[1], dtype=bool)
-  out[:, diagonal] = np.where(stuck, 1, out[:, diagonal] * (1 + 1e-12) + 1e-12)
+  size = out[:, diagonal]
+  out[:, diagonal] = np.where(size == 0, 1, size * (1 + 1e-12) + 1e-12)
   return out
 
 
-def variance(problem: Problem, phi: Array, slope: Array) -> Array:
+def variance(problem: Problem, phi: Array, slope: Array, weights: Array | None = None) -> Array:
   """Of quantities with the gradients `slope` (batch, free), in units of the noise's; (batch,)."""
-  return (slope * np.linalg.solve(curvature(problem, phi), slope[..., None])[..., 0]).sum(1)
+  solved = np.linalg.solve(curvature(problem, phi, weights), slope[..., None])[..., 0]
+  return (slope * solved).sum(1)
 
 
 def profile(
   problem: Problem, phi: Array, objective: Array, quantity: Quantity, side: Array, rise: Array, *,
-  z: Array | None = None, new: bool = False,
+  z: Array | None = None,
 ) -> Array:  # fmt: skip
   """Where the profile of the objective over a quantity has risen by a given amount.
 
@@ -45,7 +44,6 @@ def profile(
     side: -1 for the lower end, 1 for the upper one, shape (batch,).
     rise: of the objective, shape (batch,).
     z: targets of each fit, shape (batch, n), if not the data's.
-    new: the profile of a new observation instead: the quantity with an error of its own.
 
   Returns:
     The ends, shape (batch,); infinite where there is none.
@@ -53,8 +51,8 @@ def profile(
   batch, every = len(phi), np.arange(len(phi))
   rise = np.maximum(rise, 1e-30)
   origin, slope = quantity(phi, every)
-  spread = np.maximum(variance(problem, phi, slope), 1e-30) + (1 if new else 0)
-  weight = np.ones(batch) if new else 100 / spread
+  spread = np.maximum(variance(problem, phi, slope), 1e-30)
+  weight = 100 / spread
   lag = np.zeros(batch)  # by which a pull misses its target
   # The bracket: a point inside (with its fit) and one outside, and the roots of their rises.
   inner, low, fit = origin.copy(), np.zeros(batch), phi.copy()
@@ -68,12 +66,11 @@ def profile(
     goal = inner[a] + np.where(seeks, side[a] * stride[a], share * (outer[a] - inner[a]))
     target = goal + lag[a]
     pull = Pull(lambda p, rows, a=a: quantity(p, a[rows]), target, weight[a])
-    found = problem.solve(fit[a], z=None if z is None else z[a], pull=pull, tolerance=1e-9)
-    value, cost = quantity(found.theta, a)[0], found.objective
-    if new:
-      value = target
-    else:
-      cost = cost - weight[a] * (value - target) ** 2 / 2
+    found = problem.solve(
+      fit[a], z=None if z is None else z[a], pull=pull, tolerance=1e-9, steps=100
+    )
+    value = quantity(found.theta, a)[0]
+    cost = found.objective - weight[a] * (value - target) ** 2 / 2
     root = np.sqrt(np.maximum(cost - objective[a], 0) / rise[a])
     ahead = side[a] * (value - inner[a])
     within = (ahead > 0) & ~(side[a] * (value - outer[a]) >= 0)
@@ -81,7 +78,7 @@ def profile(
     # A profile that has become flat, or a pull too weak for one that is steep.
     slow = ~(enters | leaves) | (seeks & enters & (ahead < 0.2 * stride[a]))
     idle[a] = np.where(slow, idle[a] + 1, 0)
-    weight[a] *= np.where(slow & (not new), 10, 1)
+    weight[a] *= np.where(slow, 10, 1)
     wanted = side[a] * (value - origin[a]) * (1 / np.maximum(root, 1e-3) - 1)
     stride[a] = np.where(enters & seeks, np.clip(wanted, stride[a], 3 * stride[a]), stride[a])
     i, o = a[enters], a[leaves]
@@ -101,9 +98,57 @@ def profile(
   return end
 
 
-def threshold(level: float, n: int, p: int) -> float:
-  """The rise of SS / SSmin at the ends of an interval: F(1, n - p) / (n - p)."""
-  return float(stats.f.ppf(level, 1, n - p) / (n - p))
+def sandwich(problem: Problem, phi: Array, residuals: Array, slope: Array) -> tuple[Array, Array]:
+  """Variance of quantities for noise of any size that may be shared within runs.
+
+  Residuals of a run are inflated by the root of what the fit took from them, so that the variance
+  is unbiased if the noise is equal and independent after all; its degrees of freedom are then
+  those of a chi-squared variable with the same first two moments (Bell and McCaffrey 2002, Bias
+  Reduction in Standard Errors for Linear Regression with Multi-Stage Samples).
+
+  Args:
+    problem: of sums of squares.
+    phi: best fits, shape (batch, free).
+    residuals: theirs, shape (batch, n).
+    slope: gradients of the quantities, shape (batch, free).
+
+  Returns:
+    The variances, shape (batch,), and their degrees of freedom, at least 2, shape (batch,).
+  """
+  jacobian = _movable(problem, phi)
+  values, vectors = np.linalg.eigh(curvature(problem, phi))
+  root = vectors / np.sqrt(values)[:, None, :]  # root @ root.T is the inverse of the curvature
+  w = jacobian @ root
+  eta = (slope[:, None] @ root)[:, 0]
+  batch, _, p = w.shape
+  total, trace, squares = np.zeros(batch), np.zeros(batch), np.zeros(batch)
+  outer = np.zeros((batch, p, p))
+  for members in problem.members:
+    part = w[:, members]
+    share, axes = np.linalg.eigh(part.transpose(0, 2, 1) @ part)
+    left = 1 - share  # of the noise in these directions; where nothing is left nothing is known
+    inflation = np.where(left > 1e-6, 1 / np.sqrt(np.maximum(left, 1e-6)), 0)
+    along = (eta[:, None] @ axes)[:, 0]
+    score = (axes.transpose(0, 2, 1) @ (part.transpose(0, 2, 1) @ residuals[:, members, None]))[
+      ..., 0
+    ]
+    total += (along * inflation * score).sum(1) ** 2
+    own = (along**2 * share * inflation**2 * left).sum(1)
+    pulled = (axes @ (along * inflation * share)[..., None])[..., 0]
+    trace += own
+    squares += own**2 - (pulled**2).sum(1) ** 2
+    outer += pulled[:, :, None] * pulled[:, None, :]
+  squares += (outer**2).sum((1, 2))
+  full = (eta**2).sum(1)
+  tiny = 1e-9 * full + 1e-300
+  degrees = trace**2 / np.maximum(squares, tiny**2)
+  return total * full / np.maximum(trace, tiny), np.clip(degrees, 2, None)
+
+
+def _movable(problem: Problem, phi: Array) -> Array:
+  """Gradient of the curve at the data, (batch, n, free); zero for parameters at a bound."""
+  stuck = (phi <= problem.bounds[0]) | (phi >= problem.bounds[1])
+  return np.where(stuck[:, None, :], 0, problem.curve(phi, problem.data.u)[1])
 
 
 def resample(problem: Problem, phi: Array, draws: int, seed: int) -> Array:
@@ -115,17 +160,18 @@ def resample(problem: Problem, phi: Array, draws: int, seed: int) -> Array:
     draws: how many.
     seed: of the generator.
   """
-  n = len(problem.y)
-  runs = np.arange(n) if problem.runs is None else problem.runs
-  count = int(runs.max()) + 1
+  count = len(problem.members)
   rng = np.random.default_rng(seed)
-  weights = rng.multinomial(count, np.full(count, 1 / count), draws)[:, runs].astype(float)
+  chosen = rng.multinomial(count, np.full(count, 1 / count), draws)
+  weights = np.empty((draws, len(problem.y)))
+  for members, times in zip(problem.members, chosen.T, strict=True):
+    weights[:, members] = times[:, None]
   # From the best fit, and from inside the bounds in case it lies on one that a draw would leave.
   low, high = problem.bounds
   starts = np.stack([phi, np.where(phi <= low, np.minimum(low - VANISHED - 1, high), phi)])
   starts = starts[: 1 + bool((phi <= low).any())]
   tries = [
-    problem.solve(np.tile(start, (draws, 1)), weights=weights, tolerance=1e-10) for start in starts
+    problem.solve(np.tile(start, (draws, 1)), weights=weights, tolerance=1e-8) for start in starts
   ]
   best = np.argmin([t.objective for t in tries], 0)
-  return np.stack([t.theta for t in tries])[best, np.arange(draws)]
+  return problem.ordered(np.stack([t.theta for t in tries])[best, np.arange(draws)])

@@ -1,0 +1,154 @@
+"""What a fit says of itself, to people and to programs."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import stats
+
+if TYPE_CHECKING:
+  from vit_jax.scaling.result import Fit
+
+INTERVALS = {
+  'robust': 'profiles of the sum of squares, for noise of any size, shared within runs',
+  'profile': 'profiles of the sum of squares, for equal and independent noise',
+  'bootstrap': 'bootstrap of whole runs',
+}
+CLEAR = 0.01  # p-value below which residuals are called odd
+TOLERANCE = 0.1  # relative half-width of the band up to which a report extrapolates
+
+
+def flags(fit: Fit) -> list[str]:
+  """What to be wary of, a sentence each."""
+  out = []
+  for name in fit.convergence.at_bound:
+    zero = fit.params[name] == 0
+    out.append(f'{name} is 0' if zero else f'{name} ended at the bound of the search')
+  for name, (low, high) in fit.ci.items():
+    if name in fit.law.vanishing and low == 0 and fit.params[name] > 0:
+      out.append(f'{name} is indistinguishable from 0')
+    elif not math.isfinite(high) or (low == 0 and name not in fit.law.vanishing):
+      out.append(f'{name} is not identified: its interval has no end')
+    elif fit.law.roles[name] == 'exponent' and low <= 0 <= high:
+      out.append(f'{name} is indistinguishable from 0')
+  found = fit.convergence
+  if found.share < 0.1:
+    reached = round(found.share * found.starts)
+    out.append(f'only {reached} of {found.starts} starts reached the best fit: give more starts')
+  if found.gradient > 1e-3 and found.objective > 1e-20 * len(fit.residuals):
+    out.append(f'the search did not end at a minimum (gradient {found.gradient:.1g})')
+  runs = len(fit._problem.members)
+  if runs - len(fit.ci) <= 2:
+    out.append(f'{runs} runs for {len(fit.ci)} parameters: hardly anything is left to judge by')
+  return out + _odd_residuals(fit)
+
+
+def _odd_residuals(fit: Fit) -> list[str]:
+  """Trends in the residuals that a good fit does not have."""
+  residuals, n = fit.residuals, len(fit.residuals)
+  if n < 10 or np.abs(residuals).max() < 1e-9:
+    return []
+  out = []
+  curve = fit._problem.data.z - residuals
+  ranks = np.argsort(np.argsort([np.abs(residuals), curve]))
+  trend = np.atleast_2d(np.corrcoef(ranks))[0, 1]  # Spearman's
+  if abs(trend) * math.sqrt(n - 1) > stats.norm.isf(CLEAR / 2):
+    out.append(f'the noise is larger where {fit.y} is {"large" if trend > 0 else "small"}')
+  if fit.settings['group'] is None:
+    order = np.argsort(fit._problem.x[fit.law.scale], kind='stable')
+    ahead, back = residuals[order][1:], residuals[order][:-1]
+    likeness = (ahead * back).sum() / (residuals**2).sum()
+    if likeness * math.sqrt(n) > stats.norm.isf(CLEAR):
+      out.append(
+        'neighbours err alike: another law would fit better, or points share runs (give group)'
+      )
+  return out
+
+
+def text(fit: Fit) -> str:
+  """For people."""
+  law, n = fit.law, len(fit.residuals)
+  names = dict(zip(law.inputs, fit.x, strict=True))
+  where = ', '.join(f'{a} = {_quantity(fit, b)}' for a, b in names.items())
+  lines = [
+    f'{law.name}: {law.formula}', f'  {where}; y = {_quantity(fit, fit.y)}', f'  {law.source}', '',
+  ]  # fmt: skip
+  width = max(map(len, fit.params))
+  for name, value in fit.params.items():
+    ends = fit.ci.get(name)
+    said = f'[{_number(ends[0])}, {_number(ends[1])}]' if ends else 'given'
+    lines.append(f'  {name:{width}}  {_number(value):>10}  {said}')
+  group = fit.settings['group']
+  runs = f' in {len(fit._problem.members)} runs ({group})' if group else ''
+  loss = fit.settings['loss'] + (f' (delta {fit._problem.delta:g})' if fit._problem.delta else '')
+  ranges = ', '.join(
+    f'{name} {low:.3g} to {high:.3g}' for name, (low, high) in _ranges(fit).items()
+  )
+  found = fit.convergence
+  lines += [
+    '',
+    f'  data        {n} points{runs}, {ranges}',
+    f'  loss        {loss}, of log {fit.y}; noise {fit.noise:.2%}',
+    f'  intervals   {fit.level:.0%}: {INTERVALS[fit.interval]}',
+    f'  search      {round(found.share * found.starts)} of {found.starts} starts reached the best '
+    f'fit; gradient {found.gradient:.0e}',
+    f'  trust       {_trust(fit)}',
+  ]
+  worst = [i for i in fit.influence[:3] if abs(i.shift) >= 1]
+  lines += [
+    f'  influence   without {_runs(fit, i.runs)}, {i.parameter} moves by {i.shift:+.1f} standard '
+    'errors' for i in worst
+  ]  # fmt: skip
+  lines += [f'  flag        {flag}' for flag in flags(fit)]
+  return '\n'.join(lines)
+
+
+def _runs(fit: Fit, runs: tuple[Any, ...]) -> str:
+  return f'{fit.settings["group"] or "row"} {", ".join(map(str, runs))}'
+
+
+def _trust(fit: Fit) -> str:
+  scale = fit.x[fit.law.scale]
+  end, (_, top) = fit.limit(TOLERANCE), _ranges(fit)[scale]
+  if end is None:
+    return f'the band of the curve stays within {TOLERANCE:.0%} to a million times the data'
+  if end == 0:
+    return f'the band of the curve is nowhere within {TOLERANCE:.0%}'
+  factor = end / top
+  times = f'{factor:.3g} times the data' if factor > 1 else 'inside the data'
+  return f'the band of the curve stays within {TOLERANCE:.0%} up to {scale} {end:.3g}, {times}'
+
+
+def _quantity(fit: Fit, name: str) -> str:
+  unit = fit.units[name]
+  return name if unit == name else f'{name} [{unit}]'
+
+
+def _number(value: float) -> str:
+  return f'{value:.4g}' if math.isfinite(value) else 'no end'
+
+
+def _ranges(fit: Fit) -> dict[str, tuple[float, float]]:
+  """Of the columns in the data."""
+  columns = zip((*fit.x, fit.y), (*fit._problem.x, fit._problem.y), strict=True)
+  return {name: (float(np.exp(c.min())), float(np.exp(c.max()))) for name, c in columns}
+
+
+def card(fit: Fit) -> dict[str, Any]:
+  """What JSON can hold; ends that are infinite are None."""
+  finite = {
+    name: [end if math.isfinite(end) else None for end in ends] for name, ends in fit.ci.items()
+  }
+  return {
+    'law': fit.law.name, 'formula': fit.law.formula, 'source': fit.law.source,
+    'x': dict(zip(fit.law.inputs, fit.x, strict=True)), 'y': fit.y, 'units': fit.units,
+    'params': fit.params, 'ci': finite, 'se': fit.se, 'level': fit.level, 'interval': fit.interval,
+    'noise': fit.noise, 'points': len(fit.residuals), 'runs': len(fit._problem.members),
+    'ranges': {name: list(ends) for name, ends in _ranges(fit).items()},
+    'convergence': {**fit.convergence._asdict(), 'at_bound': list(fit.convergence.at_bound)},
+    'limit': {'tolerance': TOLERANCE, fit.x[fit.law.scale]: fit.limit(TOLERANCE)},
+    'influence': [{**i._asdict(), 'runs': list(i.runs)} for i in fit.influence[:5]],
+    'flags': flags(fit), 'settings': fit.settings,
+  }  # fmt: skip
