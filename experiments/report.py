@@ -54,10 +54,15 @@ def main(
   print(f'{out}/report.html, {out}/card.json')
 
 
+def parser() -> argparse.ArgumentParser:
+  """Of the command line."""
+  found = argparse.ArgumentParser(description='The report of a sweep.')
+  found.add_argument('dir', type=pathlib.Path, help='of the sweep')
+  found.add_argument('--budget', default='', help='training FLOPs to give advice for, by commas')
+  found.add_argument('--out', type=pathlib.Path, help='where to write, if not to DIR')
+  found.add_argument('--y', default='', help='column of the loss, if not test_loss')
+  return found
+
+
 if __name__ == '__main__':
-  parser = argparse.ArgumentParser(description='The report of a sweep.')
-  parser.add_argument('dir', type=pathlib.Path, help='of the sweep')
-  parser.add_argument('--budget', default='', help='training FLOPs to give advice for, by commas')
-  parser.add_argument('--out', type=pathlib.Path, help='where to write, if not to DIR')
-  parser.add_argument('--y', default='', help='column of the loss, if not test_loss')
-  command.run(parser, main)
+  command.run(parser(), main)

@@ -9,7 +9,7 @@ from vit_jax.architecture import ViTArchitecture
 from vit_jax.scaling import design
 
 # L = E + A / N^a + B / D^b; the best size grows as compute^(b / (a + b)).
-TRUTH = dict(A=40.0, B=12.0, E=0.2, a=0.5, b=0.42)
+TRUTH = dict(A=8.0, B=5.0, E=0.4, a=0.42, b=0.38)
 SIZES = ((8, 1), (8, 2), (16, 2), (24, 2), (32, 2), (48, 3), (64, 3), (96, 4))
 RATES = (1.6e-3, 4e-3, 1e-2)
 

@@ -165,7 +165,15 @@ def _advice(out: Analysis, budget: float) -> Advice:
   if not out.models:
     raise RunError(f'it needs the models: {out.missing["models"]}')
   family = between(list(out.models.values()))
-  return advise(out.joint, family, budget, reach=max(out.reach, NEAR), tolerance=laws.TOLERANCE)
+  found = advise(out.joint, family, budget, reach=max(out.reach, NEAR), tolerance=laws.TOLERANCE)
+  if not out.choice:
+    return found
+  other = out.choice.fit.predict(budget)
+  if other.new_low <= found.high and found.low <= other.new_high:
+    return found
+  said = f'the law of the frontier expects another loss, {float(other.value):.4g}'
+  reason = said if found.trusted else f'{found.reason}; {said}'
+  return dataclasses.replace(found, trusted=False, reason=reason)
 
 
 def _times(folder: pathlib.Path, out: Analysis) -> list[Time]:

@@ -32,7 +32,8 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { padding: .3rem .75rem .3rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; white-space: nowrap; }
-td.n, th.n { text-align: right; white-space: nowrap; }
+td.n, th.n { text-align: right; }
+.numbers td { white-space: nowrap; }
 .figures { display: grid; gap: 2rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
 figure { margin: 0; break-inside: avoid; }
@@ -193,8 +194,9 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[Any]], numbers: int = 0
   body = ''.join(
     f'<tr>{"".join(cell("td", i, value) for i, value in enumerate(row))}</tr>' for row in rows
   )
+  kind = 'wide numbers' if numbers else 'wide'
   table = f'<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-  return f'<div class="wide">{table}</div>'
+  return f'<div class="{kind}">{table}</div>'
 
 
 def _paragraphs(lines: Sequence[str]) -> str:
