@@ -93,9 +93,9 @@ ALLOWED = {
   },
   'scaling.table': set(),
   'scaling.published': {'scaling.table'},
-  'scaling.frontier': {'scaling.fitting', 'scaling.table'},
-  'scaling.choice': {'scaling.fitting', 'scaling.forms', 'scaling.laws', 'scaling.table'},
-  'scaling.compare': {'scaling.fitting', 'scaling.forms'},
+  'scaling.frontier': {'scaling.fitting', 'scaling.result', 'scaling.table'},
+  'scaling.choice': {'scaling.fitting', 'scaling.laws', 'scaling.result', 'scaling.table'},
+  'scaling.compare': {'scaling.forms', 'scaling.result'},
   'memory': set(),
   'cluster': set(),
   'launch': {'cluster', 'memory'},
@@ -118,6 +118,9 @@ ALLOWED = {
   'scaling.solve': {'scaling.forms'},
   'scaling.problem': {'scaling', 'scaling.forms'},
   'scaling.uncertainty': {'scaling.forms', 'scaling.problem'},
+  'scaling.fit': {
+    'command', 'scaling', 'scaling.fitting', 'scaling.laws', 'scaling.result'
+  },
   'scaling.report': {'scaling.result'},
   'scaling.result': {'scaling', 'scaling.forms', 'scaling.problem'},
   'scaling.fitting': {

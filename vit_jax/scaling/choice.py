@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 
 from vit_jax.errors import RunError, suggest
-from vit_jax.scaling.fitting import Fit, fit
+from vit_jax.scaling.fitting import fit
 from vit_jax.scaling.laws import LAWS
+from vit_jax.scaling.result import Fit
 from vit_jax.scaling.table import Table, column, numbers, read
 from vit_jax.scaling.table import where as pick
 
 CUTS = 8  # rolling cut-offs, at most
 NEEDED = 3  # cut-offs at which a law must have been tested to displace a simpler one
-MOST = 2 / 3  # of them at which it must be the better one
+MOST = 0.6  # of them at which it must be the better one
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,6 +61,66 @@ class Choice:
       reached = float(tested['factor'][i])
     return reached
 
+  @property
+  def limit(self) -> float:
+    """The largest scale to extrapolate to: as far as was tested, and as the band stays narrow."""
+    return min(self.largest * self.factor, self._band)
+
+  @property
+  def _band(self) -> float:
+    """Where the band of the curve gets wide; infinite if nowhere, or along another column."""
+    if self.scale != self.fit.x[self.fit.law.scale]:
+      return np.inf
+    end = self.fit.limit(self.tolerance)
+    return np.inf if end is None else end
+
+  def sentence(self) -> str:
+    """How far to extrapolate, and why."""
+    right, band = f'{self.tolerance:.0%}', self._band
+    tested = (
+      f'back-tests were right to {right} up to {self.factor:.3g} times what was fitted'
+      if self.factor > 1
+      else f'no back-test was right to {right}'
+    )
+    narrow = (
+      f'stays within {right} up to {band:.3g}' if np.isfinite(band) else f'stays within {right}'
+    )
+    times = self.limit / self.largest
+    advice = (
+      f'Extrapolate {self.law} up to {self.scale} {self.limit:.3g}, {times:.3g} times the data'
+      if times > 1
+      else f'Do not extrapolate {self.law} beyond the data, {self.scale} {self.largest:.3g}'
+    )
+    return f'{advice}: {tested}, and the band of the curve {narrow}.'
+
+  def report(self) -> str:
+    """Scores of all laws, the reasons, and how far to extrapolate; for people."""
+    factors = np.unique(self.table['factor'])
+    width = max(map(len, self.verdicts))
+    head = ' '.join(f'{f"{factor:.3g}x":>7}' for factor in factors)
+    lines = [
+      f'error of log {self.fit.y} beyond the fitted {self.scale}, by factor',
+      f'  {"":{width}}  {head}',
+    ]
+    for law, verdict in self.verdicts.items():
+      rmse = dict(zip(*(self.table[k][self.table['law'] == law] for k in ('factor', 'rmse')),
+                      strict=True))  # fmt: skip
+      cells = (
+        f'{rmse[f]:7.2%}' if np.isfinite(rmse.get(f, np.nan)) else '      -' for f in factors
+      )
+      lines.append(f'  {law:{width}}  {" ".join(cells)}  {verdict}')
+    return '\n'.join([*lines, '', self.sentence()])
+
+  def to_dict(self) -> dict[str, Any]:
+    """What JSON can hold: scores, verdicts, the limit, and the fit's own card."""
+    rows = zip(*self.table.values(), strict=True)
+    return {
+      'law': self.law, 'verdicts': self.verdicts, 'scale': self.scale,
+      'scores': [{k: _plain(v) for k, v in zip(self.table, row, strict=True)} for row in rows],
+      'factor': self.factor, 'limit': self.limit, 'sentence': self.sentence(),
+      'fit': self.fit.to_dict(),
+    }  # fmt: skip
+
 
 def choose(
   laws: Sequence[str],
@@ -79,7 +140,7 @@ def choose(
   Each law is fitted to the points below several cut-offs, and the error of its logarithm beyond
   them is what counts; Alabdulmohsin et al. 2022 (arXiv:2209.06640) choose likewise. Starting from
   the law with the fewest parameters, a law with more takes its place only if it was tested at three
-  cut-offs or more, had an error smaller by the factor `gate` at two thirds of them and in their
+  cut-offs or more, had an error smaller by the factor `gate` at three of five of them and in their
   geometric mean, and no parameter of it ended at a bound: with few points a floor that is not there
   fits well and extrapolates badly. Of laws with as many parameters that do not beat each other, the
   one with the lower AICc is taken.
@@ -91,7 +152,7 @@ def choose(
     y: as for `fit`.
     scale: the column along which to extrapolate; by default the law's own, compute or size.
     holdout: 'largest' for up to eight cut-offs that leave out the largest scale, the two largest
-      and so on, up to half of them; or the cut-offs, in units of `scale`.
+      and so on, up to half of them and of their range; or the cut-offs, in units of `scale`.
     gate: factor by which the error must be smaller.
     tolerance: relative error up to which an extrapolation counts as right.
     where: rows to take, as for `table.where`.
@@ -119,12 +180,9 @@ def choose(
   numbers(table, *names, y, scale)
 
   fits = {laws[0]: fit(laws[0], table, x=x, y=y, **options)}
-  verdicts = {}
   for law in laws[1:]:
     found = _try(law, table, x=x, y=y, **options)
-    if found is None:
-      verdicts[law] = 'too few points'
-    else:
+    if found is not None:
       fits[law] = found
   rows = []
   for cut in _cutoffs(table[scale], holdout, scale):
@@ -139,7 +197,8 @@ def choose(
         'rmse': np.nan if found is None else _error(found, outer),
       })  # fmt: skip
   scores = Table({name: np.array([row[name] for row in rows]) for name in rows[0]})
-  law = _champion(fits, scores, gate, verdicts)
+  law, reasons = _champion(fits, scores, gate)
+  verdicts = {law: reasons.get(law, 'too few points') for law in laws}
   return Choice(law, fits[law], fits, scores, verdicts, scale, float(table[scale].max()), tolerance)
 
 
@@ -158,9 +217,20 @@ def _cutoffs(scale: np.ndarray, holdout: str | Sequence[float], name: str) -> li
     raise RunError(f"holdout must be 'largest' or a list of cut-offs, not {holdout!r}")
   if len(values) < 3:
     raise RunError(f'{name} has {len(values)} values; a back-test takes three at least')
-  first = max(2, (len(values) - 1) // 2)
-  places = np.linspace(first, len(values) - 2, min(CUTS, len(values) - 1 - first)).round()
-  return [float(values[int(i)]) for i in places]
+  # Two values at least, half of the values, and half of their range are fitted.
+  enough = values**2 >= values[0] * values[-1]
+  enough &= np.arange(len(values)) >= max(1, (len(values) - 1) // 2)
+  cuts = values[enough][:-1]
+  if not cuts.size:
+    cuts = values[-2:-1]
+  places = np.linspace(0, len(cuts) - 1, min(CUTS, len(cuts))).round().astype(int)
+  return cuts[places].tolist()
+
+
+def _plain(value: Any) -> Any:
+  """As JSON can hold it."""
+  value = value.item()
+  return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _try(law: str, table: Table, **options: Any) -> Fit | None:
@@ -186,26 +256,31 @@ def _aic(found: Fit) -> float:
   return n * np.log(max(found.convergence.objective, 1e-300) / n) + 2 * k * n / (n - k - 1)
 
 
-def _champion(fits: dict[str, Fit], scores: Table, gate: float, verdicts: dict[str, str]) -> str:
-  """The name of the law to take; says why in `verdicts`."""
+def _champion(fits: dict[str, Fit], scores: Table, gate: float) -> tuple[str, dict[str, str]]:
+  """The name of the law to take, and what became of each."""
   rmse = {law: scores['rmse'][scores['law'] == law] for law in fits}
   champion, *others = fits
+  reasons = {}
   for law in others:
     bound = fits[law].convergence.at_bound
     both = np.isfinite(rmse[law] + rmse[champion])
     ratio = np.maximum(rmse[champion], 1e-12)[both] / np.maximum(rmse[law], 1e-12)[both]
     alike = len(fits[law].params) == len(fits[champion].params)
     if bound:
-      verdicts[law] = f'{", ".join(bound)} at a bound'
+      reasons[law] = f'not taken: {", ".join(bound)} at a bound'
     elif len(ratio) < NEEDED:
-      verdicts[law] = f'tested at {len(ratio)} cut-offs, {NEEDED} needed'
+      reasons[law] = f'not taken: tested at {len(ratio)} cut-offs, {NEEDED} needed'
     else:
-      mean = float(np.exp(np.log(ratio).mean()))
-      verdicts[law] = f'error 1/{mean:.2f} of that of {champion}'
-      better = mean > gate and (ratio > gate).mean() >= MOST
+      mean, most = float(np.exp(np.log(ratio).mean())), float((ratio > gate).mean())
+      said = f'error {1 / mean:.2g} of that of {champion}, below 1/{gate:g} at {most:.0%}'
+      better = mean > gate and most >= MOST
       tie = alike and not better and mean > 1 / gate and _aic(fits[law]) < _aic(fits[champion])
       if better or tie:
-        verdicts[law] += ', by AICc' if tie else ''
+        said += ', and the lower AICc' if tie else ''
+        reasons[champion] = f'beaten by {law}'
         champion = law
-  verdicts[champion] = 'taken'
-  return champion
+        reasons[law] = said
+      else:
+        reasons[law] = f'not taken: {said}'
+  reasons[champion] = f'taken: {reasons[champion]}' if champion in reasons else 'taken: none better'
+  return champion, reasons

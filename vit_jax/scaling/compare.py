@@ -3,7 +3,7 @@
 Intervals of two fits are joined as Zou and Donner do (2008, Construction of confidence intervals
 about effect measures): distances from the estimates to the ends of their intervals add in squares.
 Distances are counted in standard errors first, and the sum has Welch's degrees of freedom, so that
-small samples are not called different, or alike, too often.
+small samples are neither called different nor alike too often.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from vit_jax.errors import RunError, suggest
-from vit_jax.scaling.fitting import Fit
 from vit_jax.scaling.forms import Array
+from vit_jax.scaling.result import Fit
 
 GRID = 192  # values of x at which bands are followed
 
@@ -103,7 +103,7 @@ def compare(fit_a: Fit, fit_b: Fit, parameter: str = 'b', level: float = 0.95) -
     if parameter not in end:
       raise RunError(f'{parameter} of {fit.law.name} was given, not fitted')
   a, b = (
-    _Spread.of(fit, fit.params[parameter], *end[parameter], level)
+    _Spread.of(fit.params[parameter], *end[parameter], fit.degrees[parameter], level)
     for fit, end in zip((fit_a, fit_b), ends, strict=True)
   )
   low, high, p = _minus(a, b, level)
@@ -144,7 +144,7 @@ def multiplier(
       x = _root(grid, value - y, places[0])
       ends.append((x, *_around(grid, np.maximum(low - y, y - high), places[0])))
     x, left, right = np.array(ends).T
-    spreads.append(_Spread.of(fit, x, left, right, level))
+    spreads.append(_Spread.of(x, left, right, _degrees(fit, x), level))
   a, b = spreads
   low, high, _ = _minus(b, a, level)
   measured = [fit._problem.y for fit in (fit_a, fit_b)]
@@ -177,7 +177,10 @@ def crossing(
   """
   _check(fit_a, fit_b)
   grid, bands = _bands(fit_a, fit_b, level, reach)
-  a, b = (_Spread.of(fit, *band, level) for fit, band in zip((fit_a, fit_b), bands, strict=True))
+  a, b = (
+    _Spread.of(*band, _degrees(fit, grid), level)
+    for fit, band in zip((fit_a, fit_b), bands, strict=True)
+  )
   gap = a.value - b.value
   places = np.flatnonzero((gap[1:] <= 0) != (gap[:-1] <= 0))
   if not places.size:
@@ -195,37 +198,47 @@ class _Spread(NamedTuple):
   value: Array
   down: Array
   up: Array
-  freedom: float
+  degrees: Array
 
   @classmethod
-  def of(cls, fit: Fit, value: ArrayLike, low: ArrayLike, high: ArrayLike, level: float) -> _Spread:
+  def of(
+    cls, value: ArrayLike, low: ArrayLike, high: ArrayLike, degrees: ArrayLike, level: float
+  ) -> _Spread:
     """From the ends of intervals, arrays of one shape."""
-    value, low, high = (np.asarray(v, float) for v in (value, low, high))
-    freedom = len(fit.residuals) - len(fit.ci)
-    t = stats.t.ppf((1 + level) / 2, freedom)
-    return cls(value, (value - low) / t, (high - value) / t, freedom)
+    value, low, high, degrees = (np.asarray(v, float) for v in (value, low, high, degrees))
+    t = stats.t.ppf((1 + level) / 2, degrees)
+    return cls(value, (value - low) / t, (high - value) / t, degrees)
+
+
+def _degrees(fit: Fit, x: Array) -> Array:
+  """Degrees of freedom of the band of the curve at log x."""
+  slope = fit._problem.curve(fit._phi[None], x[None] - fit._problem.centre.x[0])[1][0]
+  return fit._errors(slope)[1]
 
 
 def _minus(a: _Spread, b: _Spread, level: float) -> tuple[Array, Array, Array]:
   """Ends of the interval of a - b, and the probability of a difference at least as large."""
   value = a.value - b.value
-  down, down_freedom = _add((a.down, a.freedom), (b.up, b.freedom))
-  up, up_freedom = _add((a.up, a.freedom), (b.down, b.freedom))
+  down, down_degrees = _add((a.down, a.degrees), (b.up, b.degrees))
+  up, up_degrees = _add((a.up, a.degrees), (b.down, b.degrees))
   half = (1 + level) / 2
-  low = value - stats.t.ppf(half, down_freedom) * down
-  high = value + stats.t.ppf(half, up_freedom) * up
+  low = value - stats.t.ppf(half, down_degrees) * down
+  high = value + stats.t.ppf(half, up_degrees) * up
   # Towards zero.
-  error, freedom = (np.where(value > 0, *pair) for pair in ((down, up), (down_freedom, up_freedom)))
-  return low, high, 2 * stats.t.sf(np.abs(value) / np.maximum(error, 1e-300), freedom)
+  error, degrees = (np.where(value > 0, *pair) for pair in ((down, up), (down_degrees, up_degrees)))
+  return low, high, 2 * stats.t.sf(np.abs(value) / np.maximum(error, 1e-300), degrees)
 
 
-def _add(*errors: tuple[Array, float]) -> tuple[Array, Array]:
+def _add(*errors: tuple[Array, Array]) -> tuple[Array, Array]:
   """The standard error of a sum, and Welch and Satterthwaite's degrees of freedom."""
-  total = np.sum([error**2 for error, _ in errors], axis=0)
-  share = [np.where(np.isinf(error), 1.0, error**2 / np.maximum(total, 1e-300))
-           for error, _ in errors]  # fmt: skip
-  freedom = 1 / sum(s**2 / f for s, (_, f) in zip(share, errors, strict=True))
-  return np.sqrt(total), np.asarray(freedom)
+  sizes = np.broadcast_arrays(*(error for error, _ in errors))
+  top = np.maximum(np.max(sizes, axis=0), 1e-300)
+  with np.errstate(invalid='ignore'):  # an error without end is all there is
+    squares = [np.where(np.isinf(size), 1, size / top) ** 2 for size in sizes]
+  total = np.sum(squares, axis=0)
+  shares = np.sum([s**2 / d for s, (_, d) in zip(squares, errors, strict=True)], axis=0)
+  degrees = np.where(total > 0, total**2 / np.maximum(shares, 1e-300), 1)  # 1 without any error
+  return top * np.sqrt(total), degrees
 
 
 def _check(fit_a: Fit, fit_b: Fit) -> None:

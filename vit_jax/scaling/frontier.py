@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike
 from scipy.interpolate import Akima1DInterpolator
 
 from vit_jax.errors import RunError
-from vit_jax.scaling.fitting import Fit, fit
+from vit_jax.scaling.fitting import fit
+from vit_jax.scaling.result import Fit
 from vit_jax.scaling.table import Table, column, numbers
 
 METHODS = ('parabola', 'akima')
@@ -131,7 +132,7 @@ def isoflop(
     data: the column of images or tokens seen, which follow from the size at a given compute.
     method: 'parabola' fits log loss over log size near the lowest point, as Hoffmann et al. do.
       'akima' minimises an Akima spline through all points, as Porian et al. 2024 do; it assumes no
-      shape, so that it suits sizes that are dense and losses with little noise.
+      shape, and follows the noise: its exponents scatter several times as much.
     near: a parabola is fitted to the points whose loss is at most this share above the lowest one,
       and to the lowest five at least; further away the curve is none.
     repeats: of the same size at a budget: take the 'lowest' loss, as of a sweep of learning rates,
