@@ -53,10 +53,12 @@ def rows(budgets, *, noise=0.005, seeds=(0,), rates=RATES, best=4e-3, truth=None
 
 
 def write(folder, table):
-  """The table, and the configuration of its first run."""
+  """The table, and the configurations of its runs."""
   folder.mkdir(parents=True, exist_ok=True)
   (folder / 'table.jsonl').write_text(''.join(f'{json.dumps(row)}\n' for row in table))
   for row in table:
+    if 'width' not in row:
+      continue
     path = folder / 'runs' / row['run']
     path.mkdir(parents=True, exist_ok=True)
     model = dict(

@@ -64,8 +64,8 @@ def frontier_of(cells: Table, y: str) -> tuple[Table, np.ndarray]:
   """The best cell of each budget that several sizes share, and which of them a law may use.
 
   A budget at which the smallest or the largest of its sizes is best might have a better one beyond:
-  these are left out where four others remain. Without three shared budgets the frontier is that of
-  Pareto over all cells.
+  these are left out where four others remain. Without shared budgets the frontier is that of Pareto
+  over all cells.
   """
   rows, edge = [], []
   for budget in np.unique(cells['budget']):
@@ -75,7 +75,7 @@ def frontier_of(cells: Table, y: str) -> tuple[Table, np.ndarray]:
       best = members[cells[y][members].argmin()]
       rows.append(best)
       edge.append(cells[SIZE][best] in (sizes.min(), sizes.max()))
-  if len(rows) < 3:
+  if not rows:
     rows = frontier.pareto(cells[FLOPS], cells[y])
     edge = [False] * len(rows)
   best = cells.take(np.array(rows))
@@ -94,6 +94,8 @@ def joint(cells: Table, y: str) -> Fit:
   """The law in size and images, by approach 3 of Hoffmann et al. 2022."""
   if len(np.unique(cells['shape'])) < 3:
     raise RunError('a law in size and images takes three sizes at least')
+  if len(np.unique(cells['budget'])) < 2:
+    raise RunError('size and images cannot be told apart by runs of one budget')
   return fit('chinchilla', cells, x=(SIZE, IMAGES), y=y, **JOINT)
 
 

@@ -161,9 +161,10 @@ def _fits(a: Analysis) -> list[str]:
     '</details>'
     for name, fit in found.items() if fit
   ]  # fmt: skip
-  if a.choice:
-    rows = list(a.choice.verdicts.items())
-    out.append('<p>Laws of the frontier that were asked:</p>' + _table(('law', 'verdict'), rows))
+  for name, choice in (('of the frontier', a.choice), ('in size and images', a.backtest)):
+    if choice:
+      said = f'<summary>Back-test of the law {name}</summary><pre>{_text(choice.report())}</pre>'
+      out.append(f'<details>{said}</details>')
   return out or ['<p>There are too few runs for any.</p>']
 
 
@@ -200,7 +201,7 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[Any]], numbers: int = 0
 
 
 def _paragraphs(lines: Sequence[str]) -> str:
-  bad = ('OUTSIDE', 'TOO NARROW', 'Do not rely', 'do not extrapolate')
+  bad = ('OUTSIDE', 'TOO NARROW', 'Do not rely', 'Do not extrapolate')
   return ''.join(
     f'<p{" class=doubt" if any(word in line for word in bad) else ""}>{_text(line)}</p>'
     for line in lines

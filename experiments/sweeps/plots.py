@@ -53,9 +53,8 @@ def svg(draw: Callable[[Analysis, Any], None], analysis: Analysis, height: float
 def compute(a: Analysis, figure: Any) -> None:
   """Loss against compute: all runs, the frontier, its law, what was held out, what is advised."""
   axes, cells = figure.add_subplot(), a.runs.cells
-  others = [r for r in a.runs.rows if r.get('status') == 'finished' and r.get(a.y)]
-  axes.plot([r[FLOPS] for r in others], [r[a.y] for r in others], '.', ms=2.5, color=FAINT,
-            label='every run', zorder=1)  # fmt: skip
+  every = [(row[FLOPS], row[a.y]) for row in a.runs.finished]
+  axes.plot(*np.array(every).T, '.', ms=2.5, color=FAINT, label='every run', zorder=1)
   dots = axes.scatter(cells[FLOPS], cells[a.y], c=cells[SIZE], s=14, zorder=2, **_by_size(a))
   axes.plot(a.frontier[FLOPS], a.frontier[a.y], 'o', ms=7, mfc='none', mec=INK, mew=1,
             label='best at its budget', zorder=4)  # fmt: skip
@@ -133,7 +132,7 @@ def optimal(a: Analysis, figure: Any) -> None:
       band = law.predict(grid)
       low, high = law.ci['c']
       axes.plot(grid, band.value, color=LAW, lw=1.4,
-                label=f'{what} = {law.params["beta"]:.3g} $C^{{{law.params["c"]:.3f}}}$, '
+                label=f'{what} = {law.params["beta"]:.3g} C^{law.params["c"]:.3f}, '
                 f'exponent {low:.3f} to {high:.3f}')  # fmt: skip
       axes.fill_between(grid, band.low, band.high, color=LAW, alpha=0.18, lw=0)
     if a.advice:
@@ -280,21 +279,19 @@ def _log(*axis: Any) -> None:
   for each in axis:
     if each.get_scale() != 'log':
       each._set_axes_scale('log')
-    each.set_minor_formatter(ticker.NullFormatter())
     low, high = each.get_view_interval()
     decades = np.log10(high / low)
-    for most, subs in ((0.15, None), (0.6, (1, 1.5, 2, 3, 4, 5, 6, 8)), (2.2, (1, 2, 5))):
-      if decades < most:
-        locator = ticker.LogLocator(subs=subs, numticks=99) if subs else ticker.MaxNLocator(5)
-        each.set_major_locator(locator)
-        each.set_major_formatter(ticker.FuncFormatter(_short))
-        break
+    rows = ((0.15, None), (0.6, (1, 1.5, 2, 3, 4, 5, 6, 8)), (2.2, (1, 2, 5)), (np.inf, (1,)))
+    subs = next(subs for most, subs in rows if decades < most)
+    each.set_major_locator(ticker.LogLocator(subs=subs) if subs else ticker.MaxNLocator(5))
+    each.set_major_formatter(ticker.FuncFormatter(_short))
+    each.set_minor_formatter(ticker.NullFormatter())
 
 
 def _short(value: float, place: int) -> str:
-  """0.05, 200, $2 \\times 10^6$."""
+  """0.05, 200, 2·10⁶."""
   if 1e-3 <= value < 1e4:
     return f'{value:g}'
   digits, _, exponent = f'{value:e}'.partition('e')
-  times = '' if float(digits) == 1 else f'{float(digits):g} \\times '
-  return f'${times}10^{{{int(exponent)}}}$'
+  power = str(int(exponent)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))
+  return f'{"" if float(digits) == 1 else f"{float(digits):g}·"}10{power}'

@@ -17,7 +17,6 @@ from experiments.sweeps.analysis import Analysis
 from experiments.sweeps.runs import HYPER, config_of
 from vit_jax import flops
 from vit_jax.scaling.advise import Advice
-from vit_jax.scaling.choice import Choice
 from vit_jax.scaling.design import shape_of
 from vit_jax.scaling.table import Table
 
@@ -59,13 +58,15 @@ def card(a: Analysis, folder: pathlib.Path) -> dict[str, Any]:
     'transfer': analysis_lib.transfer(a.runs),
     'frontier': {
       'points': _rows(a.frontier), 'fitted': a.used.tolist(),
-      'law': a.choice and a.choice.fit.to_dict(), 'choice': _choice(a.choice),
+      'choice': a.choice and a.choice.to_dict(),
     },
     'isoflop': {
       'method': a.method, 'optima': a.optima and _rows(a.optima),
       'exponents': {name: fit.to_dict() for name, fit in a.exponents.items()},
     },
-    'joint': {'law': a.joint and a.joint.to_dict(), 'backtest': _choice(a.backtest)},
+    'joint': {
+      'law': a.joint and a.joint.to_dict(), 'backtest': a.backtest and a.backtest.to_dict(),
+    },
     'holdout': _holdout(a),
     'advice': [advice_of(advice) for advice in a.advice],
     'times': [dataclasses.asdict(time) for time in a.times],
@@ -90,15 +91,6 @@ def _holdout(a: Analysis) -> dict[str, Any] | None:
   fields = {field.name: getattr(held, field.name) for field in dataclasses.fields(held)}
   laws = {name: fields[name] and fields[name].to_dict() for name in ('law', 'joint')}
   return {**fields, **laws, 'passed': held.passed if held.law else None}
-
-
-def _choice(choice: Choice | None) -> dict[str, Any] | None:
-  if not choice:
-    return None
-  return {
-    'law': choice.law, 'verdicts': choice.verdicts, 'scores': _rows(choice.table),
-    'right_up_to_factor': choice.factor, 'tolerance': choice.tolerance,
-  }  # fmt: skip
 
 
 def _values(rows: Sequence[Mapping[str, Any]], name: str) -> list[Any]:

@@ -65,6 +65,7 @@ class Runs:
 
   Attributes:
     rows: as written, all of them.
+    finished: those that count.
     y: column of the loss.
     cells: a row for each shape, batch size and duration, with the best hyperparameters; `budget` is
       the FLOPs of those that cost alike, `seeds` how many losses were averaged.
@@ -76,6 +77,7 @@ class Runs:
   """
 
   rows: list[Row]
+  finished: list[Row]
   y: str
   cells: Table
   tuning: list[Tuned]
@@ -98,7 +100,8 @@ def read(folder: pathlib.Path, y: str = '') -> Runs:
     raise RunError(f'{folder}: there is no column {y!r}; {suggest(y, sorted(known))}')
   usable, left_out = _usable(rows, y)
   left_out |= {'not a JSON object': broken} if broken else {}
-  if not any(row['status'] == FINISHED for row in usable):
+  finished = [row for row in usable if row['status'] == FINISHED]
+  if not finished:
     raise RunError(f'{folder}/table.jsonl: none of {len(rows)} rows is a finished run with {y}')
   by_cell: dict[tuple, list[Row]] = {}
   for row in usable:
@@ -115,8 +118,8 @@ def read(folder: pathlib.Path, y: str = '') -> Runs:
   squares, freedom = np.sum([each for cell in spread for each in cell] or [(0, 0)], axis=0)
   states = [str(row.get('status')) for row in rows]
   return Runs(
-    rows, y, cells, tuning, {state: states.count(state) for state in sorted({*states})}, left_out,
-    math.sqrt(squares / freedom) if freedom else None, sum(len(cell) for cell in spread),
+    rows, finished, y, cells, tuning, {state: states.count(state) for state in sorted({*states})},
+    left_out, math.sqrt(squares / freedom) if freedom else None, sum(map(len, spread)),
   )  # fmt: skip
 
 

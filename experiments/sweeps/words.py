@@ -84,17 +84,8 @@ def trust(a: Analysis) -> list[str]:
       + ('.' if share >= 0.8 else ': fewer than its bands promise. They are TOO NARROW, or the law '
          'is not the right one.')
     )  # fmt: skip
-  for name, choice in (('law of the frontier', a.choice), ('law in size and images', a.backtest)):
-    if choice and choice.factor > 1:
-      out.append(
-        f'Leaving out more and more budgets, the {name} was right within {choice.tolerance:.0%} up '
-        f'to {choice.factor:.3g} times the compute it was fitted to. Beyond that it is a guess.'
-      )
-    elif choice:
-      out.append(
-        f'The {name} was off by more than {choice.tolerance:.0%} already at the next budget that '
-        'it was not fitted to: do not extrapolate it.'
-      )
+  for name, choice in (('of the frontier', a.choice), ('in size and images', a.backtest)):
+    out += [f'The law {name}: {choice.sentence()}'] if choice else []
   words = {'frontier': 'law of the frontier', 'isoflop': 'best sizes', 'exponents': 'exponents',
            'joint': 'law in size and images', 'backtest': 'back-test of that law',
            'holdout': 'hold-out', 'models': 'shapes', 'advice': 'advice'}  # fmt: skip
@@ -104,6 +95,7 @@ def trust(a: Analysis) -> list[str]:
 
 def number(value: float) -> str:
   """5.62e11, 46.8 thousand, 1.01 million."""
+  value = float(f'{value:.3g}')
   for size, word in ((1e6, 'million'), (1e3, 'thousand')):
     if size <= value < 1000 * size:
       return f'{value / size:.3g} {word}'
