@@ -46,6 +46,7 @@ dl { margin: 0; } dt { font-weight: 600; margin-top: .75rem; } dd { margin: 0; }
   h2 { break-after: avoid; } tr { break-inside: avoid; }
   .figures { grid-template-columns: 1fr 1fr; gap: 1rem; }
   pre { white-space: pre-wrap; }
+  .wide { overflow: visible; } table { font-size: 7.5pt; } th, td { padding-right: .5rem; }
   details::details-content { content-visibility: visible; display: block; }
 }
 """
@@ -70,7 +71,6 @@ def render(a: Analysis, card: dict[str, Any]) -> str:
     '<h2>Fits</h2>', *_fits(a),
     '<h2>Runs that are not fitted</h2>', _left_out(a),
     '<h2>What papers leave out</h2>', _checklist(card['checklist']),
-    f'<h2>FLOPs</h2><p>{_text(card["flop_convention"])}.</p>',
     '<p class="soft">card.json beside this page holds all of it, every run included.</p>',
   ]  # fmt: skip
   return (
@@ -83,12 +83,16 @@ def render(a: Analysis, card: dict[str, Any]) -> str:
 
 def _summary(a: Analysis) -> str:
   counts = ', '.join(f'{count} {state}' for state, count in a.runs.counts.items())
-  cells = a.runs.cells
+  cells, shapes = a.runs.cells, len(np.unique(a.runs.cells['shape']))
   return (
-    f'{counts}; {len(np.unique(cells["shape"]))} shapes of {words.number(cells[SIZE].min())} to '
-    f'{words.number(cells[SIZE].max())} parameters, {words.number(cells["budget"].min())} to '
-    f'{words.number(cells["budget"].max())} FLOPs a run.'
+    f'{counts}; {shapes} shape{"s" * (shapes > 1)} of {_range(cells[SIZE])} parameters, '
+    f'{_range(cells["budget"])} FLOPs a run.'
   )
+
+
+def _range(values: np.ndarray) -> str:
+  ends = [words.number(values.min()), words.number(values.max())]
+  return ' to '.join(dict.fromkeys(ends))
 
 
 def _advice_table(advice: Sequence[Advice]) -> str:

@@ -88,31 +88,30 @@ def compute(a: Analysis, figure: Any) -> None:
 
 def isoflop(a: Analysis, figure: Any) -> None:
   """Loss against size at equal compute, with the parabolas and their minima."""
-  axes, cells = figure.add_subplot(), a.runs.cells
-  norm = colors.LogNorm(*_ends(cells['budget']))
-  shades = matplotlib.colormaps['viridis']
+  axes, cells, optima = figure.add_subplot(), a.runs.cells, a.optima
+  assert optima is not None
+  norm, shades = colors.LogNorm(*_ends(cells['budget'])), _by_size(a)['cmap']
+  good = optima['flag'] == ''
   for budget in np.unique(cells['budget']):
     group = cells.take(cells['budget'] == budget)
     group = group.take(np.argsort(group[SIZE]))
-    shade = shades(0.92 * norm(budget))
+    shade, found = shades(norm(budget)), np.isclose(optima[FLOPS], budget, rtol=0.01)
     axes.plot(group[SIZE], group[a.y], 'o', ms=3.5, color=shade)
     axes.plot(group[SIZE], group[a.y], color=shade, lw=0.6, alpha=0.4)
-    x, y = np.log(group[SIZE]), np.log(group[a.y])
-    sizes, lowest = frontier._one_per_size(x, y, 'lowest')
-    near = frontier._window(lowest, 0.1)
+    x, y = frontier._one_per_size(np.log(group[SIZE]), np.log(group[a.y]), 'lowest')
+    near = frontier._window(y, 0.1)
     if a.method == 'parabola' and near.sum() >= 3:
-      line = np.polynomial.Polynomial.fit(sizes[near], lowest[near], 2)
-      grid = np.linspace(sizes[near][0], sizes[near][-1], 40)
-      axes.plot(np.exp(grid), np.exp(line(grid)), color=shade, lw=1.1)
-  if a.optima is not None:
-    good = a.optima['flag'] == ''
-    axes.plot(a.optima[SIZE][good], a.optima[a.y][good], '*', ms=9, mfc=LAW, mec='white', mew=0.6,
-              label='minimum', zorder=5)  # fmt: skip
-    _legend(figure, axes)
+      line = np.polynomial.Polynomial.fit(x[near], y[near], 2)
+      grid = np.linspace(x[near][0], x[near][-1], 40)
+      style = '-' if (found & good).any() else ':'
+      axes.plot(np.exp(grid), np.exp(line(grid)), style, color=shade, lw=1.1)
+  axes.plot(optima[SIZE][good], optima[a.y][good], '*', ms=9, mfc=LAW, mec='white', mew=0.6,
+            label='minimum', zorder=5)  # fmt: skip
+  axes.plot([], [], ':', color=INK, lw=1.1, label='has no usable minimum')
   axes.set(xlabel='parameters', ylabel=_loss(a))
   _log(axes.xaxis, axes.yaxis)
-  mappable = cm.ScalarMappable(norm, colors.ListedColormap(shades(np.linspace(0, 0.92, 256))))
-  _bar(figure, axes, mappable, 'training compute, FLOPs')
+  _bar(figure, axes, cm.ScalarMappable(norm, shades), 'training compute, FLOPs')
+  _legend(figure, axes)
 
 
 def optimal(a: Analysis, figure: Any) -> None:
@@ -198,7 +197,6 @@ def transfer(a: Analysis, figure: Any) -> None:
   tuning = [t for t in a.runs.tuning if len(t.rates) > 1]
   norm = colors.LogNorm(*_ends(np.array([t.images for t in tuning])))
   shades = _by_size(a)['cmap']
-  widths = sorted({t.width for t in tuning})
   for tuned in tuning:
     # Beside each other instead of on top: by duration.
     shift = np.exp(0.16 * (norm(tuned.images) - 0.5))
@@ -209,7 +207,7 @@ def transfer(a: Analysis, figure: Any) -> None:
   axes.plot([], [], 'o', ms=5, mec=INK, mfc='white', label='end of the rates that were tried')
   axes.set(xlabel='width', ylabel='best learning rate')
   _log(axes.xaxis, axes.yaxis)
-  _ticks(axes.xaxis, widths)
+  _ticks(axes.xaxis, sorted({t.width for t in tuning}))
   every = sorted({rate for t in tuning for rate in t.rates})
   axes.set_ylim(every[0] / 1.2, every[-1] * 1.2)
   _ticks(axes.yaxis, every)
@@ -222,7 +220,7 @@ def seconds(a: Analysis, figure: Any) -> None:
   axes = figure.add_subplot()
   said, took = np.array([(t.predicted, t.measured) for t in a.times]).T
   ends = min(said.min(), took.min()), max(said.max(), took.max())
-  axes.plot(ends, ends, color=FAINT, lw=1, label='as predicted')
+  axes.plot(ends, ends, color=FAINT, lw=1, label='equal')
   dots = axes.scatter(said, took, c=[t.parameters for t in a.times], s=14, zorder=2, **_by_size(a))
   axes.set(xlabel='predicted seconds of all steps', ylabel='measured')
   _log(axes.xaxis, axes.yaxis)
@@ -236,7 +234,7 @@ def _loss(a: Analysis) -> str:
 
 def _ends(values: Any) -> tuple[float, float]:
   low, high = float(np.min(values)), float(np.max(values))
-  return (low, high) if high > low else (low / 2, high * 2)
+  return low, max(high, 1.001 * low)
 
 
 def _by_size(a: Analysis) -> dict[str, Any]:
@@ -247,6 +245,8 @@ def _by_size(a: Analysis) -> dict[str, Any]:
 
 
 def _bar(figure: Any, axes: Any, mappable: Any, label: str = 'parameters') -> None:
+  if mappable.norm.vmax < 1.01 * mappable.norm.vmin:  # one value alone
+    return
   bar = figure.colorbar(mappable, ax=axes, label=label, aspect=35, pad=0.02)
   bar.outline.set_visible(False)
   _log(bar.ax.yaxis)
@@ -278,12 +278,14 @@ def _log(*axis: Any) -> None:
   """Logarithmic; numbers at powers of ten, between them where there are few, never crowded."""
   for each in axis:
     if each.get_scale() != 'log':
-      each._set_axes_scale('log')
+      getattr(each.axes, f'set_{each.axis_name}scale')('log')
     low, high = each.get_view_interval()
     decades = np.log10(high / low)
-    rows = ((0.15, None), (0.6, (1, 1.5, 2, 3, 4, 5, 6, 8)), (2.2, (1, 2, 5)), (np.inf, (1,)))
+    rows = ((0.15, None), (0.35, (1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9)),
+            (0.6, (1, 1.5, 2, 3, 4, 5, 6, 8)), (2.2, (1, 2, 5)), (np.inf, (1,)))  # fmt: skip
     subs = next(subs for most, subs in rows if decades < most)
-    each.set_major_locator(ticker.LogLocator(subs=subs) if subs else ticker.MaxNLocator(5))
+    locator = ticker.LogLocator(subs=subs, numticks=99) if subs else ticker.MaxNLocator(5)
+    each.set_major_locator(locator)
     each.set_major_formatter(ticker.FuncFormatter(_short))
     each.set_minor_formatter(ticker.NullFormatter())
 

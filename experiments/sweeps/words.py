@@ -84,8 +84,12 @@ def trust(a: Analysis) -> list[str]:
       + ('.' if share >= 0.8 else ': fewer than its bands promise. They are TOO NARROW, or the law '
          'is not the right one.')
     )  # fmt: skip
-  for name, choice in (('of the frontier', a.choice), ('in size and images', a.backtest)):
+  for name, choice, fit in (
+    ('of the frontier', a.choice, a.choice and a.choice.fit),
+    ('in size and images', a.backtest, a.joint),
+  ):
     out += [f'The law {name}: {choice.sentence()}'] if choice else []
+    out += [f'The law {name}: {flag}.' for flag in fit.flags()] if fit else []
   words = {'frontier': 'law of the frontier', 'isoflop': 'best sizes', 'exponents': 'exponents',
            'joint': 'law in size and images', 'backtest': 'back-test of that law',
            'holdout': 'hold-out', 'models': 'shapes', 'advice': 'advice'}  # fmt: skip
