@@ -14,6 +14,7 @@ from vit_jax.scaling.laws import LAWS
 from vit_jax.scaling.problem import Problem
 from vit_jax.scaling.result import Convergence, Fit
 
+LOSSES = ('squared', 'huber')
 INTERVALS = ('auto', 'robust', 'profile', 'bootstrap')
 
 
@@ -52,6 +53,8 @@ def fit(
   form = LAWS[law]
   names = (x,) if isinstance(x, str) else tuple(x)
   _check(form, names, loss, delta, level, interval, fixed or {})
+  if starts < 1 or draws < 1:
+    raise RunError(f'starts and draws must be at least 1, found {starts}, {draws}')
   if isinstance(data, str | pathlib.Path):
     from vit_jax.scaling import table
 
@@ -108,7 +111,7 @@ def _check(
       f'{law.name} has the inputs {", ".join(law.inputs)}: x must name as many columns, '
       f'found {", ".join(names)}'
     )
-  for word, options in ((loss, ('squared', 'huber')), (interval, INTERVALS)):
+  for word, options in ((loss, LOSSES), (interval, INTERVALS)):
     if word not in options:
       raise RunError(f'{word!r} is not known: {suggest(word, options)}')
   if interval in ('robust', 'profile') and loss == 'huber':

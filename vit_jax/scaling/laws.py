@@ -118,23 +118,27 @@ def _broken(breaks: int) -> tuple[dict[str, str], tuple[Term, ...]]:
   return roles, (Term('a'), Term('b', (*_powers(x='-c0'), *bends)))
 
 
-ALABDULMOHSIN = 'Alabdulmohsin, Neyshabur, Zhai 2022, Revisiting Neural Scaling Laws, section 3'
-CABALLERO = 'Caballero et al. 2023, Broken Neural Scaling Laws, equation 1'
+ALABDULMOHSIN = (
+  'Alabdulmohsin, Neyshabur, Zhai 2022, Revisiting Neural Scaling Laws (arXiv:2209.06640)'
+)
+CABALLERO = 'Caballero et al. 2023, Broken Neural Scaling Laws, equation 1 (arXiv:2210.14891)'
 
 LAWS = {
   law.name: law
   for law in (
     Law(
-      'power', 'y = a x^-b', 'Hestness et al. 2017, Deep Learning Scaling is Predictable',
+      'power', 'y = a x^-b',
+      'Hestness et al. 2017, Deep Learning Scaling is Predictable (arXiv:1712.00409)',
       ('x',), {'a': 'coefficient', 'b': 'exponent'}, (Term('a', _powers(x='-b')),),
     ),
     Law(
-      'power_floor', 'y = a x^-b + c', 'Hestness et al. 2017; Henighan et al. 2020, equation 1.1',
+      'power_floor', 'y = a x^-b + c', 'Henighan et al. 2020, equation 1.1 (arXiv:2010.14701)',
       ('x',), {'a': 'coefficient', 'b': 'exponent', 'c': 'floor'},
       (Term('a', _powers(x='-b')), Term('c')),
     ),
     Law(
-      'zhai', 'y = a (x + d)^-b + c', 'Zhai et al. 2022, Scaling Vision Transformers, section 3.2',
+      'zhai', 'y = a (x + d)^-b + c',
+      'Zhai et al. 2022, Scaling Vision Transformers (arXiv:2106.04560)',
       ('x',), {'a': 'coefficient', 'b': 'exponent', 'c': 'floor', 'd': 'offset'},
       (Term('a', (Power(-1, 'b', Shifted('x', 'd')),)), Term('c')),
     ),
@@ -158,14 +162,15 @@ LAWS = {
       (Term('beta', _powers(x='c')),),
     ),
     Law(
-      'chinchilla', 'L = E + A / N^a + B / D^b', 'Hoffmann et al. 2022, equation 10 (approach 3)',
+      'chinchilla', 'L = E + A / N^a + B / D^b',
+      'Hoffmann et al. 2022, equation 2, approach 3 (arXiv:2203.15556)',
       ('n', 'd'),
       {'A': 'coefficient', 'B': 'coefficient', 'E': 'floor', 'a': 'exponent', 'b': 'exponent'},
       (Term('A', _powers(n='-a')), Term('B', _powers(d='-b')), Term('E')),
     ),
     Law(
       'sovit', 'f = alpha x^-a + (beta x^b + xi) t^-c + eps',
-      'Alabdulmohsin et al. 2023, Getting ViT in Shape, equation 2', ('x', 't'),
+      'Alabdulmohsin et al. 2023, Getting ViT in Shape (arXiv:2305.13035)', ('x', 't'),
       {
         'alpha': 'coefficient', 'a': 'exponent', 'beta': 'coefficient', 'b': 'exponent',
         'xi': 'coefficient', 'c': 'exponent', 'eps': 'floor',
@@ -178,7 +183,7 @@ LAWS = {
     ),
     Law(
       'overtraining', 'L = E + (a M^eta + b M^-eta) C^-eta',
-      'Gadre et al. 2024, Language Models Scale Reliably With Over-training, equation 4',
+      'Gadre et al. 2024, Language Models Scale Reliably With Over-training (arXiv:2403.08540)',
       ('c', 'm'),
       {'a': 'coefficient', 'b': 'coefficient', 'eta': 'exponent', 'E': 'floor'},
       (Term('a', _powers(m='eta', c='-eta')), Term('b', _powers(m='-eta', c='-eta')), Term('E')),
@@ -206,7 +211,7 @@ def sovit_exponent(params: dict[str, float]) -> float:
 def sovit_optimum(params: dict[str, float], t: float) -> float:
   """The x with the least f at compute `t`: (alpha a t^c / (beta b))^(1 / (a + b)).
 
-  Alabdulmohsin et al. 2023, section 3.2.
+  Alabdulmohsin et al. 2023 (arXiv:2305.13035).
 
   Args:
     params: of the law 'sovit'.

@@ -58,7 +58,7 @@ class Influence(NamedTuple):
   """What a fit without some runs would be.
 
   Attributes:
-    runs: their names, or rows (from 0) if points are runs.
+    runs: their names, or rows (from 0, of those fitted) if points are runs.
     parameter: an exponent.
     shift: of it, in the standard errors of that fit.
   """
@@ -131,33 +131,33 @@ class Fit:
   @functools.cached_property
   def se(self) -> dict[str, float]:
     """Standard errors: of exponents themselves, of the logarithms of positive parameters."""
-    slope = self._problem.natural(self._phi[None])[1][0][self._problem.free]
-    return {
-      self.law.params[place]: float(error)
-      for place, error in zip(self._problem.free, self._errors(slope)[0], strict=True)
-    }
+    return self._by_name(0)
 
   @functools.cached_property
   def degrees(self) -> dict[str, float]:
     """Degrees of freedom of the standard errors: intervals are about t of them `se` wide."""
-    slope = self._problem.natural(self._phi[None])[1][0][self._problem.free]
-    return {
-      self.law.params[place]: float(degrees)
-      for place, degrees in zip(self._problem.free, self._errors(slope)[1], strict=True)
-    }
+    return self._by_name(1)
+
+  def _by_name(self, which: int) -> dict[str, float]:
+    free = self._problem.free
+    values = self._errors(self._problem.natural(self._phi[None])[1][0][free])[which]
+    return {self.law.params[i]: float(value) for i, value in zip(free, values, strict=True)}
 
   def _errors(self, slope: Array) -> tuple[Array, Array]:
     """Standard errors of quantities with gradients (count, free); their degrees of freedom."""
-    phi = np.tile(self._phi, (len(slope), 1))
-    if self.interval == 'robust':
-      residuals = np.broadcast_to(self.residuals, (len(slope), len(self.residuals)))
-      variance, degrees = uncertainty.sandwich(self._problem, phi, residuals, slope)
-      return np.sqrt(variance), degrees
-    left = np.full(len(slope), float(self._left))
+    variance, degrees = self._spread(slope)
     if self.interval == 'bootstrap':
-      return ((self._resampled - self._phi) @ slope.T).std(0), left
-    variance = uncertainty.variance(self._problem, phi, slope)
-    return self.noise * np.sqrt(variance), left
+      return ((self._resampled - self._phi) @ slope.T).std(0), degrees
+    phi = np.tile(self._phi, (len(slope), 1))
+    return np.sqrt(variance * uncertainty.variance(self._problem, phi, slope)), degrees
+
+  def _spread(self, slope: Array) -> tuple[Array, Array]:
+    """Variance of the noise for quantities with gradients (count, free); degrees of freedom."""
+    if self.interval == 'robust':
+      phi = np.tile(self._phi, (len(slope), 1))
+      residuals = np.broadcast_to(self.residuals, (len(slope), len(self.residuals)))
+      return uncertainty.inflation(self._problem, phi, residuals, slope)
+    return np.full(len(slope), self.noise**2), np.full(len(slope), float(self._left))
 
   def intervals(self, level: float) -> dict[str, tuple[float, float]]:
     """As `ci`, at another level."""
@@ -224,10 +224,8 @@ class Fit:
     """Ends of quantities, of which rows 2 i and 2 i + 1 are the i-th, with gradients `slope`."""
     count = len(slope)
     phi = np.tile(self._phi, (2 * count, 1))
-    errors, degrees = self._errors(slope)
-    # The rise of a parabola at the ends of the interval that its curvature would give.
-    variance = uncertainty.variance(self._problem, phi[:count], slope)
-    rise = (stats.t.ppf((1 + level) / 2, degrees) * errors) ** 2 / np.maximum(variance, 1e-300) / 2
+    variance, degrees = self._spread(slope)
+    rise = stats.t.ppf((1 + level) / 2, degrees) ** 2 * variance / 2
     ends = uncertainty.profile(
       self._problem, phi, np.full(2 * count, self.convergence.objective), quantity,
       np.tile([-1.0, 1.0], count), np.repeat(rise, 2),

@@ -12,7 +12,8 @@ FAR = 60.0  # a logarithm that moved by this much has no end
 
 def curvature(problem: Problem, phi: Array, weights: Array | None = None) -> Array:
   """Gauss-Newton curvature of the sum of squares, shape (batch, free, free); 1 where at a bound."""
-  jacobian = _movable(problem, phi)
+  stuck = (phi <= problem.bounds[0]) | (phi >= problem.bounds[1])
+  jacobian = np.where(stuck[:, None, :], 0, problem.curve(phi, problem.data.u)[1])
   weighted = jacobian if weights is None else jacobian * weights[..., None]
   out = weighted.transpose(0, 2, 1) @ jacobian
   diagonal = np.eye(phi.shape[1], dtype=bool)
@@ -98,13 +99,14 @@ def profile(
   return end
 
 
-def sandwich(problem: Problem, phi: Array, residuals: Array, slope: Array) -> tuple[Array, Array]:
-  """Variance of quantities for noise of any size that may be shared within runs.
+def inflation(problem: Problem, phi: Array, residuals: Array, slope: Array) -> tuple[Array, Array]:
+  """What the variance of quantities is multiplied by, for noise that points of a run may share.
 
-  Residuals of a run are inflated by the root of what the fit took from them, so that the variance
-  is unbiased if the noise is equal and independent after all; its degrees of freedom are then
-  those of a chi-squared variable with the same first two moments (Bell and McCaffrey 2002, Bias
-  Reduction in Standard Errors for Linear Regression with Multi-Stage Samples).
+  `variance` times this is what it is for noise of any size in every run. Residuals of a run are
+  divided by the root of what the fit left of them, so that the result is the variance of equal and
+  independent noise if that is what there is. Its degrees of freedom are those of a chi-squared
+  variable with the same first two moments (Bell and McCaffrey 2002, Bias Reduction in Standard
+  Errors for Linear Regression with Multi-Stage Samples).
 
   Args:
     problem: of sums of squares.
@@ -113,42 +115,40 @@ def sandwich(problem: Problem, phi: Array, residuals: Array, slope: Array) -> tu
     slope: gradients of the quantities, shape (batch, free).
 
   Returns:
-    The variances, shape (batch,), and their degrees of freedom, at least 2, shape (batch,).
+    The factors, shape (batch,), and their degrees of freedom, at least 2, shape (batch,).
   """
-  jacobian = _movable(problem, phi)
-  values, vectors = np.linalg.eigh(curvature(problem, phi))
-  root = vectors / np.sqrt(values)[:, None, :]  # root @ root.T is the inverse of the curvature
-  w = jacobian @ root
-  eta = (slope[:, None] @ root)[:, 0]
+  # Parameters at a bound count as well, however little they do: only ratios matter here.
+  jacobian = problem.curve(phi, problem.data.u)[1]
+  scale = np.maximum(np.sqrt((jacobian**2).sum(1)), 1e-300)
+  jacobian, slope = jacobian / scale[:, None], slope / scale
+  values, axes = np.linalg.eigh(jacobian.transpose(0, 2, 1) @ jacobian)
+  root = axes / np.sqrt(np.maximum(values, 1e-13))[:, None, :]
+  w, eta = jacobian @ root, (slope[:, None] @ root)[:, 0]
+  eta /= np.maximum(np.sqrt((eta**2).sum(1)), 1e-300)[:, None]
   batch, _, p = w.shape
   total, trace, squares = np.zeros(batch), np.zeros(batch), np.zeros(batch)
   outer = np.zeros((batch, p, p))
-  for members in problem.members:
-    part = w[:, members]
-    share, axes = np.linalg.eigh(part.transpose(0, 2, 1) @ part)
-    left = 1 - share  # of the noise in these directions; where nothing is left nothing is known
-    inflation = np.where(left > 1e-6, 1 / np.sqrt(np.maximum(left, 1e-6)), 0)
+  for points in problem.members:
+    part, error = w[:, points], residuals[:, points, None]
+    turned = part.transpose(0, 2, 1)
+    share, axes = np.linalg.eigh(turned @ part)
+    left = 1 - share  # of noise in these directions; where nothing is left nothing is known
+    stretch = np.where(left > 1e-6, 1 / np.sqrt(np.maximum(left, 1e-6)), 0)
     along = (eta[:, None] @ axes)[:, 0]
-    score = (axes.transpose(0, 2, 1) @ (part.transpose(0, 2, 1) @ residuals[:, members, None]))[
-      ..., 0
-    ]
-    total += (along * inflation * score).sum(1) ** 2
-    own = (along**2 * share * inflation**2 * left).sum(1)
-    pulled = (axes @ (along * inflation * share)[..., None])[..., 0]
+    score = (axes.transpose(0, 2, 1) @ (turned @ error))[..., 0]
+    total += (along * stretch * score).sum(1) ** 2
+    own = (along**2 * share * stretch**2 * left).sum(1)
+    pulled = (axes @ (along * stretch * share)[..., None])[..., 0]
     trace += own
     squares += own**2 - (pulled**2).sum(1) ** 2
     outer += pulled[:, :, None] * pulled[:, None, :]
   squares += (outer**2).sum((1, 2))
-  full = (eta**2).sum(1)
-  tiny = 1e-9 * full + 1e-300
-  degrees = trace**2 / np.maximum(squares, tiny**2)
-  return total * full / np.maximum(trace, tiny), np.clip(degrees, 2, None)
-
-
-def _movable(problem: Problem, phi: Array) -> Array:
-  """Gradient of the curve at the data, (batch, n, free); zero for parameters at a bound."""
-  stuck = (phi <= problem.bounds[0]) | (phi >= problem.bounds[1])
-  return np.where(stuck[:, None, :], 0, problem.curve(phi, problem.data.u)[1])
+  known = trace > 1e-3  # else all of it hangs on runs that the fit goes through
+  count = len(problem.members)
+  equal = (residuals**2).mean(1) * count / max(count - p, 1)
+  factor = np.where(known, total / np.maximum(trace, 1e-3), equal)
+  degrees = np.where(known, trace**2 / np.maximum(squares, 1e-12), max(count - p, 1))
+  return factor, np.maximum(degrees, 2)
 
 
 def resample(problem: Problem, phi: Array, draws: int, seed: int) -> Array:

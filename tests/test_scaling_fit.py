@@ -1,0 +1,491 @@
+"""Fits: optima, intervals, predictions, and what a fit says of itself."""
+
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy import optimize, special, stats
+
+from vit_jax.errors import RunError
+from vit_jax.scaling import LAWS, fit, fitting, solve, sovit_exponent, table, uncertainty
+from vit_jax.scaling.forms import Centre
+
+ROOT = pathlib.Path(__file__).parent.parent
+DATA = pathlib.Path(os.environ.get('VIT_JAX_SCALING_DATA', ROOT.parent / 'shared' / 'data'))
+TRUE = {
+  'power': dict(a=5e3, b=0.3),
+  'power_floor': dict(a=5e3, b=0.3, c=0.3),
+  'zhai': dict(a=5e3, b=0.3, c=0.1, d=3e14),
+  'm1': dict(beta=5e3, c=-0.3),
+  'm2': dict(beta=5e3, c=-0.3, e_inf=0.3),
+  'm3': dict(beta=5e3, c=0.3, gamma=1e-16),
+  'm4': dict(e_inf=0.1, e0=1.2, alpha=1.5, beta=5e3, c=-0.3),
+  'chinchilla': dict(A=482.0, B=2085.0, E=1.82, a=0.348, b=0.366),
+  'sovit': dict(alpha=20.0, a=0.6, beta=0.02, b=0.5, xi=1.5, c=0.4, eps=0.05),
+  'overtraining': dict(a=100.0, b=200.0, eta=0.15, E=1.8),
+  'broken': dict(a=0.3, b=5e2, c0=0.2, c1=0.3, d1=1e16, f1=0.3),
+  'broken2': dict(a=0.1, b=5e2, c0=0.2, c1=0.3, c2=-0.25, d1=1e15, d2=1e17, f1=0.1, f2=0.15),
+}
+RANGES = {
+  'chinchilla': ((5e7, 1e10), (1e9, 3e11)),
+  'sovit': ((100, 4000), (1, 1e5)),
+  'overtraining': ((1e18, 1e22), (5, 640)),
+}
+
+
+def sample(name, n=40, noise=0.0, seed=0):
+  """A table of a law with its true parameters: columns are the law's inputs, and y."""
+  law, rng = LAWS[name], np.random.default_rng(seed)
+  if name in RANGES:
+    x = [np.exp(rng.uniform(*np.log(ends), n)) for ends in RANGES[name]]
+  else:
+    x = [np.geomspace(1e14, 1e18, n)]
+  natural = np.array([[np.log(v) if log else v
+                       for v, log in zip(TRUE[name].values(), law.logs, strict=True)]])  # fmt: skip
+  nowhere = Centre(np.zeros(len(x)), 0.0)
+  y = law.curve(law.internal(natural, nowhere), np.log(x))[0][0] + noise * rng.normal(size=n)
+  return {**dict(zip(law.inputs, x, strict=True)), 'y': np.exp(y)}
+
+
+def fitted(name, data, **options):
+  return fit(name, data, x=LAWS[name].inputs, y='y', **options)
+
+
+@pytest.mark.parametrize('name', TRUE)
+def test_every_law_is_recovered(name):
+  found = fitted(name, sample(name, 60))
+  for parameter, value in TRUE[name].items():
+    assert found.params[parameter] == pytest.approx(value, rel=1e-4), parameter
+
+
+@pytest.mark.parametrize('name', TRUE)
+def test_no_search_of_scipy_finds_better(name):
+  data = sample(name, 40, noise=0.002 if name == 'broken2' else 0.02, seed=3)
+  found = fitted(name, data)
+  problem = found._problem
+  low, high = problem.bounds
+
+  def residuals(phi):
+    return problem.curve(phi[None], problem.data.u)[0][0] - problem.data.z
+
+  def jacobian(phi):
+    return problem.curve(phi[None], problem.data.u)[1][0]
+
+  rng = np.random.default_rng(0)
+  starts = [found._phi, *(found._phi + rng.normal(0, 0.3, (3, len(found._phi))))]
+  costs = [
+    optimize.least_squares(residuals, np.clip(start, low + 1e-6, high - 1e-6), jacobian,
+                           bounds=(low, high), xtol=1e-12, ftol=1e-12).cost for start in starts
+  ]  # fmt: skip
+  assert found.convergence.objective <= min(costs) * (1 + 1e-7)
+  assert found.convergence.objective == pytest.approx((found.residuals**2).sum() / 2)
+  assert found.convergence.gradient < 1e-5
+
+
+@pytest.mark.parametrize('delta', [1e-3, 1e-2, 0.1])
+def test_no_search_of_scipy_improves_hubers_loss(delta):
+  data = sample('power_floor', 40, noise=0.02)
+  data['y'][[3, 17]] *= 1.5
+  found = fitted('power_floor', data, loss='huber', delta=delta)
+  problem = found._problem
+
+  def objective(phi):
+    value, gradient = problem.curve(phi[None], problem.data.u)
+    r = value[0] - problem.data.z
+    # scaled, or its default tolerance would stop at once
+    return 1e4 * solve.rho(r, delta).sum(), 1e4 * gradient[0].T @ np.clip(r, -delta, delta)
+
+  better = optimize.minimize(objective, found._phi, jac=True, method='BFGS').fun / 1e4
+  assert found.convergence.objective == pytest.approx(special.huber(delta, found.residuals).sum())
+  assert found.convergence.objective <= better * (1 + 1e-6)
+  assert found.params['c'] == pytest.approx(TRUE['power_floor']['c'], rel=0.15)
+
+
+def test_batches_are_faster_than_a_loop_over_scipy():
+  import time
+
+  problem = fitted('power_floor', sample('power_floor', 20, noise=0.02))._problem
+  rng = np.random.default_rng(0)
+  z = problem.data.z + rng.normal(0, 0.02, (500, 20))
+  phi = problem.starts(1)
+
+  def one(target):
+    return optimize.least_squares(
+      lambda p: problem.curve(p[None], problem.data.u)[0][0] - target, phi[0],
+      lambda p: problem.curve(p[None], problem.data.u)[1][0], method='lm', xtol=1e-10, ftol=1e-10,
+    ).cost  # fmt: skip
+
+  begin = time.perf_counter()
+  batch = problem.solve(np.tile(phi, (500, 1)), z=z).objective
+  middle = time.perf_counter()
+  loop = [one(target) for target in z[:50]]
+  end = time.perf_counter()
+  np.testing.assert_allclose(batch[:50], loop, rtol=1e-7)
+  assert (end - middle) * 10 > 4 * (middle - begin)
+
+
+# --- Chinchilla ---
+
+
+def chinchilla(drop):
+  path = DATA / 'chinchilla_epoch_svg_extracted.csv'
+  if not path.exists():
+    pytest.skip(f'{path} is not there: its licence is not known, so it is not part of the project')
+  data = table.read(path)
+  data['tokens'] = data['Training FLOP'] / (6 * data['Model Size'])
+  return data.take(np.argsort(data['loss'])[: len(data['loss']) - drop])
+
+
+def fit_chinchilla(data, **options):
+  return fit('chinchilla', data, x=('Model Size', 'tokens'), y='loss', loss='huber', **options)
+
+
+def test_the_replication_of_chinchilla():
+  """Besiroglu et al. 2024, Chinchilla Scaling: A replication attempt."""
+  found = fit_chinchilla(chinchilla(5))
+  wanted = dict(A=(477.83, 2), B=(2143.4, 10), E=(1.8172, 3e-4), a=(0.3473, 3e-4),
+                b=(0.3672, 3e-4))  # fmt: skip
+  for name, (value, tolerance) in wanted.items():
+    assert found.params[name] == pytest.approx(value, abs=tolerance), name
+  assert found.convergence.objective <= 0.00101828
+  assert found.convergence.share == 1
+  # Their bootstrap: 2.5 and 97.5 %, and the mean and deviation of the exponent of compute.
+  published = dict(a=(0.317, 0.373), b=(0.331, 0.415), E=(1.769, 1.871))
+  for name, (low, high) in published.items():
+    width = high - low
+    np.testing.assert_allclose(found.ci[name], (low, high), atol=0.12 * width)
+  share = found.draws['b'] / (found.draws['a'] + found.draws['b'])
+  assert share.mean() == pytest.approx(0.513, abs=0.006)
+  assert share.std() == pytest.approx(0.020, abs=0.003)
+
+
+def test_five_points_of_chinchilla_matter():
+  found = fit_chinchilla(chinchilla(0))
+  assert found.params['b'] == pytest.approx(0.453, abs=0.005)
+  worst = found.influence[0]
+  assert worst.parameter == 'b'
+  assert abs(worst.shift) > 2.5
+  assert len(worst.runs) == 4
+  losses = chinchilla(0)['loss']
+  assert set(worst.runs) <= set(np.argsort(losses)[-5:].tolist())
+  assert 'influence' in found.report()
+
+
+def test_a_mean_with_default_tolerances_stops_early():
+  """How the fit of the Chinchilla paper went wrong, on a part of its grid of starts."""
+  data = chinchilla(5)
+  n, d, y = (np.log(data[name]) for name in ('Model Size', 'tokens', 'loss'))
+  delta = 1e-3
+
+  def total(p):
+    terms = np.stack([p[0] - p[3] * n, p[1] - p[4] * d, np.full_like(n, p[2])])
+    level = special.logsumexp(terms, axis=0)
+    psi = np.clip(level - y, -delta, delta) * np.exp(terms - level)
+    slope = np.array([psi[0].sum(), psi[1].sum(), psi[2].sum(), -psi[0] @ n, -psi[1] @ d])
+    return special.huber(delta, level - y).sum(), slope
+
+  def mean(p):
+    value, slope = total(p)
+    return value / len(y), slope / len(y)
+
+  grid = np.array(list(itertools.product((0, 20), (0, 20), (0,), (0, 2), (0, 2))), float)
+  ends = [optimize.minimize(mean, start, jac=True, method='L-BFGS-B') for start in grid]
+  assert all(end.success for end in ends)  # it says
+  found = fit_chinchilla(data)
+  best = found.convergence.objective
+  reached = np.array([total(end.x)[0] for end in ends])
+  assert reached.min() > 1.02 * best
+  assert np.median(reached) > 2 * best
+  # The same starts, here.
+  problem = found._problem
+  again = problem.solve(LAWS['chinchilla'].internal(grid, problem.centre))
+  assert (again.objective <= best * (1 + 1e-6)).mean() > 0.8
+
+
+# --- intervals ---
+
+
+def test_intervals_of_a_power_law_are_those_of_a_regression():
+  data = sample('power', 12, noise=0.05)
+  found = fitted('power', data, interval='profile', level=0.9)
+  line = stats.linregress(np.log(data['x']), np.log(data['y']))
+  t = stats.t.ppf(0.95, 10)
+  assert found.params['b'] == pytest.approx(-line.slope)
+  np.testing.assert_allclose(
+    found.ci['b'], [-line.slope - t * line.stderr, -line.slope + t * line.stderr], rtol=1e-3
+  )
+  np.testing.assert_allclose(
+    np.log(found.ci['a']),
+    [line.intercept - t * line.intercept_stderr, line.intercept + t * line.intercept_stderr],
+    rtol=1e-3,
+  )
+  assert found.se['b'] == pytest.approx(line.stderr)
+  assert found.degrees['b'] == 10
+  # The classical bands, one decade beyond the data.
+  u = np.log(data['x']) - np.log(data['x']).mean()
+  at = np.log(1e19) - np.log(data['x']).mean()
+  s, lever = found.noise, 1 / 12 + at**2 / (u @ u)
+  there = found.predict(1e19)
+  middle = np.log(there.value)
+  for ends, part in (
+    ((there.low, there.high), lever),
+    ((there.new_low, there.new_high), 1 + lever),
+  ):
+    want = [middle - t * s * np.sqrt(part), middle + t * s * np.sqrt(part)]
+    np.testing.assert_allclose(np.log(ends), want, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize('name', ['power_floor', 'chinchilla'])
+def test_ends_of_profiles_are_where_the_sum_of_squares_has_risen(name):
+  data = sample(name, 30, noise=0.02)
+  found = fitted(name, data, interval='profile')
+  n, p = 30, len(found.params)
+  want = found.convergence.objective * (1 + stats.f.ppf(0.95, 1, n - p) / (n - p))
+  for parameter, ends in found.ci.items():
+    for end in ends:
+      held = fitted(name, data, fixed={parameter: end})
+      assert held.params[parameter] == pytest.approx(end, rel=1e-10)
+      assert held.convergence.objective == pytest.approx(want, rel=2e-3), parameter
+
+
+@pytest.mark.parametrize('per_run', [1, 3])
+def test_the_sandwich_is_the_one_of_bell_and_mccaffrey(per_run):
+  """Against their matrices, of which the code never makes one of n x n."""
+  data = sample('power_floor', 24, noise=0.02)
+  data['run'] = np.arange(24) // per_run
+  problem = fitted('power_floor', data, group='run')._problem
+  phi = fitted('power_floor', data)._phi[None]
+  value, jacobian = (a[0] for a in problem.curve(phi, problem.data.u))
+  slope = problem.natural(phi)[1][0, 1]
+  hat = jacobian @ np.linalg.solve(jacobian.T @ jacobian, jacobian.T)
+  weight = jacobian @ np.linalg.solve(jacobian.T @ jacobian, slope)
+  residuals = problem.data.z - value
+  total, forms = 0.0, []
+  for points in problem.members:
+    left = (np.eye(24) - hat)[np.ix_(points, points)]
+    values, axes = np.linalg.eigh(left)
+    row = weight[points] @ (axes / np.sqrt(values)) @ axes.T
+    total += (row @ residuals[points]) ** 2
+    forms.append(row @ (np.eye(24) - hat)[points])
+  spectrum = np.linalg.eigvalsh(np.array(forms) @ np.array(forms).T)
+  factor, degrees = uncertainty.inflation(problem, phi, residuals[None], slope[None])
+  got = factor * uncertainty.variance(problem, phi, slope[None])
+  assert got[0] == pytest.approx(total, rel=1e-6)
+  assert degrees[0] == pytest.approx(spectrum.sum() ** 2 / (spectrum**2).sum(), rel=1e-6)
+
+
+def test_runs_are_drawn_whole():
+  """Copies of every point, each in the run of its original, say nothing new."""
+  data = sample('power', 10, noise=0.05)
+  data['run'] = np.array([f'r{i}' for i in range(10)])
+  twice = {name: np.repeat(values, 3) for name, values in data.items()}
+  once = fitted('power', data, interval='bootstrap', group='run')
+  copies = fitted('power', twice, interval='bootstrap', group='run')
+  np.testing.assert_allclose(copies.draws['b'], once.draws['b'], rtol=1e-5)
+  np.testing.assert_allclose(copies.ci['b'], once.ci['b'], rtol=1e-4)
+  blind = fitted('power', twice, interval='bootstrap')
+  assert blind.draws['b'].std() < 0.75 * once.draws['b'].std()
+  robust = fitted('power', data), fitted('power', twice, group='run')
+  np.testing.assert_allclose(robust[0].ci['b'], robust[1].ci['b'], rtol=1e-4)
+
+
+def test_what_follows_from_the_parameters_has_an_interval_too():
+  found = fitted('sovit', sample('sovit', 80, noise=0.01))
+  value, low, high = found.ci_of(sovit_exponent)
+  assert low < 0.4 / 1.1 < high
+  assert low < value < high
+  for interval in ('robust', 'profile', 'bootstrap'):
+    found = fitted('power_floor', sample('power_floor', 30, noise=0.02), interval=interval)
+    for parameter in ('b', 'c'):
+      _, low, high = found.ci_of(lambda p, parameter=parameter: p[parameter])
+      np.testing.assert_allclose((low, high), found.ci[parameter], rtol=2e-3)
+
+
+def test_a_floor_that_is_not_there():
+  data = sample('power', 30, noise=0.02)
+  found = fitted('power_floor', data)
+  assert found.ci['c'][0] == 0
+  assert found.ci['b'][0] < 0.3 < found.ci['b'][1]
+  assert any('c is' in flag for flag in found.flags())
+  for seed in range(20):  # sooner or later the best floor is none
+    found = fitted('power_floor', sample('power', 30, noise=0.02, seed=seed))
+    if found.params['c'] == 0:
+      break
+  assert found.convergence.at_bound == ('c',)
+  assert found.ci['c'][0] == 0
+  assert 0 < found.ci['c'][1] < 0.1
+  assert np.isfinite(found.predict(1e22)).all()
+  assert 'c is 0' in found.flags()
+  line = fitted('power', sample('power', 30, noise=0.02, seed=seed))
+  assert found.params['b'] == pytest.approx(line.params['b'], rel=1e-6)
+
+
+def test_levels_and_seeds():
+  data = sample('power_floor', 30, noise=0.02)
+  found = fitted('power_floor', data)
+  wide, narrow = found.intervals(0.99)['b'], found.intervals(0.5)['b']
+  assert wide[0] < found.ci['b'][0] < narrow[0] < narrow[1] < found.ci['b'][1] < wide[1]
+  assert found.predict(1e16, level=0.5).high < found.predict(1e16).high
+  a, b = (fitted('power_floor', data, interval='bootstrap', seed=seed) for seed in (0, 1))
+  again = fitted('power_floor', data, interval='bootstrap', seed=0)
+  assert a.ci == again.ci != b.ci
+  assert len(fitted('power', data, draws=50).draws['a']) == 50
+
+
+# --- what a fit says ---
+
+
+def test_the_limit_of_a_power_law():
+  data = sample('power', 12, noise=0.05)
+  found = fitted('power', data, interval='profile')
+  u = np.log(data['x'])
+  t, spread = stats.t.ppf(0.975, 10), ((u - u.mean()) ** 2).sum()
+  for tolerance in (0.06, 0.1):
+    reach = np.sqrt(((np.log1p(tolerance) / (t * found.noise)) ** 2 - 1 / 12) * spread)
+    assert np.log(found.limit(tolerance)) == pytest.approx(u.mean() + reach, abs=0.3)
+  assert found.limit(1e-4) == 0
+  assert fitted('power', sample('power', 40, noise=1e-3)).limit() is None
+
+
+def test_influence_is_that_of_a_fit_without_the_run():
+  data = sample('power', 20, noise=0.02)
+  data['y'][-1] *= 1.3
+  found = fitted('power', data)
+  first = next(i for i in found.influence if len(i.runs) == 1)
+  without = fitted('power', {name: values[:-1] for name, values in data.items()})
+  shift = without.params['b'] - found.params['b']
+  assert first.runs == (19,)
+  assert np.sign(first.shift) == np.sign(shift)
+  assert abs(first.shift) > 3
+  named = fitted('power', {**data, 'run': np.array([f'r{i}' for i in range(20)])}, group='run')
+  assert ('r19',) in [i.runs for i in named.influence[:2]]
+
+
+def test_flags():
+  x = np.geomspace(1, 1e4, 60)
+  rng = np.random.default_rng(0)
+  noise = rng.normal(size=60)
+
+  def flags(y, law='power', **options):
+    return ' '.join(fit(law, {'x': x, 'y': y}, x='x', y='y', **options).flags())
+
+  assert flags(x**-0.3 * np.exp(0.02 * noise)) == ''
+  assert 'larger where y is small' in flags(x**-0.3 * np.exp(noise * np.geomspace(0.002, 0.1, 60)))
+  assert 'neighbours err alike' in flags((x**-0.5 + 0.05) * np.exp(0.01 * noise))
+  assert 'b is indistinguishable from 0' in flags(np.exp(0.02 * noise))
+  assert 'no end' in flags(x**-0.3 * np.exp(0.02 * noise), 'broken')
+  few = fit('power', {'x': x[:4], 'y': 1 / x[:4]}, x='x', y='y')
+  assert 'hardly anything is left' in ' '.join(few.flags())
+
+
+def test_reports_and_cards():
+  data = sample('chinchilla', 40, noise=0.01)
+  data['run'] = np.arange(40) // 2
+  found = fitted('chinchilla', data, units={'d': 'tokens'}, group='run', fixed={'E': 1.82})
+  text = found.report()
+  for part in ('L = E + A / N^a + B / D^b', 'd = d [tokens]', '40 points in 20 runs (run)', '1.82',
+               'given', 'squared', '95%', '64 of 64 starts'):  # fmt: skip
+    assert part in text
+  card = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+  assert card['params'] == found.params
+  assert 'E' not in card['ci']
+  assert card['settings']['fixed'] == {'E': 1.82}
+  assert card['runs'] == 20
+  assert card['convergence']['share'] == 1
+
+
+def test_units_are_locked():
+  data = sample('power', 12, noise=0.02)
+  found = fitted('power', data, units={'x': 'FLOP'})
+  assert found.predict(1e15, unit='FLOP') == found.predict({'x': 1e15})
+  with pytest.raises(RunError, match='x of this fit is in FLOP, not core-days'):
+    found.predict(1e15, unit='core-days')
+  with pytest.raises(RunError, match='the fit has the inputs x, found steps'):
+    found.predict({'steps': 10})
+  with pytest.raises(RunError, match='positive'):
+    found.predict([1e15, -1])
+  both = fitted('chinchilla', sample('chinchilla', 30, noise=0.01), units={'n': 'parameters'})
+  with pytest.raises(RunError, match='give a mapping'):
+    both.predict(1e9)
+  assert both.predict({'n': [1e9, 1e10], 'd': 1e11}, unit={'n': 'parameters'}).value.shape == (2,)
+  assert fitting.fit('power', table.Table(data, {'unit x': 'FLOP'}), x='x', y='y').units == {
+    'x': 'FLOP', 'y': 'y'
+  }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (dict(law='powr'), "no law 'powr'.*power"),
+    (dict(law='chinchilla'), 'inputs n, d'),
+    (dict(y='loss'), "no column 'loss'"),
+    (dict(bad=(3, np.nan)), "column 'y' .* rows 3 .* nan"),
+    (dict(bad=(5, -1.0)), "column 'y' .* rows 5 .* -1"),
+    (dict(rows=2), '2 free parameters and needs 3 points of different x, found 2'),
+    (dict(loss='absolute'), 'absolute'),
+    (dict(interval='exact'), 'exact'),
+    (dict(interval='profile', loss='huber'), 'bootstrap'),
+    (dict(level=95), 'between 0 and 1'),
+    (dict(starts=0), 'at least 1'),
+    (dict(fixed={'q': 1.0}), "no parameter 'q'"),
+    (dict(fixed={'a': -1.0}), 'cannot be -1'),
+    (dict(group='y', same=True), 'two runs at least, found 1'),
+  ],
+)
+def test_what_cannot_be_fitted_is_said(changes, message):
+  data = sample('power', changes.pop('rows', 10), noise=0.02)
+  if 'bad' in changes:
+    row, value = changes.pop('bad')
+    data['y'][row] = value
+  if changes.pop('same', False):
+    data['y'][:] = 1
+  arguments = {'law': 'power', 'x': 'x', 'y': 'y', **changes}
+  with pytest.raises(RunError, match=message):
+    fit(arguments.pop('law'), data, **arguments)
+
+
+# --- the command ---
+
+
+def command(*arguments):
+  return subprocess.run(
+    [sys.executable, '-W', 'error', '-m', 'vit_jax.scaling.fit', *map(str, arguments)],
+    capture_output=True, text=True, cwd=ROOT,
+  )  # fmt: skip
+
+
+def test_the_command(tmp_path):
+  data = sample('power_floor', 30, noise=0.02)
+  lines = [
+    'flops,loss,run',
+    *(f'{x},{y},{i // 2}' for i, (x, y) in enumerate(zip(*data.values(), strict=True))),
+  ]
+  path = tmp_path / 'runs.csv'
+  path.write_text('\n'.join(lines))
+  basic = (path, '--x=flops', '--y=loss', '--law=power_floor', '--unit=flops=FLOP')
+  done = command(*basic, '--predict=1e19,1e20')
+  assert done.returncode == 0, done.stderr
+  assert 'x = flops [FLOP]' in done.stdout
+  assert 'flops 1e+20: ' in done.stdout
+  done = command(*basic, '--json', '--group=run', '--where=flops<1e17', '--predict=1e19',
+                 '--fixed=c=0.3', '--loss=huber', '--draws=50')  # fmt: skip
+  card = json.loads(done.stdout)
+  assert card['runs'] < 15
+  assert card['interval'] == 'bootstrap'
+  assert card['params']['c'] == 0.3
+  (there,) = card['predictions']
+  assert there['new_low'] < there['low'] < there['value'] < there['high'] < there['new_high']
+  for wrong, message in (
+    ('--rows=x', 'unknown argument --rows'),
+    ('--predict=ten', "'ten'"),
+  ):  # fmt: skip
+    done = command(*basic, wrong)
+    assert done.returncode == 1
+    assert done.stderr.startswith('error: ')
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
