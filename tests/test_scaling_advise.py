@@ -9,8 +9,9 @@ from tests import sweeps
 from vit_jax import flops
 from vit_jax.architecture import ViTArchitecture
 from vit_jax.errors import RunError
-from vit_jax.scaling import design, fit
+from vit_jax.scaling import design
 from vit_jax.scaling.advise import advise, between
+from vit_jax.scaling.fitting import fit
 from vit_jax.scaling.shape import SOVIT, exponents, scaled
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from vit_jax.errors import RunError
-from vit_jax.scaling import Fit, fit, frontier
+from vit_jax.scaling import Fit, frontier
 from vit_jax.scaling.choice import Choice, choose
+from vit_jax.scaling.fitting import fit
 from vit_jax.scaling.table import Table
 
 SIZE, IMAGES, FLOPS = 'parameters', 'images', 'flops'
