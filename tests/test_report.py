@@ -308,6 +308,7 @@ def few(rows, *, shapes=99, budgets=99):
     (99, 1, 3, 4, {'frontier', 'joint', 'exponents', 'holdout', 'advice'}),
     (2, 4, 3, 3, {'isoflop', 'joint', 'advice'}),
     (4, 3, 1, 3, set()),
+    (3, 99, 1, 3, set()),
   ],
 )
 def test_small_tables_give_what_they_can(tmp_path, shapes, budgets, rates, figures, missing):

@@ -107,7 +107,7 @@ def analyse(folder: pathlib.Path, *, budgets: Sequence[float] = (), y: str = '')
   if out.joint:
     out.backtest = _attempt(out, 'backtest', lambda: choose(
       ['chinchilla'], cells, x=(SIZE, IMAGES), y=runs.y, scale='budget', tolerance=laws.TOLERANCE,
-      **laws.JOINT))  # fmt: skip
+      **laws.joint_settings(cells)))  # fmt: skip
   out.holdout = _attempt(out, 'holdout', lambda: laws.hold_out(cells, runs.y))
   out.models = _attempt(out, 'models', lambda: runs_lib.architectures(folder, runs)) or {}
   top = float(cells['budget'].max())

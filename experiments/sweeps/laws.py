@@ -16,7 +16,9 @@ from vit_jax.scaling.table import Table
 SIZE, IMAGES, FLOPS = 'parameters', 'images', 'flops'
 UNITS = {SIZE: 'parameters', IMAGES: 'images', FLOPS: 'FLOP'}
 LEVEL = 0.95
-# Approach 3 as Hoffmann et al. 2022 do it; runs of one shape share what is odd about it.
+# Approach 3 as Hoffmann et al. 2022 do it; runs of one shape share what is odd about it, and are
+# resampled together if there are `SHAPES` of them: of fewer, draws often have too few to fit.
+SHAPES = 6
 JOINT: dict[str, Any] = dict(loss='huber', group='shape', level=LEVEL, units=UNITS)
 TOLERANCE = 0.1  # relative error of the loss up to which an extrapolation counts as right
 MANY = 8  # budgets from which on laws with more parameters are asked, too
@@ -97,7 +99,17 @@ def joint(cells: Table, y: str) -> Fit:
     raise RunError('a law in size and images takes three sizes at least')
   if len(np.unique(cells['budget'])) < 2:
     raise RunError('size and images cannot be told apart by runs of one budget')
-  return fit('chinchilla', cells, x=(SIZE, IMAGES), y=y, **JOINT)
+  law = fit('chinchilla', cells, x=(SIZE, IMAGES), y=y, **joint_settings(cells))
+  try:
+    assert law.ci
+  except np.linalg.LinAlgError:
+    raise RunError('its runs are too few to be resampled for intervals') from None
+  return law
+
+
+def joint_settings(cells: Table) -> dict[str, Any]:
+  """Of the fit of that law to these runs."""
+  return JOINT if len(np.unique(cells['shape'])) >= SHAPES else {**JOINT, 'group': None}
 
 
 def hold_out(cells: Table, y: str) -> HoldOut:

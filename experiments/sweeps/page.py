@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,14 +85,13 @@ def _summary(a: Analysis) -> str:
   counts = ', '.join(f'{count} {state}' for state, count in a.runs.counts.items())
   cells, shapes = a.runs.cells, len(np.unique(a.runs.cells['shape']))
   return (
-    f'{counts}; {shapes} shape{"s" * (shapes > 1)} of {_range(cells[SIZE])} parameters, '
-    f'{_range(cells["budget"])} FLOPs a run.'
+    f'{counts}; {shapes} shape{"s" * (shapes > 1)} of {_range(cells[SIZE], words.number)} '
+    f'parameters, {_range(cells["budget"], words.work)} FLOPs a run.'
   )
 
 
-def _range(values: np.ndarray) -> str:
-  ends = [words.number(values.min()), words.number(values.max())]
-  return ' to '.join(dict.fromkeys(ends))
+def _range(values: np.ndarray, say: Callable[[float], str]) -> str:
+  return ' to '.join(dict.fromkeys((say(values.min()), say(values.max()))))
 
 
 def _advice_table(advice: Sequence[Advice]) -> str:
@@ -105,7 +104,7 @@ def _advice_table(advice: Sequence[Advice]) -> str:
     model, widths = i.model, [m.width for m in i.flat]
     flat = f'{min(widths)} to {max(widths)} wide' if len(set(widths)) > 1 else ''
     rows.append((
-      words.number(i.budget), model.width, model.depth, model.mlp_dim, model.num_heads,
+      words.work(i.budget), model.width, model.depth, model.mlp_dim, model.num_heads,
       f'{i.parameters:,}', f'{i.images:,}', f'{i.loss:.4g}', f'{i.low:.4g} to {i.high:.4g}', flat,
       'yes' if i.trusted else 'no',
     ))  # fmt: skip

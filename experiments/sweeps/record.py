@@ -50,8 +50,8 @@ def card(a: Analysis, folder: pathlib.Path) -> dict[str, Any]:
     'versions': {name: _values(rows, name) for name in ('git', 'packages', 'device')},
     'config': config,
     'settings': {
-      'joint': {'law': 'chinchilla', **laws.JOINT}, 'tolerance': laws.TOLERANCE,
-      'level': laws.LEVEL,
+      'joint': {'law': 'chinchilla', **laws.joint_settings(a.runs.cells)},
+      'tolerance': laws.TOLERANCE, 'level': laws.LEVEL,
     },
     'cells': _rows(a.runs.cells),
     'learning_rates': [dataclasses.asdict(tuned) for tuned in a.runs.tuning],

@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments.sweeps import analysis as analysis_lib
 from experiments.sweeps.analysis import Analysis
-from experiments.sweeps.laws import LEVEL
+from experiments.sweeps.laws import LEVEL, SHAPES
 
 
 def answers(a: Analysis) -> list[str]:
@@ -20,7 +20,7 @@ def answers(a: Analysis) -> list[str]:
       else f'{times:.3g} times the largest of the sweep'
     )  # fmt: skip
     out.append(
-      f'With {number(i.budget)} FLOPs ({where}): a model of width {model.width}, depth '
+      f'With {work(i.budget)} FLOPs ({where}): a model of width {model.width}, depth '
       f'{model.depth}, MLP {model.mlp_dim} and {model.num_heads} heads ({number(i.parameters)} '
       f'parameters), trained on {number(i.images)} images. Expect {a.y.replace("_", " ")} '
       f'{i.loss:.4g}; {LEVEL:.0%} of such runs between {i.low:.4g} and {i.high:.4g}. '
@@ -67,7 +67,7 @@ def trust(a: Analysis) -> list[str]:
   out, held = [], a.holdout
   if held and held.law:
     out.append(
-      f'Hold-out: fitted without the largest budget ({number(held.budget)} FLOPs, '
+      f'Hold-out: fitted without the largest budget ({work(held.budget)} FLOPs, '
       f'{held.factor:.3g} times the next), the law of the frontier ({held.law.law.name}) '
       f'foretold {held.value:.4g}, {held.low:.4g} to {held.high:.4g} for a new run. '
       f'Observed: {held.observed:.4g}, '
@@ -90,6 +90,11 @@ def trust(a: Analysis) -> list[str]:
   ):
     out += [f'The law {name}: {choice.sentence()}'] if choice else []
     out += [f'The law {name}: {flag}.' for flag in fit.flags()] if fit else []
+  if a.joint and a.joint.settings['group'] is None:
+    out.append(
+      f'There are fewer than {SHAPES} shapes: intervals take runs of one shape for independent, '
+      'and are probably TOO NARROW.'
+    )
   words = {'frontier': 'law of the frontier', 'isoflop': 'best sizes', 'exponents': 'exponents',
            'joint': 'law in size and images', 'backtest': 'back-test of that law',
            'holdout': 'hold-out', 'models': 'shapes', 'advice': 'advice'}  # fmt: skip
@@ -98,12 +103,15 @@ def trust(a: Analysis) -> list[str]:
 
 
 def number(value: float) -> str:
-  """5.62e11, 46.8 thousand, 1.01 million."""
+  """12, 46.8 thousand, 1.01 million, 5.6e13."""
   value = float(f'{value:.3g}')
   for size, word in ((1e6, 'million'), (1e3, 'thousand')):
     if size <= value < 1000 * size:
       return f'{value / size:.3g} {word}'
-  if value < 1000:
-    return f'{value:.3g}'
-  digits, _, exponent = f'{value:.3g}'.partition('e')
-  return f'{digits}e{int(exponent)}' if exponent else digits
+  return f'{value:.3g}' if value < 1000 else work(value)
+
+
+def work(flops: float) -> str:
+  """5.62e11."""
+  digits, _, exponent = f'{flops:.2e}'.partition('e')
+  return f'{float(digits):g}e{int(exponent)}'
