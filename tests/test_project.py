@@ -128,6 +128,10 @@ ALLOWED = {
   },
   'scaling.design': {'architecture', 'flops'},
   'scaling.cost': {'architecture', 'flops'},
+  'scaling.advise': {'architecture', 'flops', 'scaling.design', 'scaling.result'},
+  'scaling.shape': {
+    'architecture', 'flops', 'scaling.design', 'scaling.laws', 'scaling.result'
+  },
   'evaluate': {
     'checkpoint', 'config', 'convert', 'experiment', 'lanes', 'launch', 'metrics', 'sharding'
   },

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+import types
 from typing import Any
 
 import numpy as np
@@ -89,6 +91,12 @@ def _number(text: str, argument: str) -> float:
   return number
 
 
+class _Module(types.ModuleType):
+  """Importing this module puts it where the package has the function of the same name."""
+
+  __call__ = staticmethod(fit)
+
+
 if __name__ == '__main__':
   parser = argparse.ArgumentParser(
     prog='python -m vit_jax.scaling.fit', description='A scaling law for a table of runs.'
@@ -117,3 +125,5 @@ if __name__ == '__main__':
   )
   parser.add_argument('--json', action='store_true', dest='json_', help='print JSON instead')
   command.run(parser, main)
+else:
+  sys.modules[__name__].__class__ = _Module

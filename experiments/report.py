@@ -1,0 +1,68 @@
+r"""The report of a sweep: `python -m experiments.report runs/fashion --budget=1e12,1e13`.
+
+Reads table.jsonl and the configurations in the sweep's directory, and writes report.html, one page
+for people that needs nothing else, and card.json, the same for programs. May be run while the sweep
+goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import pathlib
+from typing import Any
+
+from vit_jax import command
+from vit_jax.errors import RunError
+
+
+def budgets_of(text: str) -> list[float]:
+  """'1e12,1e13' as numbers.
+
+  Raises:
+    RunError: if they are none.
+  """
+  try:
+    found = [float(part) for part in text.split(',') if part.strip()]
+  except ValueError:
+    raise RunError(f'--budget={text}: write FLOPs, such as 1e12,1e13') from None
+  if not all(math.isfinite(budget) and budget > 0 for budget in found):
+    raise RunError(f'--budget={text}: budgets are positive')
+  return found
+
+
+def main(
+  dir: pathlib.Path, budget: str, out: pathlib.Path | None, y: str, changes: dict[str, Any]
+) -> None:
+  """The command."""
+  if changes:
+    raise RunError(f'unknown option --{next(iter(changes))}')
+  asked = budgets_of(budget)
+  # Matplotlib is asked for before anything is computed.
+  from experiments.sweeps import page, words
+  from experiments.sweeps.analysis import analyse
+  from experiments.sweeps.record import card
+
+  analysis = analyse(dir, budgets=asked, y=y)
+  record = card(analysis, dir)
+  out = out or dir
+  out.mkdir(parents=True, exist_ok=True)
+  (out / 'card.json').write_text(json.dumps(record, indent=1, allow_nan=False) + '\n')
+  (out / 'report.html').write_text(page.render(analysis, record), encoding='utf-8')
+  print('\n'.join(words.answers(analysis)))
+  print(f'{out}/report.html, {out}/card.json')
+
+
+def parser() -> argparse.ArgumentParser:
+  """Of the command line."""
+  found = argparse.ArgumentParser(description='The report of a sweep.')
+  found.add_argument('dir', type=pathlib.Path, help='of the sweep')
+  found.add_argument('--budget', default='', help='training FLOPs to give advice for, by commas')
+  found.add_argument('--out', type=pathlib.Path, help='where to write, if not to DIR')
+  found.add_argument('--y', default='', help='column of the loss, if not test_loss')
+  return found
+
+
+if __name__ == '__main__':
+  command.run(parser(), main)

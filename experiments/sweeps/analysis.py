@@ -1,0 +1,218 @@
+"""What the table of a sweep says: best runs, laws, how they did on what they had not seen, advice.
+
+Every part that the table is too small for is left out, and `Analysis.missing` says why.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.sweeps import laws
+from experiments.sweeps import runs as runs_lib
+from experiments.sweeps.laws import FLOPS, IMAGES, LEVEL, SIZE, HoldOut
+from experiments.sweeps.runs import Runs
+from vit_jax.architecture import ViTArchitecture
+from vit_jax.errors import RunError
+from vit_jax.scaling import Fit, frontier
+from vit_jax.scaling.advise import Advice, advise, between
+from vit_jax.scaling.choice import Choice, choose
+from vit_jax.scaling.cost import Machine
+from vit_jax.scaling.table import Table
+
+NEAR = 1.5  # times the data: as good as inside
+
+
+@dataclasses.dataclass(frozen=True)
+class Time:
+  """Seconds of all steps of one run, lanes together."""
+
+  parameters: int
+  predicted: float
+  measured: float
+
+
+@dataclasses.dataclass
+class Analysis:
+  """All of it; what could not be made is None or empty.
+
+  Attributes:
+    runs: of the table.
+    frontier: a row for each budget, its best cell; `edge` where that is the smallest or the largest
+      size there.
+    used: rows of it that the law is fitted to.
+    choice: of the law of the frontier.
+    optima: the best sizes by approach 2, as `frontier.isoflop` returns them.
+    method: 'parabola' or 'akima'.
+    exponents: fits of `optima`, by column.
+    joint: law in size and images, approach 3.
+    backtest: of it, leaving out more and more budgets.
+    holdout: the largest budget foretold.
+    models: of the sweep by shape.
+    advice: for each budget that was asked for.
+    times: of runs on the machine that the sweep was calibrated for.
+    missing: why a part is not there, by part.
+  """
+
+  runs: Runs
+  frontier: Table
+  used: np.ndarray
+  choice: Choice | None = None
+  optima: Table | None = None
+  method: str = 'parabola'
+  exponents: dict[str, Fit] = dataclasses.field(default_factory=dict)
+  joint: Fit | None = None
+  backtest: Choice | None = None
+  holdout: HoldOut | None = None
+  models: dict[str, ViTArchitecture] = dataclasses.field(default_factory=dict)
+  advice: list[Advice] = dataclasses.field(default_factory=list)
+  times: list[Time] = dataclasses.field(default_factory=list)
+  missing: dict[str, str] = dataclasses.field(default_factory=dict)
+
+  @property
+  def y(self) -> str:
+    """Column of the loss."""
+    return self.runs.y
+
+  @property
+  def reach(self) -> float:
+    """How far beyond its data the law in size and images was right."""
+    return self.backtest.factor if self.backtest else 1.0
+
+
+def analyse(folder: pathlib.Path, *, budgets: Sequence[float] = (), y: str = '') -> Analysis:
+  """Everything that the table in a sweep's directory allows.
+
+  Args:
+    folder: of the sweep.
+    budgets: training FLOPs to give advice for; the largest of the sweep, 10 and 100 times it if
+      none are given.
+    y: column of the loss; by default that of the test set.
+
+  Raises:
+    RunError: if there is no table or no finished run in it.
+  """
+  runs = runs_lib.read(folder, y)
+  best, used = laws.frontier_of(runs.cells, runs.y)
+  out = Analysis(runs, best, used)
+  out.choice = _attempt(out, 'frontier', lambda: laws.chosen(best.take(used), runs.y))
+  _isoflop(out)
+  cells = runs.cells
+  out.joint = _attempt(out, 'joint', lambda: laws.joint(cells, runs.y))
+  if out.joint:
+    out.backtest = _attempt(out, 'backtest', lambda: choose(
+      ['chinchilla'], cells, x=(SIZE, IMAGES), y=runs.y, scale='budget', tolerance=laws.TOLERANCE,
+      **laws.joint_settings(cells)))  # fmt: skip
+  out.holdout = _attempt(out, 'holdout', lambda: laws.hold_out(cells, runs.y))
+  out.models = _attempt(out, 'models', lambda: runs_lib.architectures(folder, runs)) or {}
+  top = float(cells['budget'].max())
+  for budget in budgets or (top, 10 * top, 100 * top):
+    advice = _attempt(out, 'advice', lambda budget=budget: _advice(out, budget))
+    out.advice += [advice] if advice else []
+  out.times = _attempt(out, 'times', lambda: _times(folder, out)) or []
+  return out
+
+
+def _attempt(out: Analysis, part: str, make: Callable[[], Any]) -> Any:
+  """What `make` returns, or None and the reason in `missing`."""
+  try:
+    return make()
+  except RunError as error:
+    out.missing[part] = str(error)
+    return None
+
+
+def _isoflop(out: Analysis) -> None:
+  """Approach 2; where parabolas fail at most budgets, splines."""
+  cells, y = out.runs.cells, out.y
+  shared = [
+    budget for budget in np.unique(cells['budget'])
+    if len(np.unique(cells[SIZE][cells['budget'] == budget])) >= 3
+  ]  # fmt: skip
+  if not shared:
+    out.missing['isoflop'] = 'no budget is shared by three sizes'
+    return
+  table = cells.take(np.isin(cells['budget'], shared))
+  noise = out.runs.noise and out.runs.noise / float(np.sqrt(table['seeds'].min()))
+  found = {
+    method: _attempt(out, 'isoflop', lambda method=method: frontier.isoflop(
+      table, flops=FLOPS, size=SIZE, loss=y, data=IMAGES, method=method, noise=noise))
+    for method in frontier.METHODS
+  }  # fmt: skip
+  good = {method: (o['flag'] == '').sum() for method, o in found.items() if o is not None}
+  if not good:
+    return
+  if good.get('parabola', 0) < min(3, max(good.values())):
+    out.method = max(good, key=good.__getitem__)
+  optima = found[out.method]
+  assert optima is not None
+  out.optima = optima
+  for name in (SIZE, IMAGES):
+    found_fit = _attempt(out, 'exponents', lambda name=name: frontier.exponent(
+      optima, name, flops=FLOPS, level=LEVEL))  # fmt: skip
+    if found_fit:
+      out.exponents[name] = found_fit
+
+
+def _advice(out: Analysis, budget: float) -> Advice:
+  if not out.joint:
+    raise RunError(f'it needs the law in size and images: {out.missing["joint"]}')
+  if not out.models:
+    raise RunError(f'it needs the models: {out.missing["models"]}')
+  family = between(list(out.models.values()))
+  found = advise(out.joint, family, budget, reach=max(out.reach, NEAR), tolerance=laws.TOLERANCE)
+  if not out.choice:
+    return found
+  other = out.choice.fit.predict(budget)
+  if other.new_low <= found.high and found.low <= other.new_high:
+    return found
+  said = f'the law of the frontier expects another loss, {float(other.value):.4g}'
+  reason = said if found.trusted else f'{found.reason}; {said}'
+  return dataclasses.replace(found, trusted=False, reason=reason)
+
+
+def _times(folder: pathlib.Path, out: Analysis) -> list[Time]:
+  if not (folder / 'machine.json').exists():
+    raise RunError('there is no machine.json: the sweep was run without --calibrate')
+  machine = Machine.from_json((folder / 'machine.json').read_text())
+  lanes = collections.Counter(row.get('run') for row in out.runs.rows)
+  found = []
+  for row in out.runs.rows:
+    model, seconds = out.models.get(runs_lib.shape_of(row)), row.get('seconds_step')
+    if model and seconds and not row.get('lane'):
+      step = machine.step_seconds(model, row['batch_size'], lanes[row['run']])
+      steps = row['steps'] - (row.get('forked') or 0)
+      found.append(Time(row['parameters'], steps * step, seconds))
+  if not found:
+    raise RunError('no run of a known model says how long its steps took')
+  return found
+
+
+def transfer(runs: Runs) -> Mapping[str, Any] | None:
+  """What it costs to keep the learning rate of the smallest model of each budget for the others.
+
+  Returns:
+    `median` and `worst` relative rise of the loss over the best of each, `cells` it was asked of,
+    and `same`, the share of cells whose best rate is that of the smallest; None with one rate only.
+  """
+  if len({rate for tuned in runs.tuning for rate in tuned.rates}) < 2:
+    return None
+  rises, same = [], []
+  for budget in np.unique(runs.cells['budget']):
+    members = [t for t in runs.tuning if t.budget == budget and len(t.rates) > 1]
+    members.sort(key=lambda t: t.parameters)
+    for other in members[1:]:
+      losses = dict(zip(other.rates, other.losses, strict=True))
+      if members[0].best in losses:
+        rises.append(losses[members[0].best] / min(other.finite) - 1)
+        same.append(members[0].best == other.best)
+  if not rises:
+    return None
+  rises = np.where(np.isnan(rises), np.inf, rises)  # of a rate that diverged
+  return dict(median=float(np.median(rises)), worst=float(rises.max()), cells=len(rises),
+              same=float(np.mean(same)))  # fmt: skip

@@ -1,0 +1,152 @@
+"""The laws of a sweep: which are fitted to what, and how they foretell what was left out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from vit_jax.errors import RunError
+from vit_jax.scaling import Fit, frontier
+from vit_jax.scaling.choice import Choice, choose
+from vit_jax.scaling.fitting import fit
+from vit_jax.scaling.table import Table
+
+SIZE, IMAGES, FLOPS = 'parameters', 'images', 'flops'
+UNITS = {SIZE: 'parameters', IMAGES: 'images', FLOPS: 'FLOP'}
+LEVEL = 0.95
+# Approach 3 as Hoffmann et al. 2022 do it; runs of one shape share what is odd about it, and are
+# resampled together if there are `SHAPES` of them: of fewer, draws often have too few to fit.
+SHAPES = 6
+JOINT: dict[str, Any] = dict(loss='huber', group='shape', level=LEVEL, units=UNITS)
+TOLERANCE = 0.1  # relative error of the loss up to which an extrapolation counts as right
+MANY = 8  # budgets from which on laws with more parameters are asked, too
+
+
+@dataclasses.dataclass(frozen=True)
+class HoldOut:
+  """How the laws, fitted without the largest budget, foretell it.
+
+  Attributes:
+    budget: FLOPs of what was left out.
+    factor: it over the largest that was fitted.
+    observed: the lowest loss at that budget.
+    edge: whether it is that of the smallest or the largest size there, so that a better size may
+      have been left untried.
+    law: fitted to the frontier below, None if that could not be.
+    value: it foretold.
+    low: lower end of its band for a new run.
+    high: upper end.
+    joint: law in size and images fitted below, None if that could not be.
+    inside: runs of the budget inside the band that it foretold for each.
+    runs: of the budget.
+    rmse: of its log loss over them.
+  """
+
+  budget: float
+  factor: float
+  observed: float
+  edge: bool
+  law: Fit | None = None
+  value: float = np.nan
+  low: float = np.nan
+  high: float = np.nan
+  joint: Fit | None = None
+  inside: int = 0
+  runs: int = 0
+  rmse: float = np.nan
+
+  @property
+  def passed(self) -> bool:
+    """Whether the lowest loss lies where the law of the frontier said."""
+    return self.low <= self.observed <= self.high
+
+
+def frontier_of(cells: Table, y: str) -> tuple[Table, np.ndarray]:
+  """The best cell of each budget that several sizes share, and which of them a law may use.
+
+  A budget at which the smallest or the largest of its sizes is best might have a better one beyond:
+  these are left out where four others remain. Without shared budgets the frontier is that of Pareto
+  over all cells.
+  """
+  rows, edge = [], []
+  for budget in np.unique(cells['budget']):
+    members = np.flatnonzero(cells['budget'] == budget)
+    sizes = cells[SIZE][members]
+    if len(np.unique(sizes)) > 1:
+      best = members[cells[y][members].argmin()]
+      rows.append(best)
+      edge.append(cells[SIZE][best] in (sizes.min(), sizes.max()))
+  if not rows:
+    rows = frontier.pareto(cells[FLOPS], cells[y])
+    edge = [False] * len(rows)
+  best = cells.take(np.array(rows))
+  best['edge'] = np.array(edge, float)
+  inner = best['edge'] == 0
+  return best, inner if inner.sum() >= 4 else np.ones(len(rows), bool)
+
+
+def chosen(points: Table, y: str) -> Choice:
+  """The law of a frontier."""
+  laws = ['power', 'power_floor'] + ['m3', 'zhai'] * (points.rows >= MANY)
+  return choose(laws, points, x=FLOPS, y=y, tolerance=TOLERANCE, level=LEVEL, units=UNITS)
+
+
+def joint(cells: Table, y: str) -> Fit:
+  """The law in size and images, by approach 3 of Hoffmann et al. 2022."""
+  if len(np.unique(cells['shape'])) < 3:
+    raise RunError('a law in size and images takes three sizes at least')
+  if len(np.unique(cells['budget'])) < 2:
+    raise RunError('size and images cannot be told apart by runs of one budget')
+  law = fit('chinchilla', cells, x=(SIZE, IMAGES), y=y, **joint_settings(cells))
+  try:
+    assert law.ci
+  except np.linalg.LinAlgError:
+    raise RunError('its runs are too few to be resampled for intervals') from None
+  return law
+
+
+def joint_settings(cells: Table) -> dict[str, Any]:
+  """Of the fit of that law to these runs."""
+  return JOINT if len(np.unique(cells['shape'])) >= SHAPES else {**JOINT, 'group': None}
+
+
+def hold_out(cells: Table, y: str) -> HoldOut:
+  """Fits both laws without the largest budget of the frontier, and compares.
+
+  Raises:
+    RunError: if neither could be fitted.
+  """
+  budgets = np.unique(cells['budget'])
+  # Beyond it there may be runs of one size alone, if the sweep is not complete.
+  top = float(frontier_of(cells, y)[0]['budget'].max())
+  budgets = budgets[budgets <= top]
+  if len(budgets) < 3:
+    raise RunError(f'{len(budgets)} budgets: nothing can be left out and foretold')
+  below = float(budgets[-2])
+  inner, outer = cells.take(cells['budget'] < top), cells.take(cells['budget'] == top)
+  best = int(outer[y].argmin())
+  sizes = outer[SIZE]
+  edge = bool(sizes[best] in (sizes.min(), sizes.max()))
+  facts: dict[str, Any] = {}
+  reasons = []
+  try:
+    points, used = frontier_of(inner, y)
+    law = chosen(points.take(used), y).fit
+    band = law.predict(outer[FLOPS][best])
+    facts |= dict(law=law, value=float(band.value), low=float(band.new_low),
+                  high=float(band.new_high))  # fmt: skip
+  except RunError as error:
+    reasons.append(str(error))
+  try:
+    found = joint(inner, y)
+    bands = found.predict({SIZE: sizes, IMAGES: outer[IMAGES]})
+    within = (bands.new_low <= outer[y]) & (outer[y] <= bands.new_high)
+    rmse = float(np.sqrt(np.mean(np.log(outer[y] / bands.value) ** 2)))
+    facts |= dict(joint=found, inside=int(within.sum()), runs=outer.rows, rmse=rmse)
+  except RunError as error:
+    reasons.append(str(error))
+  if not facts:
+    raise RunError('; '.join(reasons))
+  return HoldOut(top, top / below, float(outer[y][best]), edge, **facts)

@@ -1,0 +1,117 @@
+"""What a sweep has found, in sentences."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from experiments.sweeps import analysis as analysis_lib
+from experiments.sweeps.analysis import Analysis
+from experiments.sweeps.laws import LEVEL, SHAPES
+
+
+def answers(a: Analysis) -> list[str]:
+  """What to train, a sentence or two for each budget; why there is none if so."""
+  out = []
+  top = float(a.runs.cells['budget'].max())
+  for i in a.advice:
+    model, times = i.model, i.budget / top
+    where = (
+      'the largest budget of the sweep' if abs(times - 1) < 0.01
+      else f'{times:.3g} times the largest of the sweep'
+    )  # fmt: skip
+    out.append(
+      f'With {work(i.budget)} FLOPs ({where}): a model of width {model.width}, depth '
+      f'{model.depth}, MLP {model.mlp_dim} and {model.num_heads} heads ({number(i.parameters)} '
+      f'parameters), trained on {number(i.images)} images. Expect {a.y.replace("_", " ")} '
+      f'{i.loss:.4g}; {LEVEL:.0%} of such runs between {i.low:.4g} and {i.high:.4g}. '
+      + (f'Trust it: {i.reason}.' if i.trusted else f'Do not rely on it: {i.reason}.')
+    )
+  if not out:
+    reason = a.missing.get('advice', 'the table is too small')
+    out.append(f'There is no advice on what to train: {reason}.')
+  held = a.holdout
+  if a.advice and held and held.joint and held.inside < 0.8 * held.runs:
+    out.append(
+      f'These intervals are TOO NARROW: when the largest budget was left out, {held.inside} of its '
+      f'{held.runs} runs fell inside theirs.'
+    )
+  rate = _rate(a)
+  return out + ([rate] if rate else [])
+
+
+def _rate(a: Analysis) -> str:
+  """Which learning rate."""
+  tuning = [t for t in a.runs.tuning if len(t.rates) > 1]
+  if not tuning:
+    return ''
+  best, count = max(
+    ((rate, sum(t.best == rate for t in tuning)) for rate in {t.best for t in tuning}),
+    key=lambda pair: pair[1],
+  )
+  edges = sum(t.edge for t in tuning)
+  said = f'Learning rate {best:g} was the best for {count} of {len(tuning)} shapes and durations.'
+  if edges:
+    said += f' At {edges} the best is an end of those tried: a better one may lie beyond.'
+  moved = analysis_lib.transfer(a.runs)
+  if moved:
+    worst = f'{moved["worst"]:.1%}' if np.isfinite(moved['worst']) else 'divergence'
+    said += (
+      f' Taking the best rate of the smallest model for the others of a budget costs '
+      f'{moved["median"]:.1%} of the loss in the median, {worst} at worst.'
+    )
+  return said
+
+
+def trust(a: Analysis) -> list[str]:
+  """What was tested, and what came out."""
+  out, held = [], a.holdout
+  if held and held.law:
+    out.append(
+      f'Hold-out: fitted without the largest budget ({work(held.budget)} FLOPs, '
+      f'{held.factor:.3g} times the next), the law of the frontier ({held.law.law.name}) '
+      f'foretold {held.value:.4g}, {held.low:.4g} to {held.high:.4g} for a new run. '
+      f'Observed: {held.observed:.4g}, '
+      + ('inside.' if held.passed else 'OUTSIDE: this law does not hold up to there.')
+      + (' It is the loss of the smallest or the largest size there; a better one may be missing.'
+         if held.edge else '')
+    )  # fmt: skip
+  if held and held.joint:
+    share = held.inside / held.runs
+    out.append(
+      f'The law in size and images, fitted likewise, has {held.inside} of the {held.runs} runs of '
+      f'that budget inside its {held.joint.level:.0%} bands (root mean square error '
+      f'{held.rmse:.1%})'
+      + ('.' if share >= 0.8 else ': fewer than its bands promise. They are TOO NARROW, or the law '
+         'is not the right one.')
+    )  # fmt: skip
+  for name, choice, fit in (
+    ('of the frontier', a.choice, a.choice and a.choice.fit),
+    ('in size and images', a.backtest, a.joint),
+  ):
+    out += [f'The law {name}: {choice.sentence()}'] if choice else []
+    out += [f'The law {name}: {flag}.' for flag in fit.flags()] if fit else []
+  if a.joint and a.joint.settings['group'] is None:
+    out.append(
+      f'There are fewer than {SHAPES} shapes: intervals take runs of one shape for independent, '
+      'and are probably TOO NARROW.'
+    )
+  words = {'frontier': 'law of the frontier', 'isoflop': 'best sizes', 'exponents': 'exponents',
+           'joint': 'law in size and images', 'backtest': 'back-test of that law',
+           'holdout': 'hold-out', 'models': 'shapes', 'advice': 'advice'}  # fmt: skip
+  out += [f'No {words[part]}: {reason}.' for part, reason in a.missing.items() if part in words]
+  return out
+
+
+def number(value: float) -> str:
+  """12, 46.8 thousand, 1.01 million, 5.6e13."""
+  value = float(f'{value:.3g}')
+  for size, word in ((1e6, 'million'), (1e3, 'thousand')):
+    if size <= value < 1000 * size:
+      return f'{value / size:.3g} {word}'
+  return f'{value:.3g}' if value < 1000 else work(value)
+
+
+def work(flops: float) -> str:
+  """5.62e11."""
+  digits, _, exponent = f'{flops:.2e}'.partition('e')
+  return f'{float(digits):g}e{int(exponent)}'
