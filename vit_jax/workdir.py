@@ -96,6 +96,7 @@ def result(
   return {
     'step': experiment.total,
     'examples': examples,
+    'epochs': examples / len(experiment.source),
     'metrics': dict(scores),
     **history,
     'config_hash': config_lib.run_hash(config),

@@ -31,7 +31,7 @@ def cpu():
   budgets = design.budgets(1e9, 5.62e11, per_decade=4)
   return _sweep(
     _fashion_mnist(), sizes, budgets, head_dim=8, steps=40, images=20 * 60_000,
-    lanes=dict(lr=(4e-3, 1e-2, 2.5e-2)),
+    lanes=dict(lr=(2e-3, 5e-3, 1.25e-2, 3e-2)),
   )  # fmt: skip
 
 

@@ -21,8 +21,8 @@ class Sweep:
   """Everything about a sweep; files in `experiments/` return one from `get_sweep(profile)`.
 
   Attributes:
-    base: configuration of every run; the design replaces the size of the model, the batch size and
-      the duration.
+    base: a ConfigDict, the configuration of every run; the design replaces the size of the model,
+      the batch size and the duration.
     design: which models, and how long.
     lanes: values of fields of `config.LanesConfig`; every combination of them is trained, all of a
       cell in one program.
@@ -31,7 +31,7 @@ class Sweep:
     machine: what it is planned for; None if its speed is to be measured.
   """
 
-  base: ConfigDict
+  base: Any
   design: Design
   lanes: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
   cooldown: float = 0.2
@@ -57,7 +57,7 @@ class Job:
 
   Attributes:
     name: of its directory; the same whoever expands the sweep.
-    config: of the run.
+    config: a ConfigDict, of the run.
     cell: what it trains.
     lanes: one after another, a dict of hyperparameters each; of a run alone a single one.
     trunk: name of the job it forks from, '' if none.
@@ -66,7 +66,7 @@ class Job:
   """
 
   name: str
-  config: ConfigDict
+  config: Any
   cell: Cell
   lanes: tuple[dict[str, Any], ...]
   trunk: str = ''
@@ -124,7 +124,7 @@ def _cooldown(sweep: Sweep, cell: Cell) -> int:
   return max(1, round(sweep.cooldown * cell.steps)) if sweep.cooldown else 0
 
 
-def _configured(sweep: Sweep, cell: Cell, *, cooldown: int) -> ConfigDict:
+def _configured(sweep: Sweep, cell: Cell, *, cooldown: int) -> Any:
   config = sweep.base.copy_and_resolve_references()
   with config.unlocked():
     config.total, config.batch_size = f'{cell.steps} steps', cell.batch_size
@@ -139,7 +139,7 @@ def _configured(sweep: Sweep, cell: Cell, *, cooldown: int) -> ConfigDict:
   return config
 
 
-def _named(prefix: str, config: ConfigDict, cell: Cell, sweep: Sweep, **fields: Any) -> Job:
+def _named(prefix: str, config: Any, cell: Cell, sweep: Sweep, **fields: Any) -> Job:
   digest = config_lib.run_hash(config_lib.to_dict(config))[:8]
   lanes = tuple(sweep.combinations) if sweep.lanes else ({},)
   return Job(f'{prefix}-{digest}', config, cell, lanes, **fields)

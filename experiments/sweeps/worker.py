@@ -171,6 +171,7 @@ def _run(folder: pathlib.Path, job: Job, machine: Machine | None) -> list[dict[s
   result = result or {}
   facts = {
     **_facts(job, config),
+    'epochs': result.get('epochs'),
     'forked': result.get('forked', {}).get('step', 0),
     'seconds': sum(result.get('seconds', {}).values()) or time.time() - begin,
     **{f'seconds_{phase}': result.get('seconds', {}).get(phase) for phase in PHASES},
