@@ -122,8 +122,9 @@ def _evaluation(a: Analysis, config: Mapping[str, Any]) -> dict[str, str]:
   epochs = [float(passes) for passes in _set(a, 'epochs')]
   return {
     'Trained on what?': f'{data}, split {config["data"].get("split", "?")}.' if data else '',
-    'How often is data repeated?': f'{min(epochs):.2g} to {max(epochs):.2g} passes over the training split.'
-    if epochs else '',
+    'How often is data repeated?': (
+      f'{min(epochs):.2g} to {max(epochs):.2g} passes over the training split.' if epochs else ''
+    ),
     'Evaluated on what?': f'{a.y}: split {evals[name].get("split", "?")}.' if name else '',
     'Is the evaluation set independent of the choice of hyperparameters?': (
       f'No: learning rates were chosen by {a.y} itself.'
