@@ -51,7 +51,7 @@ def profile(
     The ends, shape (batch,); infinite where there is none.
   """
   batch, every = len(phi), np.arange(len(phi))
-  rise = np.maximum(rise, 1e-30)
+  rise = np.maximum(rise, 1e-20)  # what rounding lets through
   origin, slope = quantity(phi, every)
   spread = np.maximum(variance(problem, phi, slope), 1e-30)
   weight = 100 / spread
@@ -69,7 +69,7 @@ def profile(
     target = goal + lag[a]
     pull = Pull(lambda p, rows, a=a: quantity(p, a[rows]), target, weight[a])
     found = problem.solve(
-      fit[a], z=None if z is None else z[a], pull=pull, tolerance=1e-9, steps=100
+      fit[a], z=None if z is None else z[a], pull=pull, tolerance=1e-9, steps=40
     )
     value = quantity(found.theta, a)[0]
     cost = found.objective - weight[a] * (value - target) ** 2 / 2
