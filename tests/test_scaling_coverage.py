@@ -155,10 +155,8 @@ def coverage(case):
     low, high = ends(case, problem, z, phi, objective, parameter(problem, place))
     low = np.where(low < -18, -np.inf, low)
     shares[name] = ((low <= case.true[place]) & (case.true[place] <= high)).mean()
-  residuals = z - problem.curve(phi, problem.data.u)[0]
-  runs = len(problem.members)
-  left = runs - phi.shape[1]
-  own = stats.t.ppf((1 + LEVEL) / 2, left) * np.sqrt((residuals**2).mean(1) * runs / left)
+  fitted = problem.curve(phi, problem.data.u)[0]
+  quantile = stats.t.ppf((1 + LEVEL) / 2, len(problem.members) - phi.shape[1])
   last = case.x.max(1)
   for where, x in (('middle', case.x.mean(1)), ('end', last), ('beyond', last + DECADE)):
     truth = curve_of(case, x[:, None])[0] - problem.centre.y
@@ -169,7 +167,9 @@ def coverage(case):
     error = (
       rng.standard_t(3, DRAWS) / np.sqrt(3) if case.noise == 'heavy' else rng.normal(size=DRAWS)
     )
-    new = truth + case.size * error * np.sqrt(1.25 if case.noise == 'runs' else 1)
+    factor = {'runs': np.sqrt(1.25), 'unequal': {'middle': 1, 'end': 2.7, 'beyond': 2.7}.get(where)}
+    new = truth + case.size * error * factor.get(case.noise, 1)
+    own = quantile * uncertainty.noise_at(problem, z - fitted, fitted, value[:, None])[:, 0]
     low, high = value - np.hypot(value - low, own), value + np.hypot(high - value, own)
     shares[f'new {where}'] = ((low <= new) & (new <= high)).mean()
   return shares
@@ -179,13 +179,11 @@ def coverage(case):
 def test_intervals_hold_the_truth_as_often_as_they_say(case):
   shares = coverage(case)
   # 500 draws tell 95 % to about 1 %; a one-sided interval, as of a floor at 0, holds 97.5 %.
-  least, most = 0.92, 0.985
-  if case.noise == 'unequal':  # few points at the noisy end carry the floor: 92 % in the long run
-    least = 0.905
-    # and the noise at one place is not what it is in the mean
-    shares = {name: share for name, share in shares.items() if not name.startswith('new')}
-  assert min(shares.values()) >= least, shares
-  assert max(shares.values()) <= most, shares
+  # Where few noisy points carry the floor it is 92 % in the long run, and less for new runs there.
+  least = 0.905 if case.noise == 'unequal' else 0.92
+  for name, share in shares.items():
+    slack = 0.035 if case.noise == 'unequal' and name.startswith('new') else 0
+    assert least - slack <= share <= 0.985, (name, shares)
 
 
 def test_one_of_them_is_what_a_fit_says():

@@ -13,12 +13,18 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import special
 from scipy.stats import qmc
 
 Array = NDArray[np.float64]
 VANISHED = -20.0  # log of a share of y, or of x, that is as good as nothing
+
+
+def exp(log: ArrayLike) -> Array:
+  """Infinite where it is beyond what a float can hold, as a coefficient at x = 1 may be."""
+  with np.errstate(over='ignore'):
+    return np.exp(np.asarray(log, float))
 
 
 class Centre(NamedTuple):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vit_jax.scaling import solve
-from vit_jax.scaling.forms import Array, Centre, Data, Law
+from vit_jax.scaling.forms import Array, Centre, Data, Law, exp
 
 # (phi of some fits, which of all fits they are) -> a quantity (b,), its gradient (b, free)
 Quantity = Callable[[Array, np.ndarray], tuple[Array, Array]]
@@ -102,7 +102,7 @@ class Problem:
     theta = self.theta(phi)
     out = {}
     for i, (name, log) in enumerate(zip(self.law.params, self.law.logs, strict=True)):
-      out[name] = np.exp(natural[:, i]) if log else natural[:, i]
+      out[name] = exp(natural[:, i]) if log else natural[:, i]
       if name in self.law.vanishing:
         out[name] = np.where(theta[:, i] <= low[i], 0.0, out[name])
     return out

@@ -144,7 +144,8 @@ def card(fit: Fit) -> dict[str, Any]:
   return {
     'law': fit.law.name, 'formula': fit.law.formula, 'source': fit.law.source,
     'x': dict(zip(fit.law.inputs, fit.x, strict=True)), 'y': fit.y, 'units': fit.units,
-    'params': fit.params, 'ci': finite, 'se': fit.se, 'level': fit.level, 'interval': fit.interval,
+    'params': {name: v if math.isfinite(v) else None for name, v in fit.params.items()},
+    'ci': finite, 'se': fit.se, 'level': fit.level, 'interval': fit.interval,
     'noise': fit.noise, 'points': len(fit.residuals), 'runs': len(fit._problem.members),
     'ranges': {name: list(ends) for name, ends in _ranges(fit).items()},
     'convergence': {**fit.convergence._asdict(), 'at_bound': list(fit.convergence.at_bound)},

@@ -12,7 +12,7 @@ from scipy import stats
 
 from vit_jax.errors import RunError, suggest
 from vit_jax.scaling import report, uncertainty
-from vit_jax.scaling.forms import Array, Law
+from vit_jax.scaling.forms import Array, Law, exp
 from vit_jax.scaling.problem import Problem, Quantity
 
 FURTHEST = 1e6  # beyond the data, as a factor: where the search for the limit ends
@@ -120,7 +120,10 @@ class Fit:
 
   @functools.cached_property
   def noise(self) -> float:
-    """Standard deviation of log y around the law, corrected for what the parameters took up."""
+    """Standard deviation of log y around the law, corrected for what the parameters took up.
+
+    In the mean over the data: bands of new runs follow it where it grows.
+    """
     return float(np.sqrt((self.residuals**2).mean() * len(self._problem.members) / self._left))
 
   @property
@@ -169,8 +172,10 @@ class Fit:
     for i, place in enumerate(free):
       name, ends = self.law.params[place], (low[i], high[i])
       if self.law.logs[place]:
-        ends = tuple(np.exp(ends))
-        if name in self.law.vanishing and low[i] <= natural[place] + 1e-6:
+        ends = tuple(exp(ends))
+        if self.params[name] == 0 or (
+          name in self.law.vanishing and low[i] <= natural[place] + 1e-6
+        ):
           ends = (0.0, ends[1])
       out[name] = (float(ends[0]), float(ends[1]))
     return out
@@ -201,7 +206,7 @@ class Fit:
 
     level = self.level if level is None else level
     low, high = (float(end[0]) for end in self._ends(quantity, np.zeros(1, int), level))
-    return (value, float(np.exp(low)), float(np.exp(high))) if log else (value, low, high)
+    return (value, float(exp(low)), float(exp(high))) if log else (value, low, high)
 
   def _ends(
     self, function: Callable[[Array], tuple[Array, Array]], places: np.ndarray, level: float
@@ -261,10 +266,12 @@ class Fit:
     level = self.level if level is None else level
     value, low, high = self._band(u, level)
     # A new run has an error of its own, which adds to that of the curve in squares.
-    own = self.noise * stats.t.ppf((1 + level) / 2, self._left)
+    fitted = self._problem.data.z - self.residuals
+    noise = uncertainty.noise_at(self._problem, self.residuals[None], fitted[None], value[None])[0]
+    own = noise * stats.t.ppf((1 + level) / 2, self._left)
     new = value - np.hypot(value - low, own), value + np.hypot(high - value, own)
     y = self._problem.centre.y
-    return Prediction(*(np.exp(a + y).reshape(shape) for a in (value, low, high, *new)))
+    return Prediction(*(exp(a + y).reshape(shape) for a in (value, low, high, *new)))
 
   def _band(self, u: Array, level: float) -> tuple[Array, Array, Array]:
     """log y, centred, and the ends of its band at centred inputs of shape (inputs, m)."""
@@ -318,16 +325,19 @@ class Fit:
     u = self._problem.data.u
     scale = u[self.law.scale]
     reach = np.log(FURTHEST)
-    steps = np.linspace(scale.min(), scale.max() + reach, 8 * int(np.log10(FURTHEST)) + 33)
+    steps = np.linspace(scale.min(), scale.max() + reach, 40)
     trend = u @ scale / (scale @ scale)
     value, low, high = self._band(trend[:, None] * steps, self.level if level is None else level)
-    good = np.maximum(value - low, high - value) <= np.log1p(tolerance)
-    if good[-1]:
-      return None
-    best = np.flatnonzero(good)
-    if not best.size:
+    excess = np.maximum(value - low, high - value) - np.log1p(tolerance)
+    good = np.flatnonzero(excess <= 0)
+    if not good.size:
       return 0.0
-    return float(np.exp(steps[best[-1]] + self._problem.centre.x[self.law.scale]))
+    last = good[-1]
+    if last == len(steps) - 1:
+      return None
+    share = excess[last] / (excess[last] - excess[last + 1])  # 0 if the next band has no end
+    end = steps[last] + share * (steps[last + 1] - steps[last])
+    return float(np.exp(end + self._problem.centre.x[self.law.scale]))
 
   @functools.cached_property
   def influence(self) -> list[Influence]:
@@ -341,11 +351,14 @@ class Fit:
       row[np.concatenate([members[run] for run in runs])] = 0
     left_out = [runs for runs, row in zip(left_out, weights, strict=True) if row.sum() > len(phi)]
     weights = weights[weights.sum(1) > len(phi)]
+    if not left_out:
+      return []
     many = np.tile(phi, (len(weights), 1))
     without = problem.solve(many, weights=weights, tolerance=1e-9).theta
     shifts = problem.natural(without)[0] - problem.natural(phi[None])[0]
     residuals = problem.data.z - problem.curve(without, problem.data.u)[0]
-    quieter = (weights * residuals**2).sum(1) / weights.sum(1) / (self.residuals**2).mean()
+    quieter = (weights * residuals**2).sum(1) / weights.sum(1)
+    quieter /= max(float((self.residuals**2).mean()), 1e-300)
     slopes = problem.natural(phi[None])[1][0]
     out = []
     for place, name in enumerate(self.law.params):

@@ -80,11 +80,12 @@ def minimise(
     step = trial - at
     promised = -(slope * step).sum(1) - np.einsum('bi,bij,bj->b', step, curvature, step) / 2
     new = _expand(residuals, trial, active, weights, delta, bounds)
-    gain = np.clip((value - new[0]) / np.maximum(promised, 1e-300), 0, 2)
+    gain = np.clip((value - new[0]) / np.maximum(promised, 1e-100), 0, 2)
     better = new[0] < value
     used[active] += 1
     # Nielsen's rule: the damping follows how well the quadratic model foretold the gain.
     damping = np.where(better, damping * np.clip(1 - (2 * gain - 1) ** 3, 0.1, 2), damping * growth)
+    damping = np.maximum(damping, 1e-11)  # what rounding would leave of it
     growth = np.where(better, 2.0, growth * 2)
     done = (promised <= tolerance * value) & (better | (promised <= 0) | (damping < 1e3))
     done |= (damping > 1e14) | (new[0] < 1e-28)
@@ -102,7 +103,7 @@ def minimise(
         break
       active, at, value, slope = active[keep], at[keep], value[keep], slope[keep]
       curvature, cosines = curvature[keep], cosines[keep]
-      damping, growth = np.maximum(damping[keep], 1e-15), growth[keep]
+      damping, growth = damping[keep], growth[keep]
   return Solution(theta, objective, cosine, used)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from vit_jax.scaling.forms import VANISHED, Array
 from vit_jax.scaling.problem import Problem, Pull, Quantity
 
+TREND = 1.0  # squared standard errors of a trend in the noise that are taken off it
 FAR = 60.0  # a logarithm that moved by this much has no end
 
 
@@ -50,7 +51,7 @@ def profile(
     The ends, shape (batch,); infinite where there is none.
   """
   batch, every = len(phi), np.arange(len(phi))
-  rise = np.maximum(rise, 1e-30)
+  rise = np.maximum(rise, 1e-20)  # what rounding lets through
   origin, slope = quantity(phi, every)
   spread = np.maximum(variance(problem, phi, slope), 1e-30)
   weight = 100 / spread
@@ -68,7 +69,7 @@ def profile(
     target = goal + lag[a]
     pull = Pull(lambda p, rows, a=a: quantity(p, a[rows]), target, weight[a])
     found = problem.solve(
-      fit[a], z=None if z is None else z[a], pull=pull, tolerance=1e-9, steps=100
+      fit[a], z=None if z is None else z[a], pull=pull, tolerance=1e-9, steps=40
     )
     value = quantity(found.theta, a)[0]
     cost = found.objective - weight[a] * (value - target) ** 2 / 2
@@ -119,7 +120,8 @@ def inflation(problem: Problem, phi: Array, residuals: Array, slope: Array) -> t
   """
   # Parameters at a bound count as well, however little they do: only ratios matter here.
   jacobian = problem.curve(phi, problem.data.u)[1]
-  scale = np.maximum(np.sqrt((jacobian**2).sum(1)), 1e-300)
+  scale = np.sqrt((jacobian**2).sum(1))
+  scale = np.maximum(scale, 1e-12 * scale.max(1, keepdims=True) + 1e-100)
   jacobian, slope = jacobian / scale[:, None], slope / scale
   values, axes = np.linalg.eigh(jacobian.transpose(0, 2, 1) @ jacobian)
   root = axes / np.sqrt(np.maximum(values, 1e-13))[:, None, :]
@@ -149,6 +151,34 @@ def inflation(problem: Problem, phi: Array, residuals: Array, slope: Array) -> t
   factor = np.where(known, total / np.maximum(trace, 1e-3), equal)
   degrees = np.where(known, trace**2 / np.maximum(squares, 1e-12), max(count - p, 1))
   return factor, np.maximum(degrees, 2)
+
+
+def noise_at(problem: Problem, residuals: Array, curve: Array, at: Array) -> Array:
+  """Standard deviation of a single point, where the curve has the values `at`.
+
+  It may grow or shrink with log y, by a trend in the logarithms of the residuals that is shrunk
+  towards none by how unsure it is. Beyond the data it stays as it is at their end.
+
+  Args:
+    problem: of the fits.
+    residuals: of the fits, shape (batch, n).
+    curve: their values at the data, shape (batch, n).
+    at: of the curves, shape (batch, m).
+  """
+  count = len(problem.members)
+  left = max(count - len(problem.free), 1)
+  middle = curve.mean(1, keepdims=True)
+  span = curve - middle
+  sizes = np.log(
+    np.maximum(np.abs(residuals), 1e-12 * np.abs(residuals).max(1, keepdims=True) + 1e-30)
+  )
+  spread = np.maximum((span**2).sum(1), 1e-12)
+  trend = (span * (sizes - sizes.mean(1, keepdims=True))).sum(1) / spread
+  unsure = np.pi**2 / 8 / spread * residuals.shape[1] / count  # the variance of log |normal|
+  trend *= np.maximum(trend**2 - TREND * unsure, 0) / np.maximum(trend**2, 1e-300)
+  there = np.clip(at, curve.min(1, keepdims=True), curve.max(1, keepdims=True)) - middle
+  scaled = (residuals * np.exp(-trend[:, None] * span)) ** 2
+  return np.sqrt(scaled.mean(1) * count / left)[:, None] * np.exp(trend[:, None] * there)
 
 
 def resample(problem: Problem, phi: Array, draws: int, seed: int) -> Array:
