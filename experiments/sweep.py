@@ -61,11 +61,11 @@ def planned(jobs: Sequence[Job], machine: Machine | None) -> list[dict[str, Any]
     cell = job.cell
     steps = cell.steps - job.start
     needs = _bytes_per_chip(job, machine.chips if machine else 1)
-    seconds = machine and worker.predicted_seconds(job, machine)
+    seconds = worker.predicted_seconds(job, machine) if machine else None
     rows.append({
       'job': job.name, 'lanes': len(job.lanes), 'parameters': flops.costs(cell.model).parameters(),
       'images': cell.images, 'steps': steps, 'flops': job.flops, 'bytes': needs,
-      'seconds': seconds, 'money': machine and machine.money(seconds),
+      'seconds': seconds, 'money': machine.money(seconds) if machine and seconds is not None else None,
       'fits': needs <= machine.memory if machine and machine.memory else None,
     })  # fmt: skip
   return rows
@@ -168,7 +168,7 @@ def _json(sweep: Sweep, jobs: Sequence[Job], machine: Any) -> str:
 
 
 if __name__ == '__main__':
-  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
   parser.add_argument('sweep', help='file with get_sweep(profile), and :profile')
   parser.add_argument('--dir', type=pathlib.Path, required=True, help='of the sweep')
   parser.add_argument('--dry-run', action='store_true', help='only show what would be trained')

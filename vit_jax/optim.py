@@ -108,8 +108,8 @@ def check(config: OptimConfig, *, total: int, warmup: int, cooldown: int, batch_
 def hyper(step: int, config: OptimConfig, *, seed: int, **durations: int) -> Hyper:
   """The arguments of step `step` of a run with this seed; `durations` as for `learning_rate`."""
   lr = learning_rate(step, config, **durations)
-  numbers = (np.float32(x) for x in (lr, config.weight_decay, config.b1, config.b2))
-  return Hyper(*numbers, np.uint32(seed))
+  lr, decay, b1, b2 = (np.float32(x) for x in (lr, config.weight_decay, config.b1, config.b2))
+  return Hyper(lr, decay, b1, b2, np.uint32(seed))
 
 
 def optimizer(config: OptimConfig, params: Any, hyper: Hyper) -> optax.GradientTransformation:

@@ -206,7 +206,7 @@ def star(
   return design
 
 
-def _alone(centre: ViTArchitecture, name: str, value: float) -> dict[str, float]:
+def _alone(centre: ViTArchitecture, name: str, value: float) -> dict[str, Any]:
   """Changing the width leaves the hidden layer of the MLP as wide as it is."""
   return {'mlp_dim': centre.mlp_dim, name: value}
 
@@ -216,8 +216,10 @@ def grid(
   batch_size: int,
 ) -> Design:  # fmt: skip
   """Every combination; arguments as for `star`."""
-  combinations = itertools.product(*dimensions.values())
-  models = [resized(model, **dict(zip(dimensions, values, strict=True))) for values in combinations]
+  models = []
+  for values in itertools.product(*dimensions.values()):
+    changed: dict[str, Any] = dict(zip(dimensions, values, strict=True))
+    models.append(resized(model, **changed))
   return _every('grid', models, durations, batch_size)
 
 
