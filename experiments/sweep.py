@@ -59,14 +59,15 @@ def planned(jobs: Sequence[Job], machine: Machine | None) -> list[dict[str, Any]
   rows = []
   for job in jobs:
     cell = job.cell
-    steps = cell.steps - job.start
     needs = _bytes_per_chip(job, machine.chips if machine else 1)
-    seconds = worker.predicted_seconds(job, machine) if machine else None
+    seconds = money = fits = None
+    if machine:
+      seconds = worker.predicted_seconds(job, machine)
+      money, fits = machine.money(seconds), needs <= machine.memory if machine.memory else None
     rows.append({
       'job': job.name, 'lanes': len(job.lanes), 'parameters': flops.costs(cell.model).parameters(),
-      'images': cell.images, 'steps': steps, 'flops': job.flops, 'bytes': needs,
-      'seconds': seconds, 'money': machine.money(seconds) if machine and seconds is not None else None,
-      'fits': needs <= machine.memory if machine and machine.memory else None,
+      'images': cell.images, 'steps': cell.steps - job.start, 'flops': job.flops, 'bytes': needs,
+      'seconds': seconds, 'money': money, 'fits': fits,
     })  # fmt: skip
   return rows
 
