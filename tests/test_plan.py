@@ -168,16 +168,16 @@ def test_a_plan(small):
   assert sum(c.bytes for c in small.collectives) > parameters / 2
 
 
-@pytest.mark.parametrize(('where', 'chips'), [('v4:2x2x1', 4), ('v5p:2x2x1', 4), ('v6e:1x1', 1)])
-def test_other_generations(where, chips, small):
+@pytest.mark.parametrize(('where', 'count'), [('v4:2x2x1', 4), ('v5p:2x2x1', 4), ('v6e:1x1', 1)])
+def test_other_generations(where, count, small):
   result = plan.plan(config(), where)
-  assert result.chips == chips
+  assert result.chips == count
   assert result.fits
   assert result.parameters == small.parameters
   assert (
     0.5
     < result.step_time
-    * chips
+    * count
     / (small.step_time * small.chips)
     * (chips.CHIPS[topology.devices(where)[0].device_kind].peak / chips.CHIPS['TPU v5 lite'].peak)
     < 5
