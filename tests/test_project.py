@@ -111,7 +111,7 @@ ALLOWED = {
   },
   'topology': set(),
   'lanes': {'config', 'experiment', 'optim', 'state'},
-  'fork': {'checkpoint', 'config', 'experiment', 'lanes', 'metrics', 'state'},
+  'fork': {'checkpoint', 'config', 'experiment', 'lanes', 'metrics', 'state', 'workdir'},
   'scaling.__init__': {'scaling.fitting', 'scaling.laws', 'scaling.result'},
   'scaling.forms': set(),
   'scaling.laws': {'scaling.forms'},

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from vit_jax import config as config_lib
-from vit_jax import lanes, schema
+from vit_jax import lanes, schema, workdir
 from vit_jax.checkpoint import Checkpoints
 from vit_jax.errors import RunError
 from vit_jax.experiment import Experiment
@@ -46,8 +46,8 @@ def restore(
   path = pathlib.Path(trunk)
   if not (path / 'config.json').exists():
     raise RunError(f'fork={trunk}: there is no run')
-  record, own = read_json(path / 'config.json'), read_json(folder / 'config.json')
-  changed = schema.differences(config_lib.without_free(record), config_lib.without_free(own))
+  record = read_json(path / 'config.json')
+  changed = workdir.changes(path, read_json(folder / 'config.json'))
   lines = [
     f'  {name}: {old!r} there, {new!r} here'
     for name, (old, new) in changed.items()

@@ -84,7 +84,7 @@ def expand(sweep: Sweep) -> list[Job]:
   """The jobs of a sweep, the cheapest models first, each trunk before its forks.
 
   Raises:
-    RunError: if runs of one model differ in their batch size and are to fork from one trunk.
+    RunError: for lanes that are no fields of `config.lanes`.
   """
   by_model: dict[str, list[Cell]] = {}
   for cell in sweep.design.cells:
@@ -141,5 +141,4 @@ def _configured(sweep: Sweep, cell: Cell, *, cooldown: int) -> Any:
 
 def _named(prefix: str, config: Any, cell: Cell, sweep: Sweep, **fields: Any) -> Job:
   digest = config_lib.run_hash(config_lib.to_dict(config))[:8]
-  lanes = tuple(sweep.combinations) if sweep.lanes else ({},)
-  return Job(f'{prefix}-{digest}', config, cell, lanes, **fields)
+  return Job(f'{prefix}-{digest}', config, cell, tuple(sweep.combinations), **fields)

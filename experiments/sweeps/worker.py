@@ -28,13 +28,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from experiments.sweeps.jobs import Job
+from experiments.sweeps.runs import DIVERGED, FINISHED, TRUNK
 from vit_jax import config as config_lib
 from vit_jax import flops
 from vit_jax.errors import DivergedError, RunError
 from vit_jax.scaling.cost import Machine
 from vit_jax.train import train
 
-FINISHED, DIVERGED, FAILED, TRUNK = 'finished', 'diverged', 'failed', 'trunk'
+FAILED = 'failed'
 WAIT, DONE = -1, -2
 # What came out of phases of a run that are worth a column.
 PHASES = ('step', 'input', 'compile', 'eval', 'checkpoint', 'init')
