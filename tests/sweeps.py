@@ -45,7 +45,7 @@ def rows(budgets, *, noise=0.005, seeds=(0,), rates=RATES, best=4e-3, truth=None
         'parameters_non_embedding': found.parameters(('embedding',)), 'flops': cell.flops,
         'lr': rate, 'seed': seed, 'weight_decay': 0.05, 'b1': 0.9, 'b2': 0.999,
         'schedule': 'wsd', 'warmup': '10 steps', 'cooldown': f'{cell.steps // 5} steps',
-        'mup_width': 16, 'mup_depth': 2, 'forked': 0, 'seconds_step': 1e-9 * cell.flops + 1,
+        'mup_width': 16, 'mup_depth': 2, 'forked': 0, 'seconds': 1e-9 * cell.flops + 1,
         'device': 'cpu', 'packages': {'jax': '0.10.2'}, 'git': 'abc', 'error': '',
         'test_loss': value, 'test_top1': 1 - value / 3,
       })  # fmt: skip

@@ -30,7 +30,7 @@ NEAR = 1.5  # times the data: as good as inside
 
 @dataclasses.dataclass(frozen=True)
 class Time:
-  """Seconds of all steps of one run, lanes together."""
+  """Seconds of one run, lanes together."""
 
   parameters: int
   predicted: float
@@ -183,13 +183,13 @@ def _times(folder: pathlib.Path, out: Analysis) -> list[Time]:
   lanes = collections.Counter(row.get('run') for row in out.runs.rows)
   found = []
   for row in out.runs.rows:
-    model, seconds = out.models.get(runs_lib.shape_of(row)), row.get('seconds_step')
+    model, seconds = out.models.get(runs_lib.shape_of(row)), row.get('seconds')
     if model and seconds and not row.get('lane'):
-      step = machine.step_seconds(model, row['batch_size'], lanes[row['run']])
       steps = row['steps'] - (row.get('forked') or 0)
-      found.append(Time(row['parameters'], steps * step, seconds))
+      predicted = machine.run_seconds(model, row['batch_size'], steps, lanes[row['run']])
+      found.append(Time(row['parameters'], predicted, seconds))
   if not found:
-    raise RunError('no run of a known model says how long its steps took')
+    raise RunError('no run of a known model says how long it took')
   return found
 
 

@@ -222,7 +222,7 @@ def seconds(a: Analysis, figure: Any) -> None:
   ends = min(said.min(), took.min()), max(said.max(), took.max())
   axes.plot(ends, ends, color=FAINT, lw=1, label='equal')
   dots = axes.scatter(said, took, c=[t.parameters for t in a.times], s=14, zorder=2, **_by_size(a))
-  axes.set(xlabel='predicted seconds of all steps', ylabel='measured')
+  axes.set(xlabel='predicted seconds of a run', ylabel='measured')
   _log(axes.xaxis, axes.yaxis)
   _bar(figure, axes, dots)
   _legend(figure, axes)

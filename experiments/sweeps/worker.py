@@ -199,9 +199,9 @@ def _run(folder: pathlib.Path, job: Job, machine: Machine | None) -> list[dict[s
 
 
 def predicted_seconds(job: Job, machine: Machine) -> float:
-  """Of the job's steps, on a machine; without compilation, evaluation and checkpoints."""
+  """Of a whole job on a machine."""
   cell, steps = job.cell, job.cell.steps - job.start
-  return steps * machine.step_seconds(cell.model, cell.batch_size, len(job.lanes))
+  return machine.run_seconds(cell.model, cell.batch_size, steps, len(job.lanes))
 
 
 def _facts(job: Job, config: Any) -> dict[str, Any]:

@@ -30,7 +30,8 @@ class Machine:
     memory: bytes on each; 0 if not known.
     price: of an hour of one chip.
     currency: of the price.
-    error: geometric standard deviation of measured over predicted times, where it was measured.
+    fixed: seconds that a run takes beside its steps: start, compilation, evaluation.
+    error: geometric standard deviation of measured over predicted steps, where it was measured.
   """
 
   name: str
@@ -39,6 +40,7 @@ class Machine:
   memory: int = 0
   price: float = 0.0
   currency: str = 'USD'
+  fixed: float = 0.0
   error: float | None = None
 
   @classmethod
@@ -59,6 +61,12 @@ class Machine:
   def step_seconds(self, model: ViTArchitecture, batch_size: int, lanes: int = 1) -> float:
     """Of a training step of so many models side by side."""
     return float(terms(model, batch_size, lanes) @ np.array(self.seconds))
+
+  def run_seconds(
+    self, model: ViTArchitecture, batch_size: int, steps: int, lanes: int = 1
+  ) -> float:
+    """Of so many steps, and of what every run takes beside them."""
+    return self.fixed + steps * self.step_seconds(model, batch_size, lanes)
 
   def money(self, seconds: float) -> float:
     """What so much time costs on all chips."""
