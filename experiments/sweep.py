@@ -128,8 +128,13 @@ def main(
   """The command; returns its exit status."""
   if changes and engine == 'here':
     raise RunError(f'unknown option --{next(iter(changes))}')
+  if calibrate and engine != 'here':
+    raise RunError('--calibrate measures the machine it is run on: leave --engine out')
   found = load(sweep)
   jobs = expand(found)
+  if engine == 'here' and not (dry_run or json):
+    memory.keep()
+    join()  # before anything asks for devices
   machine = _machine(found, dir, calibrate, jobs)
   if json:
     print(_json(found, jobs, machine))
@@ -139,8 +144,6 @@ def main(
     own = ['python', '-m', 'experiments.sweep', sweep, f'--dir={dir}']
     engines.launch(engine, own, workers, submit=submit, options=changes)
   else:
-    memory.keep()
-    join()
     if not worker.work(dir, jobs, retry=retry, machine=machine):
       print(f'stopped by a signal: run the same command to go on with {dir}')
       return 1
@@ -157,7 +160,7 @@ def _machine(sweep: Sweep, folder: pathlib.Path, calibrate: bool, jobs: Sequence
     from experiments.sweeps.calibrate import measure
 
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(measure(jobs).to_json())
+    path.write_text(measure(jobs, folder).to_json())
   if path.exists():
     return Machine.from_json(path.read_text())
   return sweep.machine

@@ -321,3 +321,17 @@ def test_labels_outside_the_classes_are_named():
 def test_on_corrupt_has_two_values():
   with pytest.raises(RunError, match='did you mean skip'):
     train_batches(config(on_corrupt='skp'), Numbers(8), SHAPE, 8, range(8), 0)
+
+
+def test_a_cached_split_is_read_once(data_dir):
+  """It gives the same examples, to every run of a process, of sources that read in bulk or not."""
+  config = DataConfig(source=Tfds(dataset='digits', dir=data_dir), cache=True)
+  plain = dataclasses.replace(config, cache=False)
+  cached, reference = config.open('test'), plain.open('test')
+  assert config.open('test') is cached
+  assert len(cached) == len(reference)
+  assert cached.class_names == reference.class_names
+  for index in (0, 7, len(cached) - 1):
+    assert cached[index] == reference[index]
+  other = dataclasses.replace(config, source=Synthetic(examples=3))
+  np.testing.assert_array_equal(other.open('x')[2]['image'], other.source.open('x')[2]['image'])

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import pathlib
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from experiments.sweeps.jobs import Job
 from vit_jax import config as config_lib
-from vit_jax import lanes, schema, sharding
+from vit_jax import lanes, schema, sharding, workdir
 from vit_jax.chips import PEAKS
 from vit_jax.scaling.cost import Machine, calibrated
 
@@ -19,12 +21,12 @@ SECONDS = 4.0  # for each model, at least
 STEPS = 20  # in a round
 
 
-def measure(jobs: Sequence[Job], count: int = 4) -> Machine:
-  """Times training as the sweep does it, for `count` jobs from small to large models."""
+def measure(jobs: Sequence[Job], folder: pathlib.Path, count: int = 4) -> Machine:
+  """Times training as the sweep in `folder` does it, for `count` models from small to large."""
   different = list({(job.cell.model, len(job.lanes)): job for job in jobs}.values())
   places = np.unique(np.linspace(0, len(different) - 1, count).round().astype(int))
   chosen = [different[place] for place in places]
-  fixed, seconds = zip(*(_seconds(job) for job in chosen), strict=True)
+  fixed, seconds = zip(*(_seconds(job, folder) for job in chosen), strict=True)
   kind = jax.devices()[0].device_kind
   name = kind if kind in PEAKS else f'{kind} with {jax.local_device_count()} device'
   cells = [job.cell for job in chosen]
@@ -35,20 +37,18 @@ def measure(jobs: Sequence[Job], count: int = 4) -> Machine:
   )  # fmt: skip
 
 
-def _seconds(job: Job) -> tuple[float, float]:
+def _seconds(job: Job, folder: pathlib.Path) -> tuple[float, float]:
   """Of a run beside its steps; of a step, the median of several rounds."""
-  begin = time.perf_counter()
   cfg = schema.build(config_lib.Config, config_lib.to_dict(job.config))
-  rounds: list[float] = []
+  workdir.use_compilation_cache(folder / 'runs' / job.name, cfg.compilation_cache)
   with jax.set_mesh(sharding.make_mesh(cfg.mesh)):
-    experiment = lanes.experiment(cfg)
-    state = experiment.split(experiment.init())
-    with contextlib.closing(experiment.batches(0)) as batches:
-      batch, hyper = next(batches), experiment.hyper(0)
-      step = experiment.train_step().lower(state, batch, hyper).compile()
-      state, metrics = step(state, batch, hyper)
-      experiment.evaluate(experiment.evaluators(), state)
-      fixed = time.perf_counter() - begin
+    _begin(cfg)[0].close()
+    begin = time.perf_counter()  # nearly all runs find their data in memory and their programs made
+    resources, experiment, step, state, batches = _begin(cfg)
+    fixed = time.perf_counter() - begin
+    rounds: list[float] = []
+    with resources:
+      state, metrics = step(state, next(batches), experiment.hyper(0))
       while len(rounds) < 4 or sum(rounds[1:]) < SECONDS:
         start = time.perf_counter()
         for i in range(STEPS):
@@ -58,3 +58,15 @@ def _seconds(job: Job) -> tuple[float, float]:
         jax.block_until_ready(state)
         rounds.append(time.perf_counter() - start)
   return fixed, float(np.median(rounds[1:])) / STEPS  # the first finds batches made before
+
+
+def _begin(cfg: config_lib.Config) -> tuple[contextlib.ExitStack, Any, Any, Any, Any]:
+  """What a run does beside its steps; what to close, experiment, step, state, batches."""
+  experiment = lanes.experiment(cfg)
+  state = experiment.split(experiment.init())
+  resources = contextlib.ExitStack()
+  batches = resources.enter_context(contextlib.closing(experiment.batches(0)))
+  batch, hyper = next(batches), experiment.hyper(0)
+  step = experiment.train_step().lower(state, batch, hyper).compile()
+  experiment.evaluate(experiment.evaluators(), state)
+  return resources, experiment, step, state, batches

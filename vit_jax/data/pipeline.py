@@ -21,7 +21,7 @@ import numpy as np
 
 from vit_jax import schema
 from vit_jax.data.preprocess import CROPS, prepare
-from vit_jax.data.sources import SOURCES, Cached, Example, Source
+from vit_jax.data.sources import SOURCES, Example, Source, in_memory
 from vit_jax.errors import RunError, suggest
 
 Batch = dict[str, Any]  # of NumPy arrays
@@ -38,8 +38,8 @@ class DataConfig:
     crop: how images are brought to the model's size; see `preprocess`.
     on_corrupt: an image that does not decode stops the run ('error') or counts for nothing in its
       batch ('skip'; the metric `skipped` says how many).
-    cache: keep every example in memory, encoded, once it was read: for small data sets, of which
-      most of the time is spent on finding them.
+    cache: read all examples into memory, encoded, and keep them for all runs of the process: for
+      small data sets, of which most of the time is spent on finding one.
     workers: processes that prepare batches; 0 uses threads of this process, up to 32 of them.
       Processes are no faster: images are decoded outside of the interpreter's lock.
   """
@@ -53,8 +53,7 @@ class DataConfig:
 
   def open(self, split: str) -> Source:
     """The examples of a split."""
-    source = self.source.open(split)
-    return Cached(source) if self.cache else source
+    return in_memory(self.source, split) if self.cache else self.source.open(split)
 
 
 @dataclasses.dataclass(frozen=True)
