@@ -1,8 +1,8 @@
 r"""The report of a sweep: `python -m experiments.report runs/fashion --budget=1e12,1e13`.
 
 Reads table.jsonl and the configurations in the sweep's directory, and writes report.html, one page
-for people that needs nothing else, and card.json, the same for programs. May be run while the sweep
-goes on.
+for people that needs nothing else, report.png, its main pictures, and card.json, the same for
+programs. May be run while the sweep goes on.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main(
     raise RunError(f'unknown option --{next(iter(changes))}')
   asked = budgets_of(budget)
   # Matplotlib is asked for before anything is computed.
-  from experiments.sweeps import page, words
+  from experiments.sweeps import page, plots, words
   from experiments.sweeps.analysis import analyse
   from experiments.sweeps.record import card
 
@@ -50,6 +50,7 @@ def main(
   out.mkdir(parents=True, exist_ok=True)
   (out / 'card.json').write_text(json.dumps(record, indent=1, allow_nan=False) + '\n')
   (out / 'report.html').write_text(page.render(analysis, record), encoding='utf-8')
+  plots.save(analysis, out / 'report.png')
   print('\n'.join(words.answers(analysis)))
   print(f'{out}/report.html, {out}/card.json')
 

@@ -108,6 +108,7 @@ def show(sweep: Sweep, jobs: Sequence[Job], folder: pathlib.Path | None, machine
     seconds = sum(row['seconds'] for row in rows)
     total += f', {duration(seconds)} on one {machine.name}'
     total += f', {machine.money(seconds):,.0f} {machine.currency}' if machine.price else ''
+    total += f' (steps within a factor of {machine.error:.2f})' if machine.error else ''
   console.print(total)
 
 

@@ -9,6 +9,7 @@ import re
 import sys
 import xml.etree.ElementTree as ET
 
+import cv2
 import numpy as np
 import pytest
 
@@ -109,6 +110,7 @@ def made(table, tmp_path_factory):
   assert run(folder, '--budget=1e12,1e13,1e15', f'--out={folder / "out"}') == 0
   found = strict(folder / 'out' / 'card.json')
   text = (folder / 'out' / 'report.html').read_text()
+  assert cv2.imread(str(folder / 'out' / 'report.png')).std() > 10
   return dict(folder=folder, card=found, html=text, page=Page(text), models=models)
 
 
@@ -254,7 +256,7 @@ def test_learning_rates(tmp_path):
   for tuned in found.tuning:
     wide = tuned.width >= 32
     assert tuned.best == (1e-2 if wide else 4e-3)
-    last = (tuned.shape, tuned.images) == (runs.shape_of(rows[-1]), rows[-1]['images'])
+    last = (tuned.shape, tuned.images) == (design.named(rows[-1]), rows[-1]['images'])
     # Beyond the best rate of one of them everything diverges: that is no end of what was tried.
     assert tuned.edge == (wide and not last)
     assert tuned.star == pytest.approx(tuned.best, rel=1e-6)

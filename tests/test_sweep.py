@@ -1,5 +1,6 @@
 """Sweeps: expanded, interrupted, shared by several workers, with their failures on record."""
 
+import functools
 import json
 import os
 import pathlib
@@ -119,6 +120,7 @@ def test_a_machine_from_measurements():
   between = design.resized(BASE, head_dim=8, width=48, depth=3)
   assert found.step_seconds(between, 16, 2) == pytest.approx(true.step_seconds(between, 16, 2))
   assert found.error == pytest.approx(1.0)
+  assert cost.calibrated('x', *(each[:2] for each in args), seconds[:2]).error is None
   assert cost.Machine.from_json(found.to_json()) == found
   assert found.money(3600) == 8.0
 
@@ -300,6 +302,41 @@ def test_the_command(tmp_path):
   assert 'choose from cpu, noise, gpu, pod' in wrong.stderr
 
 
+SWEEP = """
+import json
+from experiments.sweeps.jobs import Sweep
+from tests.test_sweep import small
+get_sweep = lambda path: small(path)
+"""
+
+
+def small(path):
+  """Two runs of a sweep like that of the fixture."""
+  whole = rebuilt(path)
+  return Sweep(base=whole.base, design=design.Design(whole.design.cells[::5]))
+
+
+def test_the_command_measures_and_trains(sweep, tmp_path):
+  path, study, folder = tmp_path / 'config.json', tmp_path / 'study.py', tmp_path / 'x'
+  path.write_text(sweep.base.to_json())
+  study.write_text(SWEEP)
+  command = [sys.executable, '-m', 'experiments.sweep', f'{study}:{path}', f'--dir={folder}']
+  run = functools.partial(
+    subprocess.run, cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)}, text=True,
+    capture_output=True,
+  )  # fmt: skip
+  done = run([*command, '--calibrate'])
+  assert done.returncode == 0, done.stderr
+  machine = cost.Machine.from_json((folder / 'machine.json').read_text())
+  assert min(machine.seconds) >= 0 < machine.fixed
+  rows = record(folder).values()
+  assert [row['status'] for row in rows] == ['finished'] * 2
+  for row in rows:  # on a machine that has other things to do as well
+    assert 0.1 < row['seconds'] / row['predicted_seconds'] < 10
+  elsewhere = run([*command, '--calibrate', '--engine=slurm'])
+  assert 'leave --engine out' in elsewhere.stderr
+
+
 @pytest.mark.parametrize('profile', ['cpu', 'noise', 'gpu', 'pod'])
 def test_committed_sweeps_expand(profile):
   sweep = load(f'{ROOT}/experiments/scaling/classification.py:{profile}')
@@ -321,7 +358,7 @@ def test_engines(capsys):
   lines = capsys.readouterr().out.splitlines()
   assert lines[1].startswith('xpk workload create --workload=sweep-1 --cluster=c --tpu-type=v5lite')
   assert 'gcloud compute tpus tpu-vm ssh n-0 --zone=z --worker=all' in lines[2]
-  assert lines[3].startswith('3 x python')
+  assert lines[3].startswith(f'3 x {sys.executable} -m')
   assert '  slurm_partition=p' in lines
   with pytest.raises(RunError, match='--cluster'):
     engines.launch('xpk', command, 1, submit=False, options={})

@@ -258,7 +258,11 @@ class _Session:
   def _profile(self, session_step: int) -> None:
     profile = self.experiment.config.profile
     if profile.steps and session_step == profile.start:
-      self.trace.enter_context(jax.profiler.trace(str(self.folder / 'profile')))
+      options = jax.profiler.ProfileOptions()
+      # Recording every call of Python in every thread slows the step down that is to be seen.
+      options.python_tracer_level = 0
+      folder = str(self.folder / 'profile')
+      self.trace.enter_context(jax.profiler.trace(folder, profiler_options=options))
     if profile.steps and session_step == profile.start + profile.steps:
       jax.block_until_ready(self.state)
       self.trace.close()

@@ -27,7 +27,9 @@ def get_sweep(profile: str = 'cpu') -> Sweep:
 
 def cpu():
   """2.75 decades of compute; at most 20 passes over Fashion-MNIST."""
-  sizes = ((8, 1), (8, 2), (16, 2), (24, 2), (32, 2), (48, 3), (64, 3), (96, 4))
+  sizes = (
+    (4, 1), (4, 2), (8, 1), (8, 2), (16, 1), (16, 2), (24, 2), (32, 2), (48, 3), (64, 3), (96, 4),
+  )  # fmt: skip
   budgets = design.budgets(1e9, 5.62e11, per_decade=4)
   return _sweep(
     _fashion_mnist(), sizes, budgets, head_dim=8, steps=40, images=20 * 60_000,
@@ -99,7 +101,7 @@ def _sweep(
   given = {name: config.model[name] for name in fields if config.model[name] is not None}
   base = ViTConfig(num_classes=classes, **given).resolve()
   models = [
-    design.resized(base, head_dim=head_dim, width=width, depth=depth, mlp_dim=4 * width)
+    design.resized(base, head_dim=min(head_dim, width), width=width, depth=depth, mlp_dim=4 * width)
     for width, depth in sizes
   ]
   runs = design.isoflop(

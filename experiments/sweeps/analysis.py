@@ -23,6 +23,7 @@ from vit_jax.scaling import Fit, frontier
 from vit_jax.scaling.advise import Advice, advise, between
 from vit_jax.scaling.choice import Choice, choose
 from vit_jax.scaling.cost import Machine
+from vit_jax.scaling.design import named
 from vit_jax.scaling.table import Table
 
 NEAR = 1.5  # times the data: as good as inside
@@ -183,7 +184,7 @@ def _times(folder: pathlib.Path, out: Analysis) -> list[Time]:
   lanes = collections.Counter(row.get('run') for row in out.runs.rows)
   found = []
   for row in out.runs.rows:
-    model, seconds = out.models.get(runs_lib.shape_of(row)), row.get('seconds')
+    model, seconds = out.models.get(named(row)), row.get('seconds')
     if model and seconds and not row.get('lane'):
       steps = row['steps'] - (row.get('forked') or 0)
       predicted = machine.run_seconds(model, row['batch_size'], steps, lanes[row['run']])

@@ -17,11 +17,11 @@ from vit_jax import lanes, schema, sharding, workdir
 from vit_jax.chips import PEAKS
 from vit_jax.scaling.cost import Machine, calibrated
 
-SECONDS = 4.0  # for each model, at least
+SECONDS = 2.0  # for each model, at least
 STEPS = 20  # in a round
 
 
-def measure(jobs: Sequence[Job], folder: pathlib.Path, count: int = 4) -> Machine:
+def measure(jobs: Sequence[Job], folder: pathlib.Path, count: int = 6) -> Machine:
   """Times training as the sweep in `folder` does it, for `count` models from small to large."""
   different = list({(job.cell.model, len(job.lanes)): job for job in jobs}.values())
   places = np.unique(np.linspace(0, len(different) - 1, count).round().astype(int))

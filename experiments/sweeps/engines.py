@@ -11,6 +11,7 @@ import pathlib
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -49,8 +50,9 @@ def _slurm(command: Sequence[str], workers: int, submit: bool, options: dict[str
   """A job array of workers, submitted by submitit; options as of its `update_parameters`.
 
   `partition`, `account` and `qos` are understood without their prefix 'slurm_'; `cluster=local`
-  starts the workers here.
+  starts the workers here. They run the Python that this runs in, which the nodes see, too.
   """
+  command = [sys.executable if word == 'python' else word for word in command]
   cluster = options.pop('cluster', 'slurm')
   prefixed = {'partition', 'account', 'qos', 'constraint', 'array_parallelism'}
   parameters = {f'slurm_{k}' if k in prefixed else k: v for k, v in options.items()}

@@ -1,8 +1,9 @@
-"""Pictures of a sweep, as SVG for a page: text stays text, colours are told apart by everybody."""
+"""Pictures of a sweep: text stays text on a page, colours are told apart by everybody."""
 
 from __future__ import annotations
 
 import io
+import pathlib
 import re
 from collections.abc import Callable
 from typing import Any
@@ -48,6 +49,16 @@ def svg(draw: Callable[[Analysis, Any], None], analysis: Analysis, height: float
   text = re.sub(r'<metadata>.*?</metadata>', '', text, flags=re.S)
   # Several pictures share a page: each has ids of its own.
   return re.sub(r'(\bid="|url\(#|href="#)', rf'\g<1>{name}-', text)
+
+
+def save(analysis: Analysis, path: pathlib.Path) -> None:
+  """Loss against compute, and against size where budgets have minima, as a PNG file."""
+  draws = [compute] if analysis.optima is None else [compute, isoflop]
+  with matplotlib.rc_context(STYLE):
+    figure = Figure(figsize=(WIDTH * len(draws), HEIGHT), layout='constrained')
+    for draw, part in zip(draws, figure.subfigures(1, len(draws), squeeze=False)[0], strict=True):
+      draw(analysis, part)
+    figure.savefig(path, dpi=140)
 
 
 def compute(a: Analysis, figure: Any) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from vit_jax import flops
 from vit_jax.architecture import ViTArchitecture
 from vit_jax.errors import RunError, suggest
-from vit_jax.scaling.design import DIMENSIONS
+from vit_jax.scaling.design import DIMENSIONS, named
 from vit_jax.scaling.table import Table
 
 Row = dict[str, Any]
@@ -105,7 +105,7 @@ def read(folder: pathlib.Path, y: str = '') -> Runs:
     raise RunError(f'{folder}/table.jsonl: none of {len(rows)} rows is a finished run with {y}')
   by_cell: dict[tuple, list[Row]] = {}
   for row in usable:
-    by_cell.setdefault((shape_of(row), row['batch_size'], row['steps']), []).append(row)
+    by_cell.setdefault((named(row), row['batch_size'], row['steps']), []).append(row)
   by_cell = {k: v for k, v in by_cell.items() if any(r['status'] == FINISHED for r in v)}
   best, spread = zip(*(_best(members, y) for members in by_cell.values()), strict=True)
   cells = Table({name: np.array([row[name] for row in best]) for name in best[0]})
@@ -178,11 +178,6 @@ def _positive(value: Any) -> bool:
   return isinstance(value, int | float) and math.isfinite(value) and value > 0
 
 
-def shape_of(row: Row) -> str:
-  """'w64-d4-m256-h4-p7-r28', as `design.name_of` of the model."""
-  return '-'.join(f'{letter}{row.get(name)}' for name, letter in DIMENSIONS.items())
-
-
 def _settings(members: Sequence[Row], y: str) -> dict[tuple, list[float]]:
   """Losses of the seeds, by hyperparameters; of a run that diverged NaN."""
   found: dict[tuple, list[float]] = {}
@@ -206,7 +201,7 @@ def _best(members: Sequence[Row], y: str) -> tuple[Row, list[tuple[float, int]]]
   first = next(row for row in members if tuple(row.get(name) for name in HYPER) == hyper)
   names = (*NEEDED, 'group', 'run', *(name for name in HYPER if first.get(name) is not None))
   cell = {name: first.get(name, '') for name in names}
-  cell |= {'shape': shape_of(first), y: _mean(settings[hyper]),
+  cell |= {'shape': named(first), y: _mean(settings[hyper]),
            'seeds': sum(map(math.isfinite, settings[hyper]))}  # fmt: skip
   spread = []
   for losses in settings.values():
@@ -242,7 +237,7 @@ def _tuned(members: Sequence[Row], y: str, budget: float) -> Tuned:
     star = math.exp(-b / (2 * a)) if a > 0 else star
   first = members[0]
   return Tuned(
-    shape_of(first), first['width'], first['parameters'], budget, first['images'], tuple(rates),
+    named(first), first['width'], first['parameters'], budget, first['images'], tuple(rates),
     tuple(losses), rates[place], star, len(rates) > 1 and place in (0, len(rates) - 1),
   )  # fmt: skip
 

@@ -31,7 +31,8 @@ class Machine:
     price: of an hour of one chip.
     currency: of the price.
     fixed: seconds that a run takes beside its steps: start, compilation, evaluation.
-    error: geometric standard deviation of measured over predicted steps, where it was measured.
+    error: geometric standard deviation of measured over predicted steps; None where there were
+      too few to tell.
   """
 
   name: str
@@ -127,5 +128,7 @@ def calibrated(
   relative = matrix / np.array(seconds)[:, None]
   scale = relative.max(0)
   found, _ = nnls(relative / scale, np.ones(len(seconds)))
-  error = np.exp(np.std(np.log(relative @ (found / scale))))
-  return Machine(name, tuple((found / scale).tolist()), error=float(error), **fields)
+  free = len(seconds) - int((found > 0).sum())
+  squares = np.sum(np.log(relative @ (found / scale)) ** 2)
+  error = float(np.exp(np.sqrt(squares / free))) if free else None
+  return Machine(name, tuple((found / scale).tolist()), error=error, **fields)

@@ -97,7 +97,12 @@ def shape_of(model: ViTArchitecture) -> dict[str, int]:
 
 def name_of(model: ViTArchitecture) -> str:
   """'w64-d4-m256-h4-p7-r28'."""
-  return '-'.join(f'{DIMENSIONS[name]}{value}' for name, value in shape_of(model).items())
+  return named(shape_of(model))
+
+
+def named(shape: Mapping[str, Any]) -> str:
+  """The name of a model with these `DIMENSIONS`, whatever else there is."""
+  return '-'.join(f'{letter}{shape.get(name)}' for name, letter in DIMENSIONS.items())
 
 
 def budgets(low: float, high: float, *, per_decade: float) -> list[float]:
