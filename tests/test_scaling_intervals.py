@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from tests.test_scaling_fit import fitted, sample
-from vit_jax.scaling import LAWS, sovit_exponent, uncertainty
+from vit_jax.scaling import LAWS, fit, sovit_exponent, uncertainty
 
 
 def test_intervals_of_a_power_law_are_those_of_a_regression():
@@ -161,3 +161,19 @@ def test_levels_and_seeds():
   again = fitted('power_floor', data, interval='bootstrap', seed=0)
   assert a.ci == again.ci != b.ci
   assert len(fitted('power', data, draws=50).draws['a']) == 50
+
+
+def test_a_floor_that_is_not_there_stays_below_the_data():
+  """Draws of a few runs, of which some have a floor, when the best fit has none."""
+  n, d = (
+    each.ravel() for each in np.meshgrid(np.geomspace(1e3, 1e6, 7), np.geomspace(1e4, 1e7, 6))
+  )
+  for seed in range(20):
+    noise = 0.03 * np.random.default_rng(seed).normal(size=n.size)
+    data = dict(n=n, d=d, y=(8 * n**-0.4 + 5 * d**-0.3) * np.exp(noise), run=n)
+    found = fit('chinchilla', data, x=('n', 'd'), y='y', loss='huber', group='run', draws=100)
+    if found.params['E'] == 0 < found.draws['E'].max():
+      break
+  low, high = found.ci['E']
+  assert low == found.params['E'] == 0 < found.draws['E'].max()
+  assert np.quantile(found.draws['E'], 0.975) <= high < data['y'].min()

@@ -177,6 +177,10 @@ class Fit:
           name in self.law.vanishing and low[i] <= natural[place] + 1e-6
         ):
           ends = (0.0, ends[1])
+        if self.params[name] == 0 and self.interval == 'bootstrap':
+          # Nothing can be stretched about the logarithm of 0.
+          upper = np.quantile(self.draws[name], (1 + level) / 2)
+          ends = (0.0, self._stretch(level) * upper)
       out[name] = (float(ends[0]), float(ends[1]))
     return out
 
@@ -239,12 +243,18 @@ class Fit:
 
   def _quantiles(self, drawn: Array, value: Array, level: float) -> tuple[Array, Array]:
     """Ends of draws (draws, count), stretched about the estimate for the number of runs."""
+    half = (1 + level) / 2
+    spread = self._stretch(level) * (drawn - value)
+    low, high = np.quantile(value + spread, [1 - half, half], axis=0)
+    return low, high
+
+  def _stretch(self, level: float) -> float:
+    """By how much the deviations of draws are too small."""
     half, left = (1 + level) / 2, self._left
     stretch = np.sqrt(len(self._problem.members) / left)
     if self._problem.runs is not None:  # few runs have thin tails
       stretch *= stats.t.ppf(half, left) / stats.norm.ppf(half)
-    low, high = np.quantile(value + stretch * (drawn - value), [1 - half, half], axis=0)
-    return low, high
+    return float(stretch)
 
   def predict(
     self, x: Any, *, unit: str | Mapping[str, str] | None = None, level: float | None = None
