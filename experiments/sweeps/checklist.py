@@ -58,7 +58,7 @@ def _runs(a: Analysis, config: Mapping[str, Any]) -> dict[str, str]:
   dropped = int((~a.used).sum())
   edge = (
     f' The law of the frontier leaves out {dropped} budgets whose best size is the smallest or the '
-    'largest that was trained there.' if dropped else ''
+    'largest that was trained there, without a minimum between them.' if dropped else ''
   )  # fmt: skip
   shapes = len(np.unique(cells['shape']))
   ratio = cells['width'] / cells['depth']

@@ -32,12 +32,13 @@ class HoldOut:
     budget: FLOPs of what was left out.
     factor: it over the largest that was fitted.
     observed: the lowest loss at that budget.
-    edge: whether it is that of the smallest or the largest size there, so that a better size may
-      have been left untried.
+    edge: whether it is that of the smallest or the largest size there and a better one may have
+      been left untried.
     law: fitted to the frontier below, None if that could not be.
     value: it foretold.
     low: lower end of its band for a new run.
     high: upper end.
+    others: the same three of the laws that were not chosen, by name.
     joint: law in size and images fitted below, None if that could not be.
     inside: runs of the budget inside the band that it foretold for each.
     runs: of the budget.
@@ -52,6 +53,7 @@ class HoldOut:
   value: float = np.nan
   low: float = np.nan
   high: float = np.nan
+  others: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
   joint: Fit | None = None
   inside: int = 0
   runs: int = 0
@@ -66,9 +68,9 @@ class HoldOut:
 def frontier_of(cells: Table, y: str) -> tuple[Table, np.ndarray]:
   """The best cell of each budget that several sizes share, and which of them a law may use.
 
-  A budget at which the smallest or the largest of its sizes is best might have a better one beyond:
-  these are left out where four others remain. Without shared budgets the frontier is that of Pareto
-  over all cells.
+  A budget at which the smallest or the largest of its sizes is best might have a better one beyond,
+  unless the parabola of `frontier.isoflop` has its minimum between them: these are left out where
+  four others remain. Without shared budgets the frontier is that of Pareto over all cells.
   """
   rows, edge = [], []
   for budget in np.unique(cells['budget']):
@@ -77,7 +79,8 @@ def frontier_of(cells: Table, y: str) -> tuple[Table, np.ndarray]:
     if len(np.unique(sizes)) > 1:
       best = members[cells[y][members].argmin()]
       rows.append(best)
-      edge.append(cells[SIZE][best] in (sizes.min(), sizes.max()))
+      ends = cells[SIZE][best] in (sizes.min(), sizes.max())
+      edge.append(ends and not _has_minimum(cells.take(members), y))
   if not rows:
     rows = frontier.pareto(cells[FLOPS], cells[y])
     edge = [False] * len(rows)
@@ -85,6 +88,14 @@ def frontier_of(cells: Table, y: str) -> tuple[Table, np.ndarray]:
   best['edge'] = np.array(edge, float)
   inner = best['edge'] == 0
   return best, inner if inner.sum() >= 4 else np.ones(len(rows), bool)
+
+
+def _has_minimum(members: Table, y: str) -> bool:
+  """Whether the losses of one budget have one between the sizes."""
+  try:
+    return frontier.isoflop(members, flops=FLOPS, size=SIZE, loss=y)['flag'][0] == ''
+  except RunError:
+    return False
 
 
 def chosen(points: Table, y: str) -> Choice:
@@ -120,28 +131,31 @@ def hold_out(cells: Table, y: str) -> HoldOut:
   """
   budgets = np.unique(cells['budget'])
   # Beyond it there may be runs of one size alone, if the sweep is not complete.
-  top = float(frontier_of(cells, y)[0]['budget'].max())
+  whole = frontier_of(cells, y)[0]
+  top, edge = float(whole['budget'][-1]), bool(whole['edge'][-1])
   budgets = budgets[budgets <= top]
   if len(budgets) < 3:
     raise RunError(f'{len(budgets)} budgets: nothing can be left out and foretold')
   below = float(budgets[-2])
   inner, outer = cells.take(cells['budget'] < top), cells.take(cells['budget'] == top)
   best = int(outer[y].argmin())
-  sizes = outer[SIZE]
-  edge = bool(sizes[best] in (sizes.min(), sizes.max()))
   facts: dict[str, Any] = {}
   reasons = []
   try:
     points, used = frontier_of(inner, y)
-    law = chosen(points.take(used), y).fit
-    band = law.predict(outer[FLOPS][best])
-    facts |= dict(law=law, value=float(band.value), low=float(band.new_low),
-                  high=float(band.new_high))  # fmt: skip
+    choice = chosen(points.take(used), y)
+    bands = {name: found.predict(outer[FLOPS][best]) for name, found in choice.fits.items()}
+    bands = {
+      name: tuple(map(float, (band.value, band.new_low, band.new_high)))
+      for name, band in bands.items()
+    }
+    value, low, high = bands.pop(choice.law)
+    facts |= dict(law=choice.fit, value=value, low=low, high=high, others=bands)
   except RunError as error:
     reasons.append(str(error))
   try:
     found = joint(inner, y)
-    bands = found.predict({SIZE: sizes, IMAGES: outer[IMAGES]})
+    bands = found.predict({SIZE: outer[SIZE], IMAGES: outer[IMAGES]})
     within = (bands.new_low <= outer[y]) & (outer[y] <= bands.new_high)
     rmse = float(np.sqrt(np.mean(np.log(outer[y] / bands.value) ** 2)))
     facts |= dict(joint=found, inside=int(within.sum()), runs=outer.rows, rmse=rmse)

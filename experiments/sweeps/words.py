@@ -74,6 +74,10 @@ def trust(a: Analysis) -> list[str]:
       + ('inside.' if held.passed else 'OUTSIDE: this law does not hold up to there.')
       + (' It is the loss of the smallest or the largest size there; a better one may be missing.'
          if held.edge else '')
+      + ''.join(
+        f' {name}, which was not chosen, foretold {value:.4g} ({low:.4g} to {high:.4g}).'
+        for name, (value, low, high) in held.others.items()
+      )
     )  # fmt: skip
   if held and held.joint:
     share = held.inside / held.runs
