@@ -31,6 +31,7 @@ def card(a: Analysis, folder: pathlib.Path) -> dict[str, Any]:
     folder: of the sweep, with the configurations of its runs.
   """
   config = config_of(folder, str(a.runs.cells['run'][0]))
+  config |= {'fork': pathlib.Path(config['fork']).name} if config.get('fork') else {}
   rows = a.runs.rows
   groups: dict[str, int] = {}
   for row in rows:
