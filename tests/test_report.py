@@ -294,7 +294,39 @@ def test_a_law_that_fails_is_said_to_fail(table, tmp_path):
   assert 'TOO NARROW' in said
   assert 'Do not extrapolate chinchilla' in said
   assert found.reach == 1
-  assert 'TOO NARROW' in '\n'.join(words.answers(found))
+  assert [advice.trusted for advice in found.advice] == [False]
+
+
+def test_advice_without_a_law_in_size_and_images(table, tmp_path):
+  """Where half of the shapes are worse than their size says, the best sizes still tell."""
+  rows = copy.deepcopy(table)
+  for row in rows:
+    row['test_loss'] *= 1.3 if row['depth'] == 1 else 1
+  found = analysis.analyse(sweeps.write(tmp_path, rows), budgets=[1e12])
+  (advice,) = found.advice
+  assert advice.method == 'optima'
+  assert advice.trusted
+  family = between(list(found.models.values()))
+  losses = [sweeps.loss(flops.costs(m).parameters(), 1e12 / flops.train_flops(m)) for m in family]
+  truth = losses[family.index(advice.model)]
+  assert truth < 1.01 * min(losses)
+  assert advice.low < truth < advice.high
+  assert 'from the best sizes at equal compute' in words.answers(found)[0]
+
+
+def test_data_that_would_be_repeated_more_than_ever(tmp_path):
+  rows = sweeps.rows(BUDGETS, rates=(4e-3,), noise=0.001)
+  largest = max(row['parameters'] for row in rows)
+  examples = max(row['images'] for row in rows if row['parameters'] == largest) / 2
+  for row in rows:  # of the others it is not known
+    row['epochs'] = row['images'] / examples if row['parameters'] == largest else None
+  found = analysis.analyse(sweeps.write(tmp_path, rows), budgets=[1e10, 1e12])
+  low, high = found.advice
+  assert low.trusted
+  assert low.images < 3 * examples < high.images
+  assert not high.trusted
+  said = f'would be seen {high.images / examples:.3g} times, and were seen 2 times at most'
+  assert said in high.reason
 
 
 def few(rows, *, shapes=99, budgets=99):

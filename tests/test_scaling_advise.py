@@ -10,7 +10,7 @@ from vit_jax import flops
 from vit_jax.architecture import ViTArchitecture
 from vit_jax.errors import RunError
 from vit_jax.scaling import design
-from vit_jax.scaling.advise import advise, between
+from vit_jax.scaling.advise import advise, advise_by_optima, between
 from vit_jax.scaling.fitting import fit
 from vit_jax.scaling.shape import SOVIT, exponents, scaled
 
@@ -103,6 +103,66 @@ def test_advice_counts_parameters_as_the_law_does(law):
   said = renamed.predict({'parameters_non_embedding': n, 'images': found.images}).value
   assert found.loss == pytest.approx(float(said))
   assert n < found.parameters
+
+
+@pytest.fixture(scope='module')
+def optima():
+  """Laws of the best size and of the lowest loss, from the best among many sizes."""
+  family = between(sweeps.models(), beyond=10)
+  n = np.array([count(model) for model in family], float)
+  each = np.array([flops.train_flops(model) for model in family], float)
+  budgets = np.geomspace(1e10, 1e12, 9)
+  losses = np.array([sweeps.loss(n, budget / each) for budget in budgets])
+  rng = np.random.default_rng(0)
+  table = {
+    'flops': budgets,
+    'parameters': n[losses.argmin(1)] * np.exp(0.05 * rng.standard_normal(9)),
+    'loss': losses.min(1) * np.exp(0.002 * rng.standard_normal(9)),
+  }
+  return tuple(fit(law, table, x='flops', y=y)
+               for law, y in (('m1', 'parameters'), ('power_floor', 'loss')))  # fmt: skip
+
+
+@pytest.mark.parametrize('budget', [3e11, 1e13])
+def test_advice_by_optima(optima, budget):
+  family = between(sweeps.models())
+  found = advise_by_optima(*optima, family, budget)
+  n = np.array([count(model) for model in family], float)
+  each = np.array([flops.train_flops(model) for model in family], float)
+  losses = sweeps.loss(n, budget / each)
+  truth = losses[family.index(found.model)]
+  assert truth < losses.min() * 1.01
+  assert found.low < truth < found.high
+  assert found.high / found.low < 1.1
+  assert found.parameters == count(found.model)
+  assert found.images == round(budget / flops.train_flops(found.model))
+  # What may be as good is about the best, and less sure further away.
+  assert found.model in found.flat
+  low, high = (float(end) for end in optima[0].predict(budget)[1:3])
+  inside = [model for model in family if low <= count(model) <= high]
+  assert set(found.flat) == {*inside, found.model}
+  assert found.factor == pytest.approx(budget / 1e12)
+  assert found.trusted
+  assert found.method == 'optima'
+
+
+def test_advice_by_optima_says_when_not_to_be_trusted(optima):
+  family = between(sweeps.models())
+  size, loss = optima
+  assert 'shown to hold up to 5 times' in advise_by_optima(*optima, family, 1e13, reach=5).reason
+  assert 'the curve is known' in advise_by_optima(*optima, family, 1e13, tolerance=1e-4).reason
+  assert 'the largest' in advise_by_optima(*optima, sweeps.models()[:3], 1e12).reason
+  rng = np.random.default_rng(0)
+  noisy = {name: np.exp(each) for name, each in zip(size.x, size._problem.x, strict=True)}
+  noisy['parameters'] = np.exp(size._problem.y + rng.standard_normal(9))
+  scattered = fit('m1', noisy, x='flops', y='parameters')
+  found = advise_by_optima(scattered, loss, family, 1e13)
+  assert not found.trusted
+  assert 'the best size is known to a factor of' in found.reason
+  with pytest.raises(RunError, match='found loss over flops and loss over flops'):
+    advise_by_optima(loss, loss, family, 1e12)
+  with pytest.raises(RunError, match='needs models and a budget'):
+    advise_by_optima(*optima, [], 1e12)
 
 
 def sovit(width, depth, mlp, heads):

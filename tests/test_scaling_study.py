@@ -72,6 +72,9 @@ def test_the_readme_has_the_numbers_of_the_card(card):
   size, images = (card['isoflop']['exponents'][name] for name in ('parameters', 'images'))
   moved, joint = card['transfer'], card['joint']['law']
   tuned = card['learning_rates']
+  now, far, _ = card['advice']
+  near = [row['test_loss'] for row in finished if all(row[k] == v for k, v in now['model'].items())
+          and row['images'] == pytest.approx(now['images'], rel=1e-3)]  # fmt: skip
   seeds = [row for row in card['runs'] if row['lr'] == 0.01 and row['status'] == 'finished']
   last = max(row['steps'] for row in seeds)
   longest = [math.log(row['test_loss']) for row in seeds if row['steps'] == last]
@@ -91,6 +94,12 @@ def test_the_readme_has_the_numbers_of_the_card(card):
     'inside',
     f'grows as C^{size["params"]["c"]:.3f} {band(*size["ci"]["c"])}, images as '
     f'C^{images["params"]["c"]:.3f} {band(*images["ci"]["c"])}',
+    f'width {now["model"]["width"]} and depth {now["model"]["depth"]}, on '
+    f'{now["images"] / 1e3:.0f} thousand images, for a loss of {now["loss"]:.3f} '
+    f'{band(now["low"], now["high"])}; it was trained, too, and has the {held["observed"]:.3f}',
+    f'width {far["model"]["width"]} and a loss of {far["loss"]:.3f} '
+    f'{band(far["low"], far["high"])}',
+    f'{far["reason"].partition(",")[0]}.',
     f'cost the others {100 * moved["median"]:.1f} % of their loss in the median, and '
     f'{100 * moved["worst"]:.1f} % at worst',
     f'six seeds of one model differ by {100 * card["noise"]["seeds"]:.1f} % (standard deviation '
@@ -103,7 +112,9 @@ def test_the_readme_has_the_numbers_of_the_card(card):
   for sentence in said:
     assert sentence in README
   assert held['inside'] == held['runs']
-  assert not any(advice['trusted'] for advice in card['advice'])
+  assert [advice['trusted'] for advice in card['advice']] == [True, False, False]
+  assert min(near) == held['observed']
+  assert {advice['method'] for advice in card['advice']} == {'optima'}
   assert {row['lr'] for row in finished} == set(sweep.lanes['lr'])
 
 

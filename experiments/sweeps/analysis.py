@@ -20,7 +20,7 @@ from experiments.sweeps.runs import Runs
 from vit_jax.architecture import ViTArchitecture
 from vit_jax.errors import RunError
 from vit_jax.scaling import Fit, frontier
-from vit_jax.scaling.advise import Advice, advise, between
+from vit_jax.scaling.advise import Advice, advise, advise_by_optima, between
 from vit_jax.scaling.choice import Choice, choose
 from vit_jax.scaling.cost import Machine
 from vit_jax.scaling.design import named
@@ -161,20 +161,54 @@ def _isoflop(out: Analysis) -> None:
 
 
 def _advice(out: Analysis, budget: float) -> Advice:
-  if not out.joint:
-    raise RunError(f'it needs the law in size and images: {out.missing["joint"]}')
+  """By the law in size and images; if that is not to be trusted, by the best sizes alone."""
   if not out.models:
     raise RunError(f'it needs the models: {out.missing["models"]}')
   family = between(list(out.models.values()))
-  found = advise(out.joint, family, budget, reach=max(out.reach, NEAR), tolerance=laws.TOLERANCE)
-  if not out.choice:
-    return found
-  other = out.choice.fit.predict(budget)
-  if other.new_low <= found.high and found.low <= other.new_high:
-    return found
-  said = f'the law of the frontier expects another loss, {float(other.value):.4g}'
-  reason = said if found.trusted else f'{found.reason}; {said}'
-  return dataclasses.replace(found, trusted=False, reason=reason)
+  law, size, choice, held = out.joint, out.exponents.get(SIZE), out.choice, out.holdout
+  options: dict[str, Any] = dict(tolerance=laws.TOLERANCE)
+  found = []
+  if law:
+    advice = advise(law, family, budget, reach=max(out.reach, NEAR), **options)
+    if held and held.joint and held.narrow:
+      said = f'{held.inside} of the {held.runs} runs of the largest budget fell inside theirs'
+      advice = _doubted(advice, f'its intervals are TOO NARROW, {said}')
+    found.append(advice)
+  if size and choice:
+    reach = max(choice.factor, NEAR)
+    advice = advise_by_optima(size, choice.fit, family, budget, reach=reach, **options)
+    if held and held.law and not held.passed:
+      advice = _doubted(advice, 'the law of the frontier did not foretell the largest budget')
+    found.append(advice)
+  if not found:
+    raise RunError(f'it needs the law in size and images: {out.missing["joint"]}')
+  if choice:
+    other = choice.fit.predict(budget)
+    found = [
+      advice if other.new_low <= advice.high and advice.low <= other.new_high
+      else _doubted(advice, f'the law of the frontier expects another loss, {other.value:.4g}')
+      for advice in found
+    ]  # fmt: skip
+  found = [_of_fresh_data(advice, out.runs) for advice in found]
+  return next((advice for advice in found if advice.trusted), found[-1])
+
+
+def _of_fresh_data(advice: Advice, runs: Runs) -> Advice:
+  """Doubted if it repeats the data more often than the runs have done."""
+  seen = [(row['epochs'], row['images']) for row in runs.finished if row.get('epochs')]
+  if not seen:
+    return advice
+  most = max(epochs for epochs, _ in seen)
+  again = advice.images * seen[0][0] / seen[0][1]
+  if again <= max(1.0, most) * NEAR:
+    return advice
+  said = f'the data would be seen {again:.3g} times, and were seen {most:.3g} times at most'
+  return _doubted(advice, said)
+
+
+def _doubted(advice: Advice, doubt: str) -> Advice:
+  reason = doubt if advice.trusted else f'{advice.reason}; {doubt}'
+  return dataclasses.replace(advice, trusted=False, reason=reason)
 
 
 def _times(folder: pathlib.Path, out: Analysis) -> list[Time]:

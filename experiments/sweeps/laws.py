@@ -21,6 +21,7 @@ LEVEL = 0.95
 SHAPES = 6
 JOINT: dict[str, Any] = dict(loss='huber', group='shape', level=LEVEL, units=UNITS)
 TOLERANCE = 0.1  # relative error of the loss up to which an extrapolation counts as right
+EXPECTED = 0.8  # share of runs inside their bands of 95 %, which few runs may miss by chance
 MANY = 8  # budgets from which on laws with more parameters are asked, too
 
 
@@ -63,6 +64,11 @@ class HoldOut:
   def passed(self) -> bool:
     """Whether the lowest loss lies where the law of the frontier said."""
     return self.low <= self.observed <= self.high
+
+  @property
+  def narrow(self) -> bool:
+    """Whether fewer runs than expected lie inside the bands of the law in size and images."""
+    return self.inside < EXPECTED * self.runs
 
 
 def frontier_of(cells: Table, y: str) -> tuple[Table, np.ndarray]:

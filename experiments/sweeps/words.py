@@ -7,6 +7,10 @@ import numpy as np
 from experiments.sweeps import analysis as analysis_lib
 from experiments.sweeps.analysis import Analysis
 from experiments.sweeps.laws import LEVEL, SHAPES
+from vit_jax import flops
+from vit_jax.scaling.advise import JOINT, OPTIMA
+
+METHODS = {JOINT: 'the law in size and images', OPTIMA: 'the best sizes at equal compute'}
 
 
 def answers(a: Analysis) -> list[str]:
@@ -19,22 +23,19 @@ def answers(a: Analysis) -> list[str]:
       'the largest budget of the sweep' if abs(times - 1) < 0.01
       else f'{times:.3g} times the largest of the sweep'
     )  # fmt: skip
+    ends = [number(flops.costs(each).parameters()) for each in (i.flat[0], i.flat[-1])]
+    flat = f'; {" to ".join(ends)} may be as good' if len(i.flat) > 1 else ''
+    said = f'Trust it: {i.reason}.' if i.trusted else f'Do not rely on it: {i.reason}.'
     out.append(
       f'With {work(i.budget)} FLOPs ({where}): a model of width {model.width}, depth '
       f'{model.depth}, MLP {model.mlp_dim} and {model.num_heads} heads ({number(i.parameters)} '
-      f'parameters), trained on {number(i.images)} images. Expect {a.y.replace("_", " ")} '
-      f'{i.loss:.4g}; {LEVEL:.0%} of such runs between {i.low:.4g} and {i.high:.4g}. '
-      + (f'Trust it: {i.reason}.' if i.trusted else f'Do not rely on it: {i.reason}.')
+      f'parameters{flat}), trained on {number(i.images)} images. Expect {a.y.replace("_", " ")} '
+      f'{i.loss:.4g}; {LEVEL:.0%} of such runs between {i.low:.4g} and {i.high:.4g}. {said} '
+      f'It comes from {METHODS[i.method]}.'
     )
   if not out:
     reason = a.missing.get('advice', 'the table is too small')
     out.append(f'There is no advice on what to train: {reason}.')
-  held = a.holdout
-  if a.advice and held and held.joint and held.inside < 0.8 * held.runs:
-    out.append(
-      f'These intervals are TOO NARROW: when the largest budget was left out, {held.inside} of its '
-      f'{held.runs} runs fell inside theirs.'
-    )
   rate = _rate(a)
   return out + ([rate] if rate else [])
 
@@ -80,13 +81,12 @@ def trust(a: Analysis) -> list[str]:
       )
     )  # fmt: skip
   if held and held.joint:
-    share = held.inside / held.runs
     out.append(
       f'The law in size and images, fitted likewise, has {held.inside} of the {held.runs} runs of '
       f'that budget inside its {held.joint.level:.0%} bands (root mean square error '
       f'{held.rmse:.1%})'
-      + ('.' if share >= 0.8 else ': fewer than its bands promise. They are TOO NARROW, or the law '
-         'is not the right one.')
+      + (': fewer than its bands promise. They are TOO NARROW, or the law is not the right one.'
+         if held.narrow else '.')
     )  # fmt: skip
   for name, choice, fit in (
     ('of the frontier', a.choice, a.choice and a.choice.fit),

@@ -13,11 +13,13 @@ from vit_jax import flops
 from vit_jax.architecture import ViTArchitecture
 from vit_jax.errors import RunError
 from vit_jax.scaling.design import name_of, resized
-from vit_jax.scaling.result import Fit
+from vit_jax.scaling.result import Fit, Prediction
 
+JOINT, OPTIMA = 'joint', 'optima'
 # Columns that a law may count a model's size in, and what each leaves out.
 SIZES = {'parameters': (), 'parameters_non_embedding': ('embedding',)}
 STEP = 1.15  # from one size to the next of a dense family
+APART = 2.0  # times the best size: costs a few percent of the loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +34,13 @@ class Advice:
     loss: to expect.
     low: lower end of the band that holds a new run, at the level of the law.
     high: its upper end.
-    flat: models whose expected loss is within the noise of runs of the best, which is among them,
-      by increasing size.
-    factor: how far beyond the data: parameters x images over the most of any run that was fitted,
-      to which compute is proportional.
+    flat: models that may be as good, by increasing size, `model` among them: whose expected loss is
+      within the noise of runs of the lowest, or whose size may be the best.
+    factor: how far beyond the data, in compute.
     trusted: whether there is ground to believe it.
     reason: for the one or the other.
+    method: 'joint' from a law in size and images, 'optima' from the best sizes of other budgets:
+      approaches 3 and 2 of Hoffmann et al. 2022.
   """
 
   budget: float
@@ -51,6 +54,7 @@ class Advice:
   factor: float
   trusted: bool
   reason: str
+  method: str
 
 
 def between(models: Sequence[ViTArchitecture], *, beyond: float = 100.0) -> list[ViTArchitecture]:
@@ -111,19 +115,74 @@ def advise(
     raise RunError(
       f'advice needs a law in ({" or ".join(SIZES)}, images), found ({", ".join(law.x)})'
     )
-  if not models or not 0 < budget < math.inf:
-    raise RunError(f'advice needs models and a budget, found {len(models)} and {budget}')
-  models = sorted(models, key=_count)
-  n = np.array([_count(model, SIZES[law.x[0]]) for model in models], float)
-  d = np.array([max(1, round(budget / flops.train_flops(model))) for model in models], float)
+  models, n, d = _counted(models, SIZES[law.x[0]], budget)
   known = np.exp(law._problem.x)
   found = law.predict({law.x[0]: n, law.x[1]: d})
   best = int(found.value.argmin())
   flat = found.value <= found.value[best] * math.exp(law.noise)
+  # To parameters x images compute is proportional.
   factor = float(n[best] * d[best] / (known[0] * known[1]).max())
-  value, low, high = (float(a[best]) for a in (found.value, found.low, found.high))
-  half = max(value / low, high / value) - 1 if low > 0 else math.inf
+  band = Prediction(*(each[best] for each in found))
+  return _advice(JOINT, budget, models, best, d, flat, band, factor, reach, tolerance, [])
+
+
+def advise_by_optima(
+  size: Fit, loss: Fit, models: Sequence[ViTArchitecture], budget: float, *, reach: float = 10.0,
+  tolerance: float = 0.1,
+) -> Advice:  # fmt: skip
+  """The model of the size that was the best at other budgets, scaled to this one.
+
+  Unlike `advise` it needs no law of how the loss depends on the size.
+
+  Args:
+    size: the best size (a column named as in `SIZES`) over training FLOPs: `frontier.exponent`.
+    loss: the lowest loss over training FLOPs.
+    models: candidates, resolved; see `between`.
+    budget: training FLOPs by `flops.CONVENTION`.
+    reach: how far beyond its data the law of the loss was shown to hold, as a factor of compute.
+    tolerance: largest relative half-width of the band of that law's curve that is trusted.
+
+  Raises:
+    RunError: if the laws are of other columns, or there are no models or no budget.
+  """
+  if len(size.x) != 1 or size.y not in SIZES or loss.x != size.x:
+    raise RunError(
+      f'advice needs laws of {" or ".join(SIZES)} and of the loss over FLOPs, found '
+      f'{size.y} over {", ".join(size.x)} and {loss.y} over {", ".join(loss.x)}'
+    )
+  models, n, d = _counted(models, SIZES[size.y], budget)
+  target = size.predict(budget)
+  best = int(np.abs(np.log(n / target.value)).argmin())
+  flat = (target.low <= n) & (n <= target.high)
+  flat[best] = True
+  spread = float(max(target.high / target.value, target.value / target.low))
   doubts = []
+  if spread > APART:
+    doubts.append(f'the best size is known to a factor of {spread:.2g} only')
+  factor = budget / float(np.exp(loss._problem.x).max())
+  band = loss.predict(budget)
+  return _advice(OPTIMA, budget, models, best, d, flat, band, factor, reach, tolerance, doubts)
+
+
+def _counted(
+  models: Sequence[ViTArchitecture], without: tuple[str, ...], budget: float
+) -> tuple[list[ViTArchitecture], np.ndarray, np.ndarray]:
+  """Models by increasing size; their sizes; for how many images the budget lasts."""
+  if not models or not 0 < budget < math.inf:
+    raise RunError(f'advice needs models and a budget, found {len(models)} and {budget}')
+  models = sorted(models, key=_count)
+  n = np.array([_count(model, without) for model in models], float)
+  d = np.array([max(1, round(budget / flops.train_flops(model))) for model in models], float)
+  return models, n, d
+
+
+def _advice(
+  method: str, budget: float, models: list[ViTArchitecture], best: int, images: np.ndarray,
+  flat: np.ndarray, band: Prediction, factor: float, reach: float, tolerance: float,
+  doubts: list[str],
+) -> Advice:  # fmt: skip
+  value, low, high, new_low, new_high = map(float, band)
+  half = max(value / low, high / value) - 1 if low > 0 else math.inf
   if factor > reach * 1.001:
     doubts.append(
       f'{factor:.3g} times the compute of the runs, and the law was shown to hold up to '
@@ -134,15 +193,14 @@ def advise(
   if best in (0, len(models) - 1):
     end = 'largest' if best else 'smallest'
     doubts.append(f'the best of these models is the {end}: there may be better ones beyond')
-  if d[best] == 1:
+  if images[best] == 1:
     doubts.append('the budget lasts for one image')
   where = 'inside the data' if factor <= 1 else f'{factor:.3g} times the compute of the runs'
   ground = f'{where}, where the curve is known to {half:.1%}'
   return Advice(
-    budget, models[best], _count(models[best]), int(d[best]), value,
-    float(found.new_low[best]), float(found.new_high[best]),
+    budget, models[best], _count(models[best]), int(images[best]), value, new_low, new_high,
     tuple(model for model, near in zip(models, flat, strict=True) if near),
-    factor, not doubts, '; '.join(doubts) or ground,
+    factor, not doubts, '; '.join(doubts) or ground, method,
   )  # fmt: skip
 
 

@@ -64,13 +64,13 @@ class Choice:
   @property
   def limit(self) -> float:
     """The largest scale to extrapolate to: as far as was tested, and as the band stays narrow."""
-    return min(self.largest * self.factor, self._band)
+    return min(self.largest * self.factor, np.inf if self._band is None else self._band)
 
   @property
-  def _band(self) -> float:
-    """Where the band of the curve gets wide; infinite if nowhere, or along another column."""
+  def _band(self) -> float | None:
+    """Where the band of the curve gets wide, infinite if nowhere; None along another column."""
     if self.scale != self.fit.x[self.fit.law.scale]:
-      return np.inf
+      return None
     end = self.fit.limit(self.tolerance)
     return np.inf if end is None else end
 
@@ -82,16 +82,16 @@ class Choice:
       if self.factor > 1
       else f'no back-test was right to {right}'
     )
-    narrow = (
-      f'stays within {right} up to {band:.3g}' if np.isfinite(band) else f'stays within {right}'
-    )
+    if band is not None:
+      end = f' up to {band:.3g}' if np.isfinite(band) else ''
+      tested += f', and the band of the curve stays within {right}{end}'
     times = self.limit / self.largest
     advice = (
       f'Extrapolate {self.law} up to {self.scale} {self.limit:.3g}, {times:.3g} times the data'
       if times > 1
       else f'Do not extrapolate {self.law} beyond the data, {self.scale} {self.largest:.3g}'
     )
-    return f'{advice}: {tested}, and the band of the curve {narrow}.'
+    return f'{advice}: {tested}.'
 
   def report(self) -> str:
     """Scores of all laws, the reasons, and how far to extrapolate; for people."""
