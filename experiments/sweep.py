@@ -142,7 +142,7 @@ def main(
   elif dry_run:
     show(found, jobs, dir, machine)
   elif engine != 'here':
-    own = ['python', '-m', 'experiments.sweep', sweep, f'--dir={dir}']
+    own = ['python', '-m', 'experiments.sweep', sweep, f'--dir={dir}', *['--retry'] * retry]
     engines.launch(engine, own, workers, submit=submit, options=changes)
   else:
     if not worker.work(dir, jobs, retry=retry, machine=machine):

@@ -43,6 +43,8 @@ def test_budgets_are_spaced_evenly():
   [
     (dict(width=61.0), dict(width=60, num_heads=15, mlp_dim=120)),
     (dict(width=61.0, mlp_dim=99.6), dict(width=60, mlp_dim=100)),
+    (dict(num_heads=4), dict(width=8, num_heads=4, mlp_dim=16)),
+    (dict(num_heads=3, width=32), dict(width=33, num_heads=3, mlp_dim=66)),
     (dict(depth=3.4), dict(depth=3, width=8, mlp_dim=16)),
     (dict(depth=0.2, width=1), dict(depth=1, width=4)),
     (dict(patch_size=2), dict(patch_size=2, image_size=8)),
@@ -58,6 +60,8 @@ def test_models_are_resized_to_what_is_valid(changes, want):
 def test_unknown_dimensions():
   with pytest.raises(RunError, match='did you mean depth'):
     design.resized(SMALL, deph=2)
+  with pytest.raises(RunError, match='give one of them'):
+    design.resized(SMALL, num_heads=2, head_dim=4)
 
 
 def test_isoflop_runs_cost_their_budget():
@@ -80,14 +84,17 @@ def test_isoflop_runs_cost_their_budget():
 
 def test_a_star_changes_one_dimension_at_a_time():
   centre = design.resized(BASE, head_dim=8, width=32, depth=4)
-  made = design.star(centre, dict(width=(16, 24), depth=(1, 2), mlp_dim=(8, 64)), [640], 32)
+  made = design.star(centre, dict(width=(16, 24), depth=(1, 2), mlp_dim=(8, 64), num_heads=(1, 2)),
+                     [640], 32)  # fmt: skip
   centre_shape = design.shape_of(centre)
   changed = []
   for cell in made.cells:
     shape = design.shape_of(cell.model)
-    changed.append({name for name in shape if shape[name] != centre_shape[name]} - {'num_heads'})
+    different = {name for name in shape if shape[name] != centre_shape[name]}
+    changed.append(different - {'num_heads'} or different)
     assert cell.steps == 20
-  assert changed == [set(), {'width'}, {'width'}, {'depth'}, {'depth'}, {'mlp_dim'}, {'mlp_dim'}]
+  varied = ('width', 'depth', 'mlp_dim', 'num_heads')
+  assert changed == [set(), *({name} for name in varied for _ in range(2))]
 
 
 def test_a_grid_has_every_combination_once():

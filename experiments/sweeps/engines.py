@@ -105,7 +105,9 @@ def _tpu_vm(command: Sequence[str], workers: int, options: dict[str, Any]) -> li
   name, root = options.pop('name'), options.pop('root', 'vit_jax')
   flags = [f'--{key.replace("_", "-")}={value}' for key, value in options.items()]
   # The worker goes on when the connection ends.
-  remote = f'cd {shlex.quote(str(root))} && nohup {shlex.join(command)} > sweep.log 2>&1 &'
+  remote = (
+    f'cd {shlex.quote(str(root))} && nohup {shlex.join(command)} > sweep.log 2>&1 < /dev/null &'
+  )
   return [
     ['gcloud', 'compute', 'tpus', 'tpu-vm', 'ssh', f'{name}-{i}', *flags, '--worker=all',
      f'--command={remote}']

@@ -148,7 +148,7 @@ def optimal(a: Analysis, figure: Any) -> None:
     if a.advice:
       values = [i.parameters if name == SIZE else i.images for i in a.advice]
       axes.plot([i.budget for i in a.advice], values, 'D', ms=4.5, color=ADVICE,
-                label='advised, by the law in size and images')  # fmt: skip
+                label='advised')  # fmt: skip
     axes.set_ylabel('parameters' if name == SIZE else 'images seen')
     _log(axes.xaxis, axes.yaxis)
     axes.legend(loc='upper left')

@@ -76,7 +76,7 @@ def work(
   if retry and jax.process_index() == 0:
     for job in jobs:
       if status(folder, job) == FAILED:
-        _rows(folder, job).unlink()
+        _rows(folder, job).unlink(missing_ok=True)  # another worker may have, too
   while True:
     number, held = _next(folder, jobs)
     with held:

@@ -118,19 +118,26 @@ def resized(model: ViTArchitecture, *, head_dim: int = 0, **dimensions: Any) -> 
 
   Args:
     model: resolved.
-    head_dim: features of a head, kept by changing the number of heads; that of `model` if not
-      given. The width is a multiple of it.
-    **dimensions: width, depth, mlp_dim, patch_size and image_size (a number), fractions allowed.
-      Without mlp_dim its ratio to the width is kept.
+    head_dim: features of a head, kept by changing the number of heads; that of `model` if neither
+      is given. The width is a multiple of it.
+    **dimensions: `DIMENSIONS`, fractions allowed; image_size is one number. num_heads changes the
+      features of a head instead. Without mlp_dim its ratio to the width is kept.
 
   Raises:
-    RunError: for a name that is no dimension.
+    RunError: for a name that is no dimension, or head_dim and num_heads at once.
   """
   for name in dimensions:
-    if name not in DIMENSIONS or name == 'num_heads':
-      raise RunError(f'unknown dimension {name!r}: {suggest(name, [*DIMENSIONS][:3])}')
-  head_dim = head_dim or model.width // model.num_heads
-  heads = max(1, round(dimensions.get('width', model.width) / head_dim))
+    if name not in DIMENSIONS:
+      raise RunError(f'unknown dimension {name!r}: {suggest(name, DIMENSIONS)}')
+  width = dimensions.get('width', model.width)
+  if 'num_heads' in dimensions:
+    if head_dim:
+      raise RunError('num_heads and head_dim: give one of them')
+    heads = max(1, round(dimensions['num_heads']))
+    head_dim = max(1, round(width / heads))
+  else:
+    head_dim = head_dim or model.width // model.num_heads
+    heads = max(1, round(width / head_dim))
   width = heads * head_dim
   mlp_dim = dimensions.get('mlp_dim', model.mlp_dim * width / model.width)
   patch = max(1, round(dimensions.get('patch_size', model.patch_size)))
