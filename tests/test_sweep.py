@@ -306,7 +306,7 @@ def test_the_command(tmp_path):
   wrong = [*args[:3], f'{study}:gpuu', *args[4:], '--dry-run']
   wrong = subprocess.run(wrong, capture_output=True, text=True, cwd=ROOT)
   assert wrong.stderr.startswith('error: ')
-  assert 'choose from cpu, noise, gpu, pod' in wrong.stderr
+  assert 'choose from cpu, noise, beyond, gpu, pod' in wrong.stderr
 
 
 SWEEP = """
@@ -344,7 +344,7 @@ def test_the_command_measures_and_trains(sweep, tmp_path):
   assert 'leave --engine out' in elsewhere.stderr
 
 
-@pytest.mark.parametrize('profile', ['cpu', 'noise', 'gpu', 'pod'])
+@pytest.mark.parametrize('profile', ['cpu', 'noise', 'beyond', 'gpu', 'pod'])
 def test_committed_sweeps_expand(profile):
   sweep = load(f'{ROOT}/experiments/scaling/classification.py:{profile}')
   jobs = expand(sweep)

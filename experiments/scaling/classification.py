@@ -2,7 +2,8 @@
 
     python -m experiments.sweep experiments/scaling/classification.py:cpu --dir=runs/fashion
 
-README.md in this folder reports what `cpu` gave. `noise` trains one of its models with six seeds.
+README.md in this folder reports what `cpu` gave. `noise` trains one of its models with six seeds,
+`beyond` the model that its report advises for more compute than any of its runs had.
 `gpu` and `pod` are the same design on more data; look at them with --dry-run, which says what they
 cost, before they are launched with --engine. Their data sets are read as TFDS has prepared them, in
 --config.data.source.dir or TFDS_DATA_DIR.
@@ -19,7 +20,7 @@ from vit_jax.scaling.cost import Machine
 
 def get_sweep(profile: str = 'cpu') -> Sweep:
   """The sweep of a profile."""
-  profiles = {'cpu': cpu, 'noise': noise, 'gpu': gpu, 'pod': pod}
+  profiles = {'cpu': cpu, 'noise': noise, 'beyond': beyond, 'gpu': gpu, 'pod': pod}
   if profile not in profiles:
     raise ValueError(f'unknown profile {profile!r}: choose from {", ".join(profiles)}')
   return profiles[profile]()
@@ -43,6 +44,14 @@ def noise():
   return _sweep(
     _fashion_mnist(), ((24, 2),), budgets, head_dim=8, steps=40, images=20 * 60_000,
     lanes=dict(seed=(0, 1, 2, 3, 4, 5)),
+  )  # fmt: skip
+
+
+def beyond():
+  """Whether the laws of `cpu` hold where it has no runs: 1e12 FLOPs, 22 passes over the data."""
+  return _sweep(
+    _fashion_mnist(), ((16, 2),), [1e12], head_dim=8, steps=40, images=25 * 60_000,
+    lanes=dict(lr=(2e-3, 5e-3, 1.25e-2, 3e-2)),
   )  # fmt: skip
 
 
