@@ -80,6 +80,8 @@ def test_advice_says_when_not_to_be_trusted(law):
   assert not far.trusted
   assert 'shown to hold up to 10 times' in far.reason
   assert advise(law, family, 1e14, reach=200).trusted
+  assert 'every run has had' in advise(law, family, 1e9, tolerance=1.0).reason
+  assert 'every run has had' not in advise(law, family, 1e10, tolerance=1.0).reason
   assert not advise(law, family, 1e13, tolerance=1e-4).trusted
   small = advise(law, sweeps.models()[:4], 1e12)
   assert not small.trusted
@@ -152,6 +154,7 @@ def test_advice_by_optima_says_when_not_to_be_trusted(optima):
   assert 'shown to hold up to 5 times' in advise_by_optima(*optima, family, 1e13, reach=5).reason
   assert 'the curve is known' in advise_by_optima(*optima, family, 1e13, tolerance=1e-4).reason
   assert 'the largest' in advise_by_optima(*optima, sweeps.models()[:3], 1e12).reason
+  assert 'every run has had 10 times' in advise_by_optima(*optima, family, 1e9).reason
   rng = np.random.default_rng(0)
   noisy = {name: np.exp(each) for name, each in zip(size.x, size._problem.x, strict=True)}
   noisy['parameters'] = np.exp(size._problem.y + rng.standard_normal(9))

@@ -25,10 +25,11 @@ def answers(a: Analysis) -> list[str]:
     )  # fmt: skip
     ends = [number(flops.costs(each).parameters()) for each in (i.flat[0], i.flat[-1])]
     flat = f'; {" to ".join(ends)} may be as good' if len(i.flat) > 1 else ''
+    heads = f'{model.num_heads} head{"s" * (model.num_heads > 1)}'
     said = f'Trust it: {i.reason}.' if i.trusted else f'Do not rely on it: {i.reason}.'
     out.append(
       f'With {work(i.budget)} FLOPs ({where}): a model of width {model.width}, depth '
-      f'{model.depth}, MLP {model.mlp_dim} and {model.num_heads} heads ({number(i.parameters)} '
+      f'{model.depth}, MLP {model.mlp_dim} and {heads} ({number(i.parameters)} '
       f'parameters{flat}), trained on {number(i.images)} images. Expect {a.y.replace("_", " ")} '
       f'{i.loss:.4g}; {LEVEL:.0%} of such runs between {i.low:.4g} and {i.high:.4g}. {said} '
       f'It comes from {METHODS[i.method]}.'

@@ -19,6 +19,7 @@ JOINT, OPTIMA = 'joint', 'optima'
 # Columns that a law may count a model's size in, and what each leaves out.
 SIZES = {'parameters': (), 'parameters_non_embedding': ('embedding',)}
 STEP = 1.15  # from one size to the next of a dense family
+NEAR = 1.5  # times below the compute of any run
 APART = 2.0  # times the best size: costs a few percent of the loss
 
 
@@ -121,9 +122,9 @@ def advise(
   best = int(found.value.argmin())
   flat = found.value <= found.value[best] * math.exp(law.noise)
   # To parameters x images compute is proportional.
-  factor = float(n[best] * d[best] / (known[0] * known[1]).max())
+  factors = n[best] * d[best] / (known[0] * known[1])
   band = Prediction(*(each[best] for each in found))
-  return _advice(JOINT, budget, models, best, d, flat, band, factor, reach, tolerance, [])
+  return _advice(JOINT, budget, models, best, d, flat, band, factors, reach, tolerance, [])
 
 
 def advise_by_optima(
@@ -159,9 +160,9 @@ def advise_by_optima(
   doubts = []
   if spread > APART:
     doubts.append(f'the best size is known to a factor of {spread:.2g} only')
-  factor = budget / float(np.exp(loss._problem.x).max())
+  factors = budget / np.exp(loss._problem.x[0])
   band = loss.predict(budget)
-  return _advice(OPTIMA, budget, models, best, d, flat, band, factor, reach, tolerance, doubts)
+  return _advice(OPTIMA, budget, models, best, d, flat, band, factors, reach, tolerance, doubts)
 
 
 def _counted(
@@ -178,9 +179,11 @@ def _counted(
 
 def _advice(
   method: str, budget: float, models: list[ViTArchitecture], best: int, images: np.ndarray,
-  flat: np.ndarray, band: Prediction, factor: float, reach: float, tolerance: float,
+  flat: np.ndarray, band: Prediction, factors: np.ndarray, reach: float, tolerance: float,
   doubts: list[str],
 ) -> Advice:  # fmt: skip
+  """From the model `best` and its compute over that of each run that was fitted."""
+  factor, above = float(factors.min()), float(factors.max())
   value, low, high, new_low, new_high = map(float, band)
   half = max(value / low, high / value) - 1 if low > 0 else math.inf
   if factor > reach * 1.001:
@@ -188,6 +191,8 @@ def _advice(
       f'{factor:.3g} times the compute of the runs, and the law was shown to hold up to '
       f'{reach:.3g} times'
     )
+  if above < 1 / NEAR:
+    doubts.append(f'every run has had {1 / above:.3g} times as much compute, or more')
   if half > tolerance:
     doubts.append(f'the curve is known to {half:.0%} only')
   if best in (0, len(models) - 1):
