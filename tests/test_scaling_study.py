@@ -11,7 +11,8 @@ from experiments.sweep import duration, load, planned
 from experiments.sweeps import laws, runs
 from experiments.sweeps.analysis import analyse
 from experiments.sweeps.jobs import expand
-from vit_jax.scaling import frontier
+from vit_jax.scaling import design, frontier
+from vit_jax.scaling.advise import advise_by_optima, between
 
 STUDY = pathlib.Path(__file__).parent.parent / 'experiments' / 'scaling'
 RESULTS = STUDY / 'results' / 'fashion_mnist'
@@ -141,6 +142,37 @@ def test_the_readme_has_what_is_not_on_the_card():
   off = np.abs(joint.residuals)
   assert f'by up to {100 * np.expm1(off[cells["width"] == 4].max()):.0f} %' in README
   assert off.argmax() in np.flatnonzero(cells['width'] == 4)
+
+
+def test_what_was_trained_beyond_the_sweep():
+  """The advice for more compute than any run had, and what came out."""
+  cells = runs.read(RESULTS).cells
+  points, used = laws.frontier_of(cells, Y)
+  choice = laws.chosen(points.take(used), Y)
+  noise = runs.read(RESULTS).noise
+  optima = frontier.isoflop(
+    cells, flops=laws.FLOPS, size=laws.SIZE, loss=Y, data=laws.IMAGES, noise=noise
+  )
+  size = frontier.exponent(optima, laws.SIZE, flops=laws.FLOPS)
+  models = {cell.model for cell in load(f'{STUDY}/classification.py:cpu').design.cells}
+  advice = advise_by_optima(size, choice.fit, between(list(models)), 1e12, reach=choice.factor)
+  rows = [json.loads(line) for line in (RESULTS / 'beyond.jsonl').read_text().splitlines()]
+  assert advice.trusted
+  for row in rows:
+    assert row['status'] == 'finished'
+    assert design.shape_of(advice.model).items() <= row.items()
+    assert row['images'] == pytest.approx(advice.images, rel=1e-3)
+    assert row['flops'] == pytest.approx(1e12, rel=1e-3)
+    assert row['seed'] == 0
+  best = min(rows, key=lambda row: row[Y])
+  assert advice.low < best[Y] < advice.high
+  assert best['lr'] == min(row['lr'] for row in rows)
+  assert (
+    f'for 1e12 FLOPs, {advice.factor:.2f} times its largest budget, the report advises the same '
+    f'model on {advice.images / 1e6:.2f} million images and expects {advice.loss:.3f} '
+    f'{band(advice.low, advice.high)}. Then it was trained (`beyond`): {best[Y]:.3f} at the best '
+    'of four learning rates, the lowest of them'
+  ) in README
 
 
 @pytest.mark.parametrize('profile', ['gpu', 'pod'])
