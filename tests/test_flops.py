@@ -167,7 +167,7 @@ def test_the_command_prints_json(capsys):
   ('arguments', 'message'),
   [(('S/16', '--widht=3'), 'did you mean width'), (('S/16', '--image=big'), '224x384'),
    (('S/16', '--text.depth=3'), '--text'), (('S/17x',), 'S/16'), (('S/16', '--batch=0'), '--batch'),
-   (('S/16', '--image=225'), 'patch_size=16')],
+   (('S/16', '--image=225'), 'patch_size=16'), (('S/16', '--depth=x'), 'of type int')],
 )  # fmt: skip
 def test_mistakes_on_the_command_line(arguments, message):
   done = command(*arguments)

@@ -24,7 +24,7 @@ ALLOWED = {
   'chips': set(),
   'parts': {'architecture', 'towers'},
   'footprint': {'architecture', 'parts', 'towers'},
-  'flops': {'architecture', 'command', 'footprint', 'parts', 'towers'},
+  'flops': {'architecture', 'command', 'footprint', 'parts', 'schema', 'towers'},
   'variants': set(),
   'architecture': {'variants'},
   'towers': {'architecture', 'variants'},
@@ -128,7 +128,9 @@ ALLOWED = {
   },
   'scaling.design': {'architecture', 'flops'},
   'scaling.cost': {'architecture', 'flops'},
-  'scaling.advise': {'architecture', 'flops', 'scaling.design', 'scaling.result'},
+  'scaling.advise': {
+    'architecture', 'flops', 'scaling.choice', 'scaling.design', 'scaling.result'
+  },
   'scaling.shape': {
     'architecture', 'flops', 'scaling.design', 'scaling.laws', 'scaling.result'
   },

@@ -161,7 +161,14 @@ def test_the_answers_come_first_and_are_right(made):
     truth = sweeps.loss(advice['parameters'], advice['images'])
     assert advice['low'] < truth < advice['high']
     assert advice['low'] < advice['loss'] < advice['high']
-    said = f'{advice["loss"]:.4g}; 95% of such runs between {advice["low"]:.4g}'
+    rate = advice['learning_rate']
+    assert (rate['lr'], rate['tried'], rate['edge']) == (4e-3, 3, False)
+    assert rate['at'] == pytest.approx(1e12, rel=0.01)
+    said = (
+      f'Learning rate 0.004, as for the best run of 1e12 FLOPs. Expect test loss '
+      f'{advice["loss"]:.4g} at the best of 3 learning rates; 95% of such runs between '
+      f'{advice["low"]:.4g}'
+    )
     assert said in made['page'].text
   assert near['trusted']
   assert not furthest['trusted']

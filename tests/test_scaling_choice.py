@@ -134,6 +134,40 @@ def test_choice_along_another_column():
   assert 'band' not in choice.sentence()
 
 
+def test_predictions_know_that_the_law_was_chosen():
+  """Ten points do not tell a floor from none: the band of the law taken is too narrow."""
+  chosen, plausible = 0, 0
+  for seed in range(24):
+    rng, x = np.random.default_rng(seed), np.logspace(17, 20, 10)
+    curve = lambda x: 400 * x**-0.12 + 1.7  # noqa: E731
+    data = {'flops': x, 'loss': curve(x) * np.exp(0.01 * rng.normal(size=10))}
+    choice = choose(('power', 'power_floor'), data, x='flops', y='loss', starts=8)
+    own, band = choice.fit.predict(1e21), choice.predict(1e21)
+    assert band.value == own.value
+    assert band.low <= own.low < own.high <= band.high
+    chosen += bool(own.low < curve(1e21) < own.high)
+    plausible += bool(band.low < curve(1e21) < band.high)
+  assert chosen < 18
+  assert plausible >= 22
+
+
+def test_a_law_that_is_rejected_is_not_taken():
+  """However its back-tests were: the floor is seen at the end only."""
+  data = runs(lambda x: (x / 1e18) ** -0.3 + 0.1, 9, 3, 0.003, 0)
+  choice = choose(('power', 'power_floor'), data, x='flops', y='loss', gate=100)
+  assert choice.law == 'power_floor'
+  assert choice.plausible == ('power_floor',)
+  assert 'F-test' in choice.verdicts['power']
+  assert choice.to_dict()['plausible'] == ['power_floor']
+
+
+def test_laws_that_cannot_be_fitted_say_why():
+  data = runs(lambda x: x**-0.2, 8, 3, 0.01, 0)
+  choice = choose(['power', 'chinchilla'], data, x='flops', y='loss')
+  assert 'has the inputs n, d' in choice.verdicts['chinchilla']
+  assert choose('power', data, x='flops', y='loss').law == 'power'
+
+
 def test_cutoffs_can_be_given():
   data = runs(lambda x: x**-0.2, 10, 3, 0.01, 0)
   choice = choose(('power',), data, x='flops', y='loss', holdout=[1e19, 1e20])

@@ -249,8 +249,28 @@ def test_flags():
   assert 'neighbours err alike' in flags((x**-0.5 + 0.05) * np.exp(0.01 * noise))
   assert 'b is indistinguishable from 0' in flags(np.exp(0.02 * noise))
   assert 'no end' in flags(x**-0.3 * np.exp(0.02 * noise), 'broken')
+  # A law that is wrong is seen with few points, too, and one that is right seldom blamed.
+  few = np.geomspace(1e3, 1e7, 8)
+  for floor, least, most in ((0.05, 20, 20), (0.0, 0, 2)):
+    odd = 0
+    for seed in range(20):
+      y = (floor + 2 * few**-0.35) * np.exp(0.02 * np.random.default_rng(seed).normal(size=8))
+      odd += 'bend along x' in ' '.join(fit('power', {'x': few, 'y': y}, x='x', y='y').flags())
+    assert least <= odd <= most
   few = fit('power', {'x': x[:4], 'y': 1 / x[:4]}, x='x', y='y')
   assert 'hardly anything is left' in ' '.join(few.flags())
+
+
+def test_data_that_is_no_table():
+  x = [1.0, 2, 3, 4]
+  for data, message in (
+    ({'x': x, 'y': x[:3]}, 'differ in length'), ({'x': [x] * 4, 'y': x}, 'not of shape'),
+    ([{'x': 1, 'y': 2}], 'must have columns'), (np.ones((4, 2)), 'must have columns'),
+    ({'x': list('abcd'), 'y': x}, "'x' holds words: a, b, c"), ({'x': x}, 'among x'),
+    ({'x': x, 'y': [*x[:3], np.nan]}, "where='y>0' leaves them out"),
+  ):  # fmt: skip
+    with pytest.raises(RunError, match=message):
+      fit('power', data, x='x', y='y')
 
 
 def test_reports_and_cards():

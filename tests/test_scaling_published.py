@@ -204,6 +204,10 @@ def test_envelope_of_a_known_law():
   assert abs(np.log(inside['n'] / best_size(inside['flops']))).max() < 0.55 * grid
   np.testing.assert_allclose(6 * inside['n'] * inside['d'], inside['flops'], rtol=1e-6)
   np.testing.assert_allclose(inside['loss'], law(inside['n'], inside['d']), rtol=1e-3)
+  # Points share runs, and the exponent knows it.
+  growth = frontier.exponent(found, 'n', flops='flops')
+  assert growth.settings['group'] == 'run'
+  assert frontier.exponent(found, 'n', flops='flops', group=None).settings['group'] is None
   # No curve is extended: nothing lies below the lowest point.
   assert found['loss'].min() >= curves['loss'].min()
   assert found['edge'][0] == 1

@@ -39,6 +39,10 @@ def test_the_table_gives_the_card(card):
     for parameter, value in written['params'].items():
       assert fit.params[parameter] == pytest.approx(value, rel=1e-3), (name, parameter)
       np.testing.assert_allclose(fit.ci[parameter], written['ci'][parameter], rtol=0.02)
+  # Advice, too: the card says what else the models have in common.
+  for advice, written in zip(found.advice, card['advice'], strict=True):
+    assert design.shape_of(advice.model) == written['model']
+    assert (advice.trusted, advice.reason) == (written['trusted'], written['reason'])
   for name in ('value', 'low', 'high', 'observed', 'inside', 'runs', 'rmse'):
     assert getattr(found.holdout, name) == pytest.approx(card['holdout'][name], rel=1e-3), name
 
@@ -69,7 +73,7 @@ def test_the_readme_has_the_numbers_of_the_card(card):
   sweep = load(f'{STUDY}/classification.py:cpu')
   saved = 1 - sum(job.flops for job in expand(sweep)) / (sweep.design.flops * 4)
   law, held = card['frontier']['choice']['fit'], card['holdout']
-  floor = held['others']['power_floor']
+  power = held['others']['power']
   size, images = (card['isoflop']['exponents'][name] for name in ('parameters', 'images'))
   moved, joint = card['transfer'], card['joint']['law']
   tuned = card['learning_rates']
@@ -81,7 +85,8 @@ def test_the_readme_has_the_numbers_of_the_card(card):
   longest = [math.log(row['test_loss']) for row in seeds if row['steps'] == last]
   assert len(longest) == 6 == len(seeds) / 3
   assert law['law'] == 'power_floor'
-  assert held['law']['law'] == 'power'
+  assert held['law']['law'] == 'power_floor'
+  assert set(card['frontier']['choice']['plausible']) == {'power_floor', 'm3', 'zhai'}
   said = [
     f'trained {len(finished)} runs, four learning rates for each of {len(cells)} combinations of '
     f'{len(shapes)} shapes and durations; none diverged and none failed',
@@ -90,9 +95,8 @@ def test_the_readme_has_the_numbers_of_the_card(card):
     f'{law["params"]["a"]:.0f} C^-{law["params"]["b"]:.3f} + {law["params"]["c"]:.3f} with compute '
     f'C, the floor between {law["ci"]["c"][0]:.3f} and {law["ci"]["c"][1]:.3f}',
     f'foretells {held["value"]:.3f} {band(held["low"], held["high"])}; {held["observed"]:.3f} came '
-    'out',
-    f'foretells {floor[0]:.3f} {band(*floor[1:])}. All {held["inside"]} runs of that budget lie '
-    'inside',
+    f'out. The power law foretells {power[0]:.3f} {band(*power[1:])}. All {held["inside"]} runs of '
+    'that budget lie inside',
     f'grows as C^{size["params"]["c"]:.3f} {band(*size["ci"]["c"])}, images as '
     f'C^{images["params"]["c"]:.3f} {band(*images["ci"]["c"])}',
     f'width {now["model"]["width"]} and depth {now["model"]["depth"]}, on '
@@ -100,7 +104,7 @@ def test_the_readme_has_the_numbers_of_the_card(card):
     f'{band(now["low"], now["high"])}; it was trained, too, and has the {held["observed"]:.3f}',
     f'width {far["model"]["width"]} and a loss of {far["loss"]:.3f} '
     f'{band(far["low"], far["high"])}',
-    f'{far["reason"].partition(",")[0]}.',
+    f'warnings: {far["reason"].partition(",")[0].replace("; ", ", and ")}.',
     f'cost the others {100 * moved["median"]:.1f} % of their loss in the median, and '
     f'{100 * moved["worst"]:.1f} % at worst',
     f'six seeds of one model differ by {100 * card["noise"]["seeds"]:.1f} % (standard deviation '
@@ -135,9 +139,9 @@ def test_the_readme_has_what_is_not_on_the_card():
   # Without the budget of 3.2e11, which has its best model at an end of the sizes.
   best, used = laws.frontier_of(cells.take(cells['budget'] < 5e11), Y)
   choice = laws.chosen(best.take(used & (best['budget'] < 3e11)), Y)
-  there = choice.fit.predict(cells['budget'].max())
+  there = choice.predict(cells['budget'].max())
   assert choice.law == 'power'
-  assert f'{float(there.value):.3f} {band(there.new_low, there.new_high)} and miss' in README
+  assert f'{float(there.value):.3f} {band(there.new_low, there.new_high)}.' in README
   joint = laws.joint(cells, Y)
   off = np.abs(joint.residuals)
   assert f'by up to {100 * np.expm1(off[cells["width"] == 4].max()):.0f} %' in README
@@ -155,9 +159,9 @@ def test_what_was_trained_beyond_the_sweep():
   )
   size = frontier.exponent(optima, laws.SIZE, flops=laws.FLOPS)
   models = {cell.model for cell in load(f'{STUDY}/classification.py:cpu').design.cells}
-  advice = advise_by_optima(size, choice.fit, between(list(models)), 1e12, reach=choice.factor)
+  advice = advise_by_optima(size, choice, between(list(models)), 1e12, reach=choice.factor)
   rows = [json.loads(line) for line in (RESULTS / 'beyond.jsonl').read_text().splitlines()]
-  assert advice.trusted
+  assert advice.reason == 'the curve is known to 12% only'
   for row in rows:
     assert row['status'] == 'finished'
     assert design.shape_of(advice.model).items() <= row.items()
@@ -170,8 +174,8 @@ def test_what_was_trained_beyond_the_sweep():
   assert (
     f'for 1e12 FLOPs, {advice.factor:.2f} times its largest budget, the report advises the same '
     f'model on {advice.images / 1e6:.2f} million images and expects {advice.loss:.3f} '
-    f'{band(advice.low, advice.high)}. Then it was trained (`beyond`): {best[Y]:.3f} at the best '
-    'of four learning rates, the lowest of them'
+    f'{band(advice.low, advice.high)}, with the warning that {advice.reason}. Then it was trained '
+    f'(`beyond`): {best[Y]:.3f} at the best of four learning rates, the lowest of them'
   ) in README
 
 

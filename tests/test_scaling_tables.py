@@ -163,6 +163,25 @@ def test_where_refuses(conditions, message):
     where(RUNS, conditions)
 
 
+@pytest.mark.parametrize(('mark', 'name'), [(',', 'a.csv'), (';', 'a.csv'), ('\t', 'a.tsv')])
+def test_csv_as_others_write_it(make, mark, name):
+  """With an index as of pandas, with semicolons as of spreadsheets."""
+  text = ',flops,note\n0,1e18,"a, b"\n1,2e18,c\n'.replace('"a, b"', 'a').replace(',', mark)
+  table = read(make(text, name=name))
+  assert list(table) == ['index', 'flops', 'note']
+  np.testing.assert_array_equal(table['flops'], [1e18, 2e18])
+
+
+def test_numbers_of_any_size_and_type():
+  """Integers beyond 64 bits, and numbers that are written as words."""
+  large = [10**17, 10**19, 10**21]
+  assert np.asarray(large).dtype == object
+  for column in (large, np.array(['1e17', '1e19', '1e21'])):
+    np.testing.assert_array_equal(numbers({'flops': column}, 'flops')[0], [1e17, 1e19, 1e21])
+  with pytest.raises(RunError, match='not of shape'):
+    numbers({'flops': np.ones((2, 2))}, 'flops')
+
+
 def test_numbers():
   flops, again = numbers(RUNS, 'flops', 'flops')
   np.testing.assert_array_equal(flops, again)

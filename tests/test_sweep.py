@@ -1,5 +1,6 @@
 """Sweeps: expanded, interrupted, shared by several workers, with their failures on record."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -244,6 +245,28 @@ def test_failures_are_rows_and_can_be_retried(sweep, tmp_path):
   assert record(tmp_path)[f'{jobs[0].name}/0']['status'] == 'failed'
   worker.work(tmp_path, jobs, retry=True, say=lambda text: None)
   assert record(tmp_path)[f'{jobs[0].name}/0']['status'] == 'finished'
+
+
+def test_what_nobody_has_thought_of_is_a_row(sweep, tmp_path, monkeypatch, capfd):
+  jobs = expand(Sweep(base=sweep.base, design=sweep.design, cooldown=0))[:1]
+
+  def broken(config, folder):
+    raise ValueError('out of the blue')
+
+  monkeypatch.setattr(worker, 'train', broken)
+  assert worker.work(tmp_path, jobs, say=lambda text: None)
+  (row,) = record(tmp_path).values()
+  assert (row['status'], row['error']) == ('failed', 'ValueError: out of the blue')
+  assert 'in broken' in capfd.readouterr().err
+
+
+def test_a_design_of_other_models_than_those_trained_is_refused(sweep, tmp_path):
+  """Digits have ten classes: the head of the design's models is too large."""
+  model = dataclasses.replace(SMALL, num_classes=11).resolve()
+  cells = (design.Cell('grid', model, 16, 4),)
+  jobs = expand(Sweep(base=sweep.base, design=design.Design(cells)))
+  with pytest.raises(RunError, match='num_classes of the data'):
+    worker.work(tmp_path, jobs, say=lambda text: None)
 
 
 PROGRAM = """

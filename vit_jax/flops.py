@@ -12,7 +12,7 @@ import json
 import re
 from typing import Any
 
-from vit_jax import command
+from vit_jax import command, schema
 from vit_jax.architecture import ViTArchitecture
 from vit_jax.errors import RunError, suggest
 from vit_jax.footprint import Memory, memory
@@ -185,8 +185,11 @@ def model(variant: str, image: str, classes: int | None, text: bool, changes: di
       if isinstance(value, list):
         given[name] = tuple(value)
   if not text:
-    return ViTArchitecture(variant, **fields).resolve()
-  towers = ViTArchitecture('', **fields), TextArchitecture('', **words)
+    return schema.build(ViTArchitecture, {'variant': variant, **fields}, 'model').resolve()
+  towers = (
+    schema.build(ViTArchitecture, {'variant': '', **fields}, 'model'),
+    schema.build(TextArchitecture, {'variant': '', **words}, 'text'),
+  )
   return TwoTowersArchitecture(variant, *towers).resolve()
 
 

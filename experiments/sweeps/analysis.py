@@ -176,14 +176,14 @@ def _advice(out: Analysis, budget: float) -> Advice:
     found.append(advice)
   if size and choice:
     reach = max(choice.factor, NEAR)
-    advice = advise_by_optima(size, choice.fit, family, budget, reach=reach, **options)
+    advice = advise_by_optima(size, choice, family, budget, reach=reach, **options)
     if held and held.law and not held.passed:
       advice = _doubted(advice, 'the law of the frontier did not foretell the largest budget')
     found.append(advice)
   if not found:
     raise RunError(f'it needs the law in size and images: {out.missing["joint"]}')
   if choice:
-    other = choice.fit.predict(budget)
+    other = choice.predict(budget)
     found = [
       advice if other.new_low <= advice.high and advice.low <= other.new_high
       else _doubted(advice, f'the law of the frontier expects another loss, {other.value:.4g}')
@@ -209,6 +209,21 @@ def _of_fresh_data(advice: Advice, runs: Runs) -> Advice:
 def _doubted(advice: Advice, doubt: str) -> Advice:
   reason = doubt if advice.trusted else f'{advice.reason}; {doubt}'
   return dataclasses.replace(advice, trusted=False, reason=reason)
+
+
+def rate_for(runs: Runs, budget: float) -> Mapping[str, Any] | None:
+  """The learning rate of the best run at the nearest budget.
+
+  Returns:
+    `lr`, of which many were `tried` at the budget `at`, and whether it is at the `edge` of these;
+    None if only one was tried.
+  """
+  tuning = [t for t in runs.tuning if len(t.rates) > 1]
+  if not tuning:
+    return None
+  at = min({t.budget for t in tuning}, key=lambda known: abs(np.log(known / budget)))
+  best = min((t for t in tuning if t.budget == at), key=lambda t: min(t.finite))
+  return dict(lr=best.best, tried=len(best.rates), at=at, edge=best.edge)
 
 
 def _times(folder: pathlib.Path, out: Analysis) -> list[Time]:

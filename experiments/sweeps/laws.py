@@ -35,6 +35,7 @@ class HoldOut:
     observed: the lowest loss at that budget.
     edge: whether it is that of the smallest or the largest size there and a better one may have
       been left untried.
+    end: whether it is that of the smallest or the largest size there, whatever `edge` says.
     law: fitted to the frontier below, None if that could not be.
     value: it foretold.
     low: lower end of its band for a new run.
@@ -50,6 +51,7 @@ class HoldOut:
   factor: float
   observed: float
   edge: bool
+  end: bool
   law: Fit | None = None
   value: float = np.nan
   low: float = np.nan
@@ -155,7 +157,9 @@ def hold_out(cells: Table, y: str) -> HoldOut:
       name: tuple(map(float, (band.value, band.new_low, band.new_high)))
       for name, band in bands.items()
     }
-    value, low, high = bands.pop(choice.law)
+    del bands[choice.law]
+    band = choice.predict(outer[FLOPS][best])
+    value, low, high = float(band.value), float(band.new_low), float(band.new_high)
     facts |= dict(law=choice.fit, value=value, low=low, high=high, others=bands)
   except RunError as error:
     reasons.append(str(error))
@@ -169,4 +173,5 @@ def hold_out(cells: Table, y: str) -> HoldOut:
     reasons.append(str(error))
   if not facts:
     raise RunError('; '.join(reasons))
-  return HoldOut(top, top / below, float(outer[y][best]), edge, **facts)
+  end = outer[SIZE][best] in (outer[SIZE].min(), outer[SIZE].max())
+  return HoldOut(top, top / below, float(outer[y][best]), edge, bool(end), **facts)

@@ -76,7 +76,7 @@ def compute(a: Analysis, figure: Any) -> None:
   if a.choice:
     law = a.choice.fit
     grid = np.geomspace(cells[FLOPS].min(), top, 60)
-    band = law.predict(grid)
+    band = a.choice.predict(grid)
     axes.fill_between(grid, band.new_low, band.new_high, color=LAW, alpha=0.10, lw=0)
     axes.fill_between(grid, band.low, band.high, color=LAW, alpha=0.18, lw=0)
     seen = grid <= cells[FLOPS].max()

@@ -69,7 +69,10 @@ def card(a: Analysis, folder: pathlib.Path) -> dict[str, Any]:
       'law': a.joint and a.joint.to_dict(), 'backtest': a.backtest and a.backtest.to_dict(),
     },
     'holdout': _holdout(a),
-    'advice': [advice_of(advice) for advice in a.advice],
+    'advice': [
+      {**advice_of(advice), 'learning_rate': analysis_lib.rate_for(a.runs, advice.budget)}
+      for advice in a.advice
+    ],
     'times': [dataclasses.asdict(time) for time in a.times],
     'missing': a.missing,
     'checklist': checklist.fill(a, config),

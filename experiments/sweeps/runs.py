@@ -260,7 +260,13 @@ def architectures(folder: pathlib.Path, runs: Runs) -> dict[str, ViTArchitecture
   for shape, run in zip(runs.cells['shape'].tolist(), runs.cells['run'].tolist(), strict=True):
     if shape in out:
       continue
+    row = next(row for row in runs.rows if row.get('run') == run)
     record = config_of(folder, run).get('model')
+    if not record and (folder / 'card.json').exists():
+      # A record without the runs: what models share is on the card of an earlier report.
+      record = json.loads((folder / 'card.json').read_text())['config'].get('model')
+      record = record and {**record, **{name: row[name] for name in DIMENSIONS},
+                           'image_size': [row['image_size']] * 2}  # fmt: skip
     if not record:
       raise RunError(f'{folder}/runs/{run}/config.json is not there')
     known = {field.name for field in dataclasses.fields(ViTArchitecture)}
@@ -268,7 +274,6 @@ def architectures(folder: pathlib.Path, runs: Runs) -> dict[str, ViTArchitecture
       k: tuple(v) if isinstance(v, list) else v for k, v in record.items() if k in known
     }
     model = ViTArchitecture(**fields).resolve()
-    row = next(row for row in runs.rows if row.get('run') == run)
     # Training takes the number of classes from the data: what is missing is the head.
     lacking = row['parameters'] - flops.costs(model).parameters()
     if not model.num_classes and lacking > 0:

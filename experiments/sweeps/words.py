@@ -25,14 +25,20 @@ def answers(a: Analysis) -> list[str]:
     )  # fmt: skip
     ends = [number(flops.costs(each).parameters()) for each in (i.flat[0], i.flat[-1])]
     flat = f'; {" to ".join(ends)} may be as good' if len(i.flat) > 1 else ''
+    rate = analysis_lib.rate_for(a.runs, i.budget)
+    tuned = f' at the best of {rate["tried"]} learning rates' if rate else ''
+    taken = (
+      f' Learning rate {rate["lr"]:g}, as for the best run of {work(rate["at"])} FLOPs'
+      f'{", the end of those tried" if rate["edge"] else ""}.' if rate else ''
+    )  # fmt: skip
     heads = f'{model.num_heads} head{"s" * (model.num_heads > 1)}'
     said = f'Trust it: {i.reason}.' if i.trusted else f'Do not rely on it: {i.reason}.'
     out.append(
       f'With {work(i.budget)} FLOPs ({where}): a model of width {model.width}, depth '
       f'{model.depth}, MLP {model.mlp_dim} and {heads} ({number(i.parameters)} '
-      f'parameters{flat}), trained on {number(i.images)} images. Expect {a.y.replace("_", " ")} '
-      f'{i.loss:.4g}; {LEVEL:.0%} of such runs between {i.low:.4g} and {i.high:.4g}. {said} '
-      f'It comes from {METHODS[i.method]}.'
+      f'parameters{flat}), trained on {number(i.images)} images.{taken} Expect '
+      f'{a.y.replace("_", " ")} {i.loss:.4g}{tuned}; {LEVEL:.0%} of such runs between {i.low:.4g} '
+      f'and {i.high:.4g}. {said} It comes from {METHODS[i.method]}.'
     )
   if not out:
     reason = a.missing.get('advice', 'the table is too small')
@@ -74,8 +80,10 @@ def trust(a: Analysis) -> list[str]:
       f'foretold {held.value:.4g}, {held.low:.4g} to {held.high:.4g} for a new run. '
       f'Observed: {held.observed:.4g}, '
       + ('inside.' if held.passed else 'OUTSIDE: this law does not hold up to there.')
-      + (' It is the loss of the smallest or the largest size there; a better one may be missing.'
-         if held.edge else '')
+      + (' It is the loss of the smallest or the largest size there; '
+         + ('a better one may be missing.' if held.edge else
+            'the parabola through the losses has its minimum within the sizes.')
+         if held.end else '')
       + ''.join(
         f' {name}, which was not chosen, foretold {value:.4g} ({low:.4g} to {high:.4g}).'
         for name, (value, low, high) in held.others.items()

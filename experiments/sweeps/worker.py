@@ -20,7 +20,8 @@ import os
 import pathlib
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -167,9 +168,11 @@ def _run(folder: pathlib.Path, job: Job, machine: Machine | None) -> list[dict[s
     state, error = DIVERGED, str(exception)
   except RunError as exception:
     state, error = FAILED, str(exception)
-  except (jax.errors.JaxRuntimeError, MemoryError, OSError) as exception:
+  except Exception as exception:  # one broken run must not keep workers from the others
+    traceback.print_exc()
     state, error = FAILED, f'{type(exception).__name__}: {exception}'
   result = result or {}
+  _check(job, result)
   facts = {
     **_facts(job, config),
     'epochs': result.get('epochs'),
@@ -196,6 +199,16 @@ def _run(folder: pathlib.Path, job: Job, machine: Machine | None) -> list[dict[s
       **{**facts, **own}, 'diverged_at': gone, **scores,
     })  # fmt: skip
   return rows
+
+
+def _check(job: Job, result: Mapping[str, Any]) -> None:
+  """Raises RunError if what was trained is not what the design counts: every law would be wrong."""
+  said = flops.costs(job.cell.model).parameters()
+  if result and result['parameters'] != said:
+    raise RunError(
+      f'{job.name} has {result["parameters"]:,} parameters, and {said:,} in the design: give its '
+      'models the num_classes of the data, and whatever else config.model sets'
+    )
 
 
 def predicted_seconds(job: Job, machine: Machine) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 from vit_jax import flops
 from vit_jax.architecture import ViTArchitecture
 from vit_jax.errors import RunError
+from vit_jax.scaling.choice import Choice
 from vit_jax.scaling.design import name_of, resized
 from vit_jax.scaling.result import Fit, Prediction
 
@@ -128,8 +129,8 @@ def advise(
 
 
 def advise_by_optima(
-  size: Fit, loss: Fit, models: Sequence[ViTArchitecture], budget: float, *, reach: float = 10.0,
-  tolerance: float = 0.1,
+  size: Fit, loss: Fit | Choice, models: Sequence[ViTArchitecture], budget: float, *,
+  reach: float = 10.0, tolerance: float = 0.1,
 ) -> Advice:  # fmt: skip
   """The model of the size that was the best at other budgets, scaled to this one.
 
@@ -146,10 +147,11 @@ def advise_by_optima(
   Raises:
     RunError: if the laws are of other columns, or there are no models or no budget.
   """
-  if len(size.x) != 1 or size.y not in SIZES or loss.x != size.x:
+  law = loss.fit if isinstance(loss, Choice) else loss
+  if len(size.x) != 1 or size.y not in SIZES or law.x != size.x:
     raise RunError(
       f'advice needs laws of {" or ".join(SIZES)} and of the loss over FLOPs, found '
-      f'{size.y} over {", ".join(size.x)} and {loss.y} over {", ".join(loss.x)}'
+      f'{size.y} over {", ".join(size.x)} and {law.y} over {", ".join(law.x)}'
     )
   models, n, d = _counted(models, SIZES[size.y], budget)
   target = size.predict(budget)
@@ -160,7 +162,7 @@ def advise_by_optima(
   doubts = []
   if spread > APART:
     doubts.append(f'the best size is known to a factor of {spread:.2g} only')
-  factors = budget / np.exp(loss._problem.x[0])
+  factors = budget / np.exp(law._problem.x[0])
   band = loss.predict(budget)
   return _advice(OPTIMA, budget, models, best, d, flat, band, factors, reach, tolerance, doubts)
 

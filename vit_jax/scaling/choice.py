@@ -8,16 +8,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from vit_jax.errors import RunError, suggest
 from vit_jax.scaling.fitting import fit
 from vit_jax.scaling.laws import LAWS
-from vit_jax.scaling.result import Fit
+from vit_jax.scaling.result import Fit, Prediction
 from vit_jax.scaling.table import Table, column, numbers, read
 from vit_jax.scaling.table import where as pick
 
 CUTS = 8  # rolling cut-offs, at most
 NEEDED = 3  # cut-offs at which a law must have been tested to displace a simpler one
+REJECTED = 0.01  # p-value below which more parameters do not fit better by chance alone
 MOST = 0.6  # of them at which it must be the better one
 
 
@@ -32,6 +34,8 @@ class Choice:
     table: a row per law and cut-off: `law`, `parameters`, `cutoff` (the largest scale that was
       fitted), `factor` (the largest scale that was predicted over it), `fitted` and `predicted`
       (points), `rmse` of log y; NaN where there were too few points to fit.
+    plausible: the law, and the others that the data do not reject in favour of one with more
+      parameters (F-test).
     verdicts: why each law was taken or not, by name.
     scale: the column along which was extrapolated.
     largest: value of it in the data.
@@ -42,6 +46,7 @@ class Choice:
   fit: Fit
   fits: dict[str, Fit]
   table: Table
+  plausible: tuple[str, ...]
   verdicts: dict[str, str]
   scale: str
   largest: float
@@ -61,6 +66,19 @@ class Choice:
       reached = float(tested['factor'][i])
     return reached
 
+  def predict(self, x: Any, **options: Any) -> Prediction:
+    """As `Fit.predict`, with the bands of all plausible laws together.
+
+    Those of the law alone know nothing of its having been chosen, and are much too narrow beyond
+    the data: ten points often do not tell a power law from one with a floor.
+    """
+    bands = {law: self.fits[law].predict(x, **options) for law in self.plausible}
+    _, low, high, new_low, new_high = zip(*bands.values(), strict=True)
+    return bands[self.law]._replace(
+      low=np.min(low, 0), high=np.max(high, 0),
+      new_low=np.min(new_low, 0), new_high=np.max(new_high, 0),
+    )  # fmt: skip
+
   @property
   def limit(self) -> float:
     """The largest scale to extrapolate to: as far as was tested, and as the band stays narrow."""
@@ -71,7 +89,10 @@ class Choice:
     """Where the band of the curve gets wide, infinite if nowhere; None along another column."""
     if self.scale != self.fit.x[self.fit.law.scale]:
       return None
-    end = self.fit.limit(self.tolerance)
+    own, fits = self.fit, [self.fits[law] for law in self.plausible]
+    _, low, high = zip(*(fit._band(own._outwards, own.level) for fit in fits), strict=True)
+    value = own._band(own._outwards, own.level)[0]
+    end = own._end(self.tolerance, (value, np.min(low, 0), np.max(high, 0)))
     return np.inf if end is None else end
 
   def sentence(self) -> str:
@@ -84,7 +105,8 @@ class Choice:
     )
     if band is not None:
       end = f' up to {band:.3g}' if np.isfinite(band) else ''
-      tested += f', and the band of the curve stays within {right}{end}'
+      laws = f' ({" or ".join(self.plausible)})' if len(self.plausible) > 1 else ''
+      tested += f', and the band of the curve{laws} stays within {right}{end}'
     times = self.limit / self.largest
     advice = (
       f'Extrapolate {self.law} up to {self.scale} {self.limit:.3g}, {times:.3g} times the data'
@@ -115,7 +137,8 @@ class Choice:
     """What JSON can hold: scores, verdicts, the limit, and the fit's own card."""
     rows = zip(*self.table.values(), strict=True)
     return {
-      'law': self.law, 'verdicts': self.verdicts, 'scale': self.scale,
+      'law': self.law, 'plausible': list(self.plausible), 'verdicts': self.verdicts,
+      'scale': self.scale,
       'scores': [{k: _plain(v) for k, v in zip(self.table, row, strict=True)} for row in rows],
       'factor': self.factor, 'limit': self.limit, 'sentence': self.sentence(),
       'fit': self.fit.to_dict(),
@@ -123,7 +146,7 @@ class Choice:
 
 
 def choose(
-  laws: Sequence[str],
+  laws: str | Sequence[str],
   data: Any,
   *,
   x: str | Sequence[str],
@@ -138,12 +161,13 @@ def choose(
   """Chooses a law by how well it foretells the largest scales from the smaller ones.
 
   Each law is fitted to the points below several cut-offs, and the error of its logarithm beyond
-  them is what counts; Alabdulmohsin et al. 2022 (arXiv:2209.06640) choose likewise. Starting from
-  the law with the fewest parameters, a law with more takes its place only if it was tested at three
-  cut-offs or more, had an error smaller by the factor `gate` at three of five of them and in their
-  geometric mean, and no parameter of it ended at a bound: with few points a floor that is not there
-  fits well and extrapolates badly. Of laws with as many parameters that do not beat each other, the
-  one with the lower AICc is taken.
+  them is what counts; Alabdulmohsin et al. 2022 (arXiv:2209.06640) choose likewise. With few points
+  a floor that is not there fits well and extrapolates badly. So, starting from the law with the
+  fewest parameters, a law with more takes its place only if none of its parameters ended at a
+  bound, and it was tested at three cut-offs or more with an error smaller by the factor `gate` at
+  three of five of them and in their geometric mean; or an F-test rejects the simpler law (p < 0.01)
+  and the back-tests do not speak for it. Of laws with as many parameters that do not beat each
+  other, the one with the lower AICc is taken.
 
   Args:
     laws: names, such as ('power', 'power_floor', 'm3', 'zhai').
@@ -165,6 +189,7 @@ def choose(
     RunError: a law or a column is unknown, a cut-off leaves nothing on one side, or not even the
       simplest law can be fitted.
   """
+  laws = [laws] if isinstance(laws, str) else laws
   for law in laws:
     if law not in LAWS:
       raise RunError(f'there is no law {law!r}; {suggest(law, LAWS)}')
@@ -180,10 +205,12 @@ def choose(
   numbers(table, *names, y, scale)
 
   fits = {laws[0]: fit(laws[0], table, x=x, y=y, **options)}
+  failed = {}
   for law in laws[1:]:
-    found = _try(law, table, x=x, y=y, **options)
-    if found is not None:
-      fits[law] = found
+    try:
+      fits[law] = fit(law, table, x=x, y=y, **options)
+    except RunError as error:
+      failed[law] = str(error)
   rows = []
   for cut in _cutoffs(table[scale], holdout, scale):
     below = table[scale] <= cut
@@ -198,8 +225,13 @@ def choose(
       })  # fmt: skip
   scores = Table({name: np.array([row[name] for row in rows]) for name in rows[0]})
   law, reasons = _champion(fits, scores, gate)
-  verdicts = {law: reasons.get(law, 'too few points') for law in laws}
-  return Choice(law, fits[law], fits, scores, verdicts, scale, float(table[scale].max()), tolerance)
+  verdicts = {law: reasons.get(law, f'not fitted: {failed.get(law)}') for law in laws}
+  plausible = tuple(
+    name for name in fits
+    if name == law or not any(_rejects(fits[name], other) for other in fits.values())
+  )  # fmt: skip
+  top = float(table[scale].max())
+  return Choice(law, fits[law], fits, scores, plausible, verdicts, scale, top, tolerance)
 
 
 def _cutoffs(scale: np.ndarray, holdout: str | Sequence[float], name: str) -> list[float]:
@@ -256,6 +288,17 @@ def _aic(found: Fit) -> float:
   return n * np.log(max(found.convergence.objective, 1e-300) / n) + 2 * k * n / (n - k - 1)
 
 
+def _rejects(simple: Fit, other: Fit) -> bool:
+  """Whether the other law, which has more parameters, fits better than chance would have it."""
+  more = len(other._phi) - len(simple._phi)
+  left = len(other._problem.members) - len(other._phi)
+  if more < 1 or left < 1:
+    return False
+  small, large = (float((fit.residuals**2).sum()) for fit in (other, simple))
+  ratio = (large - small) / more / max(small / left, 1e-300)
+  return bool(stats.f.sf(max(ratio, 0.0), more, left) < REJECTED)
+
+
 def _champion(fits: dict[str, Fit], scores: Table, gate: float) -> tuple[str, dict[str, str]]:
   """The name of the law to take, and what became of each."""
   rmse = {law: scores['rmse'][scores['law'] == law] for law in fits}
@@ -265,13 +308,18 @@ def _champion(fits: dict[str, Fit], scores: Table, gate: float) -> tuple[str, di
     bound = fits[law].convergence.at_bound
     both = np.isfinite(rmse[law] + rmse[champion])
     ratio = np.maximum(rmse[champion], 1e-12)[both] / np.maximum(rmse[law], 1e-12)[both]
+    mean = float(np.exp(np.log(ratio).mean())) if len(ratio) else 1.0
     alike = len(fits[law].params) == len(fits[champion].params)
     if bound:
       reasons[law] = f'not taken: {", ".join(bound)} at a bound'
+    elif mean > 1 / gate and _rejects(fits[champion], fits[law]):
+      reasons[champion] = f'rejected by an F-test against {law}'
+      reasons[law] = f'{champion} is rejected (F-test, p < {REJECTED:g})'
+      champion = law
     elif len(ratio) < NEEDED:
       reasons[law] = f'not taken: tested at {len(ratio)} cut-offs, {NEEDED} needed'
     else:
-      mean, most = float(np.exp(np.log(ratio).mean())), float((ratio > gate).mean())
+      most = float((ratio > gate).mean())
       said = f'error {1 / mean:.2g} of that of {champion}, below 1/{gate:g} at {most:.0%}'
       better = mean > gate and most >= MOST
       tie = alike and not better and mean > 1 / gate and _aic(fits[law]) < _aic(fits[champion])

@@ -36,9 +36,11 @@ def main(
   if len(laws) > 1:
     chosen = choice.choose(laws, table, **options)
     found, said, card = chosen.fit, f'{chosen.report()}\n\n', chosen.to_dict()
+    source = chosen
   else:
-    found, said, card = fit(laws[0], table, **options), '', {}
-  predictions = [row for text in predict for row in _predictions(found, text)]
+    source = found = fit(laws[0], table, **options)
+    said, card = '', {}
+  predictions = [row for text in predict for row in _predictions(found, source, text)]
   if json_:
     card = card or found.to_dict()
     card['predictions'] = [
@@ -50,13 +52,13 @@ def main(
     print(said + found.report() + _table(found, predictions))
 
 
-def _predictions(found: Fit, text: str) -> list[dict[str, float]]:
+def _predictions(found: Fit, source: Fit | choice.Choice, text: str) -> list[dict[str, float]]:
   """Of '1e21,1e22', or of 'n=1e9,d=1e11' where the law has several inputs."""
   if len(found.x) == 1:
     columns = {found.x[0]: [_number(number, '--predict') for number in text.split(',')]}
   else:
     columns = {k: [_number(v, '--predict')] for k, v in _assignments(text, '--predict').items()}
-  predicted = found.predict(columns)._asdict()
+  predicted = source.predict(columns)._asdict()
   rows = zip(*columns.values(), *predicted.values(), strict=True)
   return [dict(zip((*columns, *predicted), map(float, row), strict=True)) for row in rows]
 

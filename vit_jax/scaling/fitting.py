@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.errors import RunError, suggest
+from vit_jax.scaling import table
 from vit_jax.scaling.forms import Array, Law
 from vit_jax.scaling.laws import LAWS
 from vit_jax.scaling.problem import Problem
@@ -56,14 +57,13 @@ def fit(
   if starts < 1 or draws < 1:
     raise RunError(f'starts and draws must be at least 1, found {starts}, {draws}')
   if isinstance(data, str | pathlib.Path):
-    from vit_jax.scaling import table
-
     data = table.read(data)
   if where:
-    from vit_jax.scaling import table
-
     data = table.where(data, where)
-  logs = np.log(np.stack([_column(data, name) for name in (*names, y)]))
+  columns = [_column(data, name) for name in (*names, y)]
+  if len({len(column) for column in columns}) > 1:
+    raise RunError(f'columns differ in length: {[len(column) for column in columns]}')
+  logs = np.log(np.stack(columns))
   named = np.arange(logs.shape[1]) if group is None else _raw(data, group)
   different, runs = np.unique(named, return_inverse=True)
   if len(different) < 2:
@@ -129,23 +129,22 @@ def _check(
 def _raw(data: Any, name: str) -> np.ndarray:
   try:
     return np.asarray(data[name])
-  except KeyError:
-    known = ', '.join(map(str, data)) if isinstance(data, Mapping) else 'others'
+  except (KeyError, IndexError, TypeError, ValueError):
+    named = getattr(data, 'columns', data if isinstance(data, Mapping) else None)
+    if named is None:
+      raise RunError(f'data must have columns, data[{name!r}], not be {type(data)}') from None
+    known = ', '.join(map(str, named))
     raise RunError(f'there is no column {name!r} among {known}') from None
 
 
 def _column(data: Any, name: str) -> Array:
   """A column of positive numbers."""
-  raw = _raw(data, name)
-  try:
-    column = raw.astype(float)
-  except (TypeError, ValueError):
-    raise RunError(f'column {name!r} holds {raw.dtype}, not numbers') from None
+  column = table.floats(_raw(data, name), name)
   wrong = np.flatnonzero(~(np.isfinite(column) & (column > 0)))
   if wrong.size:
     rows = ', '.join(map(str, wrong[:8])) + (', ...' if wrong.size > 8 else '')
     raise RunError(
       f'column {name!r} must be positive and finite: rows {rows} (from 0) hold '
-      f'{", ".join(f"{v:g}" for v in column[wrong[:8]])}'
+      f'{", ".join(f"{v:g}" for v in column[wrong[:8]])}; where={name + ">0"!r} leaves them out'
     )
   return column

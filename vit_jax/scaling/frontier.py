@@ -15,6 +15,7 @@ from vit_jax.scaling.result import Fit
 from vit_jax.scaling.table import Table, column, numbers
 
 METHODS = ('parabola', 'akima')
+RUNS = 'points share'  # metadata of an envelope: the column that names the runs
 GRID = 100  # points between two sizes, where noisy splines are searched for their minimum
 
 
@@ -64,8 +65,8 @@ def envelope(
   Returns:
     A table of the columns `flops`, `size`, `data`, `loss` and `run` under the names given, and
     `edge`: 1 where the best run has the smallest or the largest size of those that reach that
-    compute, so that a size beyond might be better. For exponents leave these out and bootstrap by
-    `run`: neighbours share their runs.
+    compute, so that a size beyond might be better. `exponent` leaves these out, and knows that
+    neighbours share their runs.
 
   Raises:
     RunError: a column is missing or not positive, or a run has several sizes or too few points.
@@ -104,7 +105,7 @@ def envelope(
   }  # fmt: skip
   if data:
     found[data] = np.exp(seen[best, at])
-  return Table(found, _units(table, names))
+  return Table(found, _units(table, names) | {RUNS: run})
 
 
 def isoflop(
@@ -134,7 +135,9 @@ def isoflop(
       'akima' minimises an Akima spline through all points, as Porian et al. 2024 do; it assumes no
       shape, and follows the noise: its exponents scatter several times as much.
     near: a parabola is fitted to the points whose loss is at most this share above the lowest one,
-      and to the lowest five at least; further away the curve is none.
+      and to the lowest five at least; further away the curve is none. Where most of the loss is a
+      floor, take less: a tenth of it may be decades of sizes, and the exponent is then biased by
+      more than its interval says.
     repeats: of the same size at a budget: take the 'lowest' loss, as of a sweep of learning rates,
       or the 'mean' of its logarithm, as over seeds.
     noise: relative standard deviation of the loss between seeds; by default that of the points
@@ -195,7 +198,8 @@ def exponent(optima: Table, of: str, *, flops: str, **options: Any) -> Fit:
     optima: what `isoflop` or `envelope` returns; flagged rows and edges are left out.
     of: the column of the size, the data or the loss.
     flops: the column of compute.
-    **options: of `fit`; for an envelope group='run', say, since its points share their runs.
+    **options: of `fit`; points of an envelope that share their run are a group unless it says
+      otherwise.
 
   Returns:
     The fit, with `params['c']` and its interval `ci['c']`.
@@ -209,6 +213,7 @@ def exponent(optima: Table, of: str, *, flops: str, **options: Any) -> Fit:
     raise RunError(
       f'an exponent takes three optima, found {good.sum()} of {optima.rows}; others: {others}'
     )
+  options = {'group': optima.metadata.get(RUNS), **options}
   return fit('m1', optima.take(good), x=flops, y=of, units=optima.units, **options)
 
 

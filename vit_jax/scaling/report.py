@@ -48,9 +48,13 @@ def flags(fit: Fit) -> list[str]:
 def _odd_residuals(fit: Fit) -> list[str]:
   """Trends in the residuals that a good fit does not have."""
   residuals, n = fit.residuals, len(fit.residuals)
-  if n < 10 or np.abs(residuals).max() < 1e-9:
+  if np.abs(residuals).max() < 1e-9:
     return []
   out = []
+  if fit.settings['group'] is None and _bend(fit) < CLEAR:
+    out.append(f'residuals bend along {fit.x[fit.law.scale]}: another law would fit better')
+  if n < 10:
+    return out
   curve = fit._problem.data.z - residuals
   ranks = np.argsort(np.argsort([np.abs(residuals), curve]))
   trend = np.atleast_2d(np.corrcoef(ranks))[0, 1]  # Spearman's
@@ -65,6 +69,21 @@ def _odd_residuals(fit: Fit) -> list[str]:
         'neighbours err alike: another law would fit better, or points share runs (give group)'
       )
   return out
+
+
+def _bend(fit: Fit) -> float:
+  """The p-value of a term in the square of the logarithm of the scale, beside the law's own."""
+  problem, r = fit._problem, fit.residuals
+  slopes = problem.curve(fit._phi[None], problem.data.u)[1][0]
+  left = len(r) - slopes.shape[1] - 1
+  term = problem.data.u[fit.law.scale] ** 2
+  term = term - slopes @ np.linalg.lstsq(slopes, term)[0]
+  size = float(term @ term)
+  if left < 1 or size < 1e-9 * float((problem.data.u**4).sum()):
+    return 1.0
+  along = float(term @ r) / math.sqrt(size)
+  rest = max(float(r @ r) - along**2, 1e-300)
+  return float(2 * stats.t.sf(abs(along) / math.sqrt(rest / left), left))
 
 
 def text(fit: Fit) -> str:
@@ -113,12 +132,12 @@ def _trust(fit: Fit) -> str:
   scale = fit.x[fit.law.scale]
   end, (_, top) = fit.limit(TOLERANCE), _ranges(fit)[scale]
   if end is None:
-    return f'the band of the curve stays within {TOLERANCE:.0%} to a million times the data'
+    return f'if this law holds, to within {TOLERANCE:.0%} to a million times the data'
   if end == 0:
     return f'the band of the curve is nowhere within {TOLERANCE:.0%}'
   factor = end / top
   times = f'{factor:.3g} times the data' if factor > 1 else 'inside the data'
-  return f'the band of the curve stays within {TOLERANCE:.0%} up to {scale} {end:.3g}, {times}'
+  return f'if this law holds, to within {TOLERANCE:.0%} up to {scale} {end:.3g}, {times}'
 
 
 def _quantity(fit: Fit, name: str) -> str:

@@ -332,12 +332,21 @@ class Fit:
       None if there is no end up to a million times the data. Other inputs follow the scale as they
       do in the data.
     """
+    level = self.level if level is None else level
+    return self._end(tolerance, self._band(self._outwards, level))
+
+  @functools.cached_property
+  def _outwards(self) -> Array:
+    """Centred inputs from the smallest scale of the data to far beyond; shape (inputs, m)."""
     u = self._problem.data.u
     scale = u[self.law.scale]
-    reach = np.log(FURTHEST)
-    steps = np.linspace(scale.min(), scale.max() + reach, 40)
-    trend = u @ scale / (scale @ scale)
-    value, low, high = self._band(trend[:, None] * steps, self.level if level is None else level)
+    steps = np.linspace(scale.min(), scale.max() + np.log(FURTHEST), 40)
+    return (u @ scale / (scale @ scale))[:, None] * steps
+
+  def _end(self, tolerance: float, band: tuple[Array, Array, Array]) -> float | None:
+    """As for `limit`, of any band at `_outwards`."""
+    value, low, high = band
+    steps = self._outwards[self.law.scale]
     excess = np.maximum(value - low, high - value) - np.log1p(tolerance)
     good = np.flatnonzero(excess <= 0)
     if not good.size:

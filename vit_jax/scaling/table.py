@@ -50,12 +50,14 @@ class Table(dict[str, np.ndarray]):
 
 
 def read(path: str | pathlib.Path) -> Table:
-  """Reads .csv, .jsonl or .parquet.
+  """Reads .csv, .tsv, .jsonl or .parquet.
 
-  Lines of a CSV file that start with '#' before its header are metadata, '# name: value'. Columns
-  of which every cell is a number or missing are float64. JSON objects inside JSON objects become
-  columns 'outer.inner'; keys that a line lacks are missing there. A last line of JSON that was cut
-  off, as of a run that was killed, is left out and named in metadata['cut off'].
+  Cells of CSV files are separated by commas, semicolons or tabs, whichever their header has; a
+  first column without a name, as pandas writes it, is 'index'. Lines that start with '#' before the
+  header are metadata, '# name: value'. Columns of which every cell is a number or missing are
+  float64. JSON objects inside JSON objects become columns 'outer.inner'; keys that a line lacks are
+  missing there. A last line of JSON that was cut off, as of a run that was killed, is left out and
+  named in metadata['cut off'].
 
   Args:
     path: of the file; its ending says what it is.
@@ -67,7 +69,7 @@ def read(path: str | pathlib.Path) -> Table:
     RunError: there is no such file, it holds no rows, or a row does not fit, named by its line.
   """
   path = pathlib.Path(path)
-  readers = {'.csv': _read_csv, '.jsonl': _read_jsonl, '.parquet': _read_parquet}
+  readers = {'.csv': _read_csv, '.tsv': _read_csv, '.jsonl': _read_jsonl, '.parquet': _read_parquet}
   if path.suffix not in readers:
     raise RunError(f'{path}: a table is read from {", ".join(readers)}, not from {path.suffix!r}')
   try:
@@ -130,18 +132,33 @@ def numbers(table: Mapping[str, Any], *names: str) -> list[np.ndarray]:
     RunError: a column is unknown, of another length or holds another value; rows count from 0.
   """
   found = [column(table, name) for name in names]
+  found = [floats(values, name) for name, values in zip(names, found, strict=True)]
   for name, values in zip(names, found, strict=True):
-    if values.dtype.kind not in 'biuf':
-      raise RunError(f'column {name!r} holds words: {", ".join(map(str, values[:3]))}')
-    if values.shape != found[0].shape or values.ndim != 1:
-      raise RunError(f'columns {names} differ in length: {[f.shape for f in found]}')
+    if values.shape != found[0].shape:
+      raise RunError(f'columns {names} differ in length: {[len(f) for f in found]}')
     bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
     if bad.size:
       raise RunError(
         f'column {name!r} must be positive and finite, but is {values[bad[0]]} in row {bad[0]} '
         f'({bad.size} of {values.size} rows); where(table, "{name}>0") leaves them out'
       )
-  return [np.asarray(values, np.float64) for values in found]
+  return found
+
+
+def floats(values: Any, name: str) -> np.ndarray:
+  """A column as float64; integers may be of any size.
+
+  Raises:
+    RunError: if it holds words, or is no column.
+  """
+  values = np.asarray(values)
+  if values.ndim != 1:
+    raise RunError(f'column {name!r} must be a row of numbers, not of shape {values.shape}')
+  try:
+    return values.astype(np.float64)
+  except (TypeError, ValueError):
+    said = ', '.join(map(str, values[:3]))
+    raise RunError(f'column {name!r} holds words: {said}') from None
 
 
 def _compare(values: np.ndarray, sign: str, value: str, condition: str) -> np.ndarray:
@@ -202,9 +219,12 @@ def _read_csv(path: pathlib.Path) -> Table:
     if name.strip():
       metadata[name.strip()] = value.strip()
     start += 1
-  reader = csv.reader(lines[start:], strict=True)
+  head = lines[start] if start < len(lines) else ''
+  reader = csv.reader(lines[start:], delimiter=max(',;\t', key=head.count), strict=True)
   try:
     names = [name.strip() for name in next(reader, [])]
+    if len(names) > 1 and not names[0] and 'index' not in names:
+      names[0] = 'index'
     rows = []
     for row in reader:
       if row and len(row) != len(names):
