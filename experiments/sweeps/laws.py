@@ -38,7 +38,7 @@ class HoldOut:
     end: whether it is that of the smallest or the largest size there, whatever `edge` says.
     law: fitted to the frontier below, None if that could not be.
     value: it foretold.
-    low: lower end of its band for a new run.
+    low: lower end of the band for a new run, of all laws that the data below do not reject.
     high: upper end.
     others: the same three of the laws that were not chosen, by name.
     joint: law in size and images fitted below, None if that could not be.

@@ -114,7 +114,9 @@ def _advice_table(advice: Sequence[Advice]) -> str:
 def _figures(a: Analysis) -> list[str]:
   law, optima = a.choice and a.choice.fit, a.optima
   said = f'The law: {law.law.formula}, {_params(law)}. ' if law else ''
-  said += 'Dashed beyond the data. Dark band: the curve; pale: a new run.' if law else ''
+  said += 'Dashed beyond the data. Dark band: the curve; pale: a new run. ' if law else ''
+  if a.choice and len(a.choice.plausible) > 1:
+    said += f'Bands hold all laws that the data do not reject: {", ".join(a.choice.plausible)}.'
   out = [_figure(plots.compute, a, 'Loss against compute', said)]
   if optima is not None:
     flags = [flag for flag in optima['flag'].tolist() if flag]

@@ -71,6 +71,9 @@ def work(
 
   Returns:
     Whether every job has ended; False after a signal.
+
+  Raises:
+    RunError: if the models that are trained are not those of the design.
   """
   for name in ('runs', 'rows', 'locks'):
     (folder / name).mkdir(parents=True, exist_ok=True)
