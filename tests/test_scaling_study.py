@@ -95,8 +95,8 @@ def test_the_readme_has_the_numbers_of_the_card(card):
     f'{law["params"]["a"]:.0f} C^-{law["params"]["b"]:.3f} + {law["params"]["c"]:.3f} with compute '
     f'C, the floor between {law["ci"]["c"][0]:.3f} and {law["ci"]["c"][1]:.3f}',
     f'foretells {held["value"]:.3f} {band(held["low"], held["high"])}; {held["observed"]:.3f} came '
-    f'out. The power law foretells {power[0]:.3f} {band(*power[1:])}. All {held["inside"]} runs of '
-    'that budget lie inside',
+    f'out. The power law foretells {power[0]:.3f} {band(*power[1:])}.',
+    f'All {held["inside"]} runs of that budget lie inside',
     f'grows as C^{size["params"]["c"]:.3f} {band(*size["ci"]["c"])}, images as '
     f'C^{images["params"]["c"]:.3f} {band(*images["ci"]["c"])}',
     f'width {now["model"]["width"]} and depth {now["model"]["depth"]}, on '
@@ -177,6 +177,9 @@ def test_what_was_trained_beyond_the_sweep():
     f'{band(advice.low, advice.high)}, with the warning that {advice.reason}. Then it was trained '
     f'(`beyond`): {best[Y]:.3f} at the best of four learning rates, the lowest of them'
   ) in README
+  alone = choice.fit.predict(advice.budget)
+  assert alone.new_low < best[Y] < alone.new_high
+  assert f'the chosen law alone: {alone.new_low:.3f} to {alone.new_high:.3f}.' in README
 
 
 @pytest.mark.parametrize('profile', ['gpu', 'pod'])
