@@ -12,7 +12,6 @@ from experiments.sweeps import laws, runs
 from experiments.sweeps.analysis import analyse
 from experiments.sweeps.jobs import expand
 from vit_jax.scaling import design, frontier
-from vit_jax.scaling.advise import advise_by_optima, between
 
 STUDY = pathlib.Path(__file__).parent.parent / 'experiments' / 'scaling'
 RESULTS = STUDY / 'results' / 'fashion_mnist'
@@ -150,16 +149,8 @@ def test_the_readme_has_what_is_not_on_the_card():
 
 def test_what_was_trained_beyond_the_sweep():
   """The advice for more compute than any run had, and what came out."""
-  cells = runs.read(RESULTS).cells
-  points, used = laws.frontier_of(cells, Y)
-  choice = laws.chosen(points.take(used), Y)
-  noise = runs.read(RESULTS).noise
-  optima = frontier.isoflop(
-    cells, flops=laws.FLOPS, size=laws.SIZE, loss=Y, data=laws.IMAGES, noise=noise
-  )
-  size = frontier.exponent(optima, laws.SIZE, flops=laws.FLOPS)
-  models = {cell.model for cell in load(f'{STUDY}/classification.py:cpu').design.cells}
-  advice = advise_by_optima(size, choice, between(list(models)), 1e12, reach=choice.factor)
+  found = analyse(RESULTS, budgets=[1e12])
+  (advice,) = found.advice
   rows = [json.loads(line) for line in (RESULTS / 'beyond.jsonl').read_text().splitlines()]
   assert advice.reason == 'the curve is known to 12% only'
   for row in rows:
@@ -177,7 +168,7 @@ def test_what_was_trained_beyond_the_sweep():
     f'{band(advice.low, advice.high)}, with the warning that {advice.reason}. Then it was trained '
     f'(`beyond`): {best[Y]:.3f} at the best of four learning rates, the lowest of them'
   ) in README
-  alone = choice.fit.predict(advice.budget)
+  alone = found.choice.fit.predict(advice.budget)
   assert alone.new_low < best[Y] < alone.new_high
   assert f'the chosen law alone: {alone.new_low:.3f} to {alone.new_high:.3f}.' in README
 

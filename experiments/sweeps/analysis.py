@@ -20,13 +20,11 @@ from experiments.sweeps.runs import Runs
 from vit_jax.architecture import ViTArchitecture
 from vit_jax.errors import RunError
 from vit_jax.scaling import Fit, frontier
-from vit_jax.scaling.advise import Advice, advise, advise_by_optima, between
+from vit_jax.scaling.advise import NEAR, Advice, advise, advise_by_optima, between
 from vit_jax.scaling.choice import Choice, choose
 from vit_jax.scaling.cost import Machine
 from vit_jax.scaling.design import named
 from vit_jax.scaling.table import Table
-
-NEAR = 1.5  # times the data: as good as inside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +171,10 @@ def _advice(out: Analysis, budget: float) -> Advice:
     if held and held.joint and held.narrow:
       said = f'{held.inside} of the {held.runs} runs of the largest budget fell inside theirs'
       advice = _doubted(advice, f'its intervals are TOO NARROW, {said}')
+    other = choice and choice.predict(budget)
+    if other and not (other.new_low <= advice.high and advice.low <= other.new_high):
+      said = f'the law of the frontier expects another loss, {other.value:.4g}'
+      advice = _doubted(advice, said)
     found.append(advice)
   if size and choice:
     reach = max(choice.factor, NEAR)
@@ -182,13 +184,6 @@ def _advice(out: Analysis, budget: float) -> Advice:
     found.append(advice)
   if not found:
     raise RunError(f'it needs the law in size and images: {out.missing["joint"]}')
-  if choice:
-    other = choice.predict(budget)
-    found = [
-      advice if other.new_low <= advice.high and advice.low <= other.new_high
-      else _doubted(advice, f'the law of the frontier expects another loss, {other.value:.4g}')
-      for advice in found
-    ]  # fmt: skip
   found = [_of_fresh_data(advice, out.runs) for advice in found]
   return next((advice for advice in found if advice.trusted), found[-1])
 

@@ -257,16 +257,17 @@ def architectures(folder: pathlib.Path, runs: Runs) -> dict[str, ViTArchitecture
     RunError: if one has no configuration, or its FLOPs or parameters are not those of the table.
   """
   out = {}
+  # Of a record without the runs: what models share is on the card of an earlier report.
+  card = folder / 'card.json'
+  shared = json.loads(card.read_text())['config'].get('model') if card.exists() else None
   for shape, run in zip(runs.cells['shape'].tolist(), runs.cells['run'].tolist(), strict=True):
     if shape in out:
       continue
     row = next(row for row in runs.rows if row.get('run') == run)
     record = config_of(folder, run).get('model')
-    if not record and (folder / 'card.json').exists():
-      # A record without the runs: what models share is on the card of an earlier report.
-      record = json.loads((folder / 'card.json').read_text())['config'].get('model')
-      record = record and {**record, **{name: row[name] for name in DIMENSIONS},
-                           'image_size': [row['image_size']] * 2}  # fmt: skip
+    if not record and shared:
+      record = {**shared, **{name: row[name] for name in DIMENSIONS},
+                'image_size': [row['image_size']] * 2}  # fmt: skip
     if not record:
       raise RunError(f'{folder}/runs/{run}/config.json is not there')
     known = {field.name for field in dataclasses.fields(ViTArchitecture)}

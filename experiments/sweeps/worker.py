@@ -21,7 +21,7 @@ import pathlib
 import platform
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -175,7 +175,6 @@ def _run(folder: pathlib.Path, job: Job, machine: Machine | None) -> list[dict[s
     traceback.print_exc()
     state, error = FAILED, f'{type(exception).__name__}: {exception}'
   result = result or {}
-  _check(job, result)
   facts = {
     **_facts(job, config),
     'epochs': result.get('epochs'),
@@ -189,6 +188,11 @@ def _run(folder: pathlib.Path, job: Job, machine: Machine | None) -> list[dict[s
     'ended': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     'error': error.splitlines()[0] if error else '',
   }  # fmt: skip
+  if result and result['parameters'] != facts['parameters']:  # every law would be wrong
+    raise RunError(
+      f'{job.name} has {result["parameters"]:,} parameters, and {facts["parameters"]:,} in the '
+      'design: give its models the num_classes of the data, and whatever else config.model sets'
+    )
   rows = []
   for lane, own in enumerate(job.lanes):
     gone = result.get('diverged', {}).get(str(lane))
@@ -202,16 +206,6 @@ def _run(folder: pathlib.Path, job: Job, machine: Machine | None) -> list[dict[s
       **{**facts, **own}, 'diverged_at': gone, **scores,
     })  # fmt: skip
   return rows
-
-
-def _check(job: Job, result: Mapping[str, Any]) -> None:
-  """Raises RunError if what was trained is not what the design counts: every law would be wrong."""
-  said = flops.costs(job.cell.model).parameters()
-  if result and result['parameters'] != said:
-    raise RunError(
-      f'{job.name} has {result["parameters"]:,} parameters, and {said:,} in the design: give its '
-      'models the num_classes of the data, and whatever else config.model sets'
-    )
 
 
 def predicted_seconds(job: Job, machine: Machine) -> float:

@@ -20,7 +20,7 @@ JOINT, OPTIMA = 'joint', 'optima'
 # Columns that a law may count a model's size in, and what each leaves out.
 SIZES = {'parameters': (), 'parameters_non_embedding': ('embedding',)}
 STEP = 1.15  # from one size to the next of a dense family
-NEAR = 1.5  # times below the compute of any run
+NEAR = 1.5  # times beyond the data, or below them: as good as inside
 APART = 2.0  # times the best size: costs a few percent of the loss
 
 
