@@ -13,8 +13,8 @@ import math
 import pathlib
 from typing import Any
 
-from vit_jax import command
-from vit_jax.errors import RunError
+from vit_jax.core import command
+from vit_jax.core.errors import RunError
 
 
 def budgets_of(text: str) -> list[float]:

@@ -21,11 +21,13 @@ from rich.table import Table
 
 from experiments.sweeps import engines, worker
 from experiments.sweeps.jobs import Job, Sweep, expand
-from vit_jax import command, flops, memory
-from vit_jax.cluster import join
-from vit_jax.errors import RunError
-from vit_jax.footprint import memory as footprint
-from vit_jax.metrics import number
+from vit_jax.core import command
+from vit_jax.core.errors import RunError
+from vit_jax.core.text import number
+from vit_jax.costs import flops
+from vit_jax.costs.footprint import memory as footprint
+from vit_jax.launch import memory
+from vit_jax.launch.cluster import join
 from vit_jax.scaling.cost import Machine
 
 # Runs that are left out, by name.

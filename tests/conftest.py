@@ -20,8 +20,8 @@ import absl.flags  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from vit_jax import config as config_lib  # noqa: E402
-from vit_jax import sharding  # noqa: E402
+from vit_jax.nn import sharding  # noqa: E402
+from vit_jax.training import config as config_lib  # noqa: E402
 
 absl.flags.FLAGS.mark_as_parsed()  # Grain's workers read flags
 

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 
-from vit_jax import flops
-from vit_jax.architecture import ViTArchitecture
+from vit_jax.architecture.vit import ViTArchitecture
+from vit_jax.costs import flops
 from vit_jax.scaling import design
 
 # L = E + A / N^a + B / D^b; the best size grows as compute^(b / (a + b)).

@@ -9,9 +9,9 @@ import pytest
 
 from experiments.benchmarks import attention, memory, report, timing, train_step
 from experiments.benchmarks import compile as compile_
-from vit_jax import flops
-from vit_jax.kernels import choice, heads
+from vit_jax.costs import flops
 from vit_jax.models.vit import ViTConfig
+from vit_jax.nn.kernels import choice, heads
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from vit_jax import config as config_lib
-from vit_jax import schema
-from vit_jax.errors import RunError
-from vit_jax.experiment import Experiment
+from vit_jax.core import schema
+from vit_jax.core.errors import RunError
+from vit_jax.training import config as config_lib
+from vit_jax.training.experiment import Experiment
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = [

@@ -17,13 +17,15 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 import vit_jax
-from vit_jax import inspect, positions, tree
-from vit_jax.card import Card
-from vit_jax.convert import adapt, augreg, bridge, files, layout
-from vit_jax.errors import RunError
+from vit_jax import inspect
+from vit_jax.architecture.card import Card
+from vit_jax.convert import adapt, augreg, files, layout, read
+from vit_jax.convert.dialects import DIALECTS
+from vit_jax.core.errors import RunError
 from vit_jax.models.text import TextConfig
 from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.models.vit import ViTConfig
+from vit_jax.nn import positions, tree
 
 SIZES = dict(width=24, depth=2, mlp_dim=40, num_heads=3, image_size=(16, 16), patch_size=4)
 
@@ -35,11 +37,11 @@ def shaken(model):
 
 def make(variant='S/4', **config):
   config = ViTConfig(variant, **{**SIZES, 'num_classes': 5, **config}).resolve()
-  return shaken(bridge.build(config, _zeros(config), None))
+  return shaken(read.build(config, _zeros(config), None))
 
 
 def _zeros(config):
-  return {name: np.zeros(leaf.shape, np.float32) for name, leaf in bridge.abstract(config).items()}
+  return {name: np.zeros(leaf.shape, np.float32) for name, leaf in read.abstract(config).items()}
 
 
 def towers(variant='siglip:B/4'):
@@ -48,7 +50,7 @@ def towers(variant='siglip:B/4'):
     ViTConfig(variant, **SIZES),
     TextConfig('', width=24, depth=2, mlp_dim=40, num_heads=3, vocab_size=30, context_length=8),
   ).resolve()
-  return shaken(bridge.build(config, _zeros(config), None))
+  return shaken(read.build(config, _zeros(config), None))
 
 
 def assert_equal(a, b):
@@ -92,7 +94,7 @@ HOLDS = [
 
 
 def place(folder, dialect):
-  suffix = bridge.DIALECTS[dialect]
+  suffix = DIALECTS[dialect]
   return folder / ('model' if suffix == 'folder' else f'model{suffix}')
 
 
@@ -109,7 +111,7 @@ def test_round_trips_are_exact(tmp_path, dialect, config, hints):
   second = place(tmp_path / 'again', dialect)
   vit_jax.save(again, second, dialect)
   if dialect != 'vit_jax':
-    one, two = (bridge.open_checkpoint(p, **hints).arrays for p in (path, second))
+    one, two = (read.open_checkpoint(p, **hints).arrays for p in (path, second))
     assert one.keys() == two.keys()
     for name in one:
       np.testing.assert_array_equal(np.asarray(one[name]), np.asarray(two[name]))
@@ -551,7 +553,7 @@ def test_a_damaged_run(tmp_path):
 def test_what_a_dialect_cannot_say_is_refused_and_leaves_nothing(
   tmp_path, dialect, config, message
 ):
-  path = place(tmp_path, dialect) if dialect in bridge.DIALECTS else tmp_path / 'model.npz'
+  path = place(tmp_path, dialect) if dialect in DIALECTS else tmp_path / 'model.npz'
   with pytest.raises(RunError, match=message):
     vit_jax.save(make(**config), path, dialect)
   assert not list(tmp_path.iterdir())
@@ -604,7 +606,7 @@ def test_inspect(saved, capsys):
 
 def test_inspect_knows_variants_and_towers(tmp_path, capsys):
   config = ViTConfig('deit:Ti/16', depth=12, num_classes=10).resolve()
-  vit_jax.save(bridge.build(config, _zeros(config), None), tmp_path / 'deit', 'timm')
+  vit_jax.save(read.build(config, _zeros(config), None), tmp_path / 'deit', 'timm')
   inspect.main(str(tmp_path / 'deit'), names=False, changes={})
   assert 'variant deit:Ti/16' in capsys.readouterr().out
   vit_jax.save(towers(), tmp_path / 'siglip.npz', 'big_vision')

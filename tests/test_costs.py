@@ -12,15 +12,16 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 import vit_jax
 from tests.test_variants import GOLDEN
-from vit_jax import config as config_lib
-from vit_jax import flops, footprint, schema
-from vit_jax.architecture import ViTArchitecture
-from vit_jax.encoder import split_layers
-from vit_jax.experiment import Experiment
+from vit_jax.architecture.towers import TwoTowersArchitecture
+from vit_jax.architecture.vit import ViTArchitecture
+from vit_jax.core import schema
+from vit_jax.costs import flops, footprint
+from vit_jax.costs.parts import BIAS_COLUMNS
 from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.models.vit import ViTConfig
-from vit_jax.parts import BIAS_COLUMNS
-from vit_jax.towers import TwoTowersArchitecture
+from vit_jax.nn.encoder import split_layers
+from vit_jax.training import config as config_lib
+from vit_jax.training.experiment import Experiment
 
 # Twice a prime that divides no other size below: what a batch has is told from what it has not.
 BATCH = 26

@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 import pytest
 
+from vit_jax.core.errors import RunError
 from vit_jax.data import preprocess
-from vit_jax.data.fashion_mnist import CLASSES, read_idx
+from vit_jax.data.builders.fashion_mnist import CLASSES, read_idx
 from vit_jax.data.pipeline import DataConfig, Shape, eval_batches, iterate, train_batches
 from vit_jax.data.sources import Folder, Synthetic, Tfds
-from vit_jax.errors import RunError
 
 SHAPE = Shape(image_size=(8, 8), channels=1, num_classes=10)
 

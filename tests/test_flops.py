@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from vit_jax import flops
-from vit_jax.architecture import ViTArchitecture
-from vit_jax.errors import RunError
+from vit_jax.architecture.vit import ViTArchitecture
+from vit_jax.core.errors import RunError
 
 # --- what others have published ---
 

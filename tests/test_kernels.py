@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vit_jax import attention as attention_lib
-from vit_jax import sharding
-from vit_jax.attention import attend
-from vit_jax.kernels import choice, chunked, heads, short
 from vit_jax.models.vit import ViTConfig
+from vit_jax.nn import attention as attention_lib
+from vit_jax.nn import sharding
+from vit_jax.nn.attention import attend
+from vit_jax.nn.kernels import choice, chunked, heads, short
 
 LENGTHS = (1, 50, 196, 197, 256, 257, 577, 1025)
 WIDTHS = (64, 72, 80, 88, 104, 112, 128)
@@ -192,7 +192,7 @@ def test_kernels_under_every_mesh(mesh, changes, monkeypatch):
   )  # fmt: skip
   monkeypatch.setitem(choice.IMPLEMENTATIONS, 'short', interpreted)
   monkeypatch.setattr(choice, 'choose', lambda problem: calls.append(problem) or 'short')
-  monkeypatch.setattr('vit_jax.encoder.padding', lambda tokens, head_dim: -tokens % 8)
+  monkeypatch.setattr('vit_jax.nn.encoder.padding', lambda tokens, head_dim: -tokens % 8)
   got = results()
   assert calls
   assert calls[0].queries == 15

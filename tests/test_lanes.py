@@ -10,9 +10,10 @@ import pytest
 from tests.test_step import assert_same, batch_of, build
 from tests.test_step import run as run_step
 from tests.test_train import assert_bit_identical, leaves, lines, start, wait_for_step
-from vit_jax import lanes, tree
-from vit_jax.errors import RunError
+from vit_jax.core.errors import RunError
+from vit_jax.nn import tree
 from vit_jax.train import train
+from vit_jax.training import lanes
 
 LRS, DECAYS, SEEDS = (1e-2, 3e-3, 3e-3), (0.1, 0.1, 0.3), (0, 0, 7)
 

@@ -10,13 +10,13 @@ import pytest
 from flax import nnx
 
 import vit_jax
-from vit_jax import layers, tree
-from vit_jax.architecture import NAMES, OPTIONS, POOL
-from vit_jax.attention import Attention
-from vit_jax.errors import RunError
+from vit_jax.architecture.vit import NAMES, OPTIONS, POOL
+from vit_jax.core.errors import RunError
 from vit_jax.explore.attention import rollout
 from vit_jax.models.vit import ViTConfig
-from vit_jax.positions import grid_coords, sincos2d
+from vit_jax.nn import layers, tree
+from vit_jax.nn.attention import Attention
+from vit_jax.nn.positions import grid_coords, sincos2d
 
 TINY = dict(image_size=(8, 12), num_classes=5, width=16, depth=3, mlp_dim=32, num_heads=4)
 

@@ -8,12 +8,18 @@ import optax
 import pytest
 from flax import nnx
 
-from vit_jax import config as config_lib
-from vit_jax import lanes, mup, optim, schema, tree
-from vit_jax.attention import Context
-from vit_jax.errors import RunError
-from vit_jax.layers import Dense
+from vit_jax.core import schema
+from vit_jax.core.errors import RunError
 from vit_jax.models.vit import ViTConfig
+from vit_jax.nn import tree
+from vit_jax.nn.attention import Context
+from vit_jax.nn.layers import Dense
+from vit_jax.optim import mup
+from vit_jax.optim.config import OptimConfig
+from vit_jax.optim.schedules import Hyper
+from vit_jax.optim.transforms import optimizer
+from vit_jax.training import config as config_lib
+from vit_jax.training import lanes
 
 WIDTHS, DEPTHS = (32, 128), (2, 8)
 
@@ -31,20 +37,20 @@ def moved(config, steps=4, seeds=4, lr=1e-2):
   rng = np.random.default_rng(0)
   images = jnp.asarray(rng.normal(size=(32, 8, 8, 1)), jnp.float32)
   labels = jnp.asarray(rng.integers(0, 10, 32))
-  setting = optim.OptimConfig(lr=lr, weight_decay=0.0, clip=0.0)
-  hyper = optim.Hyper(*map(np.float32, (lr, 0.0, 0.9, 0.999)))
+  setting = OptimConfig(lr=lr, weight_decay=0.0, clip=0.0)
+  hyper = Hyper(*map(np.float32, (lr, 0.0, 0.9, 0.999)))
 
   def loss(model):
     return optax.softmax_cross_entropy_with_integer_labels(model(images), labels).mean()
 
   def run(key):
     model = config.create(nnx.Rngs(key))
-    first, state = model.features(images), optim.optimizer(setting, model, hyper).init(model)
+    first, state = model.features(images), optimizer(setting, model, hyper).init(model)
 
     def step(carry, _):
       model, state = carry
       grad = jax.grad(loss)(model)
-      update, state = optim.optimizer(setting, model, hyper).update(grad, state, model)
+      update, state = optimizer(setting, model, hyper).update(grad, state, model)
       return (optax.apply_updates(model, update), state), None
 
     (model, _), _ = jax.lax.scan(step, (model, state), length=steps)

@@ -8,16 +8,16 @@ import numpy as np
 import optax
 import pytest
 
-from vit_jax import optim
-from vit_jax.errors import RunError
-from vit_jax.optim import OptimConfig
+from vit_jax.core.errors import RunError
+from vit_jax.optim import groups, schedules, transforms
+from vit_jax.optim.config import OptimConfig
 
 
 def rates(total=100, warmup=10, cooldown=0, **config):
   config = OptimConfig(lr=2.0, **config)
   durations = dict(total=total, warmup=warmup, cooldown=cooldown)
-  optim.check(config, **durations, batch_size=1)
-  return np.array([optim.learning_rate(t, config, **durations) for t in range(total)])
+  schedules.check(config, **durations, batch_size=1)
+  return np.array([schedules.learning_rate(t, config, **durations) for t in range(total)])
 
 
 def test_warmup_is_linear_and_never_zero():
@@ -62,7 +62,7 @@ PARAMS = {'head': {'kernel': jnp.ones((2, 3)), 'bias': jnp.ones(3)}, 'posemb': j
 
 
 def test_groups_take_the_first_match():
-  factors = optim.groups((('head/kernel', 7.0), ('head/.*', 0.5), ('.*', 1.0)), PARAMS, 'decay')
+  factors = groups.groups((('head/kernel', 7.0), ('head/.*', 0.5), ('.*', 1.0)), PARAMS, 'decay')
   assert factors == {'head': {'kernel': 7.0, 'bias': 0.5}, 'posemb': 1.0}
 
 
@@ -76,7 +76,7 @@ def test_groups_take_the_first_match():
 )
 def test_groups_cover_everything_and_waste_nothing(entries, message):
   with pytest.raises(RunError, match=message):
-    optim.groups(entries, PARAMS, 'decay')
+    groups.groups(entries, PARAMS, 'decay')
 
 
 @pytest.mark.parametrize('limit', [0.5, 1e3])
@@ -87,8 +87,8 @@ def test_adamw_is_optax_adamw(limit):
     optax.clip_by_global_norm(limit),
     optax.adamw(0.1, b1=0.8, b2=0.95, weight_decay=0.2, mask=mask),
   )
-  hyper = optim.Hyper(0.1, 0.2, 0.8, 0.95)
-  mine = optim.optimizer(config, PARAMS, hyper)
+  hyper = schedules.Hyper(0.1, 0.2, 0.8, 0.95)
+  mine = transforms.optimizer(config, PARAMS, hyper)
   a, b = PARAMS, PARAMS
   state_a, state_b = mine.init(a), theirs.init(b)
   for step in range(3):
@@ -103,7 +103,7 @@ def test_adamw_is_optax_adamw(limit):
 
 def test_lr_scale_zero_freezes():
   config = OptimConfig(lr_scale=(('posemb', 0.0), ('.*', 1.0)))
-  tx = optim.optimizer(config, PARAMS, optim.Hyper(0.1, 0.2, 0.9, 0.999))
+  tx = transforms.optimizer(config, PARAMS, schedules.Hyper(0.1, 0.2, 0.9, 0.999))
   update, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
   assert (update['posemb'] == 0).all()
   assert (update['head']['kernel'] != 0).all()
@@ -111,6 +111,6 @@ def test_lr_scale_zero_freezes():
 
 def test_accumulate_divides_the_batch():
   with pytest.raises(RunError, match='accumulate=3 does not divide batch_size=8'):
-    optim.check(
+    schedules.check(
       dataclasses.replace(OptimConfig(), accumulate=3), total=9, warmup=1, cooldown=0, batch_size=8
     )

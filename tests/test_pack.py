@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_sample_image
 
+from vit_jax.core.errors import RunError
 from vit_jax.data import jpeg, preprocess
 from vit_jax.data.pack import main, pack, shrink
 from vit_jax.data.sources import Folder, Tfds
-from vit_jax.errors import RunError
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from jax.sharding import PartitionSpec as P
 
 import vit_jax
 from tests.test_model import images, tiny
-from vit_jax import positions, tree
-from vit_jax.architecture import INTERPOLATIONS
-from vit_jax.attention import rotate
-from vit_jax.encoder import layer_of
-from vit_jax.errors import RunError
-from vit_jax.layers import resample_patches
+from vit_jax.architecture.vit import INTERPOLATIONS
+from vit_jax.core.errors import RunError
 from vit_jax.models.vit import Patches, ViTConfig
+from vit_jax.nn import positions, tree
+from vit_jax.nn.attention import rotate
+from vit_jax.nn.encoder import layer_of
+from vit_jax.nn.layers import resample_patches
 
 run = jax.jit(lambda model, x, key: model(x, key=key))
 

@@ -15,12 +15,14 @@ from jax.sharding import PartitionSpec as P
 
 from experiments.benchmarks import plan as benchmark
 from experiments.benchmarks import report
-from vit_jax import chips, plan, topology
-from vit_jax import config as config_lib
-from vit_jax.compiled import Collective, Kernel, Program, _bytes
-from vit_jax.errors import RunError
-from vit_jax.kernels import choice, short
+from vit_jax import plan as command
+from vit_jax.compile import plan, topology
+from vit_jax.compile.compiled import Collective, Kernel, Program, _bytes
+from vit_jax.core.errors import RunError
+from vit_jax.costs import chips
 from vit_jax.models.vit import ViTConfig
+from vit_jax.nn.kernels import choice, short
+from vit_jax.training import config as config_lib
 
 PROGRAM = """HloModule step, is_scheduled=true
 
@@ -200,8 +202,9 @@ def test_what_does_not_fit_is_replaced(monkeypatch, capsys):
     return dataclasses.replace(result, fits=config.model.remat == 'full')
 
   monkeypatch.setattr(plan, 'plan', limited)
+  monkeypatch.setattr(command, 'plan', limited)
   monkeypatch.setattr(plan, 'POLICIES', ('none', 'full'))
-  plan.main(config(), 'v5e:2x2', as_json=False)
+  command.main(config(), 'v5e:2x2', as_json=False)
   out = capsys.readouterr().out
   assert 'DOES NOT FIT' in out
   assert '--config.model.remat=full' in out
@@ -211,7 +214,7 @@ def test_running_out_of_memory_is_a_result():
   result = plan.plan(config(batch_size=4 * 2**16, model__remat='none'), 'v5e:2x2')
   assert not result.fits
   assert result.memory > result.capacity
-  assert 'DOES NOT FIT' in plan.describe(result)['memory']
+  assert 'DOES NOT FIT' in command.describe(result)['memory']
 
 
 def test_json(small):

@@ -12,8 +12,8 @@ from PIL import Image
 import vit_jax
 from tests.test_convert import make
 from vit_jax import predict
-from vit_jax.card import Card
-from vit_jax.errors import RunError
+from vit_jax.architecture.card import Card
+from vit_jax.core.errors import RunError
 
 NAMES = ('cat', 'dog', 'fox', 'hen', 'pig')
 

@@ -16,8 +16,9 @@ import pytest
 from experiments import report
 from experiments.sweeps import analysis, page, record, runs, words
 from tests import sweeps
-from vit_jax import command, flops
-from vit_jax.errors import RunError
+from vit_jax.core import command
+from vit_jax.core.errors import RunError
+from vit_jax.costs import flops
 from vit_jax.scaling import design
 from vit_jax.scaling.advise import between
 from vit_jax.scaling.cost import Machine

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests import sweeps
-from vit_jax import flops
-from vit_jax.architecture import ViTArchitecture
-from vit_jax.errors import RunError
+from vit_jax.architecture.vit import ViTArchitecture
+from vit_jax.core.errors import RunError
+from vit_jax.costs import flops
 from vit_jax.scaling import design
 from vit_jax.scaling.advise import advise, advise_by_optima, between
 from vit_jax.scaling.fitting import fit

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from vit_jax.errors import RunError
+from vit_jax.core.errors import RunError
 from vit_jax.scaling import fit, frontier, published
 from vit_jax.scaling.choice import choose
 from vit_jax.scaling.compare import compare, crossing, multiplier

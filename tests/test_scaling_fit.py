@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import optimize, special, stats
 
-from vit_jax.errors import RunError
+from vit_jax.core.errors import RunError
 from vit_jax.scaling import LAWS, fit, fitting, solve, table
 from vit_jax.scaling.forms import Centre
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vit_jax.errors import RunError
+from vit_jax.core.errors import RunError
 from vit_jax.scaling import LAWS, sovit_exponent, sovit_optimum
 from vit_jax.scaling.forms import Centre, Data
 

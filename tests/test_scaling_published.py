@@ -5,8 +5,8 @@ import importlib.resources
 import numpy as np
 import pytest
 
-from vit_jax import flops as flops_lib
-from vit_jax.errors import RunError
+from vit_jax.core.errors import RunError
+from vit_jax.costs import flops as flops_lib
 from vit_jax.models.vit import ViTConfig
 from vit_jax.scaling import fit, frontier, published
 from vit_jax.scaling.table import Table, where

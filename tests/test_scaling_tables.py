@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from vit_jax.errors import RunError
+from vit_jax.core.errors import RunError
 from vit_jax.scaling.table import Table, numbers, read, where
 
 CSV = """\

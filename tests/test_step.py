@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import config as config_lib
-from vit_jax import schema, sharding, tree
-from vit_jax.errors import RunError
-from vit_jax.experiment import Experiment
-from vit_jax.optim import Hyper
-from vit_jax.sharding import BatchLayout
+from vit_jax.core import schema
+from vit_jax.core.errors import RunError
+from vit_jax.nn import sharding, tree
+from vit_jax.nn.sharding import BatchLayout
+from vit_jax.optim.schedules import Hyper
 from vit_jax.tasks.classification import Classification
+from vit_jax.training import config as config_lib
+from vit_jax.training.experiment import Experiment
 
 
 def build(**changes):

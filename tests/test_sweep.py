@@ -17,12 +17,12 @@ import pytest
 from experiments.sweep import load
 from experiments.sweeps import engines, worker
 from experiments.sweeps.jobs import Sweep, expand
-from vit_jax import config as config_lib
-from vit_jax import flops
-from vit_jax.errors import RunError
+from vit_jax.core.errors import RunError
+from vit_jax.costs import flops
 from vit_jax.models.vit import ViTConfig
 from vit_jax.scaling import cost, design
 from vit_jax.train import train
+from vit_jax.training import config as config_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 BASE = ViTConfig('mu/4', image_size=(8, 8), in_channels=1, num_classes=10, pool='mean').resolve()

@@ -16,15 +16,16 @@ import pytest
 
 import vit_jax
 from tests.conftest import make_digits
-from vit_jax import config as config_lib
-from vit_jax import sharding
+from vit_jax.checkpoints import formats
+from vit_jax.core.errors import RunError
 from vit_jax.data.preprocess import decode
 from vit_jax.data.sources import Tfds
-from vit_jax.errors import RunError
 from vit_jax.evaluate import evaluate, restore
-from vit_jax.experiment import Experiment
+from vit_jax.nn import sharding
 from vit_jax.train import train
-from vit_jax.workdir import changes
+from vit_jax.training import config as config_lib
+from vit_jax.training.experiment import Experiment
+from vit_jax.training.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
 TIMES = ('images_per_second',)
@@ -114,7 +115,8 @@ def test_a_run_leaves_its_record(finished):
     'config.json', 'metrics.jsonl', 'result.json', 'checkpoints'
   }  # fmt: skip
   assert json.loads((workdir / 'result.json').read_text()) == result
-  assert json.loads((workdir / 'config.json').read_text()) == config_lib.to_dict(config)
+  record = {'format': formats.FORMAT, **config_lib.to_dict(config)}
+  assert json.loads((workdir / 'config.json').read_text()) == record
   assert result['step'] == 12
   assert result['examples'] == 12 * 16
   assert result['devices'] == 8
@@ -237,7 +239,7 @@ class Stop(BaseException):
 
 def cut_off(config, workdir, step, monkeypatch):
   """Runs in this process up to `step`, which is not saved."""
-  from vit_jax import train as module
+  from vit_jax.training import loop as module
 
   original = module._Session._boundary
 
@@ -340,10 +342,10 @@ def test_a_run_of_an_older_version_goes_on(finished, tmp_path, digits):
   """Its record lacks the fields that came later: it had their defaults."""
   workdir, _, config = finished
   record = json.loads((workdir / 'config.json').read_text())
-  del record['lanes'], record['model']['mup_width']
+  del record['format'], record['lanes'], record['model']['mup_width']
   (tmp_path / 'config.json').write_text(json.dumps(record))
-  assert not changes(tmp_path, config_lib.to_dict(config))
-  assert changes(tmp_path, config_lib.to_dict(digits(model__mup_width=8))) == {
+  assert not Workdir(tmp_path).changes(config_lib.to_dict(config))
+  assert Workdir(tmp_path).changes(config_lib.to_dict(digits(model__mup_width=8))) == {
     'model.mup_width': (0, 8)
   }
 

@@ -8,11 +8,11 @@ import pytest
 from flax import nnx
 
 from tests import golden
-from vit_jax import tree
-from vit_jax.errors import RunError
+from vit_jax.architecture.variants import CLIP_SPACE, FAMILIES, STEMS, TEXT_FAMILIES, name_of
+from vit_jax.core.errors import RunError
 from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.models.vit import ViTConfig
-from vit_jax.variants import CLIP_SPACE, FAMILIES, STEMS, TEXT_FAMILIES, name_of
+from vit_jax.nn import tree
 
 PATH = golden.FOLDER / 'variants.json'
 FOURTEEN = {'So400m', 'H', 'g', 'G', 'e', '22B'}

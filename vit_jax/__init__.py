@@ -19,10 +19,18 @@ if typing.TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> typing.Any:
-  if name in ('load', 'save'):
-    from vit_jax.convert import bridge
+  if name == 'load':
+    from vit_jax.convert.read import load
 
-    return getattr(bridge, name)
+    return load
+  if name == 'save':
+    from vit_jax.convert.write import save
+
+    return save
+  if name == 'RunError':
+    from vit_jax.core.errors import RunError
+
+    return RunError
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
@@ -30,7 +38,7 @@ def create(variant: str, *, seed: int = 0, **config) -> ViT:
   """A freshly initialised Vision Transformer.
 
   Args:
-    variant: 'S/16', 'dinov2:S/14', 'R50+B/16'; see `vit_jax.variants.FAMILIES`.
+    variant: 'S/16', 'dinov2:S/14', 'R50+B/16'; see `vit_jax.architecture.variants`.
     seed: of the random initialisation.
     **config: any other field of `vit_jax.architecture.ViTArchitecture`.
 
@@ -38,12 +46,12 @@ def create(variant: str, *, seed: int = 0, **config) -> ViT:
     The model, callable on float images of shape (batch, height, width, in_channels).
 
   Raises:
-    vit_jax.errors.RunError: for an unknown variant or fields that contradict each other.
+    vit_jax.RunError: for an unknown variant or fields that contradict each other.
   """
   import jax
   from flax import nnx
 
-  from vit_jax import schema
+  from vit_jax.core import schema
   from vit_jax.models.vit import ViTConfig
 
   model = schema.build(ViTConfig, {'variant': variant, **config}, 'vit_jax.create')

@@ -7,9 +7,11 @@ import dataclasses
 import math
 from typing import Any
 
-from vit_jax import command, variants
-from vit_jax.convert import adapt, bridge
-from vit_jax.errors import RunError
+from vit_jax.architecture import variants
+from vit_jax.convert import adapt
+from vit_jax.convert import read as bridge
+from vit_jax.core import command
+from vit_jax.core.errors import RunError
 from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.models.vit import ViTConfig
 

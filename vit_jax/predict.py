@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -14,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from vit_jax import command
-from vit_jax.card import Card
-from vit_jax.convert import bridge
+from vit_jax.architecture.card import Card
+from vit_jax.convert import read
+from vit_jax.core import command
+from vit_jax.core.errors import RunError
+from vit_jax.core.paths import Path, at
 from vit_jax.data import preprocess
-from vit_jax.errors import RunError
 from vit_jax.models.vit import ViT
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp')
@@ -53,14 +53,14 @@ def _resize(image: np.ndarray, size: tuple[int, int], method: str) -> np.ndarray
   return resized.reshape(*size, image.shape[2])
 
 
-def images_in(paths: Iterable[str]) -> list[pathlib.Path]:
+def images_in(paths: Iterable[str]) -> list[Path]:
   """Image files, those in folders included.
 
   Raises:
     RunError: for a path that is not there, or a folder without images.
   """
   found = []
-  for path in map(pathlib.Path, paths):
+  for path in map(at, paths):
     if path.is_dir():
       inside = sorted(p for p in path.rglob('*') if p.suffix.lower() in SUFFIXES)
       if not inside:
@@ -74,9 +74,9 @@ def images_in(paths: Iterable[str]) -> list[pathlib.Path]:
 
 
 def predict(
-  model: ViT, paths: Iterable[pathlib.Path], *, top: int = 5, batch_size: int = 32,
-  broken: Callable[[pathlib.Path, str], None] | None = None,
-) -> Iterator[tuple[pathlib.Path, list[tuple[int, float]]]]:  # fmt: skip
+  model: ViT, paths: Iterable[Path], *, top: int = 5, batch_size: int = 32,
+  broken: Callable[[Path, str], None] | None = None,
+) -> Iterator[tuple[Path, list[tuple[int, float]]]]:  # fmt: skip
   """The likeliest classes of each image, with their probabilities, likeliest first.
 
   Args:
@@ -92,7 +92,7 @@ def predict(
   def likeliest(model: Any, x: jax.Array) -> Any:
     return jax.lax.top_k(jax.nn.softmax(model(x)), min(top, model.config.num_classes))
 
-  def batches() -> Iterator[tuple[list[pathlib.Path], np.ndarray]]:
+  def batches() -> Iterator[tuple[list[Path], np.ndarray]]:
     names, rows = [], np.zeros((batch_size, *card.size, channels), np.float32)
     for path in paths:
       try:
@@ -122,7 +122,7 @@ def main(
   if top < 1 or batch_size < 1:
     raise RunError('--top and --batch_size must be at least 1')
   paths = images_in(image)
-  model = bridge.load(checkpoint, **changes)
+  model = read.load(checkpoint, **changes)
   if not isinstance(model, ViT) or not model.config.num_classes:
     raise RunError(f'{checkpoint} has no head for classification: it gives features only')
   if any(side % model.config.stride for side in model.card.size):
@@ -133,7 +133,7 @@ def main(
   names = model.card.class_names or _names(labels, model.config.num_classes)
   failed = []
 
-  def broken(path: pathlib.Path, why: str) -> None:
+  def broken(path: Path, why: str) -> None:
     failed.append(path)
     print(f'error: {path}: {why}', file=sys.stderr)
 
@@ -148,7 +148,7 @@ def _names(path: str | None, count: int) -> list[str]:
   if path is None:
     return []
   try:
-    names = pathlib.Path(path).read_text().splitlines()
+    names = at(path).read_text().splitlines()
   except (OSError, UnicodeDecodeError) as error:
     raise RunError(f'cannot read {path}: {error}') from None
   if len(names) != count:

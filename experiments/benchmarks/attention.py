@@ -27,8 +27,9 @@ import numpy as np
 from experiments.benchmarks import report
 from experiments.benchmarks.contestants import give_back, gpu_of_torch
 from experiments.benchmarks.timing import Timed, complaint, measure
-from vit_jax import attention, chips
-from vit_jax.kernels import choice
+from vit_jax.costs import chips
+from vit_jax.nn import attention
+from vit_jax.nn.kernels import choice
 
 LENGTHS = (50, 196, 197, 256, 257, 576, 577, 729, 1025, 2305, 4097)
 # With bias, with mask, with one query: even, because there every implementation that takes a bias

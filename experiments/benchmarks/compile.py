@@ -33,12 +33,14 @@ def start(way: str, variant: str, batch: int, folder: pathlib.Path) -> Iterator[
   from configs import synthetic
   from experiments.benchmarks import linen
   from experiments.benchmarks.contestants import draw_batch
-  from vit_jax import config as config_lib
-  from vit_jax import memory, schema, workdir
-  from vit_jax.experiment import Experiment
+  from vit_jax.core import schema
+  from vit_jax.launch import memory
+  from vit_jax.training import config as config_lib
+  from vit_jax.training.experiment import Experiment
+  from vit_jax.training.workdir import Workdir
 
   memory.keep()
-  workdir.use_compilation_cache(folder, 'programs')
+  Workdir(folder).keep_compiled('programs')
   on_cpu = jax.devices()[0].platform == 'cpu'
   dtype = 'float32' if on_cpu else 'bfloat16'
   drawn = draw_batch(batch, 224)

@@ -22,11 +22,11 @@ import numpy as np
 import vit_jax
 from configs import synthetic
 from experiments.benchmarks.timing import Timed
-from vit_jax import config as config_lib
-from vit_jax import schema
-from vit_jax.compiled import memory
-from vit_jax.convert.bridge import open_checkpoint
-from vit_jax.experiment import Experiment
+from vit_jax.compile.compiled import memory
+from vit_jax.convert.read import open_checkpoint
+from vit_jax.core import schema
+from vit_jax.training import config as config_lib
+from vit_jax.training.experiment import Experiment
 
 CLASSES = 1000
 # timm's names of our sizes.

@@ -27,9 +27,10 @@ import vit_jax
 from experiments.benchmarks import report
 from experiments.benchmarks.contestants import CLASSES, Ours, Theirs, draw_batch, pixels, timm_model
 from experiments.benchmarks.timing import Timed
-from vit_jax import memory, tree
 from vit_jax.convert import layout
-from vit_jax.convert.bridge import open_checkpoint
+from vit_jax.convert.read import open_checkpoint
+from vit_jax.launch import memory
+from vit_jax.nn import tree
 
 VARIANT, BATCH, SIZE = 'S/16', 16, 224
 MODEL = dict(dtype='float32', pool='token', posemb='learned')

@@ -29,12 +29,13 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.benchmarks import report
-from vit_jax import chips, flops, sharding
+from vit_jax.costs import chips, flops
 from vit_jax.data import preprocess
 from vit_jax.data.pack import shrink
 from vit_jax.data.pipeline import DataConfig, Shape, cores, iterate, train_batches
 from vit_jax.data.sources import Example
 from vit_jax.models.vit import ViTConfig
+from vit_jax.nn import sharding
 
 SIZE, BATCH, AREA, ASPECT = (224, 224), 128, (0.08, 1.0), (3 / 4, 4 / 3)
 CROP = preprocess.RandomResized(min_area=AREA[0], max_aspect=ASPECT[1])

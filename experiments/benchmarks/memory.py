@@ -20,10 +20,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments.benchmarks import report
-from vit_jax import plan, topology
-from vit_jax.errors import RunError
-from vit_jax.kernels import choice
+from vit_jax.compile import plan, topology
+from vit_jax.core.errors import RunError
 from vit_jax.models.vit import ViTConfig
+from vit_jax.nn.kernels import choice
 
 MIB = 2**20
 TOKENS, DEPTHS = (512, 1024, 2048, 4096, 8192), (2, 4, 8, 16, 32)

@@ -22,9 +22,10 @@ from absl import logging
 
 from configs import synthetic
 from experiments.benchmarks import linen, report
-from vit_jax import chips, flops, plan, topology
-from vit_jax.compiled import Program
-from vit_jax.compiled import memory as needed_memory
+from vit_jax.compile import plan, topology
+from vit_jax.compile.compiled import Program
+from vit_jax.compile.compiled import memory as needed_memory
+from vit_jax.costs import chips, flops
 from vit_jax.models.vit import ViTConfig
 
 UNROLLED = {'model.scan': False, 'model.remat': 'none'}

@@ -37,7 +37,7 @@ from experiments.benchmarks.contestants import (
   transformers_model,
 )
 from experiments.benchmarks.timing import complaint, measure
-from vit_jax import chips, flops
+from vit_jax.costs import chips, flops
 
 STEPS = 5
 # Of losses, which fall from step to step, and of logits, relative to the largest.

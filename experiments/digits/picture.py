@@ -86,6 +86,6 @@ def main(workdir: str):
 
 
 if __name__ == '__main__':
-  from vit_jax import launch
+  from vit_jax.launch import start as launch
 
   launch.run(lambda: main(launch.WORKDIR.value))

@@ -12,10 +12,10 @@ cost, before they are launched with --engine. Their data sets are read as TFDS h
 from __future__ import annotations
 
 from experiments.sweeps.jobs import Sweep
-from vit_jax.config import complete
 from vit_jax.models.vit import ViTConfig
 from vit_jax.scaling import design
 from vit_jax.scaling.cost import Machine
+from vit_jax.training.config import complete
 
 
 def get_sweep(profile: str = 'cpu') -> Sweep:

@@ -17,8 +17,8 @@ from experiments.sweeps import laws
 from experiments.sweeps import runs as runs_lib
 from experiments.sweeps.laws import FLOPS, IMAGES, LEVEL, SIZE, HoldOut
 from experiments.sweeps.runs import Runs
-from vit_jax.architecture import ViTArchitecture
-from vit_jax.errors import RunError
+from vit_jax.architecture.vit import ViTArchitecture
+from vit_jax.core.errors import RunError
 from vit_jax.scaling import Fit, frontier
 from vit_jax.scaling.advise import NEAR, Advice, advise, advise_by_optima, between
 from vit_jax.scaling.choice import Choice, choose

@@ -12,10 +12,13 @@ import jax
 import numpy as np
 
 from experiments.sweeps.jobs import Job
-from vit_jax import config as config_lib
-from vit_jax import lanes, schema, sharding, workdir
-from vit_jax.chips import PEAKS
+from vit_jax.core import schema
+from vit_jax.costs.chips import PEAKS
+from vit_jax.nn import sharding
 from vit_jax.scaling.cost import Machine, calibrated
+from vit_jax.training import config as config_lib
+from vit_jax.training import lanes
+from vit_jax.training.workdir import Workdir
 
 SECONDS = 2.0  # for each model, at least
 STEPS = 20  # in a round
@@ -40,7 +43,7 @@ def measure(jobs: Sequence[Job], folder: pathlib.Path, count: int = 6) -> Machin
 def _seconds(job: Job, folder: pathlib.Path) -> tuple[float, float]:
   """Of a run beside its steps; of a step, the median of several rounds."""
   cfg = schema.build(config_lib.Config, config_lib.to_dict(job.config))
-  workdir.use_compilation_cache(folder / 'runs' / job.name, cfg.compilation_cache)
+  Workdir(folder / 'runs' / job.name).keep_compiled(cfg.compilation_cache)
   with jax.set_mesh(sharding.make_mesh(cfg.mesh)):
     _begin(cfg)[0].close()
     begin = time.perf_counter()  # nearly all runs find their data in memory and their programs made

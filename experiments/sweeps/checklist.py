@@ -14,7 +14,7 @@ import numpy as np
 from experiments.sweeps.analysis import Analysis
 from experiments.sweeps.laws import TOLERANCE
 from experiments.sweeps.runs import DIVERGED, FINISHED, HYPER, TRUNK
-from vit_jax import flops
+from vit_jax.costs import flops
 
 UNKNOWN = 'Not recorded: say it yourself.'
 

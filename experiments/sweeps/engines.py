@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vit_jax.errors import RunError
+from vit_jax.core.errors import RunError
 
 ENGINES: dict[str, Callable[..., list[list[str]]]] = {}
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vit_jax import config as config_lib
-from vit_jax.errors import RunError
+from vit_jax.core.errors import RunError
 from vit_jax.scaling import design as design_lib
 from vit_jax.scaling.cost import Machine
 from vit_jax.scaling.design import Cell, Design
+from vit_jax.training import config as config_lib
 
 
 @dataclasses.dataclass(frozen=True)

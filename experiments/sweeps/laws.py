@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.errors import RunError
+from vit_jax.core.errors import RunError
 from vit_jax.scaling import Fit, frontier
 from vit_jax.scaling.choice import Choice, choose
 from vit_jax.scaling.fitting import fit

@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.sweeps.analysis import Analysis
 from experiments.sweeps.laws import FLOPS, IMAGES, SIZE
-from vit_jax.errors import RunError
+from vit_jax.core.errors import RunError
 from vit_jax.scaling import frontier
 
 try:

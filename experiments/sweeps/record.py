@@ -15,7 +15,7 @@ from experiments.sweeps import analysis as analysis_lib
 from experiments.sweeps import checklist, laws
 from experiments.sweeps.analysis import Analysis
 from experiments.sweeps.runs import HYPER, config_of
-from vit_jax import flops
+from vit_jax.costs import flops
 from vit_jax.scaling.advise import Advice
 from vit_jax.scaling.design import shape_of
 from vit_jax.scaling.table import Table

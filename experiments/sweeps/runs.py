@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax import flops
-from vit_jax.architecture import ViTArchitecture
-from vit_jax.errors import RunError, suggest
+from vit_jax.architecture.vit import ViTArchitecture
+from vit_jax.core.errors import RunError, suggest
+from vit_jax.costs import flops
 from vit_jax.scaling.design import DIMENSIONS, named
 from vit_jax.scaling.table import Table
 

@@ -7,7 +7,7 @@ import numpy as np
 from experiments.sweeps import analysis as analysis_lib
 from experiments.sweeps.analysis import Analysis
 from experiments.sweeps.laws import LEVEL, SHAPES
-from vit_jax import flops
+from vit_jax.costs import flops
 from vit_jax.scaling.advise import JOINT, OPTIMA
 
 METHODS = {JOINT: 'the law in size and images', OPTIMA: 'the best sizes at equal compute'}

@@ -30,11 +30,11 @@ from jax.experimental import multihost_utils
 
 from experiments.sweeps.jobs import Job
 from experiments.sweeps.runs import DIVERGED, FINISHED, TRUNK
-from vit_jax import config as config_lib
-from vit_jax import flops
-from vit_jax.errors import DivergedError, RunError
+from vit_jax.core.errors import DivergedError, RunError
+from vit_jax.costs import flops
 from vit_jax.scaling.cost import Machine
 from vit_jax.train import train
+from vit_jax.training import config as config_lib
 
 FAILED = 'failed'
 WAIT, DONE = -1, -2

@@ -2,10 +2,9 @@ r"""Runs and checkpoints as this version leaves them, for later versions to go o
 
     python -m tests.golden.make_runs tests/golden/runs/FORMAT
 
-Each run is trained to its end; kept are its record, its metrics up to the checkpoint that it is
-resumed from, that checkpoint, and in `expected.json` what must come out: the remaining metrics and a
-digest of every array at the checkpoint and at the end. Directories are never made anew once they are
-committed: that is what they are for.
+Each run is trained to its end. Kept are its record, its metrics up to the checkpoint that it is
+resumed from, that checkpoint, and in `expected.json` what must come out: all metrics, and a digest
+of every array at the checkpoint and at the end. What is committed is never made anew.
 """
 
 import hashlib
@@ -68,7 +67,8 @@ UNSET = ('depth', 'width', 'mlp_dim', 'num_heads', 'in_channels', 'image_size')
 def machine():
   """Where arithmetic is expected to be the same bit for bit."""
   try:
-    cpu = next(line for line in open('/proc/cpuinfo') if line.startswith('model name'))
+    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+    cpu = next(line for line in lines if line.startswith('model name'))
   except (OSError, StopIteration):
     cpu = platform.processor()
   import jaxlib

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 import vit_jax
 from tests.parity.references import numpy, timm
 from tests.parity.test_images import close, images, torch_images
-from vit_jax import tree
+from vit_jax.nn import tree
 
 TINY = dict(patch_size=8, width=48, depth=3, mlp_dim=192, num_heads=3, image_size=(32, 32))
 

@@ -12,9 +12,9 @@ from safetensors.numpy import load_file
 import vit_jax
 from tests.parity import references
 from tests.parity.references import REFERENCES, hf, numpy, timm
-from vit_jax import tree
 from vit_jax.convert import layout
-from vit_jax.convert.bridge import open_checkpoint
+from vit_jax.convert.read import open_checkpoint
+from vit_jax.nn import tree
 
 SEED = 3
 

@@ -11,8 +11,8 @@ import vit_jax
 from tests.parity import references
 from tests.parity.references import REFERENCES, hf, numpy
 from tests.parity.test_images import close, images, torch_images
-from vit_jax.layers import resample_patches
-from vit_jax.positions import resample, resize_weights
+from vit_jax.nn.layers import resample_patches
+from vit_jax.nn.positions import resample, resize_weights
 
 SIZES = [(4, 7), (7, 4), (9, 13), (16, 16), (37, 16)]
 

@@ -14,10 +14,10 @@ import vit_jax
 from tests.parity import references
 from tests.parity.references import hf, numpy
 from tests.parity.test_images import close, images, torch_images
-from vit_jax import tree
 from vit_jax.convert import layout
-from vit_jax.convert.bridge import open_checkpoint
+from vit_jax.convert.read import open_checkpoint
 from vit_jax.models.vit import Patches
+from vit_jax.nn import tree
 
 pytestmark = pytest.mark.filterwarnings('ignore')  # of PyTorch about its own tracing
 SMALL = references.SMALL

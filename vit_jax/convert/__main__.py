@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from vit_jax import command
-from vit_jax.convert import bridge
+from vit_jax.convert import read, write
+from vit_jax.convert.dialects import DIALECTS
+from vit_jax.core import command
 
 
 def main(source: str, target: str, to: str, dtype: str, overwrite: bool, changes: dict) -> None:
   """Reads `source`, changes it, and writes `target`."""
-  model = bridge.load(source, **changes)
-  bridge.save(model, target, to, dtype=dtype, overwrite=overwrite)
+  model = read.load(source, **changes)
+  write.save(model, target, to, dtype=dtype, overwrite=overwrite)
   print(f'{target}: {to}, from {model.card.dialect}')
 
 
@@ -23,7 +24,7 @@ if __name__ == '__main__':
   )
   parser.add_argument('source', help='npz, safetensors or PyTorch file; folder; run directory')
   parser.add_argument('target', help='a file or a folder, as the dialect has it')
-  parser.add_argument('--to', required=True, choices=bridge.DIALECTS, help='the dialect')
+  parser.add_argument('--to', required=True, choices=DIALECTS, help='the dialect')
   parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'))
   parser.add_argument('--overwrite', action='store_true', help='replace TARGET if it is there')
   command.run(parser, main)

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vit_jax import tree
-from vit_jax.card import Card
-from vit_jax.errors import RunError
-from vit_jax.layers import resample_patches
+from vit_jax.architecture.card import Card
+from vit_jax.core.errors import RunError
 from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.models.vit import ViTConfig
-from vit_jax.positions import resample, resize_relative, resize_weights
+from vit_jax.nn import tree
+from vit_jax.nn.layers import resample_patches
+from vit_jax.nn.positions import resample, resize_relative, resize_weights
 
 # Fields that change the shape of parameters after they have been read.
 CHANGES = ('num_classes', 'image_size', 'patch_size', 'in_channels')

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import pathlib
 import re
 from collections.abc import Iterable
 from typing import Any
 
-from vit_jax.errors import RunError, suggest
+from vit_jax.core import paths
+from vit_jax.core.errors import RunError, suggest
 
 NAME = re.compile(
   r'(?P<model>[A-Za-z0-9]+(?:_[A-Za-z0-9]+)*)_(?P<patch>\d+)-(?P<dataset>i1k|i21k_30|i21k)'
@@ -46,9 +46,9 @@ class Recipe:
   resolution: int = 224
 
 
-def parse(path: str | pathlib.Path) -> Recipe | None:
+def parse(path: str | paths.Path) -> Recipe | None:
   """The recipe in a file name of AugReg; None for other names."""
-  match = NAME.fullmatch(pathlib.Path(path).name)
+  match = NAME.fullmatch(paths.at(path).name)
   if not match:
     return None
   found = match.groupdict()
@@ -63,14 +63,14 @@ def parse(path: str | pathlib.Path) -> Recipe | None:
   )  # fmt: skip
 
 
-def catalogue(index: str | pathlib.Path) -> list[dict[str, Any]]:
+def catalogue(index: str | paths.Path) -> list[dict[str, Any]]:
   """The rows of a copy of the published index.csv, numbers as numbers.
 
   Raises:
     RunError: if it is not that file.
   """
   try:
-    with pathlib.Path(index).open(newline='') as file:
+    with paths.at(index).open(newline='') as file:
       rows = list(csv.DictReader(file))
   except (OSError, UnicodeDecodeError, csv.Error) as error:
     raise RunError(f'cannot read {index}: {error}') from None

@@ -1,19 +1,12 @@
 """Files of named arrays: npz, safetensors and PyTorch's zip format. Reading runs no code of theirs.
 
-Arrays are read one at a time, when they are asked for. Targets are written beside their place and
-moved there when they are complete.
+Arrays are read one at a time, when they are asked for.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import pathlib
-import shutil
-import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
@@ -22,7 +15,8 @@ import safetensors
 import safetensors.numpy
 
 from vit_jax.convert import pickles
-from vit_jax.errors import RunError
+from vit_jax.core import paths
+from vit_jax.core.errors import RunError
 
 WEIGHTS = ('model.safetensors', 'open_clip_model.safetensors', 'open_clip_pytorch_model.bin',
            'pytorch_model.bin')  # fmt: skip
@@ -44,7 +38,7 @@ class Stub:
 Arrays = dict[str, Stub]
 
 
-def read(path: pathlib.Path) -> Arrays:
+def read(path: paths.Path) -> Arrays:
   """The arrays in a file, by name.
 
   Raises:
@@ -74,7 +68,7 @@ def read(path: pathlib.Path) -> Arrays:
     raise RunError(f'{path} is damaged: {error}') from None
 
 
-def _npz(path: pathlib.Path) -> Arrays:
+def _npz(path: paths.Path) -> Arrays:
   arrays = {}
   with zipfile.ZipFile(path) as archive:
     size = path.stat().st_size
@@ -98,7 +92,7 @@ def _npz(path: pathlib.Path) -> Arrays:
   return arrays
 
 
-def _member(path: pathlib.Path, name: str, dtype: Any) -> np.ndarray:
+def _member(path: paths.Path, name: str, dtype: Any) -> np.ndarray:
   try:
     with zipfile.ZipFile(path) as archive, archive.open(name) as file:
       return np.lib.format.read_array(file, allow_pickle=False).view(dtype)
@@ -106,7 +100,7 @@ def _member(path: pathlib.Path, name: str, dtype: Any) -> np.ndarray:
     raise RunError(f'{path} is damaged: {name}: {error}') from None
 
 
-def _safetensors(path: pathlib.Path) -> Arrays:
+def _safetensors(path: paths.Path) -> Arrays:
   try:
     with safetensors.safe_open(path, 'numpy') as file:
       arrays = {}
@@ -127,7 +121,7 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def _tensor(path: pathlib.Path, name: str) -> np.ndarray:
+def _tensor(path: paths.Path, name: str) -> np.ndarray:
   try:
     with safetensors.safe_open(path, 'numpy') as file:
       return file.get_tensor(name)
@@ -135,10 +129,10 @@ def _tensor(path: pathlib.Path, name: str) -> np.ndarray:
     raise RunError(f'{path} is damaged: {name}: {error}') from None
 
 
-def _sharded(path: pathlib.Path) -> Arrays:
-  index = read_json(path)
+def _sharded(path: paths.Path) -> Arrays:
+  index = paths.read_object(path)
   names = index.get('weight_map')
-  if not isinstance(names, Mapping) or any(pathlib.Path(f).name != f for f in names.values()):
+  if not isinstance(names, Mapping) or any(paths.Path(f).name != f for f in names.values()):
     raise RunError(f'{path} is no index of the parts of a checkpoint')
   parts = {name: read(path.parent / name) for name in sorted(set(names.values()))}
   missing = [name for name, part in names.items() if name not in parts[part]]
@@ -147,7 +141,7 @@ def _sharded(path: pathlib.Path) -> Arrays:
   return {name: parts[part][name] for name, part in names.items()}
 
 
-def weights(folder: pathlib.Path) -> pathlib.Path:
+def weights(folder: paths.Path) -> paths.Path:
   """The file of weights in a folder as transformers, timm and OpenCLIP save them."""
   for name in WEIGHTS:
     for candidate in (folder / name, folder / f'{name}.index.json'):
@@ -156,42 +150,7 @@ def weights(folder: pathlib.Path) -> pathlib.Path:
   raise RunError(f'{folder} holds neither a run of vit_jax nor any of {", ".join(WEIGHTS)}')
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """An object from a JSON file; raises RunError if there is none."""
-  try:
-    value = json.loads(path.read_text())
-  except (ValueError, OSError, RecursionError) as error:
-    raise RunError(f'{path} is no JSON: {error}') from None
-  if not isinstance(value, dict):
-    raise RunError(f'{path} holds no JSON object')
-  return value
-
-
-@contextlib.contextmanager
-def target(path: pathlib.Path, *, overwrite: bool) -> Iterator[pathlib.Path]:
-  """A place to write a file or folder, which becomes `path` when the block ends well.
-
-  Raises:
-    RunError: if `path` exists already and may not be overwritten, or cannot be written.
-  """
-  if path.exists() and not overwrite:
-    raise RunError(f'{path} exists already; to replace it, say so (overwrite)')
-  place = None
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    place = pathlib.Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=path.parent))
-    yield place / path.name
-    if path.is_dir():
-      shutil.rmtree(path)
-    os.replace(place / path.name, path)
-  except OSError as error:
-    raise RunError(f'cannot write {path}: {error}') from None
-  finally:
-    if place is not None:
-      shutil.rmtree(place, ignore_errors=True)
-
-
-def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_npz(path: paths.Path, arrays: Mapping[str, np.ndarray]) -> None:
   """An npz file; bfloat16 becomes two bytes of anything, as in big_vision."""
   plain = {
     name: array.view('V2') if array.dtype == ml_dtypes.bfloat16 else array
@@ -202,13 +161,13 @@ def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def write_safetensors(
-  path: pathlib.Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, str]
+  path: paths.Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, str]
 ) -> None:
   """A safetensors file that says it is for PyTorch, with some facts in its header."""
   safetensors.numpy.save_file(dict(arrays), path, metadata={'format': 'pt', **facts})
 
 
-def facts(path: pathlib.Path) -> dict[str, str]:
+def facts(path: paths.Path) -> dict[str, str]:
   """What the header of a safetensors file says beside its arrays."""
   try:
     with safetensors.safe_open(path, 'numpy') as file:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import difflib
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from vit_jax.errors import RunError
+from vit_jax.core.errors import RunError
 
 BLOCKS = 'encoder/blocks/'
 _ROTARY = re.compile(r'blocks/attn/(query|key)(_norm)?/')
@@ -196,7 +195,7 @@ def _suffix(kind: str, torch: bool) -> str:
 
 
 def read(rule_list: list[Rule], arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Our leaves from foreign arrays without `differences`, each of which is fetched once."""
+  """Our leaves from foreign arrays without `misfits`, each of which is fetched once."""
   stacks: dict[str, dict[int, np.ndarray]] = collections.defaultdict(dict)
   leaves = {}
   for rule in rule_list:
@@ -224,26 +223,3 @@ def write(rule_list: list[Rule], leaves: Mapping[str, Any]) -> dict[str, np.ndar
       parts.append(part if layer is None or name is None else part[layer])
     arrays[rule.theirs] = np.array(rule.write(parts), order='C')
   return arrays
-
-
-def refuse(lines: list[str], where: str) -> None:
-  """Raises RunError with lines of `differences`, if there are any."""
-  if lines:
-    more = [f'  and {len(lines) - 30} more'] if len(lines) > 30 else []
-    raise RunError(f'{where} does not fit this model:\n' + '\n'.join(lines[:30] + more))
-
-
-def differences(
-  wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], ignore: str = ''
-) -> list[str]:
-  """One line for each name that is missing, unexpected or misshapen."""
-  lines = []
-  extra = [n for n in found if n not in wanted and not (ignore and re.fullmatch(ignore, n))]
-  for name, shape in wanted.items():
-    if name not in found:
-      near = difflib.get_close_matches(name, extra[:2000], n=1)
-      hint = f'; nearest: {near[0]} {found[near[0]]}' if near else ''
-      lines.append(f'  missing     {name} {shape}{hint}')
-    elif tuple(found[name]) != tuple(shape):
-      lines.append(f'  misshapen   {name}: {tuple(found[name])}, expected {tuple(shape)}')
-  return lines + [f'  unexpected  {name} {tuple(found[name])}' for name in extra]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from vit_jax.architecture import stem_stride
-from vit_jax.card import Card
+from vit_jax.architecture.card import Card
+from vit_jax.architecture.vit import stem_stride
 from vit_jax.convert import augreg
 from vit_jax.convert.layout import BLOCKS, Rule, Table, To, rules
 from vit_jax.convert.source import Source
-from vit_jax.errors import RunError
+from vit_jax.core.errors import RunError
 from vit_jax.models.text import TextConfig
 from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.models.vit import ViTConfig

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.card import Card
+from vit_jax.architecture.card import Card
 from vit_jax.convert.layout import BLOCKS, Rule, To, rules
 from vit_jax.convert.source import OPENAI, Source, pair
-from vit_jax.errors import RunError
+from vit_jax.core.errors import RunError
 from vit_jax.models.text import TextConfig
 from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.models.vit import ViTConfig

@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import io
 import math
-import pathlib
 import pickle
 import pickletools
 import zipfile
@@ -19,7 +18,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from vit_jax.errors import RunError
+from vit_jax.core import paths
+from vit_jax.core.errors import RunError
 
 _STORAGES = {
   'DoubleStorage': np.float64, 'FloatStorage': np.float32, 'HalfStorage': np.float16,
@@ -79,7 +79,7 @@ def _tensor(storage, offset, shape, stride, *_) -> Tensor:
   return Tensor(shape, dtype, (key, int(offset), stride, count))
 
 
-def read(path: pathlib.Path) -> dict[str, Tensor]:
+def read(path: paths.Path) -> dict[str, Tensor]:
   """Tensors by name; `fetch` of each is a function that returns the array.
 
   Raises:

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from vit_jax.convert.files import Arrays
-from vit_jax.errors import RunError
+from vit_jax.core.errors import RunError
 
 INCEPTION = ((0.5,) * 3, (0.5,) * 3)
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

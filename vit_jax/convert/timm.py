@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from vit_jax.architecture import stem_stride
-from vit_jax.card import Card
+from vit_jax.architecture.card import Card
+from vit_jax.architecture.vit import stem_stride
 from vit_jax.convert.layout import BLOCKS, Rule, Table, To, rules
 from vit_jax.convert.source import IMAGENET, INCEPTION, OPENAI, Source, pair
-from vit_jax.errors import RunError
+from vit_jax.core.errors import RunError
 from vit_jax.models.vit import ViTConfig
 
 IGNORE = r'.*\.(periods|bias_mask|relative_position_index|k_bias)|local_cls_norm\..*|rope\..*'

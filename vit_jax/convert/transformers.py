@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from vit_jax.card import Card
+from vit_jax.architecture.card import Card
 from vit_jax.convert.source import IMAGENET, INCEPTION, OPENAI, Source, pair
 from vit_jax.convert.transformers_names import TOWERS
 from vit_jax.convert.transformers_names import make_rules as make_rules
-from vit_jax.errors import RunError, suggest
+from vit_jax.core.errors import RunError, suggest
 from vit_jax.models.text import TextConfig
 from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.models.vit import ViTConfig

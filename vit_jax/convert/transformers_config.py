@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from vit_jax.card import Card
+from vit_jax.architecture.card import Card
 from vit_jax.convert.transformers import ACTIVATIONS
 from vit_jax.convert.transformers_names import TOWERS
-from vit_jax.errors import RunError
+from vit_jax.core.errors import RunError
 from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.models.vit import ViTConfig
 

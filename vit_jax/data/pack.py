@@ -13,7 +13,6 @@ import argparse
 import concurrent.futures
 import logging
 import os
-import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -22,11 +21,11 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from vit_jax import command
+from vit_jax.core import command, paths
+from vit_jax.core.errors import RunError
 from vit_jax.data import preprocess
 from vit_jax.data.pipeline import ON_CORRUPT
 from vit_jax.data.sources import Folder, Source, Tfds
-from vit_jax.errors import RunError
 
 VERSION = '1.0.0'
 # BMP is raw pixels under a header that every reader of images knows.
@@ -59,7 +58,7 @@ def shrink(image: bytes | np.ndarray, size: int, format: str, quality: int = 90)
 def pack(
   sources: dict[str, Source], target: str, *, size: int = 256, format: str = 'jpg',
   quality: int = 90, on_corrupt: str = 'error',
-) -> pathlib.Path:  # fmt: skip
+) -> paths.Path:  # fmt: skip
   """Writes splits, each in its order, to a TFDS data set of ArrayRecord files.
 
   Args:
@@ -74,7 +73,7 @@ def pack(
   Raises:
     RunError: if the data set is there already, cannot be written, or an image is corrupt.
   """
-  path = pathlib.Path(target).expanduser()
+  path = paths.at(target)
   if not re.fullmatch(r'[a-zA-Z]\w*', path.name):
     raise RunError(f'{path.name!r} is no name for a data set: use letters, digits and _')
   if (path / VERSION).exists():
@@ -144,7 +143,7 @@ def main(
     raise RunError(f'unknown argument --{next(iter(changes))}')
   if size < 1 or not 1 <= quality <= 100:
     raise RunError('--size must be at least 1, --quality between 1 and 100')
-  path = pathlib.Path(source).expanduser()
+  path = paths.at(source)
   if any(path.glob('*.*.*/dataset_info.json')):
     opened: Any = Tfds(dataset=path.name, dir=str(path.parent))
   else:

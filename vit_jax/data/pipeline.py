@@ -19,10 +19,10 @@ from typing import Any
 import grain
 import numpy as np
 
-from vit_jax import schema
+from vit_jax.core import schema
+from vit_jax.core.errors import RunError, suggest
 from vit_jax.data.preprocess import CROPS, prepare
 from vit_jax.data.sources import SOURCES, Example, Source, in_memory
-from vit_jax.errors import RunError, suggest
 
 Batch = dict[str, Any]  # of NumPy arrays
 ON_CORRUPT = ('error', 'skip')

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import functools
 import importlib
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
-from vit_jax.errors import RunError, suggest
+from vit_jax.core import paths
+from vit_jax.core.errors import RunError, suggest
 
 
 class Example(TypedDict):
@@ -36,8 +35,8 @@ class Source(Protocol):
 
 # Data sets of the project's own: prepared from raw files on first use.
 BUILDERS = {
-  'digits': 'vit_jax.data.digits:Digits',
-  'fashion_mnist': 'vit_jax.data.fashion_mnist:FashionMnist',
+  'digits': 'vit_jax.data.builders.digits:Digits',
+  'fashion_mnist': 'vit_jax.data.builders.fashion_mnist:FashionMnist',
 }
 
 
@@ -58,20 +57,19 @@ class Tfds:
   def open(self, split: str) -> Source:
     """Raises RunError if the data set or the split is not there, or has no image and label."""
     root = self.dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
-    return _TfdsSource(self._builder(pathlib.Path(root).expanduser()), self.dataset, split)
+    return _TfdsSource(self._builder(paths.at(root)), self.dataset, split)
 
-  def _builder(self, root: pathlib.Path) -> Any:
+  def _builder(self, root: paths.Path) -> Any:
     import tensorflow_datasets as tfds
 
-    if self.manual_dir and not pathlib.Path(self.manual_dir).is_dir():
+    if self.manual_dir and not paths.at(self.manual_dir).is_dir():
       raise RunError(f'no directory {self.manual_dir}: set data.source.manual_dir')
     if self.dataset in BUILDERS:
       module, name = BUILDERS[self.dataset].split(':')
       try:
         root.mkdir(parents=True, exist_ok=True)
         # One process at a time: the others find the data set prepared when their turn comes.
-        with open(root / f'.{self.dataset}.lock', 'w') as lock:
-          fcntl.flock(lock, fcntl.LOCK_EX)
+        with paths.locked(root / f'.{self.dataset}.lock'):
           builder = getattr(importlib.import_module(module), name)(
             data_dir=str(root), file_format='array_record'
           )
@@ -91,7 +89,7 @@ class Tfds:
     return tfds.builder_from_directory(str(versions[-1].parent))
 
 
-def _version(path: pathlib.Path) -> list[int]:
+def _version(path: paths.Path) -> list[int]:
   return [int(part) for part in path.parent.name.split('.')]
 
 
@@ -145,11 +143,11 @@ class Folder:
 
   def open(self, split: str) -> Source:
     """Raises RunError if directories or images are missing, or classes are not those of train."""
-    return _FolderSource(pathlib.Path(self.dir).expanduser(), split)
+    return _FolderSource(paths.at(self.dir), split)
 
 
 class _FolderSource:
-  def __init__(self, root: pathlib.Path, split: str):
+  def __init__(self, root: paths.Path, split: str):
     folder, train = root / split, root / 'train'
     if not folder.is_dir():
       raise RunError(f'no directory {folder}: images are expected in {folder}/CLASS/')
@@ -172,12 +170,12 @@ class _FolderSource:
   def __getitem__(self, index: int) -> Example:
     path, label = self._files[index]
     try:
-      return Example(image=pathlib.Path(path).read_bytes(), label=label, name=path)
+      return Example(image=paths.at(path).read_bytes(), label=label, name=path)
     except OSError as error:
       raise RunError(f'cannot read {path}: {error.strerror}') from None
 
 
-def _folders(path: pathlib.Path) -> list[str]:
+def _folders(path: paths.Path) -> list[str]:
   return sorted(child.name for child in path.iterdir() if child.is_dir())
 
 

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import schema
+from vit_jax.core import schema
+from vit_jax.core.text import plain
 from vit_jax.data.pipeline import DataConfig, Shape, eval_batches, iterate
 from vit_jax.data.preprocess import CROPS
-from vit_jax.metrics import plain
-from vit_jax.sharding import BatchLayout
+from vit_jax.nn.sharding import BatchLayout
 
 
 @dataclasses.dataclass(frozen=True)

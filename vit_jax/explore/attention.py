@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from vit_jax.encoder import layer_of
 from vit_jax.models.vit import ViT
+from vit_jax.nn.encoder import layer_of
 
 
 def rollout(model: ViT, images: jax.Array) -> jax.Array:

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vit_jax.architecture import EncoderConfig
-from vit_jax.attention import Attention, Context
-from vit_jax.encoder import make_norm
-from vit_jax.layers import Mlp, uniform
-from vit_jax.sharding import param, spec
+from vit_jax.architecture.vit import EncoderConfig
+from vit_jax.nn.attention import Attention, Context
+from vit_jax.nn.encoder import make_norm
+from vit_jax.nn.layers import Mlp, uniform
+from vit_jax.nn.sharding import param, spec
 
 
 class MapHead(nnx.Module):

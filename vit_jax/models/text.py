@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vit_jax.encoder import Encoder, features_by_name
-from vit_jax.layers import Dense, normal
-from vit_jax.sharding import param, spec
-from vit_jax.towers import TextArchitecture
+from vit_jax.architecture.towers import TextArchitecture
+from vit_jax.nn.encoder import Encoder, features_by_name
+from vit_jax.nn.layers import Dense, normal
+from vit_jax.nn.sharding import param, spec
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vit_jax.layers import normal, zeros
+from vit_jax.architecture.towers import TwoTowersArchitecture
 from vit_jax.models.text import Text, TextConfig
 from vit_jax.models.vit import ViT, ViTConfig
-from vit_jax.sharding import param, spec
-from vit_jax.towers import TwoTowersArchitecture
+from vit_jax.nn.layers import normal, zeros
+from vit_jax.nn.sharding import param, spec
 
 
 @dataclasses.dataclass(frozen=True)

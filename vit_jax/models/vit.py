@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vit_jax import positions, resnet
-from vit_jax.architecture import ViTArchitecture
-from vit_jax.attention import Context
-from vit_jax.encoder import Encoder, features_by_name, make_norm
-from vit_jax.layers import Dense, PatchEmbed, normal, prepend_tokens, zeros
+from vit_jax.architecture.vit import ViTArchitecture
 from vit_jax.models.map_head import MapHead
-from vit_jax.sharding import param, spec
+from vit_jax.nn import positions, resnet
+from vit_jax.nn.attention import Context
+from vit_jax.nn.encoder import Encoder, features_by_name, make_norm
+from vit_jax.nn.layers import Dense, PatchEmbed, normal, prepend_tokens, zeros
+from vit_jax.nn.sharding import param, spec
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vit_jax import flops
-from vit_jax.architecture import ViTArchitecture
-from vit_jax.errors import RunError
+from vit_jax.architecture.vit import ViTArchitecture
+from vit_jax.core.errors import RunError
+from vit_jax.costs import flops
 from vit_jax.scaling.choice import Choice
 from vit_jax.scaling.design import name_of, resized
 from vit_jax.scaling.result import Fit, Prediction

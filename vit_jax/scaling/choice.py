@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from vit_jax.errors import RunError, suggest
+from vit_jax.core.errors import RunError, suggest
 from vit_jax.scaling.fitting import fit
 from vit_jax.scaling.laws import LAWS
 from vit_jax.scaling.result import Fit, Prediction

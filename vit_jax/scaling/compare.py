@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from vit_jax.errors import RunError, suggest
+from vit_jax.core.errors import RunError, suggest
 from vit_jax.scaling.forms import Array
 from vit_jax.scaling.result import Fit
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls
 
-from vit_jax import flops
-from vit_jax.architecture import ViTArchitecture
-from vit_jax.errors import RunError
+from vit_jax.architecture.vit import ViTArchitecture
+from vit_jax.core.errors import RunError
+from vit_jax.costs import flops
 
 # What the time of a step is made of; each has a coefficient in seconds.
 TERMS = ('step', 'blocks', 'flops', 'elements')

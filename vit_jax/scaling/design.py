@@ -13,9 +13,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vit_jax import flops
-from vit_jax.architecture import ViTArchitecture
-from vit_jax.errors import RunError, suggest
+from vit_jax.architecture.vit import ViTArchitecture
+from vit_jax.core.errors import RunError, suggest
+from vit_jax.costs import flops
 
 # Fields of a model that designs vary, and that its name is made of.
 DIMENSIONS = {

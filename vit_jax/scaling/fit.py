@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax import command
-from vit_jax.errors import RunError
+from vit_jax.core import command
+from vit_jax.core.errors import RunError
 from vit_jax.scaling import choice
 from vit_jax.scaling.fitting import INTERVALS, LOSSES, fit
 from vit_jax.scaling.laws import LAWS

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from vit_jax.errors import RunError, suggest
+from vit_jax.core import paths
+from vit_jax.core.errors import RunError, suggest
 from vit_jax.scaling import table
 from vit_jax.scaling.forms import Array, Law
 from vit_jax.scaling.laws import LAWS
@@ -56,7 +56,7 @@ def fit(
   _check(form, names, loss, delta, level, interval, fixed or {})
   if starts < 1 or draws < 1:
     raise RunError(f'starts and draws must be at least 1, found {starts}, {draws}')
-  if isinstance(data, str | pathlib.Path):
+  if isinstance(data, str | paths.Path):
     data = table.read(data)
   if where:
     data = table.where(data, where)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.interpolate import Akima1DInterpolator
 
-from vit_jax.errors import RunError
+from vit_jax.core.errors import RunError
 from vit_jax.scaling.fitting import fit
 from vit_jax.scaling.result import Fit
 from vit_jax.scaling.table import Table, column, numbers

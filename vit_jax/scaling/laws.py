@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import special
 
-from vit_jax.errors import RunError
+from vit_jax.core.errors import RunError
 from vit_jax.scaling.forms import (
   Array,
   Break,
@@ -17,7 +17,7 @@ from vit_jax.scaling.forms import (
   Power,
   Shifted,
   Term,
-)  # fmt: skip
+)
 
 
 class Sigmoidal(Law):

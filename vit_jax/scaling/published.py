@@ -6,7 +6,7 @@ import importlib.resources
 
 import numpy as np
 
-from vit_jax.errors import RunError, suggest
+from vit_jax.core.errors import RunError, suggest
 from vit_jax.scaling.table import Table, read
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
-if TYPE_CHECKING:
-  from vit_jax.scaling.result import Fit
+from vit_jax.scaling.forms import Array, Law
+from vit_jax.scaling.problem import Problem
 
 INTERVALS = {
   'robust': 'profiles of the sum of squares, for noise of any size, shared within runs',
@@ -20,7 +20,73 @@ CLEAR = 0.01  # p-value below which residuals are called odd
 TOLERANCE = 0.1  # relative half-width of the band up to which a report extrapolates
 
 
-def flags(fit: Fit) -> list[str]:
+class Convergence(NamedTuple):
+  """How sure the optimum is.
+
+  Attributes:
+    starts: that were searched from.
+    share: of them that reached the best objective, to one part in a million.
+    objective: the sum over points of r^2 / 2 or of Huber's loss, r = log y - log of the fit.
+    gradient: the largest cosine between residuals and a column of their Jacobian; 0 is exact.
+    at_bound: parameters that ended at a bound of the search, a floor of 0 among them.
+  """
+
+  starts: int
+  share: float
+  objective: float
+  gradient: float
+  at_bound: tuple[str, ...]
+
+
+class Influence(NamedTuple):
+  """What a fit without some runs would be.
+
+  Attributes:
+    runs: their names, or rows (from 0, of those fitted) if points are runs.
+    parameter: an exponent.
+    shift: of it, in the standard errors of that fit.
+  """
+
+  runs: tuple[Any, ...]
+  parameter: str
+  shift: float
+
+
+class Reported:
+  """A fit as far as it is reported; `result.Fit` documents the attributes."""
+
+  law: Law
+  params: dict[str, float]
+  x: tuple[str, ...]
+  y: str
+  units: dict[str, str]
+  interval: str
+  level: float
+  convergence: Convergence
+  settings: dict[str, Any]
+  ci: Any
+  se: Any
+  noise: Any
+  residuals: Any
+  influence: Any
+  limit: Any
+  _problem: Problem
+  _phi: Array
+
+  def flags(self) -> list[str]:
+    """What to be wary of, a sentence each."""
+    return flags(self)
+
+  def report(self) -> str:
+    """For people: the law with its numbers, and what they are worth."""
+    return text(self)
+
+  def to_dict(self) -> dict[str, Any]:
+    """Everything of `report`, and the settings, as what JSON can hold."""
+    return card(self)
+
+
+def flags(fit: Reported) -> list[str]:
   """What to be wary of, a sentence each."""
   out = []
   for name in fit.convergence.at_bound:
@@ -45,7 +111,7 @@ def flags(fit: Fit) -> list[str]:
   return out + _odd_residuals(fit)
 
 
-def _odd_residuals(fit: Fit) -> list[str]:
+def _odd_residuals(fit: Reported) -> list[str]:
   """Trends in the residuals that a good fit does not have."""
   residuals, n = fit.residuals, len(fit.residuals)
   if np.abs(residuals).max() < 1e-9:
@@ -71,7 +137,7 @@ def _odd_residuals(fit: Fit) -> list[str]:
   return out
 
 
-def _bend(fit: Fit) -> float:
+def _bend(fit: Reported) -> float:
   """The p-value of a term in the square of the logarithm of the scale, beside the law's own."""
   problem, r = fit._problem, fit.residuals
   slopes = problem.curve(fit._phi[None], problem.data.u)[1][0]
@@ -86,7 +152,7 @@ def _bend(fit: Fit) -> float:
   return float(2 * stats.t.sf(abs(along) / math.sqrt(rest / left), left))
 
 
-def text(fit: Fit) -> str:
+def text(fit: Reported) -> str:
   """For people."""
   law, n = fit.law, len(fit.residuals)
   names = dict(zip(law.inputs, fit.x, strict=True))
@@ -124,11 +190,11 @@ def text(fit: Fit) -> str:
   return '\n'.join(lines)
 
 
-def _runs(fit: Fit, runs: tuple[Any, ...]) -> str:
+def _runs(fit: Reported, runs: tuple[Any, ...]) -> str:
   return f'{fit.settings["group"] or "row"} {", ".join(map(str, runs))}'
 
 
-def _trust(fit: Fit) -> str:
+def _trust(fit: Reported) -> str:
   scale = fit.x[fit.law.scale]
   end, (_, top) = fit.limit(TOLERANCE), _ranges(fit)[scale]
   if end is None:
@@ -140,7 +206,7 @@ def _trust(fit: Fit) -> str:
   return f'if this law holds, to within {TOLERANCE:.0%} up to {scale} {end:.3g}, {times}'
 
 
-def _quantity(fit: Fit, name: str) -> str:
+def _quantity(fit: Reported, name: str) -> str:
   unit = fit.units[name]
   return name if unit == name else f'{name} [{unit}]'
 
@@ -149,13 +215,13 @@ def _number(value: float) -> str:
   return f'{value:.4g}' if math.isfinite(value) else 'no end'
 
 
-def _ranges(fit: Fit) -> dict[str, tuple[float, float]]:
+def _ranges(fit: Reported) -> dict[str, tuple[float, float]]:
   """Of the columns in the data."""
   columns = zip((*fit.x, fit.y), (*fit._problem.x, fit._problem.y), strict=True)
   return {name: (float(np.exp(c.min())), float(np.exp(c.max()))) for name, c in columns}
 
 
-def card(fit: Fit) -> dict[str, Any]:
+def card(fit: Reported) -> dict[str, Any]:
   """What JSON can hold; ends that are infinite are None."""
   finite = {
     name: [end if math.isfinite(end) else None for end in ends] for name, ends in fit.ci.items()

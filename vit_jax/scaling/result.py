@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from vit_jax.errors import RunError, suggest
-from vit_jax.scaling import report, uncertainty
+from vit_jax.core.errors import RunError, suggest
+from vit_jax.scaling import uncertainty
 from vit_jax.scaling.forms import Array, Law, exp
 from vit_jax.scaling.problem import Problem, Quantity
+from vit_jax.scaling.report import Convergence, Influence, Reported
 
 FURTHEST = 1e6  # beyond the data, as a factor: where the search for the limit ends
 
@@ -36,40 +37,8 @@ class Prediction(NamedTuple):
   new_high: Array
 
 
-class Convergence(NamedTuple):
-  """How sure the optimum is.
-
-  Attributes:
-    starts: that were searched from.
-    share: of them that reached the best objective, to one part in a million.
-    objective: the sum over points of r^2 / 2 or of Huber's loss, r = log y - log of the fit.
-    gradient: the largest cosine between residuals and a column of their Jacobian; 0 is exact.
-    at_bound: parameters that ended at a bound of the search, a floor of 0 among them.
-  """
-
-  starts: int
-  share: float
-  objective: float
-  gradient: float
-  at_bound: tuple[str, ...]
-
-
-class Influence(NamedTuple):
-  """What a fit without some runs would be.
-
-  Attributes:
-    runs: their names, or rows (from 0, of those fitted) if points are runs.
-    parameter: an exponent.
-    shift: of it, in the standard errors of that fit.
-  """
-
-  runs: tuple[Any, ...]
-  parameter: str
-  shift: float
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
-class Fit:
+class Fit(Reported):
   """A law fitted to data; made by `fit`.
 
   Attributes:
@@ -391,15 +360,3 @@ class Fit:
         runs = tuple(self._runs[members[run][0]].item() for run in left)
         out.append(Influence(runs, name, float(shift)))
     return sorted(out, key=lambda i: -abs(i.shift))
-
-  def flags(self) -> list[str]:
-    """What to be wary of, a sentence each."""
-    return report.flags(self)
-
-  def report(self) -> str:
-    """For people: the law with its numbers, and what they are worth."""
-    return report.text(self)
-
-  def to_dict(self) -> dict[str, Any]:
-    """Everything of `report`, and the settings, as what JSON can hold."""
-    return report.card(self)

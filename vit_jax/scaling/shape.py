@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from vit_jax import flops
-from vit_jax.architecture import ViTArchitecture
-from vit_jax.errors import RunError, suggest
+from vit_jax.architecture.vit import ViTArchitecture
+from vit_jax.core.errors import RunError, suggest
+from vit_jax.costs import flops
 from vit_jax.scaling.design import resized
 from vit_jax.scaling.laws import sovit_exponent
 from vit_jax.scaling.result import Fit

@@ -6,14 +6,14 @@ import csv
 import importlib
 import json
 import operator
-import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from vit_jax.errors import RunError, suggest
+from vit_jax.core import paths
+from vit_jax.core.errors import RunError, suggest
 
 MISSING = ('', 'nan', 'na', 'n/a', 'none', 'null')
 OPERATORS = {
@@ -49,7 +49,7 @@ class Table(dict[str, np.ndarray]):
     return Table({name: values[index] for name, values in self.items()}, self.metadata)
 
 
-def read(path: str | pathlib.Path) -> Table:
+def read(path: str | paths.Path) -> Table:
   """Reads .csv, .tsv, .jsonl or .parquet.
 
   Cells of CSV files are separated by commas, semicolons or tabs, whichever their header has; a
@@ -68,7 +68,7 @@ def read(path: str | pathlib.Path) -> Table:
   Raises:
     RunError: there is no such file, it holds no rows, or a row does not fit, named by its line.
   """
-  path = pathlib.Path(path)
+  path = paths.at(path)
   readers = {'.csv': _read_csv, '.tsv': _read_csv, '.jsonl': _read_jsonl, '.parquet': _read_parquet}
   if path.suffix not in readers:
     raise RunError(f'{path}: a table is read from {", ".join(readers)}, not from {path.suffix!r}')
@@ -190,7 +190,7 @@ def _number(cell: Any) -> float | None:
     return None
 
 
-def _columns(path: pathlib.Path, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+def _columns(path: paths.Path, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
   """Cells in rows, as columns with their types."""
   twice = {name for name in names if names.count(name) > 1}
   if twice or not all(names):
@@ -210,7 +210,7 @@ def _word(cell: Any) -> str:
   return '' if cell is None else json.dumps(cell)
 
 
-def _read_csv(path: pathlib.Path) -> Table:
+def _read_csv(path: paths.Path) -> Table:
   lines = path.read_text('utf-8-sig').splitlines(keepends=True)
   metadata = {}
   start = 0
@@ -248,7 +248,7 @@ def _flat(value: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   return flat
 
 
-def _read_jsonl(path: pathlib.Path) -> Table:
+def _read_jsonl(path: paths.Path) -> Table:
   lines = [
     (n, line) for n, line in enumerate(path.read_text('utf-8').split('\n'), 1) if line.strip()
   ]
@@ -280,7 +280,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   return made
 
 
-def _read_parquet(path: pathlib.Path) -> Table:
+def _read_parquet(path: paths.Path) -> Table:
   try:
     parquet = importlib.import_module('pyarrow.parquet')
   except ImportError as error:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vit_jax.errors import RunError
+from vit_jax.core.errors import RunError
 
 Batch = dict[str, jax.Array]
 

@@ -1,0 +1,64 @@
+"""What a trained model expects of images, and what it calls its classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from vit_jax.core.errors import RunError
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+  """Kept with a model as `model.card`.
+
+  Attributes:
+    dialect: of the checkpoint that it came from.
+    size: height and width of the images in pixels.
+    mean, std: per channel of pixels in [0, 1], to normalise with.
+    resize: 'bilinear' or 'bicubic', both with antialiasing, or 'area' as in our own training.
+    crop: share of the shorter side that a central crop keeps; 0 squeezes the whole image into
+      `size`.
+    class_names: of the logits, or nothing.
+  """
+
+  dialect: str
+  size: tuple[int, int]
+  mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+  std: tuple[float, ...] = (0.5, 0.5, 0.5)
+  resize: str = 'bicubic'
+  crop: float = 0.0
+  class_names: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    """Raises RunError for values that no image can be prepared with."""
+    numbers = (*self.mean, *self.std, self.crop)
+    if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers):
+      raise RunError(f'mean, std and crop of images must be numbers, not {numbers}')
+    if len(self.mean) != len(self.std) or not self.std or min(self.std) <= 0:
+      raise RunError(f'mean {self.mean} and std {self.std} of images do not make a normalisation')
+    if len(self.size) != 2 or not all(0 < side <= 1 << 14 for side in self.size):
+      raise RunError(f'images of size {self.size} cannot be prepared')
+    if not 0 <= self.crop <= 1 or self.resize not in ('bilinear', 'bicubic', 'area'):
+      raise RunError(f'unknown way to prepare images: resize={self.resize!r}, crop={self.crop}')
+
+  @classmethod
+  def from_dict(cls, given: Mapping[str, Any]) -> Card:
+    """The inverse of `dataclasses.asdict`, also after a detour through JSON."""
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    return cls(**fields)
+
+
+def about(config: Any, card: Card) -> dict[str, Any]:
+  """What a checkpoint of this project says about its model, as JSON.
+
+  Args:
+    config: a resolved `ViTConfig` or `TwoTowersConfig`.
+    card: of the model.
+  """
+  kind = 'two_towers' if hasattr(config, 'text') else 'vit'
+  facts = {'kind': kind, 'model': dataclasses.asdict(config), 'card': dataclasses.asdict(card)}
+  return json.loads(json.dumps(facts))

@@ -1,0 +1,82 @@
+"""What a text tower and a pair of towers are made of, in plain Python."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Self
+
+from vit_jax.architecture import variants
+from vit_jax.architecture.vit import OPTIONS, UNSET, EncoderConfig, ViTArchitecture
+from vit_jax.core.errors import RunError
+
+TEXT_OPTIONS = {**OPTIONS, 'pool': ('eot', 'last'), 'relative_bias': ('none',)}
+
+
+@dataclasses.dataclass(frozen=True)
+class TextArchitecture(EncoderConfig):
+  """A text tower. Fields left unset are those of its variant.
+
+  Attributes:
+    variant: family and size, 'clip:B'; see `vit_jax.variants`.
+    vocab_size: different tokens.
+    context_length: longest text in tokens.
+    num_classes: width of the space shared with images; 0 for no projection.
+    causal: tokens attend only to what precedes them.
+    pool: 'eot' takes the features at the first end-of-text token, 'last' those at the last token.
+    eot: number of that token; -1 takes the largest number in the text.
+  """
+
+  variant: str = 'clip:B'
+  vocab_size: int = UNSET
+  context_length: int = UNSET
+  num_classes: int = 0
+  causal: bool = UNSET
+  pool: str = UNSET
+  eot: int = UNSET
+
+  def resolve(self) -> Self:
+    """This configuration with what its variant says filled in and everything checked.
+
+    Raises:
+      RunError: for unknown names and for sizes that do not divide each other.
+    """
+    config = self.filled(variants.text_options(self.variant))
+    config.check(TEXT_OPTIONS)
+    if min(config.vocab_size, config.context_length) < 1:
+      raise RunError('vocab_size and context_length of a text tower must be at least 1')
+    return config
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoTowersArchitecture:
+  """Two towers.
+
+  Attributes:
+    variant: 'clip:B/16', 'siglip:So400m/14', 'siglip2:B/16'; names both towers, unless they have
+      variants of their own.
+    image: of the image tower.
+    text: of the text tower.
+    logit_bias: whether a bias is added to the logits (Zhai et al. 2023); unset: with SigLIP.
+  """
+
+  variant: str = 'clip:B/16'
+  image: ViTArchitecture = dataclasses.field(default_factory=lambda: ViTArchitecture(''))
+  text: TextArchitecture = dataclasses.field(default_factory=lambda: TextArchitecture(''))
+  logit_bias: bool = UNSET
+
+  def resolve(self) -> Self:
+    """This configuration with everything filled in and checked; raises RunError."""
+    image, text, bias = self.image, self.text, self.logit_bias
+    family, _, size = self.variant.partition(':')
+    size = size.partition('/')[0]
+    if self.variant:
+      image = dataclasses.replace(image, variant=image.variant or self.variant)
+      text = dataclasses.replace(text, variant=text.variant or f'{family}:{size}')
+    image, text = image.resolve(), text.resolve()
+    if family == 'clip':
+      space = text.num_classes or image.num_classes or variants.CLIP_SPACE[size]
+      image = dataclasses.replace(image, num_classes=space)
+    space = image.num_classes or image.width
+    text = dataclasses.replace(text, num_classes=text.num_classes or space)
+    bias = family != 'clip' if bias is None else bias
+    return dataclasses.replace(self, variant='', image=image, text=text, logit_bias=bias)

@@ -1,0 +1,306 @@
+"""What a model is made of, in plain Python: described, checked and counted without JAX."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Self
+
+from vit_jax.architecture import variants
+from vit_jax.core.errors import RunError, suggest
+
+# Activations that a block marks by name, in the order in which they are computed.
+NAMES = ('qkv', 'context', 'attn', 'hidden', 'gate', 'mlp')
+# Enough of them for the backward pass to recompute no matrix product.
+PRODUCTS = NAMES[:-1]
+# Policies of `encoder.remat` beside lists of these names.
+REMAT = ('none', 'dots', 'names', 'full')
+BIASES = ('query', 'key', 'value', 'out', 'mlp', 'norm', 'embed', 'head')
+OPTIONS = {
+  'norm': ('layernorm', 'rmsnorm'),
+  'norm_place': ('pre', 'post'),
+  'mlp': ('gelu', 'gelu_tanh', 'quick_gelu', 'swiglu'),
+  'relative_bias': ('none', 'layer', 'shared'),
+  'drop_path_mode': ('linear', 'constant', 'subset'),
+  'dtype': ('float32', 'bfloat16'),
+}
+UNSET: Any = None
+# Of features, in the group normalisation of the ResNet in front.
+STEM_GROUPS = 32
+# Epsilons of its weight standardisation and group normalisation, by who trained the model.
+STEM_CONVENTIONS = ('bit', 'timm')
+POSEMB = ('learned', 'sincos2d', 'factorised', 'none')
+INTERPOLATIONS = (
+  'corner', 'bilinear', 'bilinear_aa', 'bicubic', 'bicubic_aa', 'bicubic_offset'
+)  # fmt: skip
+POOL = ('token', 'mean', 'map', 'token_mean')
+VIT_OPTIONS = {
+  **OPTIONS,
+  'posemb': POSEMB,
+  'pool': POOL,
+  'posemb_tokens': ('patches', 'class', 'all'),
+  'interpolation': INTERPOLATIONS,
+  'rope': ('none', 'unit', 'grid'),
+  'stem_convention': STEM_CONVENTIONS,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+  """A stack of transformer blocks. Fields left unset are those of the model's variant.
+
+  Attributes:
+    width: features of a token.
+    depth: blocks.
+    mlp_dim: features of the hidden layer of each MLP.
+    num_heads: of attention, dividing width.
+    mlp: activation, 'gelu' (exact), 'gelu_tanh', 'quick_gelu' or 'swiglu' (gated).
+    mlp_norm: a norm on the hidden layer of the MLP (EVA-02).
+    norm: 'layernorm' or 'rmsnorm'.
+    eps: of all norms.
+    norm_place: 'pre' norms what enters attention and MLP, and once after the last block; 'post'
+      norms the sum with the residual instead (Vaswani et al. 2017).
+    parallel: attention and MLP read the same norm and are added together (ViT-22B, Dehghani et al.
+      2023).
+    qk_norm: queries and keys are normed per head.
+    layerscale: initial value of learned factors on what each block adds (Touvron et al. 2021);
+      0 for none.
+    relative_bias: a learned bias of attention by relative position in each 'layer', 'shared' by
+      all, or 'none'.
+    no_bias: parts without additive parameters, separated by commas, out of query, key, value, out,
+      mlp, norm, embed (of patches) and head.
+    mup_width: of the model whose hyperparameters this one takes over by the maximal-update
+      parametrisation, see `mup`; 0 for the standard one.
+    mup_depth: likewise.
+    drop_path: rate of stochastic depth (Huang et al. 2016), applied when a model is called with a
+      key.
+    drop_path_mode: examples are dropped one by one at a rate that rises 'linear'ly to drop_path
+      over depth, or is 'constant'; 'subset' runs each branch on the rest of the examples only, of
+      each device as many, drawn anew for each branch, and saves the time (Oquab et al. 2023,
+      section 5).
+    dtype: of activations and matrix products, 'float32' or 'bfloat16'; parameters, norm
+      statistics, softmax and the head are float32.
+    scan: loop over layers (compiles in constant time) or unroll them.
+    remat: what the backward pass keeps instead of recomputing; see `encoder.remat`.
+  """
+
+  width: int = UNSET
+  depth: int = UNSET
+  mlp_dim: int = UNSET
+  num_heads: int = UNSET
+  mlp: str = UNSET
+  mlp_norm: bool = UNSET
+  norm: str = UNSET
+  eps: float = UNSET
+  norm_place: str = UNSET
+  parallel: bool = UNSET
+  qk_norm: bool = UNSET
+  layerscale: float = UNSET
+  relative_bias: str = UNSET
+  no_bias: str = UNSET
+  mup_width: int = 0
+  mup_depth: int = 0
+  drop_path: float = 0.0
+  drop_path_mode: str = 'linear'
+  dtype: str = 'float32'
+  scan: bool = True
+  remat: str = 'none'
+
+  def filled(self, options: dict[str, Any]) -> Self:
+    """A copy in which the fields that are unset have the values of `options`.
+
+    Raises:
+      RunError: if sizes are still missing.
+    """
+    unset = {name: value for name, value in options.items() if getattr(self, name) is None}
+    config = dataclasses.replace(self, **unset)
+    for field in dataclasses.fields(config):
+      if getattr(config, field.name) is None:
+        raise RunError(f'a model without a variant needs {field.name}')
+    return config
+
+  def check(self, options: dict[str, tuple[str, ...]] = OPTIONS) -> None:
+    """Raises RunError for unknown names and for numbers that contradict each other."""
+    for name, known in options.items():
+      value = getattr(self, name)
+      if value not in known:
+        raise RunError(f'unknown model.{name} {value!r}: {suggest(str(value), known)}')
+    for name in self.without:
+      if name not in BIASES:
+        raise RunError(f'unknown part {name!r} in model.no_bias: {suggest(name, BIASES)}')
+    kept_names(self.remat)
+    if min(self.width, self.depth, self.mlp_dim, self.num_heads) < 1:
+      raise RunError('width, depth, mlp_dim and num_heads of a model must be at least 1')
+    if self.width % self.num_heads:
+      raise RunError(f'num_heads={self.num_heads} does not divide width={self.width}')
+    if not (math.isfinite(self.eps) and self.eps > 0 and math.isfinite(self.layerscale)):
+      raise RunError(f'eps={self.eps} must be positive, layerscale={self.layerscale} a number')
+    if min(self.mup_width, self.mup_depth) < 0:
+      raise RunError('mup_width and mup_depth must be at least 0')
+    if not 0 <= self.drop_path < 1:
+      raise RunError(f'model.drop_path={self.drop_path} must be in [0, 1)')
+    if self.parallel and self.norm_place == 'post':
+      raise RunError('parallel blocks have one norm, before both branches: use norm_place=pre')
+
+  @property
+  def vector_width(self) -> int:
+    """What the initial size of learned vectors, such as positions, is chosen for."""
+    return self.mup_width or self.width
+
+  @property
+  def score_scale(self) -> float:
+    """Of attention scores, beside the inverse square root of the width of a head.
+
+    With the maximal-update parametrisation scores are divided by the width itself, and heads of 64
+    features are as they would be without.
+    """
+    return 8 * (self.num_heads / self.width) ** 0.5 if self.mup_width else 1.0
+
+  @property
+  def branch_scale(self) -> float:
+    """Of what each attention and MLP adds to its input."""
+    return self.mup_depth / self.depth if self.mup_depth else 1.0
+
+  @property
+  def without(self) -> tuple[str, ...]:
+    """The parts named in `no_bias`."""
+    return tuple(name for name in self.no_bias.split(',') if name)
+
+
+def kept_names(policy: str) -> tuple[str, ...]:
+  """The activations, out of `NAMES`, that a policy of `encoder.remat` keeps by name.
+
+  Raises:
+    RunError: for an unknown policy or name.
+  """
+  if policy in REMAT:
+    return PRODUCTS if policy == 'names' else ()
+  names = tuple(policy.split(','))
+  for name in names:
+    if name not in NAMES:
+      raise RunError(f'unknown remat policy {name!r}: {suggest(name, (*REMAT, *NAMES))}')
+  return names
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTArchitecture(EncoderConfig):
+  """A Vision Transformer. Fields left unset are those of its variant.
+
+  Attributes:
+    variant: family, size and patch, 'S/16' or 'dinov2:S/14'; see `vit_jax.variants`. None
+      ('') leaves only the defaults of the original model, and sizes must be given.
+    patch_size: side of the patches in pixels, or in positions of the stem's output.
+    image_size: height and width in pixels, multiples of patch_size, for which learned positions are
+      stored. Images of other sizes may be given: stored positions are then interpolated, computed
+      ones continue, and relative positions of packed images beyond the stored ones are clipped.
+    in_channels: of the images.
+    num_classes: logits of the linear head; 0 for no head. Training replaces 0 by what the data set
+      has.
+    stem_width: width of the ResNet in front; 0 for none.
+    stem_depths: units of each of its stages.
+    stem_convention: epsilons of the stem, 'bit' as in the original or 'timm'.
+    class_token: a class token even if the pooling does not look at it.
+    distilled: a distillation token, with a head of its own (Touvron et al. 2021); logits are the
+      mean of both heads. Needs pool='token'.
+    registers: number of further tokens that nothing looks at (Darcet et al. 2024).
+    mask_token: a learned vector in place of patches that are masked out.
+    embed_norm: a norm between embedding and first block (CLIP).
+    posemb: 'learned' (one vector per position), 'sincos2d' (fixed), 'factorised' (a vector per row
+      plus one per column, Dehghani et al. 2023) or 'none'.
+    posemb_tokens: which tokens 'learned' has vectors for: 'patches' only, also 'class' and
+      distillation token, or 'all' with the registers.
+    interpolation: of learned positions; see `positions.resize_weights`.
+    rope: rotary positions of patches, 'unit' or 'grid'; see `positions.rope`.
+    rope_base, rope_grid: likewise.
+    patch_dropout: share of the patches left out when a model is called with a key (Li et al. 2023).
+    pool: what the head sees: 'token' (a learned class token), 'mean' (of all patches), 'map'
+      (multi-head attention pooling of all patches, Zhai et al. 2022, section 3.1) or 'token_mean'
+      (both, side by side).
+    pool_norm: the last norm comes after the pooling instead of before.
+    representation_size: width of a tanh layer before the head; 0 for none.
+  """
+
+  variant: str = 'S/16'
+  patch_size: int = UNSET
+  image_size: tuple[int, int] = UNSET
+  in_channels: int = UNSET
+  num_classes: int = 0
+  stem_width: int = UNSET
+  stem_depths: tuple[int, ...] = UNSET
+  stem_convention: str = UNSET
+  class_token: bool = UNSET
+  distilled: bool = UNSET
+  registers: int = UNSET
+  mask_token: bool = UNSET
+  embed_norm: bool = UNSET
+  posemb: str = UNSET
+  posemb_tokens: str = UNSET
+  interpolation: str = UNSET
+  rope: str = UNSET
+  rope_base: float = UNSET
+  rope_grid: tuple[int, int] = UNSET
+  patch_dropout: float = 0.0
+  pool: str = UNSET
+  pool_norm: bool = UNSET
+  representation_size: int = UNSET
+
+  def resolve(self) -> Self:
+    """This configuration with what its variant says filled in and everything checked.
+
+    Raises:
+      RunError: for unknown names and for sizes that do not divide each other.
+    """
+    config = self.filled(variants.options(self.variant))
+    if config.pool in ('token', 'token_mean') and not config.class_token:
+      config = dataclasses.replace(config, class_token=True)
+    config.check(VIT_OPTIONS)
+    if config.num_classes < 0 or config.registers < 0 or config.representation_size < 0:
+      raise RunError('num_classes, registers and representation_size must not be negative')
+    if config.patch_size < 1 or config.in_channels < 1:
+      raise RunError('patch_size and in_channels must be at least 1')
+    if config.stem_width % STEM_GROUPS:
+      raise RunError(f'stem_width={config.stem_width} must be a multiple of {STEM_GROUPS}')
+    for name in ('image_size', 'rope_grid'):
+      value = getattr(config, name)
+      if len(value) != 2 or not all(type(side) is int for side in value):
+        raise RunError(f'{name}={value!r} must be two whole numbers')
+    if any(side < 1 or side % config.stride for side in config.image_size):
+      raise RunError(f'patch_size={config.stride} does not divide image_size={config.image_size}')
+    if config.posemb == 'sincos2d' and config.width % 4:
+      raise RunError(f'posemb=sincos2d needs a width divisible by 4, not {config.width}')
+    if config.rope != 'none' and config.width // config.num_heads % 4:
+      raise RunError('rope needs heads whose width is divisible by 4')
+    if not (math.isfinite(config.rope_base) and config.rope_base > 0):
+      raise RunError(f'rope_base={config.rope_base} must be positive')
+    if config.distilled and config.pool != 'token':
+      raise RunError(f'distilled=True needs pool=token, not {config.pool}')
+    if not 0 <= config.patch_dropout < 1:
+      raise RunError(f'model.patch_dropout={config.patch_dropout} must be in [0, 1)')
+    return config
+
+  @property
+  def stride(self) -> int:
+    """Pixels from one patch to the next, stem included."""
+    return self.patch_size * (stem_stride(self.stem_depths) if self.stem_width else 1)
+
+  @property
+  def grid(self) -> tuple[int, int]:
+    """Patches down and across, of a resolved configuration."""
+    height, width = self.image_size
+    return height // self.stride, width // self.stride
+
+  @property
+  def prefix(self) -> int:
+    """Tokens before the patches: class, distillation, registers."""
+    return self.class_token + self.distilled + self.registers
+
+  @property
+  def posemb_prefix(self) -> int:
+    """How many of them have learned positions."""
+    tokens = {'patches': 0, 'class': self.prefix - self.registers, 'all': self.prefix}
+    return tokens[self.posemb_tokens]
+
+
+def stem_stride(depths: tuple[int, ...]) -> int:
+  """Pixels per position of the output of a `resnet.ResNet`."""
+  return 4 * 2 ** max(len(depths) - 1, 0)

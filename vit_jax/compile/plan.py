@@ -1,0 +1,280 @@
+"""What a run will cost, before it runs.
+
+Compiles the real training step with the compiler of TPUs, which needs no TPU (`pip install
+vit_jax[tpu]`), and reads from the result whether it fits and how fast it will be. The compiler of
+GPUs (`pip install vit_jax[gpu]`, `--topology=h100:8`) needs none either, but predicts no times.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+import re
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from vit_jax.compile import compiled as compiled_lib
+from vit_jax.compile import topology
+from vit_jax.compile.compiled import Collective, Kernel, Program
+from vit_jax.core import paths, schema
+from vit_jax.core.errors import RunError
+from vit_jax.costs import chips, flops
+from vit_jax.data.sources import Synthetic
+from vit_jax.nn import sharding
+from vit_jax.nn.encoder import split_layers
+from vit_jax.training import config as config_lib
+from vit_jax.training.experiment import Experiment
+
+# A kernel of ours is expected to reach this share of its roofline.
+KERNEL_EFFICIENCY = 0.5
+GIB = 2**30
+# From fastest to smallest, as the compiler sees it.
+POLICIES = ('none', 'names', 'attn,hidden', 'context,attn', 'full')
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Memory in bytes per chip, times in seconds per step.
+
+  Attributes:
+    topology, chips, mesh, batch_size, remat, scan: what was compiled.
+    parameters, optimizer: of the state that lives between steps, the moving average with the
+      optimizer.
+    activations: kept by the forward for the backward pass, copies of weights in the compute dtype
+      among them, as traced: the compiler may keep less.
+    temporaries: the most that a step needs beside its arguments, activations included.
+    memory: arguments, temporaries and program together.
+    capacity: of a chip; of a GPU what JAX takes of it, `topology.gpu_memory`.
+    fits: whether the compiler found room.
+    compiler_time: sum of the compiler's estimates.
+    kernel_time: of kernels written by hand, at `KERNEL_EFFICIENCY` of their roofline.
+    collective_time: of the collectives that nothing is computed behind, at the full speed of all
+      links; not part of `step_time`.
+    step_time: compiler_time + kernel_time.
+    images_per_second: per chip.
+    mfu: share of the peak FLOP/s, by `flops.CONVENTION`.
+    collectives: kinds, counts and bytes that each chip receives, hidden ones too.
+    kernels: names, counts, FLOPs and bytes of kernels written by hand.
+    trace_time, compile_time: on this machine.
+  """
+
+  topology: str
+  chips: int
+  mesh: str
+  batch_size: int
+  remat: str
+  scan: bool
+  parameters: int
+  optimizer: int
+  activations: int
+  temporaries: int
+  memory: int
+  capacity: int
+  fits: bool
+  compiler_time: float | None = None
+  kernel_time: float | None = None
+  collective_time: float | None = None
+  step_time: float | None = None
+  images_per_second: float | None = None
+  mfu: float | None = None
+  collectives: tuple[Collective, ...] = ()
+  kernels: tuple[Kernel, ...] = ()
+  trace_time: float = 0.0
+  compile_time: float = 0.0
+
+
+def plan(config: ConfigDict, where: str, hlo: str = '') -> Plan:
+  """Compiles the training step of `config` for all chips of a topology.
+
+  Args:
+    config: of a run. If its data set is not there, random images stand for it.
+    where: generation and shape of a slice, or GPUs; see `topology.devices`.
+    hlo: a file for the text of the compiled program, or none.
+
+  Raises:
+    RunError: if there is no such topology or no compiler for it, or the configuration is wrong.
+  """
+  devices = topology.devices(where)
+  kind = devices[0].device_kind
+  # Of a GPU the compiler says no times.
+  chip = chips.CHIPS.get(kind)
+  capacity = int(chip.hbm) if chip else topology.gpu_memory(kind)
+  cfg: config_lib.Config = schema.build(config_lib.Config, config_lib.to_dict(config))
+  mesh = sharding.make_mesh(cfg.mesh, devices)
+  with jax.set_mesh(mesh):
+    experiment = _experiment(cfg)
+    state = sharding.fill_shardings(jax.eval_shape(split_layers, experiment.abstract_state))
+    batch = _abstract_batch(experiment, mesh)
+    held = functools.partial(_per_device_bytes, mesh)
+    facts: dict[str, Any] = dict(
+      topology=where, chips=len(devices), mesh='x'.join(map(str, mesh.shape.values())),
+      batch_size=cfg.batch_size, remat=cfg.model.remat, scan=cfg.model.scan,
+      parameters=held(state.model), optimizer=held((state.opt, state.ema)),
+      activations=_activations(experiment, state, batch, mesh), capacity=capacity,
+    )  # fmt: skip
+    start = time.perf_counter()
+    lowered = experiment.train_step().lower(state, batch, experiment.hyper(0))
+    traced = time.perf_counter()
+    try:
+      with no_cache():
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+      used = re.search(r'(?:Used |temporaries \()([\d.]+)([KMGT])', str(error))
+      if 'RESOURCE_EXHAUSTED' not in str(error) or 'space vmem' in str(error) or not used:
+        raise
+      memory = int(float(used[1]) * 1024 ** ('KMGT'.index(used[2]) + 1))
+      return Plan(**facts, temporaries=memory - held(state), memory=memory, fits=False)
+    done = time.perf_counter()
+  text = compiled.as_text()
+  if hlo:
+    paths.at(hlo).write_text(text)
+  program = Program(text)
+  memory = compiled_lib.memory(compiled)
+  facts |= dict(
+    temporaries=compiled.memory_analysis().temp_size_in_bytes, memory=memory,
+    fits=memory <= capacity,
+    collectives=tuple(program.collectives), trace_time=traced - start, compile_time=done - traced,
+  )  # fmt: skip
+  if not chip:
+    return Plan(**facts)
+  model = experiment.config.model
+  per_chip = cfg.batch_size / len(devices)
+  work = flops.train_flops(model, examples=max(1, int(per_chip))) * per_chip
+  compiler_time = program.cycles / chip.clock
+  kernel_time = sum(k.count * kernel_seconds(k, chip) for k in program.kernels)
+  step_time = compiler_time + kernel_time
+  return Plan(
+    **facts,
+    compiler_time=compiler_time,
+    kernel_time=kernel_time,
+    collective_time=sum(c.waited for c in program.collectives) / chip.link,
+    step_time=step_time,
+    images_per_second=per_chip / step_time,
+    mfu=work / step_time / chip.peak,
+    kernels=tuple(dict.fromkeys(_merged(program.kernels))),
+  )
+
+
+def kernel_seconds(kernel: Kernel, chip: chips.Chip) -> float:
+  """What a kernel is expected to take, once: its roofline over `KERNEL_EFFICIENCY`.
+
+  The matrix units are 128 wide: a head of half that width has half the peak.
+  """
+  width = re.search(r'_(\d+)$', kernel.name)
+  share = min(1.0, int(width[1]) / 128) if width else 1.0
+  roofline = max(kernel.flops / (chip.peak * share), kernel.bytes / chip.bandwidth)
+  return roofline / KERNEL_EFFICIENCY
+
+
+def alternatives(config: ConfigDict, where: str) -> Iterator[tuple[dict[str, Any], Plan]]:
+  """Changes that need less memory than `config`, each with its plan, until one fits.
+
+  First the policies of recomputation that keep less, then the state cut over all chips (mesh
+  'fsdp'), then smaller batches, all with the least memory that came before.
+  """
+  current: Any = config.copy_and_resolve_references()
+  policies = POLICIES[POLICIES.index(current.model.remat) + 1 :] if (
+    current.model.remat in POLICIES
+  ) else POLICIES[2:]  # fmt: skip
+  steps: list[dict[str, Any]] = [{'model.remat': policy} for policy in policies]
+  if current.mesh != 'fsdp':
+    steps.append({'mesh': 'fsdp'})
+  batch = current.batch_size
+  chips = len(topology.devices(where))
+  while batch // 2 >= chips and (batch // 2) % chips == 0:
+    batch //= 2
+    steps.append({'batch_size': batch})
+  changes: dict[str, Any] = {}
+  for step in steps:
+    changes = {**changes, **step}
+    current.update_from_flattened_dict(step)
+    result = plan(current, where)
+    yield changes, result
+    if result.fits:
+      return
+
+
+@contextlib.contextmanager
+def no_cache() -> Iterator[None]:
+  """Programs for devices that are not there can be written to the cache, but not read from it."""
+  before = getattr(jax.config, 'jax_enable_compilation_cache')  # noqa: B009
+  jax.config.update('jax_enable_compilation_cache', False)
+  compilation_cache.reset_cache()
+  try:
+    yield
+  finally:
+    jax.config.update('jax_enable_compilation_cache', before)
+    compilation_cache.reset_cache()
+
+
+def _experiment(cfg: config_lib.Config) -> Experiment:
+  """Of the data set only its size and classes matter; a missing one is replaced."""
+  try:
+    return Experiment(cfg)
+  except RunError as error:
+    if 'data set' not in str(error) and 'no directory' not in str(error):
+      raise
+    data = dataclasses.replace(cfg.data, source=Synthetic(cfg.model.num_classes or 1000))
+    experiment = Experiment(dataclasses.replace(cfg, data=data))
+    print(f'({error}\n planned with random images of 1,000 classes)', file=sys.stderr)
+    return experiment
+
+
+def _abstract_batch(experiment: Experiment, mesh: Any) -> dict[str, Any]:
+  place = NamedSharding(mesh, P(sharding.RULES['batch']))
+  size, shape = experiment.config.batch_size, experiment.shape
+  make = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=place)  # noqa: E731
+  return {
+    'image': make((size, *shape.image_size, shape.channels), np.uint8),
+    'label': make((size,), np.int32),
+    'mask': make((size,), np.float32),
+  }
+
+
+def _activations(experiment: Experiment, state: Any, batch: Any, mesh: Any) -> int:
+  """Bytes per chip that the forward pass leaves for the backward pass, beside its arguments."""
+  task, accumulate = experiment.config.task, experiment.config.optim.accumulate
+
+  def residuals(model, batch):
+    key = jax.random.key(0)
+    part = jax.tree.map(lambda x: x[: x.shape[0] // accumulate], task.augment(batch, key))
+    return jax.vjp(lambda model: task.metrics(model, part, key)['loss'], model)[1]
+
+  traced = jax.make_jaxpr(residuals)(state.model, batch).jaxpr
+  given = {id(variable) for variable in traced.invars}
+  return _per_device_bytes(mesh, [v.aval for v in traced.outvars if id(v) not in given])
+
+
+def _per_device_bytes(mesh: Any, arrays: Any) -> int:
+  total = 0
+  for leaf in jax.tree.leaves(arrays):
+    names = [n for axis in getattr(leaf.sharding, 'spec', None) or () if axis
+             for n in (axis if isinstance(axis, tuple) else (axis,))]  # fmt: skip
+    parts = math.prod(mesh.shape[name] for name in names)
+    total += leaf.size * leaf.dtype.itemsize // parts
+  return total
+
+
+def _merged(kernels: list[Kernel]) -> list[Kernel]:
+  """Calls of the same kernel as one, with the sum of their counts."""
+  counts: dict[Kernel, int] = {}
+  for kernel in kernels:
+    key = dataclasses.replace(kernel, count=0)
+    counts[key] = counts.get(key, 0) + kernel.count
+  return [dataclasses.replace(kernel, count=count) for kernel, count in counts.items()]
+
+
+def to_json(result: Plan) -> dict[str, Any]:
+  """Plain types."""
+  return dataclasses.asdict(result)

@@ -1,0 +1,136 @@
+"""Files and directories. The only room that makes a path of a text, and the only one that opens.
+
+Everything else asks `at` for a path and goes on with what pathlib's paths can do. Object stores
+will be another kind of path that `at` returns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import IO, Any
+
+from vit_jax.core.errors import RunError
+
+Path = pathlib.Path
+
+
+def at(text: str | Path) -> Path:
+  """The path that a person wrote; '~' is their home.
+
+  Raises:
+    RunError: for a URL.
+  """
+  if scheme := re.match(r'([a-z][a-z0-9+.-]*):/', str(text)):
+    raise RunError(
+      f'{text}: only local paths can be read and written; mount the {scheme[1]}: store as a '
+      'directory (gcsfuse, s3fs, rclone mount) and give that'
+    )
+  return Path(text).expanduser()
+
+
+def here(file: str) -> Path:
+  """The directory of a module, from its `__file__`, for the data that lie beside it."""
+  return Path(file).parent
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+  """Turns a full or read-only disk into a RunError about `path`."""
+  try:
+    yield
+  except OSError as error:
+    raise RunError(
+      f'cannot write {path}: {error.strerror}. Nothing that was saved is lost: make room, then run '
+      'the same command again.'
+    ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+  """Writes so that the file is either the old one or the whole new one, even after a power cut."""
+  partial = path.with_name(f'.{path.name}.partial')
+  with writing(path), partial.open('w') as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+  """As `write_text`."""
+  write_text(path, json.dumps(value, indent=2) + '\n')
+
+
+def read_json(path: Path) -> Any:
+  """A value from a JSON file.
+
+  Raises:
+    RunError: if it is not there, or not JSON.
+  """
+  try:
+    return json.loads(path.read_text())
+  except FileNotFoundError:
+    raise RunError(f'there is no file {path}') from None
+  except (ValueError, OSError, RecursionError) as error:
+    raise RunError(f'{path} is not JSON: {error}') from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+  """As `read_json`, of a file that must hold an object."""
+  value = read_json(path)
+  if not isinstance(value, dict):
+    raise RunError(f'{path} holds no JSON object')
+  return value
+
+
+def appending(path: Path) -> IO[bytes]:
+  """A file whose end is written to at once, without a buffer."""
+  with writing(path):
+    return path.open('ab', buffering=0)
+
+
+def delete(path: Path) -> None:
+  """A file, a directory with everything in it, or nothing if there is nothing."""
+  if path.is_dir() and not path.is_symlink():
+    shutil.rmtree(path)
+  else:
+    path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def target(path: Path, *, overwrite: bool) -> Iterator[Path]:
+  """A place to write a file or folder, which becomes `path` when the block ends well.
+
+  Raises:
+    RunError: if `path` exists already and may not be overwritten, or cannot be written.
+  """
+  if path.exists() and not overwrite:
+    raise RunError(f'{path} exists already; to replace it, say so (overwrite)')
+  place = None
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=path.parent))
+    yield place / path.name
+    if path.is_dir():
+      shutil.rmtree(path)
+    (place / path.name).replace(path)
+  except OSError as error:
+    raise RunError(f'cannot write {path}: {error}') from None
+  finally:
+    if place is not None:
+      shutil.rmtree(place, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+  """One process at a time; the others wait. `path` is made, and left behind."""
+  with path.open('w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    yield

@@ -1,0 +1,149 @@
+"""Configurations as trees of frozen dataclasses: defaults filled in, every mistake named.
+
+A field annotated with a dataclass is a section. A field made by `choice(REGISTRY)` is a section
+whose key `name` picks the dataclass: `dict(name='wsd', cooldown='20%')`. A field made by
+`choices(REGISTRY)` holds any number of such sections under keys of the user's own. A field whose
+default is None may be left unset, whatever its type.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from vit_jax.core.errors import RunError, suggest
+
+
+def choice(registry: Mapping[str, type], default: str | None = None) -> Any:
+  """A dataclass field holding one instance of a class of `registry`, picked by its name."""
+  kwargs: Any = {} if default is None else {'default_factory': registry[default]}
+  return dataclasses.field(metadata={'choice': registry, 'default': default}, **kwargs)
+
+
+def choices(registry: Mapping[str, type], default: str) -> Any:
+  """A dataclass field holding a dict of instances of classes of `registry`."""
+  metadata = {'choices': registry, 'default': default}
+  return dataclasses.field(metadata=metadata, default_factory=dict)
+
+
+def complete(
+  cls: type, given: Mapping[str, Any], path: str = 'config', unset: Any = lambda kind: None
+) -> dict[str, Any]:
+  """`given` as a nested dict in which every field of `cls` is present.
+
+  Args:
+    cls: a dataclass.
+    given: values of some of its fields.
+    path: of the fields, for messages.
+    unset: makes what stands for a field that is left unset, from its type.
+
+  Raises:
+    RunError: a name that does not exist (with the nearest ones), a field without a default that
+      is missing, or a value of the wrong type.
+  """
+  fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+  for name in given:
+    if name not in fields:
+      raise RunError(f'unknown field {path}.{name}: {suggest(name, fields)}')
+  types = typing.get_type_hints(cls)
+  tree = {}
+  for name, field in fields.items():
+    where, default = f'{path}.{name}', field.metadata.get('default')
+    if 'choices' in field.metadata:
+      tree[name] = {
+        key: _complete_choice(field.metadata['choices'], section, default, f'{where}.{key}', unset)
+        for key, section in given.get(name, {}).items()
+      }
+    elif 'choice' in field.metadata:
+      tree[name] = _complete_choice(
+        field.metadata['choice'], given.get(name, {}), default, where, unset
+      )
+    elif dataclasses.is_dataclass(types[name]):
+      tree[name] = complete(typing.cast(type, types[name]), given.get(name, {}), where, unset)
+    elif name in given and not (given[name] is None and field.default is None):
+      tree[name] = _checked(given[name], types[name], where)
+    elif field.default is dataclasses.MISSING:
+      raise RunError(f'{where} is missing')
+    elif field.default is None:
+      tree[name] = unset(typing.get_origin(types[name]) or types[name])
+    else:
+      tree[name] = field.default
+  return tree
+
+
+def build(cls: type, given: Mapping[str, Any], path: str = 'config') -> Any:
+  """An instance of `cls` from a nested mapping; raises as `complete` does."""
+  tree = complete(cls, given, path)
+  types = typing.get_type_hints(cls)
+  for field in dataclasses.fields(cls):
+    where = f'{path}.{field.name}'
+    if 'choices' in field.metadata:
+      registry = field.metadata['choices']
+      tree[field.name] = {
+        key: _build_choice(registry, section, f'{where}.{key}')
+        for key, section in tree[field.name].items()
+      }
+    elif 'choice' in field.metadata:
+      tree[field.name] = _build_choice(field.metadata['choice'], tree[field.name], where)
+    elif dataclasses.is_dataclass(types[field.name]):
+      tree[field.name] = build(typing.cast(type, types[field.name]), tree[field.name], where)
+  return cls(**tree)
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any], path: str = '') -> dict[str, tuple]:
+  """Dotted names of the fields in which two nested mappings differ, with both values."""
+  found: dict[str, tuple] = {}
+  for key in sorted({*a, *b}):
+    one, two = a.get(key), b.get(key)
+    if isinstance(one, Mapping) and isinstance(two, Mapping):
+      found |= differences(one, two, f'{path}{key}.')
+    elif one != two:
+      found[f'{path}{key}'] = (one, two)
+  return found
+
+
+def missing(given: Mapping[str, Any], whole: Mapping[str, Any], path: str = '') -> list[str]:
+  """Dotted names of what `whole` has and `given` has not."""
+  found = []
+  for key, value in whole.items():
+    if key not in given:
+      found.append(f'{path}{key}')
+    elif isinstance(value, Mapping):
+      found += missing(given[key], value, f'{path}{key}.')
+  return found
+
+
+def _pick(registry: Mapping[str, type], name: str, path: str) -> type:
+  if name not in registry:
+    raise RunError(f'unknown {path}.name {name!r}: {suggest(name, registry)}')
+  return registry[name]
+
+
+def _fields(section: Mapping[str, Any]) -> dict[str, Any]:
+  """What a section holds beside the name of its class."""
+  return {key: value for key, value in section.items() if key != 'name'}
+
+
+def _complete_choice(registry, section, default, path, unset):
+  name = section.get('name') or default
+  if name is None:
+    raise RunError(f'{path}.name is missing: choose from {", ".join(registry)}')
+  return {'name': name, **complete(_pick(registry, name, path), _fields(section), path, unset)}
+
+
+def _build_choice(registry, section, path):
+  return build(_pick(registry, section['name'], path), _fields(section), path)
+
+
+def _checked(value: Any, wanted: Any, path: str) -> Any:
+  """`value` as the type `wanted`; whole numbers may stand for floats, lists for tuples."""
+  origin = typing.get_origin(wanted) or wanted
+  if origin is float and type(value) is int:
+    return float(value)
+  if origin is tuple and isinstance(value, list | tuple):
+    return tuple(tuple(v) if isinstance(v, list) else v for v in value)
+  if not isinstance(value, origin) or (isinstance(value, bool) and origin is not bool):
+    raise RunError(f'{path} must be of type {origin.__name__}, not {value!r}')
+  return value

@@ -1,0 +1,169 @@
+"""What training keeps in memory, in bytes: counted from the description of a model, without JAX."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from vit_jax.architecture.towers import TextArchitecture, TwoTowersArchitecture
+from vit_jax.architecture.vit import STEM_GROUPS, EncoderConfig, ViTArchitecture
+from vit_jax.costs.parts import kept_activations, parts, sequence, stem, stem_features
+
+# Of a float32, which parameters, gradients, moments and statistics are.
+FLOAT = 4
+
+
+class Memory(NamedTuple):
+  """Bytes on one device that holds the whole state.
+
+  Attributes:
+    parameters: float32.
+    gradients: float32, of all parameters at once.
+    optimizer: both moments of Adam, and the moving average if there is one.
+    copies: of the blocks' weights in the compute dtype.
+    activations: what the forward pass leaves for the backward pass, of the whole batch.
+    recomputed: what the backward pass adds to them while it is in one block.
+  """
+
+  parameters: int
+  gradients: int
+  optimizer: int
+  copies: int
+  activations: int
+  recomputed: int
+
+  @property
+  def total(self) -> int:
+    """Of everything, as if it were all there at once; what is made in passing is not counted."""
+    return sum(self)
+
+
+def memory(config: Any, batch: int, *, ema: bool = False) -> Memory:
+  """What training takes.
+
+  Args:
+    config: a resolved `ViTArchitecture` or `TwoTowersArchitecture`; its `dtype` and `remat` count.
+    batch: images, and texts, on the device at a time.
+    ema: whether a moving average of the parameters is kept.
+  """
+  towers = [config]
+  if isinstance(config, TwoTowersArchitecture):
+    towers = [config.image, config.text]
+  parameters = FLOAT * sum(part.params for part in parts(config))
+  each = [activations(tower, examples=batch) for tower in towers]
+  return Memory(
+    parameters, parameters, parameters * (2 + ema), sum(map(_copies, towers)),
+    batch * sum(kept for kept, _ in each), batch * max(more for _, more in each),
+  )  # fmt: skip
+
+
+def activations(config: Any, *, examples: int = 0) -> tuple[int, int]:
+  """Bytes for one image or text: kept for the backward pass, and added to that within a block.
+
+  Every array that automatic differentiation asks for is counted, norms three times for instance; a
+  compiler may find some of them to be the same, or cheaper to compute again. Attention is fused:
+  it keeps queries, keys, values, its result and two numbers per row of scores.
+
+  Args:
+    config: one resolved tower.
+    examples: as for `parts.parts`.
+  """
+  run = sequence(config, training=True, examples=examples)
+  everything = sum(_block(config, run.tokens, run.share))
+  kept, more = everything, 0
+  if config.remat != 'none':
+    kept = _kept(config, run.tokens, run.share)
+    more = everything - kept
+  total = config.depth * kept
+  if isinstance(config, TextArchitecture):
+    total += _norm(config, run.tokens, config.width) + FLOAT * config.width
+    return round(total), round(more)
+  total += sum(_around(config, run.tokens))
+  return round(total), round(more)
+
+
+def _size(config: EncoderConfig) -> int:
+  return 2 if config.dtype == 'bfloat16' else FLOAT
+
+
+def _norm(config: EncoderConfig, rows: float, width: int, *, exact: bool = False) -> float:
+  """Of a norm: what it centred, that twice, and what it scales; and statistics of each row.
+
+  Args:
+    config: of the model.
+    rows: normed, of `width` each.
+    width: of them.
+    exact: whether the input is float32 whatever the model's dtype.
+  """
+  single_pass = config.dtype == 'bfloat16' and config.norm == 'layernorm' and not exact
+  return FLOAT * rows * (3 * width + (3 if single_pass else 2))
+
+
+def _block(config: EncoderConfig, tokens: int, share: float) -> Iterator[float]:
+  """Of a block whose every activation is kept."""
+  n, width, hidden, size = tokens * share, config.width, config.mlp_dim, _size(config)
+  branches = 1 if config.parallel else 2
+  yield branches * _norm(config, n, width)
+  if config.drop_path and config.drop_path_mode != 'subset':
+    yield branches * size  # factors
+  yield size * n * width * 3  # what queries, keys and values are made from
+  yield size * n * width * 4 + FLOAT * n * config.num_heads * 2  # attention
+  yield size * n * width * 2  # what goes through the output projection and into the MLP
+  yield size * n * hidden * (4 if config.mlp == 'swiglu' else 2)
+  if config.mlp_norm:
+    yield _norm(config, n, hidden)
+  if config.qk_norm:
+    yield 2 * _norm(config, n * config.num_heads, width // config.num_heads)
+  if config.layerscale:
+    yield size * n * width * 2
+
+
+def _kept(config: EncoderConfig, tokens: int, share: float) -> float:
+  """Of a block whose policy keeps only something: its input, and what it names."""
+  sizes = {'qkv': 3 * config.width, 'hidden': config.mlp_dim, 'gate': config.mlp_dim}
+  named = sum(sizes.get(name, config.width) for name in kept_activations(config))
+  return _size(config) * tokens * (config.width + share * named)
+
+
+def _around(config: ViTArchitecture, tokens: int) -> Iterator[float]:
+  """Of everything but the blocks of an image tower."""
+  width, size = config.width, _size(config)
+  if config.stem_width:
+    yield from _stem(config)
+  yield size * math.prod(config.grid) * config.patch_size**2 * stem_features(config)
+  norms = config.embed_norm + (config.norm_place == 'pre' and not config.pool_norm)
+  yield norms * _norm(config, tokens, width)
+  if config.pool == 'map':
+    patches, gated = tokens - config.prefix, 4 if config.mlp == 'swiglu' else 2
+    yield size * (4 * patches + 5) * width + FLOAT * 2 * config.num_heads
+    yield _norm(config, 1, width) + size * gated * config.mlp_dim
+  features, heads = width * (2 if config.pool == 'token_mean' else 1), 1 + config.distilled
+  if config.pool_norm:
+    yield heads * _norm(config, 1, features, exact=True)
+  yield FLOAT * heads * (features + 2 * config.representation_size)
+  yield FLOAT * (2 * config.num_classes + 1)  # of the cross-entropy
+
+
+def _stem(config: ViTArchitecture) -> Iterator[float]:
+  """Of the ResNet: what convolutions read, and what group norms and ReLUs keep."""
+  size, units = _size(config), list(stem(config))
+  yield size * math.prod(config.image_size) * config.in_channels
+  for at, convs in enumerate(units):
+    yield sum(FLOAT * (3 * conv.given + 2 * STEM_GROUPS) for conv in convs)
+    # A mask and zeros of each ReLU, and what it gives; patches count what the last one gives.
+    rectified = [conv.given for conv in convs[:3]]
+    yield sum(rectified) * (1 + 2 * size)
+    if at and at == len(units) - 1:
+      yield -size * rectified[-1]
+  if len(units) > 1:  # what the pooling gives
+    first = units[1][0]
+    yield size * first.height * first.width * first.inputs
+
+
+def _copies(config: Any) -> int:
+  """Of the weights of blocks and pooling, where products are not float32."""
+  if config.dtype == 'float32':
+    return 0
+  names = ('query', 'key', 'value', 'out', 'mlp', 'pool')
+  return _size(config) * sum(part.params for part in parts(config) if part.name in names)

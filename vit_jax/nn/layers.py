@@ -1,0 +1,323 @@
+"""The small parts of a Vision Transformer."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from vit_jax.nn.positions import resize_weights
+from vit_jax.nn.sharding import device, einsum, gather, param, spec
+
+
+def zeros(key: jax.Array, shape, sharding) -> jax.Array:
+  """An initialiser, as all of these: key, shape and sharding to a float32 array."""
+  del key
+  return jnp.zeros(shape, out_sharding=sharding)
+
+
+def ones(key: jax.Array, shape, sharding) -> jax.Array:
+  """As `zeros`."""
+  del key
+  return jnp.ones(shape, out_sharding=sharding)
+
+
+def normal(stddev: float):
+  """Normal with the given standard deviation."""
+
+  def init(key, shape, sharding):
+    return jax.random.normal(key, shape, out_sharding=sharding) * stddev
+
+  return init
+
+
+def uniform(limit: float):
+  """Uniform on [-limit, limit)."""
+
+  def init(key, shape, sharding):
+    return jax.random.uniform(key, shape, minval=-limit, maxval=limit, out_sharding=sharding)
+
+  return init
+
+
+class Norm(nnx.Module):
+  """Layer normalisation (Ba et al. 2016) or RMS normalisation (Zhang & Sennrich 2019).
+
+  Args:
+    width: of the last axis, over which it works; statistics are float32.
+    kind: 'layernorm', or 'rmsnorm' (no mean, no bias).
+    eps: added to the variance.
+    bias: whether layer normalisation adds one.
+    axis: logical name of that axis, if it is sharded.
+  """
+
+  def __init__(
+    self, width: int, rngs: nnx.Rngs, *, kind: str = 'layernorm', eps: float = 1e-6,
+    bias: bool = True, axis: str | None = None,
+  ):  # fmt: skip
+    self.scale = param(ones, rngs, (width,), (axis,))
+    if bias and kind == 'layernorm':
+      self.bias = param(zeros, rngs, (width,), (axis,))
+    self.kind, self.eps = kind, eps
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """(..., width) -> the same, in the dtype of `x`."""
+    y = x.astype(jnp.float32)
+    mean = y.mean(-1, keepdims=True) if self.kind == 'layernorm' else 0.0
+    if x.dtype == jnp.float32:
+      y = y - mean
+      variance = jnp.square(y).mean(-1, keepdims=True)
+    else:
+      # Both statistics from one reading of x: what the difference of squares loses, bfloat16 never
+      # had.
+      variance = jnp.square(y).mean(-1, keepdims=True) - jnp.square(mean)
+      y = y - mean
+    y = y * jax.lax.rsqrt(variance + self.eps) * self.scale[...]
+    if hasattr(self, 'bias'):
+      y = y + self.bias[...]
+    return y.astype(x.dtype)
+
+
+class Dense(nnx.Module):
+  """An affine map whose axes keep their meaning: (embed) -> (heads, head_dim), for example.
+
+  Args:
+    shape: of the kernel, contracted axes first.
+    axes: logical name of each kernel axis, or None.
+    contracted: how many leading axes of the kernel are summed over.
+    kernel_init: Xavier uniform if not given.
+    bias: whether there is one.
+  """
+
+  def __init__(
+    self, rngs: nnx.Rngs, shape, axes, *, contracted: int = 1, kernel_init=None, bias: bool = True
+  ):
+    fan_in, fan_out = math.prod(shape[:contracted]), math.prod(shape[contracted:])
+    kernel_init = kernel_init or uniform(math.sqrt(6 / (fan_in + fan_out)))
+    self.kernel = param(kernel_init, rngs, shape, axes)
+    self.axes, self.contracted = tuple(axes), contracted
+    if bias:
+      # Biases are added to activations, whose embed axis is never sharded.
+      bias_axes = tuple(None if axis == 'embed' else axis for axis in axes[contracted:])
+      self.bias = param(zeros, rngs, shape[contracted:], bias_axes)
+
+  def __call__(self, x: jax.Array, eqn: str, out: tuple[str | None, ...]) -> jax.Array:
+    """Einsum `eqn` of `x` and the kernel, plus the bias if any, laid out as `out`."""
+    y = einsum(eqn, x, self.kernel[...], out=out)
+    return y + self.bias[...].astype(x.dtype) if hasattr(self, 'bias') else y
+
+  def rows(self, x: jax.Array, *, alone: bool = False) -> jax.Array:
+    """(rows, in) -> (rows, out): a product of two matrices, each side's axes being one.
+
+    Args:
+      x: rows, as `flatten` makes them.
+      alone: whether nothing else is computed from the gradient of the result than those of `x` and
+        the kernel, so that the gradient of the bias is better a product, too; see `add_bias`.
+    """
+    kernel, bias, out = self.matrix(x.dtype)
+    y = einsum('ni,io->no', x, row_major(kernel), out=('batch', out))
+    if bias is None:
+      return y
+    return add_bias(y, bias, out) if alone else y + bias
+
+  def matrix(self, dtype) -> tuple[jax.Array, jax.Array | None, str | None]:
+    """The kernel as a matrix (in, out), the bias as a vector or None, and the axis of both."""
+    axes = self.axes[0], self.axes[self.contracted]
+    fan_in = math.prod(self.kernel.shape[: self.contracted])
+    kernel = self.kernel[...].reshape(fan_in, -1, out_sharding=spec(*axes)).astype(dtype)
+    _, out = (None if axis == 'embed' else axis for axis in axes)
+    bias = None
+    if hasattr(self, 'bias'):
+      bias = self.bias[...].astype(dtype).reshape(-1, out_sharding=spec(out))
+    return gather(kernel, *axes), bias, out
+
+
+def joined_rows(denses: Sequence[Dense], x: jax.Array) -> jax.Array:
+  """What `Dense.rows` gives for each of `denses`, side by side, by one product that reads x once.
+
+  Their features must not be cut into parts.
+  """
+  kernels, biases, (out, *_) = zip(*(dense.matrix(x.dtype) for dense in denses), strict=True)
+  y = einsum('ni,io->no', x, row_major(jnp.concatenate(kernels, 1)), out=('batch', out))
+  if all(bias is None for bias in biases):
+    return y
+  biases = [
+    jnp.zeros(kernel.shape[1], x.dtype, out_sharding=spec(out)) if bias is None else bias
+    for kernel, bias in zip(kernels, biases, strict=True)
+  ]
+  return add_bias(y, jnp.concatenate(biases), out)
+
+
+def row_major(w: jax.Array) -> jax.Array:
+  """`w`; on TPU its gradient is in the layout that parameters are kept in.
+
+  Left to itself the compiler makes the gradients of some matrices transposed, and then copies
+  parameters and optimizer state back and forth around the update.
+  """
+  if device().platform != 'tpu':
+    return w
+  return with_layout_constraint(w, Layout(tuple(range(w.ndim))))
+
+
+def flatten(x: jax.Array, axis: str | None = None) -> jax.Array:
+  """(batch, tokens, features) -> (batch * tokens, features): tokens of all examples as rows.
+
+  Matrices are what every backend has its fastest products and simplest layouts for. What is
+  computed between two products must be computed on rows as well, or compilers do not fuse it.
+
+  Args:
+    x: tokens.
+    axis: logical name of the features, if they are sharded.
+  """
+  return x.reshape(-1, x.shape[-1], out_sharding=spec('batch', axis))
+
+
+def unflatten(x: jax.Array, batch: int, axis: str | None = None) -> jax.Array:
+  """(batch * tokens, features) -> (batch, tokens, features)."""
+  return x.reshape(batch, -1, x.shape[-1], out_sharding=spec('batch', None, axis))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def add_bias(x: jax.Array, bias: jax.Array, axis: str | None) -> jax.Array:
+  """x + bias, whose gradient is a matrix product: on TPU the vector unit sums columns slowly.
+
+  Args:
+    x: (rows, features).
+    bias: (features,).
+    axis: logical name of the features.
+  """
+  del axis
+  return x + bias
+
+
+def _bias_gradient(axis, _, dy):
+  # Eight times the sum, so that no compiler turns the product back into a reduction.
+  ones = jnp.ones((dy.shape[0], 8), dy.dtype, out_sharding=spec('batch', None))
+  total = jnp.einsum(
+    'no,ns->so', dy, ones, out_sharding=spec(None, axis), preferred_element_type=jnp.float32
+  )
+  return dy, total[0].astype(dy.dtype)
+
+
+add_bias.defvjp(lambda x, bias, axis: (x + bias, None), _bias_gradient)
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+  """x sigmoid(1.702 x), the approximation of CLIP's original models (Radford et al. 2021)."""
+  return x * jax.nn.sigmoid(1.702 * x)
+
+
+# By the names in `architecture.OPTIONS`. GELU: Hendrycks & Gimpel 2016, exact and with tanh.
+# SwiGLU: Shazeer 2020.
+ACTIVATIONS = {
+  'gelu': functools.partial(jax.nn.gelu, approximate=False),
+  'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),
+  'quick_gelu': quick_gelu,
+  'swiglu': jax.nn.silu,
+}
+
+
+class Mlp(nnx.Module):
+  """width -> mlp_dim -> width.
+
+  Args:
+    width, mlp_dim: features outside and inside.
+    kind: of activation; with 'swiglu' it gates a second projection.
+    norm: makes a norm of that width for the hidden layer (NormFormer, EVA-02), or None.
+    bias: of the projections.
+  """
+
+  def __init__(
+    self, width: int, mlp_dim: int, rngs: nnx.Rngs, *, kind: str = 'gelu_tanh', norm=None,
+    bias: bool = True,
+  ):  # fmt: skip
+    self.up = Dense(rngs, (width, mlp_dim), ('embed', 'mlp'), bias=bias)
+    if kind == 'swiglu':
+      self.gate = Dense(rngs, (width, mlp_dim), ('embed', 'mlp'), bias=bias)
+    if norm:
+      self.norm = norm(mlp_dim, rngs, axis='mlp')
+    self.down = Dense(rngs, (mlp_dim, width), ('mlp', 'embed'), bias=bias)
+    self.kind = kind
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """(batch, tokens, width) -> the same."""
+    # Derivatives of activations would keep several arrays as large as their argument.
+    rows, activation = flatten(x), jax.checkpoint(ACTIVATIONS[self.kind], prevent_cse=False)
+    y = checkpoint_name(self.up.rows(rows), 'hidden')
+    if self.kind == 'swiglu':
+      y = activation(checkpoint_name(self.gate.rows(rows), 'gate')) * y
+    else:
+      y = activation(y)
+    if hasattr(self, 'norm'):
+      y = self.norm(y)
+    return unflatten(self.down.rows(y), x.shape[0])
+
+
+class PatchEmbed(nnx.Module):
+  """Non-overlapping square patches, each mapped linearly to `width` features."""
+
+  def __init__(
+    self, patch_size: int, channels: int, width: int, rngs: nnx.Rngs, *, bias: bool = True
+  ):
+    shape = (patch_size, patch_size, channels, width)
+    # LeCun normal, as for a convolution with these patches as its receptive fields.
+    init = normal(math.prod(shape[:3]) ** -0.5)
+    axes = (None, None, None, 'embed')
+    self.proj = Dense(rngs, shape, axes, contracted=3, kernel_init=init, bias=bias)
+    self.patch_size = patch_size
+
+  def __call__(self, images: jax.Array, patch_size: int | None = None) -> jax.Array:
+    """(batch, height, width, channels) -> (batch, height / patch, width / patch, features).
+
+    With another `patch_size` than its own the kernel is resampled (see `resample_patches`).
+    """
+    b, h, w, c = images.shape
+    p = patch_size or self.patch_size
+    # One axis at a time: an explicitly sharded array cannot be cut along both in one reshape.
+    x = images.reshape(b, h // p, p, w, c).reshape(b, h // p, p, w // p, p, c)
+    return self._project(x, 'bhpwqc,pqcd->bhwd', p)
+
+  def flat(self, patches: jax.Array) -> jax.Array:
+    """(batch, patches, patch * patch * channels), rows first -> (batch, patches, features)."""
+    p = self.patch_size
+    x = patches.reshape(*patches.shape[:2], p, p, -1)
+    return self._project(x, 'bnpqc,pqcd->bnd', p)
+
+  def _project(self, x: jax.Array, eqn: str, patch_size: int) -> jax.Array:
+    out = ('batch', *(None,) * (len(eqn.split('->')[1]) - 1))
+    if patch_size == self.patch_size:
+      return self.proj(x, eqn, out)
+    kernel = resample_patches(self.proj.kernel[...], patch_size)
+    y = einsum(eqn, x, kernel, out=out)
+    return y + self.proj.bias[...].astype(y.dtype) if hasattr(self.proj, 'bias') else y
+
+
+def resample_patches(kernel: jax.Array, patch_size: int, method: str = 'bilinear') -> jax.Array:
+  """A (patch, patch, channels, features) kernel for patches of another size.
+
+  The pseudo-inverse of resizing the patch: resized patches have the inner products with the new
+  kernel that they had with the old one, where this can be (FlexiViT, Beyer et al. 2023, section
+  3.4, which resizes bilinearly; timm uses 'bicubic_aa'). Methods are those of
+  `positions.resize_weights`.
+  """
+  old = kernel.shape[0]
+  if old == patch_size:
+    return kernel
+  side = resize_weights(np.arange(patch_size), patch_size, old, method).astype(np.float64)
+  # The pseudo-inverse of a Kronecker product is that of its factors.
+  inverse = np.linalg.pinv(side.T).astype(np.float32)
+  return jnp.einsum('pi,qj,ijcd->pqcd', inverse, inverse, kernel, precision='highest')
+
+
+def prepend_tokens(tokens: jax.Array, x: jax.Array) -> jax.Array:
+  """(1, some, width) and (batch, tokens, width) -> (batch, some + tokens, width)."""
+  shape = (x.shape[0], *tokens.shape[1:])
+  tokens = jnp.broadcast_to(tokens.astype(x.dtype), shape, out_sharding=spec('batch', None, None))
+  return jnp.concatenate([tokens, x], axis=1)

@@ -1,0 +1,117 @@
+"""The ResNet in front of hybrid Vision Transformers (BiT, Kolesnikov et al. 2020)."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vit_jax.architecture.vit import STEM_GROUPS
+from vit_jax.nn.layers import normal, ones, zeros
+from vit_jax.nn.sharding import param
+
+
+class StdConv(nnx.Module):
+  """Convolution whose weights are standardised per output feature (Qiao et al. 2019)."""
+
+  def __init__(
+    self, size: int, inputs: int, outputs: int, rngs: nnx.Rngs, *, stride: int, convention: str
+  ):
+    shape = (size, size, inputs, outputs)
+    init = normal(math.prod(shape[:3]) ** -0.5)
+    self.kernel = param(init, rngs, shape, (None,) * 4)
+    self.stride, self.convention = stride, convention
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """(batch, height, width, inputs) -> (batch, height / stride, width / stride, outputs)."""
+    w = self.kernel[...]
+    w = w - w.mean((0, 1, 2))
+    var = jnp.square(w).mean((0, 1, 2))
+    w = w / (jnp.sqrt(var) + 1e-5) if self.convention == 'bit' else w * jax.lax.rsqrt(var + 1e-8)
+    return jax.lax.conv_general_dilated(
+      x, w.astype(x.dtype), (self.stride, self.stride), 'SAME',
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )  # fmt: skip
+
+
+class GroupNorm(nnx.Module):
+  """Group normalisation with 32 groups, statistics in float32 (Wu & He 2018)."""
+
+  def __init__(self, features: int, rngs: nnx.Rngs, *, convention: str, scale=ones):
+    self.scale = param(scale, rngs, (features,), (None,))
+    self.bias = param(zeros, rngs, (features,), (None,))
+    self.eps = 1e-6 if convention == 'bit' else 1e-5
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """(batch, height, width, features) -> the same."""
+    y = x.astype(jnp.float32).reshape(*x.shape[:3], STEM_GROUPS, -1)
+    y = y - y.mean((1, 2, 4), keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean((1, 2, 4), keepdims=True) + self.eps)
+    return (y.reshape(x.shape) * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class Unit(nnx.Module):
+  """A bottleneck: 1x1, 3x3 and 1x1 convolutions around a residual connection."""
+
+  def __init__(self, inputs: int, width: int, rngs: nnx.Rngs, *, stride: int, convention: str):
+    conv = lambda size, a, b, stride=1: StdConv(  # noqa: E731
+      size, a, b, rngs, stride=stride, convention=convention
+    )
+    norm = lambda n, **kwargs: GroupNorm(n, rngs, convention=convention, **kwargs)  # noqa: E731
+    if inputs != 4 * width or stride > 1:
+      self.proj, self.proj_norm = conv(1, inputs, 4 * width, stride), norm(4 * width)
+    self.conv1, self.norm1 = conv(1, inputs, width), norm(width)
+    self.conv2, self.norm2 = conv(3, width, width, stride), norm(width)
+    # Each unit starts as the identity.
+    self.conv3, self.norm3 = conv(1, width, 4 * width), norm(4 * width, scale=zeros)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """(batch, height, width, inputs) -> (batch, height / stride, width / stride, 4 * width)."""
+    shortcut = self.proj_norm(self.proj(x)) if hasattr(self, 'proj') else x
+    x = jax.nn.relu(self.norm1(self.conv1(x)))
+    x = jax.nn.relu(self.norm2(self.conv2(x)))
+    return jax.nn.relu(shortcut + self.norm3(self.conv3(x)))
+
+
+class ResNet(nnx.Module):
+  """A 7x7 convolution, a pooling, and stages of units, each stage twice as wide as the last.
+
+  Args:
+    channels: of the images.
+    width: of the first stage's bottlenecks, a multiple of 32.
+    depths: units of each stage; none is only convolution and pooling.
+    convention: one of `architecture.STEM_CONVENTIONS`.
+  """
+
+  def __init__(
+    self, channels: int, width: int, depths: tuple[int, ...], rngs: nnx.Rngs, *, convention: str
+  ):
+    kwargs = dict(convention=convention)
+    self.root = StdConv(7, channels, width, rngs, stride=2, **kwargs)
+    self.root_norm = GroupNorm(width, rngs, **kwargs)
+    inputs = width
+    for stage, depth in enumerate(depths):
+      for unit in range(depth):
+        stride = 2 if stage and not unit else 1
+        made = Unit(inputs, width * 2**stage, rngs, stride=stride, **kwargs)
+        setattr(self, f'stage{stage}_unit{unit}', made)
+        inputs = 4 * width * 2**stage
+    self.depths = depths
+
+  def __call__(self, images: jax.Array) -> jax.Array:
+    """(batch, height, width, channels) -> (batch, height / stride, width / stride, features)."""
+    x = jax.nn.relu(self.root_norm(self.root(images)))
+    x = jax.lax.reduce_window(
+      x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), 'SAME'
+    )  # fmt: skip
+    for stage, depth in enumerate(self.depths):
+      for unit in range(depth):
+        x = getattr(self, f'stage{stage}_unit{unit}')(x)
+    return x
+
+
+def features(width: int, depths: tuple[int, ...]) -> int:
+  """Features of the output of a `ResNet`."""
+  return 4 * width * 2 ** (len(depths) - 1) if depths else width

@@ -1,0 +1,187 @@
+"""Where arrays live: the only file that names mesh axes.
+
+Models speak of logical axes ('batch', 'embed', 'heads', 'mlp'); RULES says which mesh axes each of
+them is split over. Meshes are Explicit: shardings are part of every array's type, so a layout that
+does not fit is an error at trace time, and optimizer state inherits its layout from the parameters.
+Without a mesh in context every helper here degrades to plain single-device JAX.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vit_jax.core.errors import RunError
+
+AXES = ('data', 'fsdp', 'tensor')
+# data: batch only. fsdp: batch and parameters. tensor: heads and MLP features.
+RULES = {'batch': ('data', 'fsdp'), 'embed': 'fsdp', 'heads': 'tensor', 'mlp': 'tensor'}
+
+
+def make_mesh(layout: str, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+  """The mesh over all devices.
+
+  Args:
+    layout: 'data', 'fsdp' or 'tensor' to put every device on that axis, or the sizes of the three
+      axes in this order, '2x4x1'; one of the sizes may be -1.
+    devices: those of all processes if not given.
+
+  Raises:
+    RunError: if the sizes do not multiply to the number of devices, or do not fit their torus.
+  """
+  count = len(devices or jax.devices())
+  if layout in AXES:
+    sizes = [count if axis == layout else 1 for axis in AXES]
+  else:
+    try:
+      sizes = [int(size) for size in layout.split('x')]
+    except ValueError:
+      sizes = []
+    if len(sizes) != len(AXES) or sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
+      raise RunError(f'mesh={layout!r}: write data, fsdp, tensor or sizes such as 2x4x1')
+    if -1 in sizes:
+      sizes[sizes.index(-1)] = count // -math.prod(sizes)
+  if math.prod(sizes) != count:
+    raise RunError(f'mesh={layout!r} is for {math.prod(sizes)} devices, but there are {count}')
+  try:
+    return jax.make_mesh(tuple(sizes), AXES, devices=devices)
+  except NotImplementedError:
+    # An axis that wound through parts of two sides of the torus would have slow collectives.
+    last = (list(devices) if devices else jax.devices())[-1].coords
+    sides = 'x'.join(str(side + 1) for side in last)
+    raise RunError(
+      f'mesh={layout!r}: each size must be a product of sides of the chips, which are {sides}'
+    ) from None
+
+
+def spec(*axes: str | None) -> P | None:
+  """Logical axis names, one per dimension -> PartitionSpec on the mesh in context (or None)."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return None
+  return P(*(RULES[axis] if axis else None for axis in axes))
+
+
+def shards(axis: str) -> int:
+  """Into how many parts the mesh in context cuts a logical axis."""
+  mesh = jax.sharding.get_abstract_mesh()
+  names = RULES[axis]
+  names = (names,) if isinstance(names, str) else names
+  return 1 if mesh.empty else math.prod(mesh.shape[name] for name in names)
+
+
+def einsum(eqn: str, x: jax.Array, w: jax.Array, *, out: tuple[str | None, ...]) -> jax.Array:
+  """Einsum in the dtype of `x` whose result is laid out as the logical axes `out`."""
+  return jnp.einsum(eqn, x, w.astype(x.dtype), out_sharding=spec(*out))
+
+
+def gather(w: jax.Array, *axes: str | None) -> jax.Array:
+  """`w`, whose logical axes are `axes`, with the whole 'embed' axis on each device.
+
+  Its gradient is summed and cut up again. Left to itself the compiler of TPUs cuts each product in
+  as many parts as there are devices, to hide the exchange behind them, and makes them slower.
+  """
+  if 'embed' not in axes or shards('embed') == 1:
+    return w
+  return jax.sharding.reshard(w, spec(*(None if axis == 'embed' else axis for axis in axes)))
+
+
+def device() -> Any:
+  """What kind of device the mesh in context is made of: has `platform` and `device_kind`."""
+  abstract = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.devices()[0] if abstract is None else abstract
+
+
+def per_shard(function: Any, inputs: Sequence[Any], out: tuple[str | None, ...]) -> Any:
+  """`function` applied to each device's part of its arguments.
+
+  Args:
+    function: of arrays, or None where there is no argument.
+    inputs: logical axes of each argument, or None.
+    out: logical axes of the result.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return function
+  specs = tuple(None if axes is None else spec(*axes) for axes in inputs)
+  return jax.shard_map(function, in_specs=specs, out_specs=spec(*out), check_vma=False)
+
+
+def param(init, rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:
+  """A float32 parameter, born sharded.
+
+  Args:
+    init: called as init(key, shape, sharding).
+    rngs: source of the key.
+    shape: of the parameter.
+    axes: logical axis name of each dimension, or None.
+
+  Raises:
+    RunError: if the mesh does not divide a dimension.
+  """
+  for size, axis in zip(shape, axes, strict=True):
+    if axis and size % shards(axis):
+      raise RunError(
+        f'a parameter of shape {shape} has {size} {axis!r} features, which the mesh cannot cut '
+        f'into {shards(axis)} equal parts: choose another mesh or model size'
+      )
+  return nnx.Param(init(rngs.params(), shape, spec(*axes)))
+
+
+def fill_shardings(abstract: Any) -> Any:
+  """ShapeDtypeStructs with a concrete sharding each, as restoring a checkpoint wants them."""
+  mesh = jax.sharding.get_mesh()
+  if mesh.empty:
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda a: a.update(sharding=device), abstract)
+  return jax.tree.map(
+    lambda a: a.update(sharding=NamedSharding(mesh, a.sharding.spec if a.sharding else P())),
+    abstract,
+  )
+
+
+class BatchLayout:
+  """Which rows of a global batch this process holds, and how they become one global array."""
+
+  def __init__(self, batch_size: int):
+    """Raises RunError unless the mesh in context divides `batch_size`, which must be positive."""
+    if batch_size < 1:
+      raise RunError(f'batch_size={batch_size} must be at least 1')
+    parts = shards('batch')
+    if batch_size % parts:
+      lower = batch_size - batch_size % parts
+      raise RunError(
+        f'batch_size={batch_size} cannot be divided among the {parts} devices of the data and '
+        f'fsdp axes: try {f"{lower} or " if lower else ""}{lower + parts}'
+      )
+    mesh = jax.sharding.get_mesh()
+    self.batch_size = batch_size
+    self._sharding = None if mesh.empty else NamedSharding(mesh, P(RULES['batch']))
+    blocks = {(0, batch_size)}
+    if self._sharding:
+      indices = self._sharding.addressable_devices_indices_map((batch_size,))
+      blocks = {index[0].indices(batch_size)[:2] for index in indices.values() if index}
+    self.rows: list[int] = [row for start, stop in sorted(blocks) for row in range(start, stop)]
+
+  def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """This process's rows, on host -> the global batch, on the devices of the mesh."""
+    sharding = self._sharding
+    if sharding is None:
+      return {key: jnp.asarray(value) for key, value in batch.items()}
+    first = {row: at for at, row in enumerate(self.rows)}
+
+    def put(x: np.ndarray) -> jax.Array:
+      def block(index: Any) -> np.ndarray:
+        start, stop, _ = index[0].indices(self.batch_size)
+        return x[first[start] : first[start] + stop - start]
+
+      shape = (self.batch_size, *x.shape[1:])
+      return jax.make_array_from_callback(shape, sharding, block)
+
+    return {key: put(value) for key, value in batch.items()}

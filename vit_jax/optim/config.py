@@ -1,0 +1,45 @@
+"""What a run says of its optimizer. Plain Python."""
+
+from __future__ import annotations
+
+import dataclasses
+
+SCHEDULES = ('cosine', 'rsqrt', 'wsd')
+Groups = tuple[tuple[str, float], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+  """AdamW (Loshchilov & Hutter 2019): p -= lr * (adam(grad) + weight_decay * p).
+
+  Attributes:
+    lr: peak learning rate.
+    weight_decay: multiplied by the scheduled learning rate.
+    b1, b2, eps: of Adam.
+    clip: largest global norm of the gradient; 0 does not clip.
+    schedule: after a linear warm-up, 'cosine' decays to 0 at the end of the run (Loshchilov &
+      Hutter 2017), 'rsqrt' with the inverse square root of the step, the warm-up being its
+      timescale (Zhai et al. 2022, section 3.5), 'wsd' stays at the peak (warmup-stable-decay).
+    warmup: duration of the linear rise.
+    cooldown: duration of the linear fall to 0 at the end, on top of any schedule.
+    accumulate: batches are cut into this many equal parts, one after another, to save memory.
+    ema: decay per step of the moving average of the parameters that is evaluated; 0 for none.
+    decay: factors on weight_decay by parameter name. Each entry is a regular expression that must
+      match the whole name and a factor; the first match counts, every parameter needs one and
+      every entry must match something.
+    lr_scale: factors on the learning rate, likewise; 0 freezes.
+  """
+
+  lr: float = 1e-3
+  weight_decay: float = 1e-4
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-8
+  clip: float = 1.0
+  schedule: str = 'cosine'
+  warmup: str = '5%'
+  cooldown: str = '0'
+  accumulate: int = 1
+  ema: float = 0.0
+  decay: Groups = (('.*kernel', 1.0), ('.*', 0.0))
+  lr_scale: Groups = (('.*', 1.0),)

@@ -1,0 +1,66 @@
+"""What may change from step to step, and how. NumPy only."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vit_jax.core.errors import RunError, suggest
+from vit_jax.optim.config import SCHEDULES, OptimConfig
+
+
+class Hyper(NamedTuple):
+  """What may differ from step to step or run to run: scalar arguments of the compiled step.
+
+  All are float32 but for the seed, uint32.
+  """
+
+  lr: Any
+  weight_decay: Any
+  b1: Any
+  b2: Any
+  seed: Any = np.uint32(0)
+
+
+def learning_rate(
+  step: int, config: OptimConfig, *, total: int, warmup: int, cooldown: int
+) -> float:
+  """The learning rate of step `step`, counted from 0; durations in steps.
+
+  Neither the first nor the last step has a learning rate of 0.
+  """
+  rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+  fall = min(1.0, (total - step) / cooldown) if cooldown else 1.0
+  body = 1.0
+  if config.schedule == 'cosine' and step >= warmup:
+    body = 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, total - warmup))
+  elif config.schedule == 'rsqrt':
+    body = math.sqrt(warmup / max(warmup, step + 1))
+  return config.lr * rise * body * fall
+
+
+def check(config: OptimConfig, *, total: int, warmup: int, cooldown: int, batch_size: int) -> None:
+  """Raises RunError for an impossible schedule, accumulation or moving average."""
+  if config.schedule not in SCHEDULES:
+    raise RunError(
+      f'unknown optim.schedule {config.schedule!r}: {suggest(config.schedule, SCHEDULES)}'
+    )
+  if warmup + cooldown > total:
+    raise RunError(
+      f'optim.warmup ({warmup} steps) and optim.cooldown ({cooldown}) exceed the total of {total}'
+    )
+  if config.schedule == 'rsqrt' and not warmup:
+    raise RunError('optim.schedule=rsqrt takes its timescale from optim.warmup, which is 0')
+  if not 0 <= config.ema < 1:
+    raise RunError(f'optim.ema={config.ema} must be at least 0 and less than 1')
+  if config.accumulate < 1 or batch_size % config.accumulate:
+    raise RunError(f'optim.accumulate={config.accumulate} does not divide batch_size={batch_size}')
+
+
+def hyper(step: int, config: OptimConfig, *, seed: int, **durations: int) -> Hyper:
+  """The arguments of step `step` of a run with this seed; `durations` as for `learning_rate`."""
+  lr = learning_rate(step, config, **durations)
+  lr, decay, b1, b2 = (np.float32(x) for x in (lr, config.weight_decay, config.b1, config.b2))
+  return Hyper(lr, decay, b1, b2, np.uint32(seed))

@@ -1,0 +1,195 @@
+"""What a run is made of: the one schema behind every file in `configs/`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from vit_jax.core import schema
+from vit_jax.core.errors import RunError
+from vit_jax.data.pipeline import DataConfig
+from vit_jax.evaluators import EVALUATORS
+from vit_jax.models import MODELS
+from vit_jax.optim.config import OptimConfig
+from vit_jax.tasks import TASKS
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+  """How often the run reports its training metrics."""
+
+  every: str = '50 steps'
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+  """A checkpoint every `every`, the newest `keep` of them kept.
+
+  Attributes:
+    every: how often.
+    keep: how many.
+    at: when else; these are kept for good, for other runs to `fork` from.
+  """
+
+  every: str = '10%'
+  keep: int = 2
+  at: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    if self.keep < 1:
+      raise RunError(f'checkpoint.keep={self.keep} would keep none')
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+  """A jax.profiler trace of `steps` steps after the first `start` ones of this process; 0: none."""
+
+  start: int = 10
+  steps: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class LanesConfig:
+  """Runs of one model, trained side by side by one program; none if nothing is given.
+
+  Attributes:
+    lr, weight_decay, b1, b2, seed: lane i has the i-th value of each, and where there are none that
+      of the run. Lanes of one seed share their batches.
+  """
+
+  lr: tuple[float, ...] = ()
+  weight_decay: tuple[float, ...] = ()
+  b1: tuple[float, ...] = ()
+  b2: tuple[float, ...] = ()
+  seed: tuple[int, ...] = ()
+
+  def __post_init__(self):
+    counts = {name: len(values) for name, values in vars(self).items() if values}
+    if len(set(counts.values())) > 1:
+      raise RunError(f'lanes have one value each, but their number is not clear: {counts}')
+
+  @property
+  def count(self) -> int:
+    """How many there are."""
+    return max(len(values) for values in vars(self).values())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """A run. Durations are strings: '500 steps', '1e6 examples', '90 epochs', '5%' of the total.
+
+  Attributes:
+    init: a checkpoint of any dialect to start from instead of random parameters. Its architecture
+      takes the place of model.variant; the fields of model that are set change it as `vit_jax.load`
+      does, and the head is replaced if the data set has another number of classes.
+    fork: directory of another run that does the same up to some step, such as one that has not
+      begun its cooldown yet: this run begins with the newest checkpoint there of what both have in
+      common, and ends as if it had done it all by itself.
+    lanes: of one program.
+    compilation_cache: directory, relative to the run's, where compiled programs are kept for the
+      next start; '' for none. Where JAX_COMPILATION_CACHE_DIR is set, that is used.
+  """
+
+  total: str
+  batch_size: int
+  model: Any = schema.choice(MODELS, 'vit')
+  task: Any = schema.choice(TASKS, 'classification')
+  data: DataConfig
+  optim: OptimConfig
+  evals: dict[str, Any] = schema.choices(EVALUATORS, 'classification')
+  mesh: str = 'data'
+  seed: int = 0
+  init: str = ''
+  fork: str = ''
+  lanes: LanesConfig
+  compilation_cache: str = '../compilation_cache'
+  log: LogConfig
+  checkpoint: CheckpointConfig
+  profile: ProfileConfig
+
+
+# Fields that decide where and how fast a run goes, not what it computes (beyond rounding): a run
+# may be continued with other values of these.
+FREE = (
+  'mesh', 'model.scan', 'model.remat', 'optim.accumulate', 'data.workers', 'data.cache',
+  'data.on_corrupt', 'data.source.dir', 'data.source.manual_dir', 'fork', 'compilation_cache',
+  'log', 'checkpoint', 'profile',
+)  # fmt: skip
+
+
+def complete(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
+  """The locked ConfigDict of a whole run from the fields a config file sets.
+
+  Every field of `Config` is present, so that each can be changed on the command line.
+  """
+  tree = schema.complete(Config, config, unset=config_dict.placeholder)
+  tree = ml_collections.ConfigDict(tree)
+  return tree.lock()
+
+
+def run_hash(config: Mapping[str, Any]) -> str:
+  """A short name for everything in `config` that decides what the run computes."""
+  text = json.dumps(without_free(config), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def without_free(config: Mapping[str, Any], path: str = '') -> dict[str, Any]:
+  """`config` as a plain dict, less the fields of `FREE`."""
+  return {
+    key: without_free(value, f'{path}{key}.') if isinstance(value, Mapping) else value
+    for key, value in config.items()
+    if f'{path}{key}' not in FREE
+  }
+
+
+def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """`config` as plain JSON types: tuples become lists."""
+  return to_plain(config.to_dict())
+
+
+def to_plain(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Likewise, of a mapping."""
+  return json.loads(json.dumps(config))
+
+
+_UNITS = {'': 'step', 'step': 'step', 'example': 'example', 'epoch': 'epoch', '%': '%'}
+
+
+def steps(
+  duration: str, *, batch_size: int, epoch: int, total: int | None = None, field: str = 'duration'
+) -> int:
+  """A duration in optimizer steps, rounded to the nearest, and at least 1 unless it is 0.
+
+  Args:
+    duration: a number and a unit: step(s), example(s), epoch(s) or %; no unit means steps.
+    batch_size: examples per step.
+    epoch: examples per epoch.
+    total: steps in the whole run, for durations in percent.
+    field: named in errors.
+
+  Raises:
+    RunError: if the duration cannot be read, or is in percent with no total to refer to.
+  """
+  match = re.fullmatch(r'(\d[\d_]*(?:\.\d+)?(?:e\d+)?)\s*(%|[a-z]*?)s?', duration.strip())
+  if not match or match[2] not in _UNITS:
+    raise RunError(
+      f'{field}={duration!r} is no duration: write 500 steps, 1e6 examples, 90 epochs or 5%'
+    )
+  number, unit = float(match[1]), _UNITS[match[2]]
+  if unit == '%' and total is None:
+    raise RunError(f'{field}={duration!r}: the total length cannot be in percent')
+  scale = {
+    'step': 1,
+    'example': 1 / batch_size,
+    'epoch': epoch / batch_size,
+    '%': (total or 0) / 100,
+  }
+  return max(math.floor(number * scale[unit] + 0.5), 1 if number else 0)

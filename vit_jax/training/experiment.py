@@ -1,0 +1,199 @@
+"""A configuration brought to life: data opened, sizes known, state restored or initialised."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Generator
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from vit_jax.architecture.card import Card
+from vit_jax.convert import adapt
+from vit_jax.convert import read as bridge
+from vit_jax.core.errors import RunError
+from vit_jax.core.misfits import refuse
+from vit_jax.data.pipeline import Shape, iterate, train_batches
+from vit_jax.nn.encoder import split_layers, stack_layers
+from vit_jax.nn.sharding import BatchLayout
+from vit_jax.optim import schedules
+from vit_jax.training import config as config_lib
+from vit_jax.training.state import State, init_state, train_step
+
+
+class Experiment:
+  """Everything that training and evaluating share. Create it under the mesh it shall use.
+
+  Attributes:
+    config: the typed configuration, the model's sizes resolved.
+    source: the training data.
+    shape: what the model expects of images and labels.
+    layout: of training batches over processes and devices.
+    total: steps of the run.
+    abstract_state: shapes, dtypes and layouts of the state as checkpoints hold it.
+  """
+
+  def __init__(self, cfg: config_lib.Config, stored: Any = None):
+    """Opens everything but checkpoints.
+
+    Args:
+      cfg: of the run.
+      stored: the model in the run's newest checkpoint, if it has one. With `cfg.init` it stands for
+        the architecture, so that the checkpoint the run started from is needed only once.
+
+    Raises:
+      RunError: for anything in `cfg` that is contradictory or not there.
+    """
+    self._start: bridge.Opened | None = None
+    if not cfg.init:
+      model = cfg.model.resolve()
+    elif stored is None:
+      model = self._open_start(cfg)
+    else:
+      model = stored
+    self.layout = BatchLayout(cfg.batch_size)
+    self.source = cfg.data.open(cfg.data.split)
+    model = dataclasses.replace(
+      model, num_classes=model.num_classes or len(self.source.class_names)
+    )
+    self.config = dataclasses.replace(cfg, model=model)
+    if self._start:
+      self._check_pixels(self._start.card)
+    self.shape = Shape(model.image_size, model.in_channels, model.num_classes)
+    self.total = self._steps(cfg.total, 'total', total=None)
+    if self.total < 1:
+      raise RunError(f'total={cfg.total!r} is less than one step')
+    self._durations = dict(
+      total=self.total,
+      warmup=self.steps(cfg.optim.warmup, 'optim.warmup'),
+      cooldown=self.steps(cfg.optim.cooldown, 'optim.cooldown'),
+    )
+    schedules.check(cfg.optim, **self._durations, batch_size=cfg.batch_size)
+    self.abstract_state: State = jax.eval_shape(self._init, self._seeds())
+
+  def steps(self, duration: str, field: str) -> int:
+    """A duration in steps; at least 1, unless it is 0."""
+    return self._steps(duration, field, total=self.total)
+
+  def _steps(self, duration: str, field: str, *, total: int | None) -> int:
+    return config_lib.steps(
+      duration, batch_size=self.config.batch_size, epoch=len(self.source), total=total, field=field
+    )
+
+  @property
+  def examples_per_step(self) -> int:
+    """How many the compiled step trains on."""
+    return self.config.batch_size
+
+  def hyper(self, step: int) -> schedules.Hyper:
+    """The arguments of the compiled step number `step`."""
+    return schedules.hyper(step, self.config.optim, seed=self.config.seed, **self._durations)
+
+  def batches(self, start: int) -> Generator[dict[str, jax.Array], None, None]:
+    """The training batches from step `start` on, on the devices; `close()` when done."""
+    return self._batches(self.config.seed, start)
+
+  def _batches(self, seed: int, start: int) -> Generator[dict[str, jax.Array], None, None]:
+    cfg, layout = self.config, self.layout
+    batches = train_batches(
+      cfg.data, self.source, self.shape, cfg.batch_size, layout.rows, seed
+    )  # fmt: skip
+    with contextlib.closing(iterate(batches, start=start, workers=cfg.data.workers)) as stream:
+      for batch in stream:
+        yield layout.place(batch)
+
+  def init(self) -> State:
+    """The initial state; equal seeds give equal values on any mesh."""
+    config = self.config
+    if self._start is None:
+      return jax.jit(self._init)(self._seeds())
+    changes = {name: getattr(config.model, name) for name in adapt.CHANGES}
+    start = self._start
+    _, _, leaves = adapt.adapt(start.config, start.card, start.leaves(), changes)
+    model = bridge.build(config.model, leaves, None)
+    return jax.jit(self._started)(model)
+
+  def _started(self, model: Any) -> State:
+    return init_state(model, self.config.optim)
+
+  def _open_start(self, cfg: config_lib.Config) -> Any:
+    """The architecture of the checkpoint to start from, with the fields that are set changed."""
+    fields = {f.name: getattr(cfg.model, f.name) for f in dataclasses.fields(cfg.model)}
+    hints = {k: v for k, v in fields.items() if k != 'variant' and v is not None}
+    self._start = bridge.open_checkpoint(cfg.init, **hints)
+    refuse(self._start.problems(), cfg.init)
+    return adapt.changed(self._start.config, hints)
+
+  def _check_pixels(self, card: Card) -> None:
+    """Raises RunError unless images are normalised as those were that the checkpoint knows."""
+    card = adapt.card_for_channels(card, self.config.model.in_channels)
+    task, channels = self.config.task, self.config.model.in_channels
+    for name in ('mean', 'std'):
+      ours, theirs = getattr(task, name), getattr(card, name)
+      ours = ours * channels if len(ours) == 1 else ours
+      if not np.allclose(ours, theirs, atol=1e-6):
+        raise RunError(
+          f'task.{name}={ours}, but init={self.config.init} expects {theirs}: '
+          f"--config.task.{name}='{theirs}'"
+        )
+
+  def _seeds(self) -> Any:
+    """The argument of `_init`."""
+    return np.uint32(self.config.seed)
+
+  def _init(self, seed: Any) -> State:
+    model = self.config.model.create(nnx.Rngs(jax.random.key(seed)))
+    return init_state(model, self.config.optim)
+
+  def split(self, state: State) -> State:
+    """A state as `train_step` is fastest with: see `encoder.split_layers`."""
+    return state if self.config.model.scan else jax.jit(self._split)(state)
+
+  def _split(self, state: State) -> State:
+    return split_layers(state)
+
+  def stack(self, state: State) -> State:
+    """The inverse of `split`."""
+    return state if self.config.model.scan else jax.jit(self._stack)(state)
+
+  def _stack(self, state: State) -> State:
+    return stack_layers(state)
+
+  def train_step(self) -> Any:
+    """The jitted step: (state, batch, hyper) -> (state, metrics); donates the state."""
+    return jax.jit(self._step, donate_argnums=0)
+
+  def _step(self, state: State, batch: Any, hyper: schedules.Hyper) -> tuple[State, dict[str, Any]]:
+    return train_step(state, batch, hyper, task=self.config.task, config=self.config.optim)
+
+  @property
+  def card(self) -> Card:
+    """What the trained model will expect of images."""
+    config, channels = self.config, self.shape.channels
+    spread = lambda values: values * (1 if len(values) == channels else channels)  # noqa: E731
+    crops = [evaluator.crop for evaluator in config.evals.values()]
+    return Card(
+      'vit_jax', self.shape.image_size, spread(config.task.mean), spread(config.task.std), 'area',
+      getattr(crops[0], 'fraction', 0.0) if crops else 0.0, tuple(self.source.class_names),
+    )  # fmt: skip
+
+  def evaluators(self) -> dict[str, Any]:
+    """Functions from a model to (name, value) pairs, by name."""
+    config = self.config
+    return {
+      name: evaluator.prepare(
+        config.task, config.data, self.shape, config.batch_size, lanes=config.lanes.count
+      )
+      for name, evaluator in config.evals.items()
+    }
+
+  def evaluate(self, evaluators: dict[str, Any], state: State) -> dict[str, float]:
+    """Runs `evaluators` on what `state` would be judged by: {'test/top1': 0.98, ...}."""
+    return {
+      f'{name}/{key}': value
+      for name, evaluator in evaluators.items()
+      for key, value in evaluator(state.eval_model)
+    }

@@ -1,0 +1,291 @@
+"""The loop.
+
+Invariants: the batch of a step depends on seed and step alone; metrics and evaluations
+of a step are on disk before its checkpoint is begun; a checkpoint is begun only from a state whose
+loss and gradient were finite. So a run that is killed anywhere and started again with the same
+command ends as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from vit_jax.architecture.card import about
+from vit_jax.core import schema
+from vit_jax.core.errors import DivergedError, RunError
+from vit_jax.core.text import number, plain
+from vit_jax.nn import sharding
+from vit_jax.optim.schedules import Hyper
+from vit_jax.training import config as config_lib
+from vit_jax.training import fork, lanes
+from vit_jax.training.experiment import Experiment
+from vit_jax.training.progress import Chrono, Reporter
+from vit_jax.training.result import facts
+from vit_jax.training.workdir import Workdir
+
+
+def train(config: ConfigDict, folder: str, *, overwrite: bool = False) -> dict[str, Any] | None:
+  """Trains, or goes on training, until the run is complete.
+
+  Args:
+    config: from a file in `configs/`.
+    folder: the run's directory: gets config.json, metrics.jsonl, checkpoints/ and, at the end,
+      result.json.
+    overwrite: whether a run of another configuration in `folder` may be deleted.
+
+  Returns:
+    The contents of result.json, or None if a signal stopped the run (it can be continued).
+
+  Raises:
+    RunError: for anything that the person who started the run can mend.
+  """
+  record, workdir, chrono = config_lib.to_dict(config), Workdir(folder), Chrono()
+  cfg: config_lib.Config = schema.build(config_lib.Config, record)
+  workdir.keep_compiled(cfg.compilation_cache)
+  with jax.set_mesh(sharding.make_mesh(cfg.mesh)):
+    with chrono('init'):
+      changed = workdir.changes(record)
+      if changed and not overwrite:
+        lines = (f'  {name}: {old!r} -> {new!r}' for name, (old, new) in changed.items())
+        raise RunError(
+          f'{workdir} holds a run of another configuration:\n' + '\n'.join(lines) + '\n'
+          'Use another --workdir, or --overwrite to delete that run.'
+        )
+      if not changed and (result := workdir.result()):
+        if jax.process_index() == 0:
+          print(f'{workdir} is complete: {result["step"]} steps. Nothing to do.')
+        return result
+      stored = workdir.model() if cfg.init and not changed else None
+      experiment = lanes.experiment(cfg, stored)
+      workdir.claim(record, delete=bool(changed))
+    with _Session(experiment, workdir, chrono) as session:
+      if not session.run():
+        return None
+      result = facts(
+        experiment, record, session.state.model, session.scores, chrono, session.history
+      )
+      session.finish(result)
+      return result
+
+
+class _Session:
+  """One sitting of a run: from the last checkpoint to the end, or to a signal."""
+
+  def __init__(self, experiment: Experiment, workdir: Workdir, chrono: Chrono):
+    self.experiment, self.workdir, self.chrono = experiment, workdir, chrono
+    cfg, steps = experiment.config, experiment.steps
+    self.log_every = steps(cfg.log.every, 'log.every')
+    self.save_every = steps(cfg.checkpoint.every, 'checkpoint.every')
+    self.save_at = {steps(at, 'checkpoint.at') for at in cfg.checkpoint.at}
+    self.eval_every = {k: steps(e.every, f'evals.{k}.every') for k, e in cfg.evals.items()}
+    self.scores: dict[str, Any] = {}
+    # In all sessions: where the run was forked, which lanes diverged when.
+    self.history: dict[str, Any] = {}
+    self.pending: tuple[int, Any, Hyper] | None = None
+    self.resources = contextlib.ExitStack()
+    self.trace = contextlib.ExitStack()
+    self.resources.callback(self.trace.close)
+
+  def __enter__(self) -> _Session:
+    """Restores or initialises the state and opens whatever the session writes to."""
+    experiment, cfg = self.experiment, self.experiment.config
+    with self.resources, self.chrono('init'):
+      self.checkpoints = self.workdir.checkpoints(keep=cfg.checkpoint.keep, at=self.save_at)
+      self.resources.callback(self.checkpoints.close)
+      self.start = self.checkpoints.latest or 0
+      if self.start:
+        state, extra = self.checkpoints.restore(experiment.abstract_state)
+        for phase, seconds in extra['seconds'].items():
+          self.chrono.seconds[phase] += seconds
+        self.history = extra.get('history', {})
+      elif cfg.fork:
+        state, self.start, self.history = fork.restore(experiment, cfg.fork, self.workdir)
+      else:
+        state = experiment.init()
+      self.state = experiment.split(state)
+      self.evaluators = experiment.evaluators()
+      primary = jax.process_index() == 0
+      self.metrics = None
+      if primary:
+        self.metrics = self.workdir.metrics(after=self.start)
+        self.resources.callback(self.metrics.close)
+      self.reporter = Reporter(experiment.total, self.start, visible=primary)
+      self.resources.callback(self.reporter.close)
+      self.resources = self.resources.pop_all()
+    self.marked = self.start, self._busy()
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    self.resources.close()
+
+  def run(self) -> bool:
+    """Trains to the end (True) or to a signal (False)."""
+    experiment, chrono, total = self.experiment, self.chrono, self.experiment.total
+    if self.start:
+      self.reporter.say(f'continuing {self.workdir} at step {self.start} of {total}')
+    step_fn, batches = None, experiment.batches(self.start)
+    with contextlib.closing(batches), _stop_signal() as stop_at:
+      for step in range(self.start, total):
+        with chrono('input'):
+          batch = next(batches)
+        hyper = experiment.hyper(step)
+        if step_fn is None:
+          with chrono('compile'):
+            step_fn = experiment.train_step().lower(self.state, batch, hyper).compile()
+        self._profile(step - self.start)
+        with chrono('step'), jax.profiler.StepTraceAnnotation('train', step_num=step):
+          self.state, metrics = step_fn(self.state, batch, hyper)
+          # While this step runs, the metrics of the one before come to the host.
+          self._flush()
+          self.pending = step + 1, metrics, hyper
+        self.checkpoints.wait(timeout=0)  # a failed save is news at once
+        stop = stop_at(step + 1)
+        self._boundary(step + 1, stop)
+        if stop and step + 1 < total:
+          self.reporter.say(
+            f'stopped by a signal at step {step + 1} of {total}, which is saved: '
+            'run the same command to continue'
+          )
+          return False
+    if not self.scores:  # restored after the last step
+      with chrono('eval'):
+        self.scores = experiment.evaluate(self.evaluators, self.state)
+    with chrono('checkpoint'):
+      self.checkpoints.wait()
+    return True
+
+  def finish(self, result: dict[str, Any]) -> None:
+    """Writes result.json and shows what is in it."""
+    if self.metrics:
+      self.workdir.finish(result)
+    rows: dict[str, Any] = dict(self.scores)
+    rows['parameters'] = f'{result["parameters"]:,}'
+    rows['images/s per chip'] = result['images_per_second_per_chip']
+    if result['mfu'] is not None:
+      rows['MFU'] = f'{result["mfu"]:.1%}'
+    rows['seconds'] = ', '.join(f'{k} {v:.1f}' for k, v in result['seconds'].items())
+    self.reporter.table(f'{self.workdir}: {result["step"]} steps', rows)
+
+  def _boundary(self, done: int, stop: bool) -> None:
+    """After `done` steps: evaluates and saves where that is due, in this order."""
+    total = self.experiment.total
+    last = done == total
+    names = [name for name, every in self.eval_every.items() if last or _due(done, every)]
+    save = last or stop or done in self.save_at or _due(done, self.save_every)
+    if names or save:
+      with self.chrono('step'):
+        self._flush()
+    if names:
+      evaluators = {name: self.evaluators[name] for name in names}
+      with self.chrono('eval'):
+        scores = self.experiment.evaluate(evaluators, self.state)
+      scores = {name: self._of_sound_lanes(values) for name, values in scores.items()}
+      self.scores |= scores
+      self._write(done, scores)
+      text = '  '.join(f'{name} {number(value)}' for name, value in scores.items())
+      self.reporter.say(f'step {done}/{total}  {text}')
+    if save:
+      with self.chrono('checkpoint'):
+        described = about(self.experiment.config.model, self.experiment.card)
+        extra = {
+          'seconds': dict(self.chrono.seconds), 'history': self.history, **described,
+          'lanes': self.experiment.config.lanes.count,
+        }  # fmt: skip
+        state = self.experiment.stack(self.state)
+        self.checkpoints.save(done, state, extra)
+        if stop:
+          self.checkpoints.wait()
+    self.reporter.advance(done)
+
+  def _flush(self) -> None:
+    """Brings the metrics of the last dispatched step to the host; stops the run if not finite."""
+    if self.pending is None:
+      return
+    (step, metrics, hyper), self.pending = self.pending, None
+    metrics = jax.device_get(metrics)
+    sound = np.isfinite(metrics['loss']) & np.isfinite(metrics['grad_norm'])
+    values = {f'train/{name}': plain(value) for name, value in metrics.items()}
+    if not sound.any():
+      self._diverged(step, metrics)
+    for lane in np.flatnonzero(~sound):
+      self.history.setdefault('diverged', {}).setdefault(str(lane), step)
+    if step == self.experiment.total or _due(step, self.log_every):
+      rate = self._rate(step)
+      self._write(step, {**values, 'lr': plain(hyper.lr), 'images_per_second': rate})
+      self.reporter.train(step, values, rate)
+
+  def _of_sound_lanes(self, values: Any) -> Any:
+    """Scores, None where a lane has diverged."""
+    bad = self.history.get('diverged', {})
+    if not isinstance(values, list):
+      return values
+    return [None if str(lane) in bad else value for lane, value in enumerate(values)]
+
+  def _diverged(self, step: int, values: dict[str, Any]) -> None:
+    with contextlib.suppress(RunError):
+      self.checkpoints.wait()
+    latest = self.checkpoints.latest
+    good = 'none yet' if latest is None else f'{self.checkpoints.directory}/{latest}'
+    raise DivergedError(
+      f'loss {values["loss"]} and gradient norm {values["grad_norm"]} at step {step}: '
+      f'the run has stopped, nothing was overwritten.\nLast good checkpoint: {good}\n'
+      'Try, in another --workdir: a lower optim.lr, a longer optim.warmup, optim.clip=1, '
+      'model.dtype=float32, another seed.'
+    )
+
+  def _rate(self, step: int) -> float:
+    """Images per second of stepping and waiting for input since the last call."""
+    (before, busy), self.marked = self.marked, (step, self._busy())
+    images = (step - before) * self.experiment.examples_per_step
+    return images / max(self.marked[1] - busy, 1e-9)
+
+  def _busy(self) -> float:
+    return self.chrono.running('step') + self.chrono.running('input')
+
+  def _write(self, step: int, values: dict[str, Any]) -> None:
+    if self.metrics:
+      self.metrics.write(step, values)
+
+  def _profile(self, session_step: int) -> None:
+    profile = self.experiment.config.profile
+    if profile.steps and session_step == profile.start:
+      options = jax.profiler.ProfileOptions()
+      # Recording every call of Python in every thread slows the step down that is to be seen.
+      options.python_tracer_level = 0
+      folder = str(self.workdir.path / 'profile')
+      self.trace.enter_context(jax.profiler.trace(folder, profiler_options=options))
+    if profile.steps and session_step == profile.start + profile.steps:
+      jax.block_until_ready(self.state)
+      self.trace.close()
+
+
+def _due(step: int, every: int) -> bool:
+  return bool(every) and step % every == 0
+
+
+@contextlib.contextmanager
+def _stop_signal() -> Iterator[Callable[[int], bool]]:
+  """A function of the step: whether all processes are to stop there, after SIGTERM or Ctrl-C."""
+  if jax.process_count() > 1:
+    # JAX listens for SIGTERM and agrees on a step that no process has passed.
+    yield multihost_utils.reached_preemption_sync_point
+    return
+  asked = threading.Event()
+  signals = (signal.SIGTERM, signal.SIGINT)
+  if threading.current_thread() is not threading.main_thread():
+    signals = ()  # only the main thread may listen
+  previous = {number: signal.signal(number, lambda *_: asked.set()) for number in signals}
+  try:
+    yield lambda step: asked.is_set()
+  finally:
+    for number, handler in previous.items():
+      signal.signal(number, handler)

@@ -1,0 +1,118 @@
+"""What a run reports: lines of metrics, wall time by phase, progress."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from vit_jax.core import paths
+from vit_jax.core.text import number
+
+
+class MetricsFile:
+  """One JSON object per line, with its step; what came after a restored step is dropped."""
+
+  def __init__(self, path: paths.Path, *, after: int):
+    """Keeps the lines of steps up to `after`."""
+    copy_metrics(path, path, after=after)
+    self._file = paths.appending(path)
+    self._path = path
+
+  def write(self, step: int, values: Mapping[str, Any]) -> None:
+    """Appends a line and hands it to the operating system."""
+    with paths.writing(self._path):
+      self._file.write((json.dumps({'step': step, **values}) + '\n').encode())
+
+  def close(self) -> None:
+    """Closes the file."""
+    self._file.close()
+
+
+def copy_metrics(source: paths.Path, target: paths.Path, *, after: int) -> None:
+  """Makes `target` the lines of `source` (none if there is no such file) of steps up to `after`."""
+  lines = source.read_text().splitlines() if source.exists() else []
+  kept = [line for line in lines if (step := _step(line)) is not None and step <= after]
+  if source == target and kept == lines:
+    return
+  paths.write_text(target, ''.join(f'{line}\n' for line in kept))
+
+
+def _step(line: str) -> int | None:
+  try:
+    return json.loads(line)['step']
+  except (ValueError, KeyError, TypeError):
+    return None  # cut short by a kill
+
+
+class Chrono:
+  """Wall time by phase, in seconds, over all sessions of a run."""
+
+  def __init__(self, seconds: Mapping[str, float] | None = None):
+    self.seconds: dict[str, float] = collections.defaultdict(float, seconds or {})
+    self._open: dict[str, float] = {}
+
+  @contextlib.contextmanager
+  def __call__(self, phase: str) -> Iterator[None]:
+    """Adds the time spent inside to `phase`."""
+    self._open[phase] = time.perf_counter()
+    try:
+      yield
+    finally:
+      self.seconds[phase] += time.perf_counter() - self._open.pop(phase)
+
+  def running(self, phase: str) -> float:
+    """Seconds spent in `phase` so far, up to now if it is going on."""
+    now = time.perf_counter()
+    return self.seconds[phase] + now - self._open.get(phase, now)
+
+
+class Reporter:
+  """A progress bar with rate and remaining time on a terminal, plain lines elsewhere."""
+
+  def __init__(self, total: int, start: int, *, visible: bool):
+    self._console = Console(file=sys.stdout, quiet=not visible, soft_wrap=True, highlight=False)
+    self._total = total
+    self._bar = Progress(
+      TextColumn('{task.fields[title]}'), BarColumn(),
+      TextColumn('{task.completed}/{task.total} {task.fields[text]}'), TimeRemainingColumn(),
+      console=self._console, disable=not self._console.is_terminal, transient=True,
+    )  # fmt: skip
+    self._task = self._bar.add_task('', total=total, completed=start, title='train', text='')
+    self._bar.start()
+
+  def say(self, text: str) -> None:
+    """A line above the bar."""
+    self._console.print(text, markup=False)
+
+  def advance(self, step: int) -> None:
+    """Moves the bar to `step`."""
+    self._bar.update(self._task, completed=step)
+
+  def train(self, step: int, values: Mapping[str, Any], rate: float) -> None:
+    """The training metrics of a step; `rate` in images per second."""
+    loss = values['train/loss']
+    shown = number(loss) if isinstance(loss, list) else f'{loss:.4f}'
+    text = f'loss {shown}  {rate:,.0f} img/s'
+    if self._bar.disable:
+      self.say(f'step {step}/{self._total}  {text}')
+    self._bar.update(self._task, completed=step, text=text)
+
+  def table(self, title: str, rows: Mapping[str, Any]) -> None:
+    """Two columns under a title."""
+    table = Table(title=title, show_header=False, title_justify='left')
+    for name, value in rows.items():
+      table.add_row(name, value if isinstance(value, str) else number(value))
+    self._console.print(table)
+
+  def close(self) -> None:
+    """Takes the bar away."""
+    self._bar.stop()

@@ -1,0 +1,128 @@
+"""The directory of a run: whose it is, and what it holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+from jax.experimental.compilation_cache import compilation_cache
+
+from vit_jax.checkpoints import formats
+from vit_jax.checkpoints.store import Checkpoints
+from vit_jax.core import paths, schema
+from vit_jax.core.errors import RunError
+from vit_jax.models import MODELS
+from vit_jax.training import config as config_lib
+from vit_jax.training.progress import MetricsFile
+
+
+class Workdir:
+  """A directory that holds a run, or shall hold one.
+
+  In it are config.json, the record of the run; metrics.jsonl; checkpoints/, one per step; profile/
+  if one was asked for; and result.json once the run is complete.
+  """
+
+  def __init__(self, folder: str | paths.Path):
+    self.path = paths.at(folder)
+
+  def __str__(self) -> str:
+    return str(self.path)
+
+  @property
+  def exists(self) -> bool:
+    """Whether there is a run."""
+    return (self.path / 'config.json').exists()
+
+  def record(self) -> dict[str, Any]:
+    """The configuration the run was started with, as plain JSON in today's format.
+
+    Raises:
+      RunError: if there is no run, or its record is damaged or of a later version.
+    """
+    path = self.path / 'config.json'
+    if not path.exists():
+      raise RunError(f'{self} holds no run: there is no config.json')
+    found = formats.record(paths.read_object(path), str(path))
+    whole = config_lib.to_plain(schema.complete(config_lib.Config, found))
+    if missing := schema.missing(found, whole):
+      raise RunError(f'{path} lacks {", ".join(missing)}: it is damaged')
+    return whole
+
+  def config(self) -> config_lib.Config:
+    """The same, built."""
+    return schema.build(config_lib.Config, self.record())
+
+  def changes(self, record: Mapping[str, Any]) -> dict[str, tuple]:
+    """The fields in which this run, if there is one, would compute something else than `record`."""
+    if not self.exists:
+      return {}
+    return schema.differences(
+      config_lib.without_free(self.record()), config_lib.without_free(record)
+    )
+
+  def claim(self, record: Mapping[str, Any], *, delete: bool) -> None:
+    """Makes this the directory of the run of `record`, deleting the run that is there if told to.
+
+    Raises:
+      RunError: if it cannot be written.
+    """
+    if jax.process_index() == 0:
+      try:
+        # Last what says which run this is: an interrupted deletion is repeated.
+        for name in ('result.json', 'checkpoints', 'profile', 'metrics.jsonl', 'config.json'):
+          if delete:
+            paths.delete(self.path / name)
+        self.path.mkdir(parents=True, exist_ok=True)
+      except OSError as error:
+        raise RunError(f'cannot write to --workdir={self}: {error.strerror}') from None
+      paths.write_json(self.path / 'config.json', formats.stamped(dict(record)))
+    multihost_utils.sync_global_devices('workdir is ready')
+
+  @property
+  def metrics_path(self) -> paths.Path:
+    """Of metrics.jsonl."""
+    return self.path / 'metrics.jsonl'
+
+  def metrics(self, *, after: int) -> MetricsFile:
+    """metrics.jsonl, open to be continued after a step."""
+    return MetricsFile(self.metrics_path, after=after)
+
+  def checkpoints(self, **options: Any) -> Checkpoints:
+    """The run's checkpoints, opened with the options of `Checkpoints`."""
+    return Checkpoints(self.path / 'checkpoints', **options)
+
+  @property
+  def has_checkpoints(self) -> bool:
+    """Whether there is a directory for them."""
+    return (self.path / 'checkpoints').is_dir()
+
+  def model(self) -> Any:
+    """The configuration of the model in the newest checkpoint; None if there is none yet."""
+    if not self.has_checkpoints:
+      return None
+    checkpoints = self.checkpoints(read_only=True)
+    try:
+      facts = checkpoints.peek()[1] if checkpoints.latest is not None else None
+    finally:
+      checkpoints.close()
+    return schema.build(MODELS['vit'], facts['model'], 'the model').resolve() if facts else None
+
+  def result(self) -> dict[str, Any] | None:
+    """The contents of result.json; None if the run is not complete."""
+    path = self.path / 'result.json'
+    return paths.read_object(path) if path.exists() else None
+
+  def finish(self, result: Mapping[str, Any]) -> None:
+    """Writes result.json: the run is complete."""
+    paths.write_json(self.path / 'result.json', dict(result))
+
+  def keep_compiled(self, directory: str) -> None:
+    """Keeps compiled programs in `directory`, relative to the run's; '' leaves JAX as it is."""
+    if directory and not getattr(jax.config, 'jax_compilation_cache_dir'):  # noqa: B009
+      path = os.path.normpath(self.path.absolute() / directory)
+      jax.config.update('jax_compilation_cache_dir', path)
+      compilation_cache.reset_cache()  # or a program compiled before this would have decided
