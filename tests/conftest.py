@@ -1,17 +1,21 @@
 import functools
 import os
-import pathlib
+import shutil
 import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'  # whatever else there is: TPUs are only compiled for
-# Eight devices; code that is compiled in half the time, and runs once, slowly.
+# Eight devices; code that is compiled in a fifth of the time, and runs once, slowly.
 os.environ['XLA_FLAGS'] = (
   '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 '
-  '--xla_llvm_disable_expensive_passes=true'
+  '--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false '
+  '--xla_cpu_parallel_codegen_split_count=1'
 )
-# One compilation cache for all workers and subprocesses of the suite, kept between its runs.
-CACHE = pathlib.Path(tempfile.gettempdir()) / f'vit_jax_tests_cache_{os.getuid()}'
-os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE))
+# One compilation cache for all workers and subprocesses of a session, which starts empty so that no
+# program of another version is ever run. VIT_JAX_TEST_CACHE names one that is kept, for developers.
+KEPT = os.environ.get('VIT_JAX_TEST_CACHE', '')
+FIRST = 'PYTEST_XDIST_WORKER' not in os.environ  # workers inherit what the first process set
+if FIRST:
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = KEPT or tempfile.mkdtemp(prefix='vit_jax_tests_cache_')
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
@@ -22,6 +26,12 @@ import pytest  # noqa: E402
 
 from vit_jax.nn import sharding  # noqa: E402
 from vit_jax.training import config as config_lib  # noqa: E402
+
+
+def pytest_unconfigure():
+  if FIRST and not KEPT:
+    shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+
 
 absl.flags.FLAGS.mark_as_parsed()  # Grain's workers read flags
 
