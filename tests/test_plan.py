@@ -15,8 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from experiments.benchmarks import plan as benchmark
 from experiments.benchmarks import report
-from vit_jax import plan as command
-from vit_jax.compile import plan, topology
+from vit_jax.compile import plan, show, topology
 from vit_jax.compile.compiled import Collective, Kernel, Program, _bytes
 from vit_jax.core.errors import RunError
 from vit_jax.costs import chips
@@ -202,9 +201,8 @@ def test_what_does_not_fit_is_replaced(monkeypatch, capsys):
     return dataclasses.replace(result, fits=config.model.remat == 'full')
 
   monkeypatch.setattr(plan, 'plan', limited)
-  monkeypatch.setattr(command, 'plan', limited)
   monkeypatch.setattr(plan, 'POLICIES', ('none', 'full'))
-  command.main(config(), 'v5e:2x2', as_json=False)
+  show.main(config(), 'v5e:2x2', as_json=False)
   out = capsys.readouterr().out
   assert 'DOES NOT FIT' in out
   assert '--config.model.remat=full' in out
@@ -214,7 +212,7 @@ def test_running_out_of_memory_is_a_result():
   result = plan.plan(config(batch_size=4 * 2**16, model__remat='none'), 'v5e:2x2')
   assert not result.fits
   assert result.memory > result.capacity
-  assert 'DOES NOT FIT' in command.describe(result)['memory']
+  assert 'DOES NOT FIT' in show.describe(result)['memory']
 
 
 def test_json(small):

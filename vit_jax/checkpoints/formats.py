@@ -24,6 +24,9 @@ def _numbered(record: dict[str, Any]) -> None:
   record.get('model', {}).setdefault('mup_depth', 0)
   record.get('checkpoint', {}).setdefault('at', [])
   record.get('data', {}).setdefault('cache', False)
+  for name in ('mean', 'std'):  # what is unset now was this
+    if record.get('task', {}).get(name) == [0.5]:
+      record['task'][name] = None
 
 
 # What turns a configuration of format i into one of format i + 1.

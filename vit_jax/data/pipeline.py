@@ -58,11 +58,12 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """What the model expects of every image and label."""
+  """What the model expects of every image and label; class_names may be unknown."""
 
   image_size: tuple[int, int]
   channels: int
   num_classes: int
+  class_names: tuple[str, ...] = ()
 
 
 def train_batches(

@@ -7,15 +7,19 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from etils import epy
 
 from vit_jax.core import schema
 from vit_jax.core.text import plain
-from vit_jax.data.pipeline import DataConfig, Shape, eval_batches, iterate
+from vit_jax.data.classes import aligned
+from vit_jax.data.pipeline import DataConfig, Shape
 from vit_jax.data.preprocess import CROPS
-from vit_jax.nn.sharding import BatchLayout
+
+# Configurations are checked before JAX is there.
+with epy.lazy_imports():
+  import jax
+  import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +50,14 @@ class Classification:
       batch_size: of training.
       lanes: how many models; 0 for one, whose values are numbers and not lists.
     """
+    from vit_jax.data.pipeline import eval_batches, iterate
+    from vit_jax.nn.sharding import BatchLayout
+
     batch_size = self.batch_size or batch_size
     layout = BatchLayout(batch_size)
     source = data.open(self.split)
+    if shape.class_names:
+      source = aligned(source, shape.class_names, f'the split {self.split}')
     batches = eval_batches(data, self.crop, source, shape, batch_size, layout.rows)
 
     def sums(model, batch):

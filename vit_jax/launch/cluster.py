@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import warnings
 
-import jax
-
 from vit_jax.core.errors import RunError
 
 
@@ -23,6 +21,8 @@ def join(
   Raises:
     RunError: if some of them are given, but not all.
   """
+  import jax
+
   by_hand = (coordinator, num_processes, process_id)
   if any(value is not None for value in by_hand):
     if None in by_hand:

@@ -25,7 +25,7 @@ def restore(workdir: str, config: Mapping[str, Any] | None = None) -> tuple[Expe
   """
   run = Workdir(workdir)
   cfg = run.config() if config is None else schema.build(config_lib.Config, config)
-  experiment = lanes.experiment(cfg, run.model() if cfg.init else None)
+  experiment = lanes.experiment(cfg, run.described())
   if not run.has_checkpoints:
     raise RunError(f'{run} holds no checkpoints')
   checkpoints = run.checkpoints(read_only=True)

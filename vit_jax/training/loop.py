@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,11 +19,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from vit_jax.architecture import variants
 from vit_jax.architecture.card import about
 from vit_jax.core import schema
 from vit_jax.core.errors import DivergedError, RunError
 from vit_jax.core.text import number, plain
-from vit_jax.nn import sharding
+from vit_jax.nn import sharding, tree
 from vit_jax.optim.schedules import Hyper
 from vit_jax.training import config as config_lib
 from vit_jax.training import fork, lanes
@@ -33,7 +34,13 @@ from vit_jax.training.result import facts
 from vit_jax.training.workdir import Workdir
 
 
-def train(config: ConfigDict, folder: str, *, overwrite: bool = False) -> dict[str, Any] | None:
+def train(
+  config: ConfigDict,
+  folder: str,
+  *,
+  overwrite: bool = False,
+  wishes: Mapping[str, Any] | None = None,
+) -> dict[str, Any] | None:
   """Trains, or goes on training, until the run is complete.
 
   Args:
@@ -41,6 +48,7 @@ def train(config: ConfigDict, folder: str, *, overwrite: bool = False) -> dict[s
     folder: the run's directory: gets config.json, metrics.jsonl, checkpoints/ and, at the end,
       result.json.
     overwrite: whether a run of another configuration in `folder` may be deleted.
+    wishes: of `config.started`, named where the checkpoint decided otherwise.
 
   Returns:
     The contents of result.json, or None if a signal stopped the run (it can be continued).
@@ -64,8 +72,8 @@ def train(config: ConfigDict, folder: str, *, overwrite: bool = False) -> dict[s
         if jax.process_index() == 0:
           print(f'{workdir} is complete: {result["step"]} steps. Nothing to do.')
         return result
-      stored = workdir.model() if cfg.init and not changed else None
-      experiment = lanes.experiment(cfg, stored)
+      stored = workdir.described() if not changed else None
+      experiment = lanes.experiment(cfg, stored, wishes or {})
       workdir.claim(record, delete=bool(changed))
     with _Session(experiment, workdir, chrono) as session:
       if not session.run():
@@ -119,6 +127,8 @@ class _Session:
         self.metrics = self.workdir.metrics(after=self.start)
         self.resources.callback(self.metrics.close)
       self.reporter = Reporter(experiment.total, self.start, visible=primary)
+      for line in _opening(experiment):
+        self.reporter.say(line)
       self.resources.callback(self.reporter.close)
       self.resources = self.resources.pop_all()
     self.marked = self.start, self._busy()
@@ -139,6 +149,7 @@ class _Session:
           batch = next(batches)
         hyper = experiment.hyper(step)
         if step_fn is None:
+          self.reporter.say('compiling the training step')
           with chrono('compile'):
             step_fn = experiment.train_step().lower(self.state, batch, hyper).compile()
         self._profile(step - self.start)
@@ -266,6 +277,22 @@ class _Session:
     if profile.steps and session_step == profile.start + profile.steps:
       jax.block_until_ready(self.state)
       self.trace.close()
+
+
+def _opening(experiment: Experiment) -> list[str]:
+  """What is about to run, on what."""
+  model, mesh = experiment.config.model, jax.sharding.get_mesh().shape
+  sizes = tree.flatten(experiment.abstract_state.model).values()
+  parameters = sum(leaf.size for leaf in sizes) // max(1, experiment.config.lanes.count)
+  name = variants.name_of(model) or 'ViT'
+  side = 'x'.join(map(str, model.image_size))
+  return [
+    f'devices: {jax.device_count()} x {jax.devices()[0].device_kind}, mesh '
+    + ' x '.join(f'{size} {axis}' for axis, size in mesh.items()),
+    f'model: {name}, {parameters:,} parameters, images of {side}x{model.in_channels}, '
+    f'{model.grid[0] * model.grid[1] + model.prefix} tokens of {model.width}, depth {model.depth}',
+    *experiment.notes,
+  ]
 
 
 def _due(step: int, every: int) -> bool:

@@ -10,11 +10,12 @@ import jax
 from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
 
+from vit_jax.architecture import MODELS
+from vit_jax.architecture.card import Card
 from vit_jax.checkpoints import formats
 from vit_jax.checkpoints.store import Checkpoints
 from vit_jax.core import paths, schema
 from vit_jax.core.errors import RunError
-from vit_jax.models import MODELS
 from vit_jax.training import config as config_lib
 from vit_jax.training.progress import MetricsFile
 
@@ -60,9 +61,12 @@ class Workdir:
     """The fields in which this run, if there is one, would compute something else than `record`."""
     if not self.exists:
       return {}
-    return schema.differences(
+    found = schema.differences(
       config_lib.without_free(self.record()), config_lib.without_free(record)
     )
+    if record['init']:  # what is unset is as the checkpoint had it, or an older version asked for
+      found = {name: (old, new) for name, (old, new) in found.items() if new is not None}
+    return found
 
   def claim(self, record: Mapping[str, Any], *, delete: bool) -> None:
     """Makes this the directory of the run of `record`, deleting the run that is there if told to.
@@ -100,8 +104,8 @@ class Workdir:
     """Whether there is a directory for them."""
     return (self.path / 'checkpoints').is_dir()
 
-  def model(self) -> Any:
-    """The configuration of the model in the newest checkpoint; None if there is none yet."""
+  def described(self) -> tuple[Any, Card] | None:
+    """Model and card of the newest checkpoint; None if there is none yet."""
     if not self.has_checkpoints:
       return None
     checkpoints = self.checkpoints(read_only=True)
@@ -109,7 +113,10 @@ class Workdir:
       facts = checkpoints.peek()[1] if checkpoints.latest is not None else None
     finally:
       checkpoints.close()
-    return schema.build(MODELS['vit'], facts['model'], 'the model').resolve() if facts else None
+    if not facts:
+      return None
+    model = schema.build(MODELS['vit'], facts['model'], 'the model').resolve()
+    return model, Card.from_dict(facts['card'])
 
   def result(self) -> dict[str, Any] | None:
     """The contents of result.json; None if the run is not complete."""
