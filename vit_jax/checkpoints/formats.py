@@ -24,6 +24,9 @@ def _numbered(record: dict[str, Any]) -> None:
   record.get('model', {}).setdefault('mup_depth', 0)
   record.get('checkpoint', {}).setdefault('at', [])
   record.get('data', {}).setdefault('cache', False)
+  source = record.get('data', {}).get('source', {})
+  if source.get('name') == 'synthetic':
+    source.setdefault('channels', 3)
 
 
 # What turns a configuration of format i into one of format i + 1.

@@ -15,7 +15,7 @@ from ml_collections import config_dict
 
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
-from vit_jax.data.pipeline import DataConfig
+from vit_jax.data.config import DataConfig
 from vit_jax.evaluators import EVALUATORS
 from vit_jax.models import MODELS
 from vit_jax.optim.config import OptimConfig

@@ -120,6 +120,7 @@ class _Session:
         self.resources.callback(self.metrics.close)
       self.reporter = Reporter(experiment.total, self.start, visible=primary)
       self.resources.callback(self.reporter.close)
+      self.reporter.lines(experiment.summary(self.evaluators))
       self.resources = self.resources.pop_all()
     self.marked = self.start, self._busy()
     return self
