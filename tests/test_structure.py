@@ -33,7 +33,7 @@ TOP = len(FLOORS)  # commands, which nobody imports, and `vit_jax` itself
 ONLY = {
   'orbax': ('checkpoints.store',),
   'grain': ('data.pipeline',),
-  'tensorflow_datasets': ('data.sources', 'data.builders', 'data.pack'),
+  'tensorflow_datasets': ('data.tfds', 'data.builders', 'data.pack'),
   'absl': ('launch',),
   'ml_collections': ('training', 'compile'),
   'rich': ('training.progress', 'compile.show'),

@@ -18,18 +18,16 @@ from vit_jax.convert import read
 from vit_jax.core import command
 from vit_jax.core.errors import RunError
 from vit_jax.core.paths import Path, at
-from vit_jax.data import preprocess
+from vit_jax.data import crops, files, preprocess
 from vit_jax.models.vit import ViT
-
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp')
 
 
 def prepare(image: np.ndarray, card: Card) -> np.ndarray:
   """A uint8 image (height, width, channels) as a model wants it: float32 of the card's size."""
   height, width = card.size
   if card.resize == 'area':  # as in this project's training
-    crop = preprocess.Center(card.crop) if card.crop else preprocess.Resize()
-    image = crop(image, card.size, None)
+    crop = crops.Center(card.crop) if card.crop else crops.Resize()
+    image = preprocess.apply(crop, image, card.size, None)
   elif card.crop:
     # The shorter side first, then the middle: what timm and transformers do.
     scale = max(
@@ -48,13 +46,17 @@ def prepare(image: np.ndarray, card: Card) -> np.ndarray:
 
 def _resize(image: np.ndarray, size: tuple[int, int], method: str) -> np.ndarray:
   how = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}[method]
-  flat = image[..., 0] if image.shape[2] == 1 else image
-  resized = np.asarray(Image.fromarray(flat).resize((size[1], size[0]), how))
-  return resized.reshape(*size, image.shape[2])
+  if image.shape[2] != 3:  # of others Pillow would make assumptions, such as alpha
+    return np.dstack([_plane(image[..., i], size, how) for i in range(image.shape[2])])
+  return _plane(image, size, how)
+
+
+def _plane(image: np.ndarray, size: tuple[int, int], how: Image.Resampling) -> np.ndarray:
+  return np.asarray(Image.fromarray(image).resize((size[1], size[0]), how))
 
 
 def images_in(paths: Iterable[str]) -> list[Path]:
-  """Image files, those in folders included.
+  """Image files, those in folders included; what else is there is said on the standard error.
 
   Raises:
     RunError: for a path that is not there, or a folder without images.
@@ -62,9 +64,13 @@ def images_in(paths: Iterable[str]) -> list[Path]:
   found = []
   for path in map(at, paths):
     if path.is_dir():
-      inside = sorted(p for p in path.rglob('*') if p.suffix.lower() in SUFFIXES)
+      passed = files.Passed()
+      inside = [at(image) for image in files.images(path, passed)]
+      text = f'passed over {passed}' if str(passed) else ''
       if not inside:
-        raise RunError(f'{path} holds no {", ".join(SUFFIXES)} files')
+        raise RunError(f'{path} holds no images' + f'; {text}' * bool(text))
+      if text:
+        print(f'{path}: {text}', file=sys.stderr)
       found += inside
     elif path.is_file():
       found.append(path)
@@ -161,7 +167,7 @@ if __name__ == '__main__':
     prog='python -m vit_jax.predict', description='The likeliest classes of images.'
   )
   parser.add_argument('checkpoint', help='npz, safetensors or PyTorch file; folder; run directory')
-  parser.add_argument('image', nargs='+', help='jpg, png or webp files, or folders of them')
+  parser.add_argument('image', nargs='+', help='image files, or folders of them')
   parser.add_argument('--top', type=int, default=5, help='how many classes')
   parser.add_argument('--batch_size', type=int, default=32)
   parser.add_argument('--labels', help='class names, one per line, if the checkpoint has none')

@@ -27,7 +27,7 @@ def predict(workdir: str):
   experiment, state = restore(workdir)
   cfg, model = experiment.config, state.eval_model
   evaluator = cfg.evals['test']
-  source = cfg.data.source.open(evaluator.split)
+  source = cfg.data.open(evaluator.split)
   batches = eval_batches(
     cfg.data, evaluator.crop, source, experiment.shape, len(source), range(len(source))
   )

@@ -27,6 +27,9 @@ def _numbered(record: dict[str, Any]) -> None:
   for name in ('mean', 'std'):  # what is unset now was this
     if record.get('task', {}).get(name) == [0.5]:
       record['task'][name] = None
+  source = record.get('data', {}).get('source', {})
+  if source.get('name') == 'synthetic':
+    source.setdefault('channels', 3)
 
 
 # What turns a configuration of format i into one of format i + 1.

@@ -28,9 +28,9 @@ from vit_jax.compile import compiled as compiled_lib
 from vit_jax.compile import topology
 from vit_jax.compile.compiled import Collective, Kernel, Program
 from vit_jax.core import paths, schema
-from vit_jax.core.errors import RunError
 from vit_jax.costs import chips, flops
-from vit_jax.data.sources import Synthetic
+from vit_jax.data.examples import NoDataError
+from vit_jax.data.synthetic import Synthetic
 from vit_jax.nn import sharding
 from vit_jax.nn.encoder import split_layers
 from vit_jax.training import config as config_lib
@@ -222,10 +222,9 @@ def _experiment(cfg: config_lib.Config) -> Experiment:
   """Of the data set only its size and classes matter; a missing one is replaced."""
   try:
     return Experiment(cfg)
-  except RunError as error:
-    if 'data set' not in str(error) and 'no directory' not in str(error):
-      raise
-    data = dataclasses.replace(cfg.data, source=Synthetic(cfg.model.num_classes or 1000))
+  except NoDataError as error:
+    source = Synthetic(cfg.model.num_classes or 1000, channels=cfg.model.in_channels or 3)
+    data = dataclasses.replace(cfg.data, source=source)
     experiment = Experiment(dataclasses.replace(cfg, data=data))
     print(f'({error}\n planned with random images of 1,000 classes)', file=sys.stderr)
     return experiment

@@ -41,6 +41,28 @@ def here(file: str) -> Path:
   return Path(file).parent
 
 
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+  """What is in a directory, by name; each says what it is without being asked for by path.
+
+  Raises:
+    RunError: if it cannot be read.
+  """
+  try:
+    with os.scandir(folder) as found:
+      return sorted(found, key=lambda entry: entry.name)
+  except OSError as error:
+    raise RunError(f'cannot read the directory {folder}: {error.strerror}') from None
+
+
+def head(path: Path, size: int) -> bytes:
+  """The first bytes of a file; none if it cannot be read."""
+  try:
+    with path.open('rb') as file:
+      return file.read(size)
+  except OSError:
+    return b''
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
   """Turns a full or read-only disk into a RunError about `path`."""

@@ -16,7 +16,7 @@ from ml_collections import config_dict
 from vit_jax.architecture import MODELS
 from vit_jax.core import modules, overrides, schema
 from vit_jax.core.errors import RunError
-from vit_jax.data.pipeline import DataConfig
+from vit_jax.data.config import DataConfig
 from vit_jax.evaluators import EVALUATORS
 from vit_jax.optim.config import OptimConfig
 from vit_jax.tasks import TASKS

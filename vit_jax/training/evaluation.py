@@ -47,9 +47,10 @@ def evaluate(workdir: str, config: Mapping[str, Any] | None = None) -> dict[str,
   mesh = config['mesh'] if config is not None else 'data'
   with jax.set_mesh(sharding.make_mesh(mesh)):
     experiment, state = restore(workdir, config)
-    scores = experiment.evaluate(experiment.evaluators(), state)
-    step = int(state.step)
-  reporter = Reporter(step, step, visible=jax.process_index() == 0)
-  reporter.close()
+    step, evaluators = int(state.step), experiment.evaluators()
+    reporter = Reporter(step, step, visible=jax.process_index() == 0)
+    reporter.close()
+    reporter.lines(experiment.summary(evaluators))
+    scores = experiment.evaluate(evaluators, state)
   reporter.table(f'{workdir}: step {step}', scores)
   return scores

@@ -15,8 +15,11 @@ from vit_jax import models
 from vit_jax.architecture.card import Card
 from vit_jax.convert import read
 from vit_jax.core.errors import RunError
+from vit_jax.data import folds
 from vit_jax.data.classes import aligned
-from vit_jax.data.pipeline import Shape, iterate, train_batches
+from vit_jax.data.config import Shape
+from vit_jax.data.examples import NoSplitError
+from vit_jax.data.pipeline import iterate, probe, train_batches
 from vit_jax.nn.encoder import split_layers, stack_layers
 from vit_jax.nn.sharding import BatchLayout
 from vit_jax.optim import schedules
@@ -64,11 +67,11 @@ class Experiment:
       self._start = Start(cfg.init, cfg.model)
       model = self._start.model
     self.layout = BatchLayout(cfg.batch_size)
-    self.source = cfg.data.open(cfg.data.split)
+    self.source = cfg.data.open_training()
     names = tuple(self.source.class_names)
     if stored and stored[1].class_names:
       names = stored[1].class_names
-      self.source = aligned(self.source, names, f'the split {cfg.data.split}')
+      self.source = aligned(self.source, names)
     task = cfg.task
     if self._start:
       self._start.set_classes(names)
@@ -83,6 +86,8 @@ class Experiment:
       self._start.compare(wishes or {}, _flat(dict(model=model, task=task)))
       self.notes = self._start.notes
     self.shape = Shape(model.image_size, model.in_channels, model.num_classes, self.class_names)
+    self._check_normalization()
+    self._conversion = probe(cfg.data, self.source, self.shape)
     self.total = self._steps(cfg.total, 'total', total=None)
     if self.total < 1:
       raise RunError(f'total={cfg.total!r} is less than one step')
@@ -136,6 +141,22 @@ class Experiment:
   def _started(self, model: Any) -> State:
     return init_state(model, self.config.optim)
 
+  def _check_normalization(self) -> None:
+    """Raises RunError unless the task's mean and std are of as many channels as the model takes."""
+    channels = self.shape.channels
+    for name in ('mean', 'std'):
+      values = getattr(self.config.task, name)
+      if values is None:
+        continue
+      if len(values) not in (1, channels):
+        one = sum(values) / len(values) if values else 0.5
+        raise RunError(
+          f'task.{name}={values} has {len(values)} values, and images have {channels} channels: '
+          f'give one value for each, or one for all, such as --config.task.{name}={one:.3g}'
+        )
+      if not np.isfinite(values).all() or (name == 'std' and min(values) <= 0):
+        raise RunError(f'task.{name}={values}: pixels in [0, 1] cannot be normalised with that')
+
   def _seeds(self) -> Any:
     """The argument of `_init`."""
     return np.uint32(self.config.seed)
@@ -175,14 +196,31 @@ class Experiment:
     return Card('vit_jax', self.shape.image_size, mean, std, 'area', fraction, self.class_names)
 
   def evaluators(self) -> dict[str, Any]:
-    """Functions from a model to (name, value) pairs, by name."""
-    config = self.config
-    return {
-      name: evaluator.prepare(
-        config.task, config.data, self.shape, config.batch_size, lanes=config.lanes.count
-      )
-      for name, evaluator in config.evals.items()
-    }
+    """Functions from a model to (name, value) pairs, by name.
+
+    Raises:
+      RunError: if their data are not there, or cannot be used.
+    """
+    config, prepared = self.config, {}
+    for name, evaluator in config.evals.items():
+      try:
+        prepared[name] = evaluator.prepare(
+          config.task, config.data, self.shape, config.batch_size, lanes=config.lanes.count
+        )
+      except NoSplitError as error:
+        raise RunError(
+          f'{error}. {folds.way_out(config.data.split, f"evals.{name}.split")}'
+        ) from None
+    return prepared
+
+  def summary(self, evaluators: dict[str, Any]) -> list[str]:
+    """Lines about the data that are trained and evaluated on: what is there, what is done to it."""
+    lines = [*self.source.summary(), *self._conversion]
+    for name, evaluator in self.config.evals.items():
+      lines += evaluators[name].summary
+      if folds.overlap(self.config.data.split, getattr(evaluator, 'split', '')):
+        lines.append(f'evals.{name} uses images that are trained on, too')
+    return list(dict.fromkeys(lines))
 
   def evaluate(self, evaluators: dict[str, Any], state: State) -> dict[str, float]:
     """Runs `evaluators` on what `state` would be judged by: {'test/top1': 0.98, ...}."""

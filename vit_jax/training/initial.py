@@ -13,7 +13,7 @@ from vit_jax.architecture.card import Card
 from vit_jax.convert import adapt, read
 from vit_jax.core.errors import RunError
 from vit_jax.core.misfits import refuse
-from vit_jax.data.classes import shown
+from vit_jax.data.files import few
 
 # Fields that no checkpoint can be loaded with other values of.
 _SIZES = ('width', 'depth', 'mlp_dim', 'num_heads')
@@ -69,7 +69,7 @@ class Start:
     else:
       self._fresh_head = True
       reason = 'has no head' if not count else f'has {count} classes without names'
-      reason = f'has the classes {shown(theirs)}' if theirs else reason
+      reason = f'has the classes {few(list(theirs), 5)}' if theirs else reason
       keep = f' (--config.model.num_classes={count} keeps it)' if count == len(names) else ''
       self.notes.append(
         f'head: new, for {self.model.num_classes} classes, because {self.path} {reason}{keep}'

@@ -130,6 +130,7 @@ class _Session:
       for line in _opening(experiment):
         self.reporter.say(line)
       self.resources.callback(self.reporter.close)
+      self.reporter.lines(experiment.summary(self.evaluators))
       self.resources = self.resources.pop_all()
     self.marked = self.start, self._busy()
     return self

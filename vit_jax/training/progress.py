@@ -7,7 +7,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -92,6 +92,11 @@ class Reporter:
   def say(self, text: str) -> None:
     """A line above the bar."""
     self._console.print(text, markup=False)
+
+  def lines(self, texts: Iterable[str]) -> None:
+    """Several lines."""
+    for text in texts:
+      self.say(text)
 
   def advance(self, step: int) -> None:
     """Moves the bar to `step`."""
