@@ -17,6 +17,7 @@ from vit_jax.convert import read as bridge
 from vit_jax.core.errors import RunError
 from vit_jax.core.misfits import refuse
 from vit_jax.data.pipeline import Shape, iterate, train_batches
+from vit_jax.nn import sharding
 from vit_jax.nn.encoder import split_layers, stack_layers
 from vit_jax.nn.sharding import BatchLayout
 from vit_jax.optim import schedules
@@ -71,7 +72,9 @@ class Experiment:
       warmup=self.steps(cfg.optim.warmup, 'optim.warmup'),
       cooldown=self.steps(cfg.optim.cooldown, 'optim.cooldown'),
     )
-    schedules.check(cfg.optim, **self._durations, batch_size=cfg.batch_size)
+    schedules.check(
+      cfg.optim, **self._durations, batch_size=cfg.batch_size, devices=sharding.shards('batch')
+    )
     self.abstract_state: State = jax.eval_shape(self._init, self._seeds())
 
   def steps(self, duration: str, field: str) -> int:
@@ -182,13 +185,15 @@ class Experiment:
 
   def evaluators(self) -> dict[str, Any]:
     """Functions from a model to (name, value) pairs, by name."""
-    config = self.config
-    return {
-      name: evaluator.prepare(
-        config.task, config.data, self.shape, config.batch_size, lanes=config.lanes.count
-      )
-      for name, evaluator in config.evals.items()
-    }
+    config, found = self.config, {}
+    for name, evaluator in config.evals.items():
+      try:
+        found[name] = evaluator.prepare(
+          config.task, config.data, self.shape, config.batch_size, lanes=config.lanes.count
+        )
+      except RunError as error:
+        raise RunError(f'evals.{name}: {error}') from None
+    return found
 
   def evaluate(self, evaluators: dict[str, Any], state: State) -> dict[str, float]:
     """Runs `evaluators` on what `state` would be judged by: {'test/top1': 0.98, ...}."""
