@@ -14,7 +14,7 @@ __all__ = ['evaluate', 'restore']
 __getattr__ = lazy.getter(__name__, dict.fromkeys(__all__, 'vit_jax.training.evaluation'))
 
 
-def main(config: Any, workdir: str, overrides: list[tuple[str, str]]) -> None:
+def main(config: Any, workdir: str, step: int | None, overrides: list[tuple[str, str]]) -> None:
   """The command."""
   from vit_jax.training import config as config_lib
   from vit_jax.training.evaluation import evaluate
@@ -22,7 +22,7 @@ def main(config: Any, workdir: str, overrides: list[tuple[str, str]]) -> None:
 
   if config is None and overrides:
     config = config_lib.override(Workdir(workdir).record(), overrides)
-  evaluate(workdir, config)
+  evaluate(workdir, config, step=step)
 
 
 if __name__ == '__main__':
@@ -39,4 +39,5 @@ if __name__ == '__main__':
     ),
   )
   parser.add_argument('--workdir', required=True, metavar='DIR', help='directory of the run')
+  parser.add_argument('--step', type=int, metavar='N', help='of the checkpoint, if not the newest')
   start.run(parser, main)

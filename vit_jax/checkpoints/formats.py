@@ -15,6 +15,10 @@ from vit_jax.core.errors import RunError
 FORMAT = 1
 
 
+class LaterFormatError(RunError):
+  """A format that this version does not know."""
+
+
 def _numbered(record: dict[str, Any]) -> None:
   """0 to 1: a number. Records of 0 may be older than some fields."""
   record.setdefault('fork', '')
@@ -61,7 +65,7 @@ def _migrated(stored: dict[str, Any], steps: Any, where: str) -> dict[str, Any]:
   value = copy.deepcopy(stored)
   number = value.pop('format', 0)
   if not isinstance(number, int) or not 0 <= number <= FORMAT:
-    raise RunError(
+    raise LaterFormatError(
       f'{where} has format {number!r}, and this version of vit_jax knows formats up to {FORMAT}: '
       'use the version that wrote it, or a later one'
     )

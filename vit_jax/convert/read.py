@@ -90,22 +90,25 @@ class Opened:
     return leaves
 
 
-def open_checkpoint(path: str | paths.Path, **hints: Any) -> Opened:
+def open_checkpoint(path: str | paths.Path, *, step: int | None = None, **hints: Any) -> Opened:
   """Recognises the dialect and the architecture of a checkpoint without reading its arrays.
 
   Args:
     path: a file, or a folder of transformers, timm, OpenCLIP or a run of this project.
+    step: of a run: which of its checkpoints; the newest if not given.
     **hints: fields of the model that the checkpoint cannot know, such as num_heads.
 
   Raises:
     RunError: if it is missing, damaged, of no known dialect, or contradicts itself.
   """
-  return _open(paths.at(path), _checked(hints))
+  return _open(paths.at(path), _checked(hints), step)
 
 
-def _open(path: paths.Path, hints: dict[str, Any]) -> Opened:
+def _open(path: paths.Path, hints: dict[str, Any], step: int | None) -> Opened:
   if (path / 'checkpoints').is_dir():
-    return _open_run(path, hints)
+    return _open_run(path, hints, step)
+  if step is not None:
+    raise RunError(f'step={step} picks a checkpoint of a run, but {path} is not the folder of one')
   folder = path if path.is_dir() else path.parent
   file = files.weights(path) if path.is_dir() else path
   source = Source(str(path), files.read(file), hints=hints)
@@ -206,13 +209,15 @@ def build(config: Any, leaves: Mapping[str, np.ndarray], card: Card | None) -> A
 
 
 def load(
-  path: str | paths.Path, *, ignore: str = '', patch_method: str = 'bilinear', **changes: Any
-) -> Any:
+  path: str | paths.Path, *, step: int | None = None, ignore: str = '',
+  patch_method: str = 'bilinear', **changes: Any,
+) -> Any:  # fmt: skip
   """A model from a checkpoint of any known dialect.
 
   Args:
     path: an npz, safetensors or PyTorch file; a folder of transformers, timm or OpenCLIP; or the
       directory of a run of this project.
+    step: of a run: which of its checkpoints; the newest if not given.
     ignore: regular expression of names in the file that may be left out.
     patch_method: how the patch embedding is resampled if patch_size is changed; see
       `layers.resample_patches`.
@@ -232,7 +237,7 @@ def load(
   if patch_method not in methods:
     raise RunError(f'unknown patch_method {patch_method!r}: {suggest(patch_method, methods)}')
   changes = _checked(changes)
-  opened = _open(paths.at(path), changes)
+  opened = _open(paths.at(path), changes, step)
   leaves = opened.leaves(ignore)
   config, card = opened.config, opened.card
   if isinstance(config, TwoTowersConfig):
@@ -277,33 +282,27 @@ def _checked(changes: Mapping[str, Any]) -> dict[str, Any]:
   return {**changes, **towers}
 
 
-def _open_run(path: paths.Path, hints: Mapping[str, Any]) -> Opened:
-  checkpoints = Checkpoints(path / 'checkpoints', read_only=True)
-  try:
-    shapes, extra = checkpoints.peek()
-    if 'card' not in extra:
-      raise RunError(f'{path} was written by an older version, without a description of its model')
-    if extra.get('lanes'):
-      raise RunError(
-        f'{path} holds {extra["lanes"]} models side by side, of which none can be read alone: '
-        'train the one that is wanted without config.lanes'
-      )
-    prefix = 'ema/' if any(name.startswith('ema/') for name in shapes) else 'model/'
-    names = [name for name in shapes if name.startswith(prefix)]
-    arrays = {
-      name.removeprefix(prefix): files.Stub(
-        shapes[name].shape, shapes[name].dtype, lambda name=name: loaded[name]
-      )
-      for name in names
-    }
-    loaded = checkpoints.part(names)
-  except RunError:
-    raise
-  except Exception as error:
-    first = str(error).strip().partition('\n')[0]
-    raise RunError(f'the newest checkpoint in {path} is damaged: {first}') from None
-  finally:
-    checkpoints.close()
+def _open_run(path: paths.Path, hints: Mapping[str, Any], step: int | None) -> Opened:
+  if step is not None and (not isinstance(step, int) or isinstance(step, bool)):
+    raise RunError(f'step={step!r} must be the number of a step')
+  checkpoints = Checkpoints(path / 'checkpoints')
+  shapes, extra = checkpoints.peek(step)
+  if 'card' not in extra:
+    raise RunError(f'{path} was written by an older version, without a description of its model')
+  if extra.get('lanes'):
+    raise RunError(
+      f'{path} holds {extra["lanes"]} models side by side, of which none can be read alone: '
+      'train the one that is wanted without config.lanes'
+    )
+  prefix = 'ema/' if any(name.startswith('ema/') for name in shapes) else 'model/'
+  names = [name for name in shapes if name.startswith(prefix)]
+  arrays = {
+    name.removeprefix(prefix): files.Stub(
+      shapes[name].shape, shapes[name].dtype, lambda name=name: loaded[name]
+    )
+    for name in names
+  }
+  loaded = checkpoints.part(names, step)
   kind = TwoTowersConfig if extra['kind'] == 'two_towers' else ViTConfig
   config = _with_hints(schema.build(kind, extra['model'], 'the model'), hints, str(path)).resolve()
   return Opened('vit_jax', config, Card.from_dict(extra['card']), arrays, None, '', str(path))

@@ -20,6 +20,7 @@ from vit_jax.data.classes import aligned
 from vit_jax.data.config import Shape
 from vit_jax.data.examples import NoSplitError
 from vit_jax.data.pipeline import iterate, probe, train_batches
+from vit_jax.nn import sharding
 from vit_jax.nn.encoder import split_layers, stack_layers
 from vit_jax.nn.sharding import BatchLayout
 from vit_jax.optim import schedules
@@ -96,7 +97,9 @@ class Experiment:
       warmup=self.steps(cfg.optim.warmup, 'optim.warmup'),
       cooldown=self.steps(cfg.optim.cooldown, 'optim.cooldown'),
     )
-    schedules.check(cfg.optim, **self._durations, batch_size=cfg.batch_size)
+    schedules.check(
+      cfg.optim, **self._durations, batch_size=cfg.batch_size, devices=sharding.shards('batch')
+    )
     self.abstract_state: State = jax.eval_shape(self._init, self._seeds())
 
   def steps(self, duration: str, field: str) -> int:
@@ -211,6 +214,8 @@ class Experiment:
         raise RunError(
           f'{error}. {folds.way_out(config.data.split, f"evals.{name}.split")}'
         ) from None
+      except RunError as error:
+        raise RunError(f'evals.{name}: {error}') from None
     return prepared
 
   def summary(self, evaluators: dict[str, Any]) -> list[str]:
