@@ -21,7 +21,23 @@ PAGES = sorted(
 STUDIES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('experiments/*/README.md'))
 LINKED = [*PAGES, *STUDIES, 'CONTRIBUTING.md', 'CHANGELOG.md']
 # Pages that take more than ten seconds, and why.
-SLOW: dict[str, str] = {}
+SLOW = {
+  'docs/getting-started/first-run.md': 'three runs and a picture',
+  'docs/getting-started/notebook.md': 'a run',
+  'docs/getting-started/your-own-images.md': 'a run and its predictions',
+  'docs/how-to/convert-checkpoints.md': 'six programs that start JAX',
+  'docs/how-to/evaluate.md': 'a run and two evaluations',
+  'docs/how-to/fine-tune.md': 'two runs from a checkpoint',
+  'docs/how-to/hold-out-a-fold.md': 'a run',
+  'docs/how-to/large-data-sets.md': 'a run from a packed data set',
+  'docs/how-to/plan-a-run.md': 'compiles for a slice of TPUs',
+  'docs/how-to/predict.md': 'a run and two predictions',
+  'docs/how-to/resume-fork-cooldown.md': 'a trunk and its fork',
+  'docs/how-to/scaling-sweeps.md': 'a run of three lanes, and two fits',
+  'docs/how-to/several-devices.md': 'a run on eight devices, and one of two processes',
+  'docs/how-to/train.md': 'two runs',
+  'docs/reference/files-of-a-run.md': 'a run, and its model',
+}
 BLOCK = re.compile(r'^```(\w*)\n(.*?)^```\n', re.M | re.S)
 README_LINES = 110
 
@@ -133,6 +149,12 @@ def test_every_command_has_an_entry():
   page = text_of('docs/reference/commands.md')
   for command in commands:
     assert f'python -m {command}' in page, command
+
+
+def test_every_target_of_make_is_there():
+  targets = re.search(r'^\.PHONY: (.*)$', (ROOT / 'Makefile').read_text(), re.M)[1].split()
+  named = {t for page in LINKED for t in re.findall(r'(?:`| {4})make ([a-z-]+)', text_of(page))}
+  assert named == set(targets)
 
 
 def test_every_dialect_has_an_entry():
