@@ -119,6 +119,14 @@ def test_links_lead_somewhere(page):
     assert (ROOT / name).exists(), f'{page}: {name}'
 
 
+@pytest.mark.parametrize('page', LINKED)
+def test_tables_have_as_many_cells_in_every_row(page):
+  prose = BLOCK.sub('\n', text_of(page))
+  for table in re.findall(r'(?:^\|.*\n)+', prose, re.M):
+    cells = {len(re.findall(r'(?<!\\)\|', row)) for row in table.splitlines()}
+    assert len(cells) == 1, f'{page}:\n{table}'
+
+
 def test_every_page_is_found_from_the_index():
   index = (ROOT / 'docs' / 'README.md').read_text()
   for page in PAGES:
@@ -135,6 +143,15 @@ def test_the_readme_is_short():
   lines = text_of('README.md').splitlines()
   assert len(lines) <= README_LINES
   assert len(re.findall(r'!\[', text_of('README.md'))) == 1
+
+
+def test_the_readme_counts_right():
+  from vit_jax.convert.dialects import DIALECTS
+  from vit_jax.scaling.laws import LAWS
+
+  text = text_of('README.md')
+  assert set(re.findall(r'(\d+) dialects', text)) == {str(len(DIALECTS))}
+  assert re.findall(r'(\d+) laws', text) == [str(len(LAWS))]
 
 
 @pytest.mark.parametrize('page', sorted(reference.PAGES))
