@@ -107,25 +107,11 @@ def configuration():
   return '\n'.join(section(config_lib.Config, '', 'The run', {}))
 
 
-FOURTEEN = {'So400m', 'H', 'g', 'G', 'e', '22B'}
-
-
-def published():
-  """Every size of every family with the patches it was published with, and every stem."""
-  for family, table in variants.FAMILIES.items():
-    for size in table.sizes:
-      fourteen = family.startswith(('dinov2', 'eva02')) or size in FOURTEEN
-      fourteen = fourteen or (family, size) == ('clip', 'L')
-      patch = 14 if fourteen and 'naflex' not in family else 16
-      yield f'{family}:{size}/{patch}'.removeprefix(':')
-  yield from ('R+Ti/16', 'R26+S/32', 'R26+B/32', 'R50+B/16', 'R50+L/32')
-
-
 def models():
   """Sizes and costs of every variant, without a head."""
   lines = ['| variant | width | depth | MLP | heads | image | parameters | GMACs |',
            '|---|---|---|---|---|---|---|---|']  # fmt: skip
-  for name in published():
+  for name in variants.names():
     config = ViTArchitecture(name).resolve()
     cost = flops.costs(config)
     sides = 'x'.join(map(str, config.image_size))
