@@ -36,7 +36,7 @@ def model(variant: str, image: str, classes: int | None, text: bool, changes: di
   """The resolved description of the model that a command line names.
 
   Args:
-    variant: of `vit_jax.variants`.
+    variant: of `architecture.variants`.
     image: side of the images, or height and width, '224x384'; '' for the variant's own.
     classes: of the head; None for 1000, and for the width of the shared space with `text`.
     text: whether there is a text tower, too.

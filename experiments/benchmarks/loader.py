@@ -132,7 +132,7 @@ def pipeline(images: list[Any], *, crop: crops.Crop = CROP, workers: int = 0):
 
 
 def tf_data(images: list[bytes], *, antialias: bool):
-  """TensorFlow's decoder, which leaves out what is beside the crop, as in big_vision."""
+  """TensorFlow's decoder, which skips what is outside the crop, as in big_vision."""
   os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
   tf: Any = importlib.import_module('tensorflow')
 

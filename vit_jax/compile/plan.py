@@ -53,7 +53,7 @@ class Plan:
       optimizer.
     activations: kept by the forward for the backward pass, copies of weights in the compute dtype
       among them, as traced: the compiler may keep less.
-    temporaries: the most that a step needs beside its arguments, activations included.
+    temporaries: the most that a step needs in addition to its arguments, activations included.
     memory: arguments, temporaries and program together.
     capacity: of a chip; of a GPU what JAX takes of it, `topology.gpu_memory`.
     fits: whether the compiler found room.
@@ -107,7 +107,7 @@ def plan(config: ConfigDict, where: str, hlo: str = '') -> Plan:
   """
   devices = topology.devices(where)
   kind = devices[0].device_kind
-  # Of a GPU the compiler says no times.
+  # The compiler of GPUs predicts no times.
   chip = chips.CHIPS.get(kind)
   capacity = int(chip.hbm) if chip else topology.gpu_memory(kind)
   cfg: config_lib.Config = schema.build(config_lib.Config, config_lib.to_dict(config))
@@ -242,7 +242,7 @@ def _abstract_batch(experiment: Experiment, mesh: Any) -> dict[str, Any]:
 
 
 def _activations(experiment: Experiment, state: Any, batch: Any, mesh: Any) -> int:
-  """Bytes per chip that the forward pass leaves for the backward pass, beside its arguments."""
+  """Bytes per chip that the forward pass leaves for the backward pass, without its arguments."""
   task, accumulate = experiment.config.task, experiment.config.optim.accumulate
 
   def residuals(model, batch):
