@@ -1,6 +1,8 @@
 import functools
 import os
 import pathlib
+import runpy
+import sys
 import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'  # whatever else there is: TPUs are only compiled for
@@ -18,10 +20,14 @@ os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
 
 import absl.flags  # noqa: E402
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from vit_jax.nn import sharding  # noqa: E402
 from vit_jax.training import config as config_lib  # noqa: E402
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 absl.flags.FLAGS.mark_as_parsed()  # Grain's workers read flags
 
@@ -52,6 +58,43 @@ def make_digits(data_dir, **changes):
 def digits(data_dir):
   """`make_digits` on the data of this worker."""
   return functools.partial(make_digits, data_dir)
+
+
+@pytest.fixture
+def typed(capsys, monkeypatch):
+  """What `python -m MODULE ARGUMENT...` ends with: exit status, stdout and stderr.
+
+  In this process, which has started JAX already.
+  """
+  monkeypatch.setattr('vit_jax.launch.start._start', lambda *_: None)
+
+  def call(module, *arguments):
+    monkeypatch.setattr(sys, 'argv', [module, *map(str, arguments)])
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    capsys.readouterr()
+    status = 0
+    try:
+      runpy.run_module(module, run_name='__main__')
+    except SystemExit as ended:
+      status = ended.code or 0
+    return status, *capsys.readouterr()
+
+  return call
+
+
+@pytest.fixture(scope='session')
+def photos(tmp_path_factory):
+  """{train,test}/{cat,dog,fox}/N.jpg: solid colours of 40x48 pixels with noise, 6 + 3 a class."""
+  folder, rng = tmp_path_factory.mktemp('photos'), np.random.default_rng(0)
+  colours = {'cat': (200, 40, 40), 'dog': (40, 200, 40), 'fox': (40, 40, 200)}
+  for split, count in (('train', 6), ('test', 3)):
+    for name, colour in colours.items():
+      (folder / split / name).mkdir(parents=True)
+      for i in range(count):
+        pixels = np.clip(np.array(colour) + rng.normal(0, 20, (40, 48, 3)), 0, 255)
+        path = folder / split / name / f'{i}.jpg'
+        Image.fromarray(pixels.astype(np.uint8)).save(path, quality=95)
+  return folder
 
 
 @pytest.fixture

@@ -20,21 +20,12 @@ ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = f'--config={ROOT}/configs/digits.py'
 
 
-def typed(module, *arguments, capsys, monkeypatch):
-  """Exit status, stdout and stderr of `python -m module`, in this process."""
-  monkeypatch.setattr(sys, 'argv', [module, *map(str, arguments)])
-  monkeypatch.delitem(sys.modules, module, raising=False)
-  with pytest.raises(SystemExit) as ended:
-    runpy.run_module(module, run_name='__main__')
-  return ended.value.code, *capsys.readouterr()
-
-
 @pytest.fixture
-def refused(capsys, monkeypatch):
+def refused(typed):
   """The one line with which a command ends."""
 
   def call(module, *arguments):
-    status, _, err = typed(module, *arguments, capsys=capsys, monkeypatch=monkeypatch)
+    status, _, err = typed(module, *arguments)
     assert status == 1
     assert err.startswith('error: ')
     assert err.count('\n') == 1
@@ -262,9 +253,9 @@ def test_with_init_the_checkpoint_decides_what_the_command_line_does_not(configu
 
 
 @pytest.mark.parametrize('name', COMMANDS)
-def test_help(name, capsys, monkeypatch):
+def test_help(name, typed):
   module = f'vit_jax.{name}'
-  status, out, _ = typed(module, '--help', capsys=capsys, monkeypatch=monkeypatch)
+  status, out, _ = typed(module, '--help')
   assert status == 0
   assert f'usage: python -m {module}' in out
   assert out.count(f'\n  python -m {module}') == 2, 'two examples'
@@ -280,15 +271,15 @@ def test_the_list_of_commands_is_whole():
   assert there - {'__main__'} == set(COMMANDS)
 
 
-def test_models_are_listed_with_what_they_cost(capsys, monkeypatch):
-  status, out, _ = typed('vit_jax.models', 'dinov2:*', capsys=capsys, monkeypatch=monkeypatch)
+def test_models_are_listed_with_what_they_cost(typed):
+  status, out, _ = typed('vit_jax.models', 'dinov2:*')
   assert status == 0
   # facebookresearch/dinov2 publishes 21 M, 86 M, 300 M and 1,100 M parameters; timm 46.76 GMACs.
   rows = {line.split()[0]: line.split() for line in out.splitlines() if line.startswith('dinov2:')}
   assert list(rows) == ['dinov2:S/14', 'dinov2:B/14', 'dinov2:L/14', 'dinov2:g/14']
   assert rows['dinov2:S/14'][1] == '22,056,576'
   assert float(rows['dinov2:S/14'][2]) == pytest.approx(46.76, rel=2e-3)
-  status, _, err = typed('vit_jax.models', 'resnet', capsys=capsys, monkeypatch=monkeypatch)
+  status, _, err = typed('vit_jax.models', 'resnet')
   assert status == 1
   assert 'no model is called like' in err
 

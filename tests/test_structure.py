@@ -42,7 +42,7 @@ ONLY = {
   'cv2': ('data',),
   'simplejpeg': ('data.jpeg',),
   'safetensors': ('convert.files',),
-  'PIL': ('predict',),
+  'PIL': ('data.preprocess', 'predict'),
   'pathlib': ('core.paths',),
   'shutil': ('core.paths',),
   'tempfile': ('core.paths',),

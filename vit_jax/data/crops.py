@@ -4,25 +4,52 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vit_jax.core.errors import RunError, suggest
 
 if TYPE_CHECKING:
   import numpy as np
 
 Box = tuple[int, int, int, int]  # top, left, height, width
+# How pixels are resampled: averaged over areas, or as Pillow does with antialiasing.
+METHODS = ('area', 'bilinear', 'bicubic')
+UNSET: Any = None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Crop:
   """A choice of a part of an image, and how that is brought to the model's size.
 
   Attributes:
+    method: one of `METHODS`. Unset: that of the checkpoint that the run starts from, or 'area',
+      which is the fastest.
     exact: whether every pixel of the part has a say. Scaled decoding would change those of
       evaluation by 1 to 5 of 255 levels on average, so only random crops do without.
     area: by how much a part must shrink for its pixels to be averaged; below, it is interpolated.
+    central: whether the part is the middle of the image, or all of it.
+    fraction: of the shorter side that is kept; 0 squeezes the whole image into the size.
   """
 
+  method: str = UNSET
   exact = True
   area = 1.0
+  central = False
+  fraction: ClassVar[float] = 0.0
+
+  def __post_init__(self):
+    if self.method not in (None, *METHODS):
+      raise RunError(f'unknown method of a crop {self.method!r}: {suggest(self.method, METHODS)}')
+
+  @property
+  def every_pixel(self) -> bool:
+    """Whether the part is decoded at its full size, exactly."""
+    return self.exact or self.method not in (None, 'area')
+
+  @property
+  def whole(self) -> bool:
+    """Whether the whole image is resized first, as others do it for evaluation."""
+    return self.central and self.method not in (None, 'area')
 
   def box(self, height: int, width: int, size: tuple[int, int], rng: Any) -> Box:
     """The part of an image of this height and width that is wanted."""
@@ -39,12 +66,15 @@ class Crop:
 class Resize(Crop):
   """The whole image, squeezed into the model's size."""
 
+  central = True
+
 
 @dataclasses.dataclass(frozen=True)
 class Center(Crop):
   """The central crop of the model's aspect ratio that covers `fraction` of the shorter side."""
 
-  fraction: float = 0.875
+  central = True
+  fraction: float = 0.875  # type: ignore
 
   def box(self, height: int, width: int, size: tuple[int, int], rng: Any) -> Box:
     """See `Crop`."""

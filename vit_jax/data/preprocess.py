@@ -8,12 +8,14 @@ the model takes the other; nothing is made up, and everything else is a `MisfitE
 from __future__ import annotations
 
 import io
+import math
 import re
 import struct
 from collections.abc import Callable
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from vit_jax.data import exif, jpeg, kinds, tiff
 from vit_jax.data.crops import Box, Crop, octaves
@@ -75,13 +77,15 @@ def prepare(
     MisfitError, ValueError: as `decode`.
   """
   header = None
+  if crop.whole:
+    return published(decode(image, channels), size, crop.fraction, crop.method)
   if isinstance(image, bytes) and channels in (1, 3):
     header = jpeg.read_header(image)
   if not isinstance(image, bytes) or header is None:
     return apply(crop, decode(image, channels), size, rng)
   box = crop.box(header.height, header.width, size, rng)
-  factor = 1 if crop.exact else octaves(box[2], box[3], size)
-  part = jpeg.decode(image, header, box, channels, fast=not crop.exact, factor=factor)
+  factor = 1 if crop.every_pixel else octaves(box[2], box[3], size)
+  part = jpeg.decode(image, header, box, channels, fast=not crop.every_pixel, factor=factor)
   if part is None:  # it is for OpenCV to say whether that can be forgiven
     pixels = decode(image, channels)
     if pixels.shape[:2] != (header.height, header.width):
@@ -95,7 +99,43 @@ def apply(
 ) -> np.ndarray:
   """A crop of an image, uint8 (height, width, channels) -> uint8 (*size, channels)."""
   height, width = image.shape[:2]
+  if crop.whole:
+    return published(image, size, crop.fraction, crop.method)
   return _fit(crop, cut(image, crop.box(height, width, size, rng)), size, rng)
+
+
+def published(image: np.ndarray, size: tuple[int, int], fraction: float, method: str) -> np.ndarray:
+  """An image as timm and transformers bring it to the size of a model.
+
+  Args:
+    image: uint8 (height, width, channels).
+    size: (height, width) wanted.
+    fraction: of the shorter side that the central crop keeps; 0 squeezes the whole image.
+    method: 'bilinear' or 'bicubic'.
+
+  Returns:
+    uint8 (*size, channels).
+  """
+  if not fraction:
+    return _pillow(image, size, method)
+  # The shorter side first, then the middle.
+  scale = max(
+    math.floor(side / fraction + 1e-6) / have
+    for side, have in zip(size, image.shape[:2], strict=True)
+  )
+  sides = [max(round(have * scale), side) for have, side in zip(image.shape[:2], size, strict=True)]
+  image = _pillow(image, (sides[0], sides[1]), method)
+  top, left = (round((side - wanted) / 2) for side, wanted in zip(sides, size, strict=True))
+  return image[top : top + size[0], left : left + size[1]]
+
+
+def _pillow(image: np.ndarray, size: tuple[int, int], method: str) -> np.ndarray:
+  how = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}[method]
+  resized = lambda part: np.asarray(Image.fromarray(part).resize((size[1], size[0]), how))  # noqa: E731
+  if image.shape[2] == 3:
+    return resized(np.ascontiguousarray(image))
+  # Of other channels Pillow would make assumptions, such as alpha.
+  return np.dstack([resized(np.ascontiguousarray(image[..., i])) for i in range(image.shape[2])])
 
 
 def resize(image: np.ndarray, size: tuple[int, int], *, area: float = 1.0) -> np.ndarray:
@@ -115,7 +155,11 @@ def cut(image: np.ndarray, box: Box) -> np.ndarray:
 
 def _fit(crop: Crop, part: np.ndarray, size: tuple[int, int], rng: np.random.Generator | None):
   """The part that a crop has chosen, at the model's size."""
-  pixels = resize(part, size, area=crop.area)
+  pixels = (
+    resize(part, size, area=crop.area)
+    if crop.method in (None, 'area')
+    else _pillow(part, size, crop.method)
+  )
   matrix = crop.matrix(size, rng)
   if matrix is None:
     return pixels

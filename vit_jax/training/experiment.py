@@ -73,18 +73,17 @@ class Experiment:
     if stored and stored[1].class_names:
       names = stored[1].class_names
       self.source = aligned(self.source, names)
-    task = cfg.task
     if self._start:
       self._start.set_classes(names)
       model = self._start.model
     if cfg.init:
-      task = _as_known(task, self._start.card if self._start else stored[1])  # type: ignore
+      cfg = _as_known(cfg, self._start.card if self._start else stored[1])  # type: ignore
     model = dataclasses.replace(model, num_classes=model.num_classes or len(names))
-    self.config = dataclasses.replace(cfg, model=model, task=task)
+    self.config = dataclasses.replace(cfg, model=model)
     self.class_names = names if len(names) == model.num_classes else ()
     self.notes: list[str] = []
     if self._start:
-      self._start.compare(wishes or {}, _flat(dict(model=model, task=task)))
+      self._start.compare(wishes or {}, _flat(dict(model=model, task=cfg.task)))
       self.notes = self._start.notes
     self.shape = Shape(model.image_size, model.in_channels, model.num_classes, self.class_names)
     self._check_normalization()
@@ -196,7 +195,10 @@ class Experiment:
     mean, std = config.task.statistics(self.shape.channels)
     crops = [evaluator.crop for evaluator in config.evals.values()]
     fraction = getattr(crops[0], 'fraction', 0.0) if crops else 0.0
-    return Card('vit_jax', self.shape.image_size, mean, std, 'area', fraction, self.class_names)
+    method = crops[0].method if crops else config.data.crop.method
+    return Card(
+      'vit_jax', self.shape.image_size, mean, std, method or 'area', fraction, self.class_names
+    )
 
   def evaluators(self) -> dict[str, Any]:
     """Functions from a model to (name, value) pairs, by name.
@@ -236,10 +238,18 @@ class Experiment:
     }
 
 
-def _as_known(task: Any, card: Card) -> Any:
-  """A task that normalises images as a checkpoint expects them, unless it says how itself."""
-  known = {name: getattr(card, name) for name in ('mean', 'std') if getattr(task, name) is None}
-  return dataclasses.replace(task, **known)
+def _as_known(cfg: config_lib.Config, card: Card) -> config_lib.Config:
+  """A run that prepares images as a checkpoint expects them, where it does not say how itself."""
+
+  def known(section: Any, **values: Any) -> Any:
+    unset = {name: value for name, value in values.items() if getattr(section, name) is None}
+    return dataclasses.replace(section, **unset)
+
+  crop = lambda section: dataclasses.replace(section, crop=known(section.crop, method=card.resize))  # noqa: E731
+  return dataclasses.replace(
+    cfg, task=known(cfg.task, mean=card.mean, std=card.std), data=crop(cfg.data),
+    evals={name: crop(evaluator) for name, evaluator in cfg.evals.items()},
+  )  # fmt: skip
 
 
 def _flat(sections: Mapping[str, Any]) -> dict[str, Any]:
