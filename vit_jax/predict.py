@@ -14,12 +14,13 @@ import numpy as np
 from PIL import Image
 
 from vit_jax.architecture.card import Card
-from vit_jax.convert import read
+from vit_jax.convert import arguments, notes, read
+from vit_jax.convert.opened import Opened
 from vit_jax.core import command
 from vit_jax.core.errors import RunError
 from vit_jax.core.paths import Path, at
 from vit_jax.data import preprocess
-from vit_jax.models.vit import ViT
+from vit_jax.models.vit import ViT, ViTConfig
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp')
 
@@ -79,6 +80,8 @@ def predict(
 ) -> Iterator[tuple[Path, list[tuple[int, float]]]]:  # fmt: skip
   """The likeliest classes of each image, with their probabilities, likeliest first.
 
+  Probabilities are a softmax over the classes, or of a single class the sigmoid of its logit.
+
   Args:
     model: with a head and a card.
     paths: of images.
@@ -90,7 +93,9 @@ def predict(
 
   @jax.jit
   def likeliest(model: Any, x: jax.Array) -> Any:
-    return jax.lax.top_k(jax.nn.softmax(model(x)), min(top, model.config.num_classes))
+    classes = model.config.num_classes
+    chances = jax.nn.softmax if classes > 1 else jax.nn.sigmoid
+    return jax.lax.top_k(chances(model(x)), min(top, classes))
 
   def batches() -> Iterator[tuple[list[Path], np.ndarray]]:
     names, rows = [], np.zeros((batch_size, *card.size, channels), np.float32)
@@ -116,21 +121,25 @@ def predict(
 
 
 def main(
-  checkpoint: str, image: list[str], top: int, batch_size: int, labels: str | None, changes: dict
-) -> int:
+  checkpoint: str, image: list[str], top: int, batch_size: int, labels: str | None, changes: dict,
+  part: str = '', prefix: str | None = None, ignore: str = '',
+) -> int:  # fmt: skip
   """Prints the likeliest classes of each image."""
   if top < 1 or batch_size < 1:
     raise RunError('--top and --batch_size must be at least 1')
   paths = images_in(image)
-  model = read.load(checkpoint, **changes)
-  if not isinstance(model, ViT) or not model.config.num_classes:
-    raise RunError(f'{checkpoint} has no head for classification: it gives features only')
+  with notes.printed(sys.stderr):
+    opened = read.open_checkpoint(checkpoint, part=part, prefix=prefix, ignore=ignore, **changes)
+    _check_head(opened)
+    model = read.model_of(opened)
+    names = _names(labels, model, checkpoint)
   if any(side % model.config.stride for side in model.card.size):
     raise RunError(
       f'{checkpoint} asks for images of {model.card.size}, which patches of {model.config.stride} '
       'do not cut evenly: give image_size'
     )
-  names = model.card.class_names or _names(labels, model.config.num_classes)
+  if model.config.num_classes == 1:
+    print('note: one class: the sigmoid of its logit', file=sys.stderr)
   failed = []
 
   def broken(path: Path, why: str) -> None:
@@ -144,15 +153,40 @@ def main(
   return 1 if failed else 0
 
 
-def _names(path: str | None, count: int) -> list[str]:
+def _check_head(opened: Opened) -> None:
+  """Raises RunError unless a checkpoint has a head for classification that was trained."""
+  classes = getattr(opened.config, 'num_classes', 0)
+  if not isinstance(opened.config, ViTConfig):
+    raise RunError(f'{opened.where} has two towers and no head for classification')
+  wanted = opened.changes.get('num_classes', classes)
+  if not wanted:
+    raise RunError(f'{opened.where} has no head for classification: it gives features only')
+  if wanted != classes:
+    raise RunError(
+      f'{opened.where} has a head for {classes or "no"} classes, and num_classes={wanted} would '
+      'predict with one that was never trained: leave num_classes out, or train with '
+      f'config.init={opened.where}'
+    )
+  if head := sorted(n for n in opened.untrained if n.startswith(('head/', 'distill_head/'))):
+    raise RunError(
+      f'{opened.where} lacks {", ".join(head)}: it would predict with a head that was never trained'
+    )
+
+
+def _names(path: str | None, model: ViT, checkpoint: str) -> tuple[str, ...]:
+  """Of the classes: those in a file before those that a checkpoint knows; maybe none."""
+  known, count = model.card.class_names, model.config.num_classes
   if path is None:
-    return []
+    return known
   try:
-    names = at(path).read_text().splitlines()
+    text = at(path).read_text(encoding='utf-8-sig')
   except (OSError, UnicodeDecodeError) as error:
     raise RunError(f'cannot read {path}: {error}') from None
+  names = tuple(text.removesuffix('\n').split('\n'))
   if len(names) != count:
     raise RunError(f'{path} has {len(names)} lines for the {count} classes of the model')
+  if known and known != names:
+    notes.say(f'class names are those of {path}, not those of {checkpoint}: {notes.shown(known)}')
   return names
 
 
@@ -164,5 +198,6 @@ if __name__ == '__main__':
   parser.add_argument('image', nargs='+', help='jpg, png or webp files, or folders of them')
   parser.add_argument('--top', type=int, default=5, help='how many classes')
   parser.add_argument('--batch_size', type=int, default=32)
-  parser.add_argument('--labels', help='class names, one per line, if the checkpoint has none')
+  parser.add_argument('--labels', help="class names, one per line, instead of the checkpoint's")
+  arguments.add_choice(parser)
   command.run(parser, main)
