@@ -13,7 +13,7 @@ from vit_jax.core.errors import RunError
 from vit_jax.data import crops, preprocess
 from vit_jax.data.builders.fashion_mnist import CLASSES, read_idx
 from vit_jax.data.config import DataConfig, Shape
-from vit_jax.data.pipeline import eval_batches, iterate, train_batches
+from vit_jax.data.pipeline import eval_batches, iterate, probe, train_batches
 from vit_jax.data.sources import Folder, Synthetic, Tfds
 
 SHAPE = Shape(image_size=(8, 8), channels=1, num_classes=10)
@@ -212,6 +212,14 @@ def test_center_crop_keeps_the_middle_and_the_aspect_ratio():
 
 
 # --- the pipeline ---
+
+
+def test_the_first_image_is_tried_where_images_are_arrays_too():
+  config = DataConfig(source=Synthetic(num_classes=2, examples=4, image_size=(8, 8)))
+  source = config.open('train')
+  assert probe(config, source, Shape((8, 8), 3, 2)) == []
+  (line,) = probe(config, source, Shape((8, 8), 1, 2))
+  assert 'colours become grey' in line
 
 
 def stream(hosts=1, host=0, workers=0, steps=5, start=0, seed=3, source=None):

@@ -22,8 +22,8 @@ class Crop:
   """A choice of a part of an image, and how that is brought to the model's size.
 
   Attributes:
-    method: one of `METHODS`. Unset: that of the checkpoint that the run starts from, or 'area',
-      which is the fastest.
+    method: 'area', or 'bilinear' or 'bicubic' with antialiasing as in Pillow. Unset: that of the
+      checkpoint that the run starts from, or 'area', which is the fastest.
     exact: whether every pixel of the part has a say. Scaled decoding would change those of
       evaluation by 1 to 5 of 255 levels on average, so only random crops do without.
     area: by how much a part must shrink for its pixels to be averaged; below, it is interpolated.

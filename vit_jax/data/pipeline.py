@@ -72,7 +72,9 @@ def probe(config: DataConfig, source: Source, shape: Shape) -> list[str]:
     example = source[index]
     fill(example, np.random.default_rng(0), batch, 0)
     if batch['mask'].all():
-      done = conversion(example['image'] or b'', shape.channels)
+      image = example['image']
+      assert image is not None  # a source has no padding
+      done = conversion(image, shape.channels)
       return [f'{source.name}: {done} in images such as {example["name"]}'] if done else []
   raise RunError(f'{source.name}: none of the first {count} images can be used')
 
