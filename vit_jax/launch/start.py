@@ -50,7 +50,7 @@ def run(parser: command.Parser, main: Callable[..., object], *, config: bool = F
         arguments.pop(name)
     if any(value is not None for value in join_with) and None in join_with:
       raise RunError('--coordinator, --num_processes and --process_id are given together')
-    if join_with[2] in (None, 0) and sys.stderr.isatty():
+    if join_with[2] in (None, 0):
       print('starting JAX', file=sys.stderr, flush=True)
     _start(*join_with)
     main(**arguments)

@@ -30,7 +30,7 @@ from vit_jax.optim.schedules import Hyper
 from vit_jax.training import config as config_lib
 from vit_jax.training import fork, lanes
 from vit_jax.training.experiment import Experiment
-from vit_jax.training.progress import Chrono, MetricsFile, Reporter
+from vit_jax.training.progress import Chrono, MetricsFile, Reporter, say
 from vit_jax.training.result import facts
 from vit_jax.training.workdir import Workdir
 
@@ -71,6 +71,8 @@ def train(
         if jax.process_index() == 0:
           print(f'{workdir} is complete: {result["step"]} steps. Nothing to do.')
         return result
+      say(_devices())
+      say(f'opening the data: {cfg.data.split} and what is evaluated on')
       stored = None if delete else workdir.described()
       experiment = lanes.experiment(cfg, stored, wishes or {})
       workdir.prepare()
@@ -130,6 +132,8 @@ class _Session:
     experiment, cfg = self.experiment, self.experiment.config
     with self.resources, self.chrono('init'):
       self.evaluators = experiment.evaluators()
+      for line in (*experiment.summary(self.evaluators), _described(experiment), *experiment.notes):
+        say(line)
       self.checkpoints = self.workdir.checkpoints(keep=cfg.checkpoint.keep, at=self.save_at)
       self.resources.callback(self.checkpoints.close)
       found = self._found()
@@ -147,8 +151,6 @@ class _Session:
         )
       self.checkpoints.prepare()
       self.resources = self.resources.pop_all()
-    for line in (*_opening(experiment), *experiment.summary(self.evaluators)):
-      self.reporter.say(line)
     for step, reason in found.damage.items() if found else ():
       aside = '' if self.trunk else f' It is set aside as {step}.damaged; its steps are repeated.'
       self.reporter.say(f'the checkpoint of step {step} is damaged: {reason}.{aside}')
@@ -184,8 +186,10 @@ class _Session:
         hyper = experiment.hyper(step)
         if step_fn is None:
           self.reporter.say('compiling the training step')
+          before = chrono.seconds['compile']
           with chrono('compile'):
             step_fn = experiment.train_step().lower(self.state, batch, hyper).compile()
+          self.reporter.say(f'compiled in {chrono.seconds["compile"] - before:.0f} s')
         self._profile(step - self.start)
         with chrono('step'), jax.profiler.StepTraceAnnotation('train', step_num=step):
           self.state, metrics = step_fn(self.state, batch, hyper)
@@ -326,20 +330,24 @@ class _Session:
       self.trace.close()
 
 
-def _opening(experiment: Experiment) -> list[str]:
-  """What is about to run, on what."""
-  model, mesh = experiment.config.model, jax.sharding.get_mesh().shape
+def _devices() -> str:
+  """What a run is on."""
+  mesh = ' x '.join(f'{size} {axis}' for axis, size in jax.sharding.get_mesh().shape.items())
+  several = f' in {jax.process_count()} processes' if jax.process_count() > 1 else ''
+  return f'devices: {jax.device_count()} x {jax.devices()[0].device_kind}{several}, mesh {mesh}'
+
+
+def _described(experiment: Experiment) -> str:
+  """The model of a run."""
+  model = experiment.config.model
   sizes = tree.flatten(experiment.abstract_state.model).values()
   parameters = sum(leaf.size for leaf in sizes) // max(1, experiment.config.lanes.count)
   name = variants.name_of(model) or 'ViT'
   side = 'x'.join(map(str, model.image_size))
-  return [
-    f'devices: {jax.device_count()} x {jax.devices()[0].device_kind}, mesh '
-    + ' x '.join(f'{size} {axis}' for axis, size in mesh.items()),
+  return (
     f'model: {name}, {parameters:,} parameters, images of {side}x{model.in_channels}, '
-    f'{model.grid[0] * model.grid[1] + model.prefix} tokens of {model.width}, depth {model.depth}',
-    *experiment.notes,
-  ]
+    f'{model.grid[0] * model.grid[1] + model.prefix} tokens of {model.width}, depth {model.depth}'
+  )
 
 
 def _due(step: int, every: int) -> bool:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -86,6 +87,12 @@ class Chrono:
     """Seconds spent in `phase` so far, up to now if it is going on."""
     now = time.perf_counter()
     return self.seconds[phase] + now - self._open.get(phase, now)
+
+
+def say(text: str) -> None:
+  """A line for people, from one process of all."""
+  if jax.process_index() == 0:
+    print(text, flush=True)
 
 
 class Reporter:
