@@ -40,7 +40,7 @@ def images_in(paths: Iterable[str]) -> list[Path]:
     if path.is_dir():
       passed = files.Passed()
       inside = [at(image) for image in files.images(path, passed)]
-      text = f'passed over {passed}' if str(passed) else ''
+      text = f'passed over: {passed}' if str(passed) else ''
       if not inside:
         raise RunError(f'{path} holds no images' + f'; {text}' * bool(text))
       if text:

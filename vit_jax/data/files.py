@@ -31,11 +31,11 @@ class Passed:
     self.suffixes = collections.Counter[str]()
 
   def __str__(self) -> str:
-    """'2 hidden or system entries, 3 other files (2 .txt, 1 .heic)'; '' for nothing."""
-    parts = [f'{count:,} {why}' for why, count in self.why.items()]
+    """'hidden or system entries (2), files that are not images (3 .txt)'; '' for nothing."""
+    parts = [f'{why} ({count:,})' for why, count in self.why.items()]
     if self.suffixes:
-      kinds_ = few([f'{count:,} {suffix}' for suffix, count in self.suffixes.most_common()], 4)
-      parts.append(f'{self.suffixes.total():,} files that are not images ({kinds_})')
+      others = few([f'{count:,} {suffix}' for suffix, count in self.suffixes.most_common()], 4)
+      parts.append(f'files that are not images ({others})')
     return ', '.join(parts)
 
 

@@ -83,5 +83,5 @@ class FolderSource:
     if empty := without_images(self):
       lines.append(f'{self.name}: no images of {files.few(empty)}')
     if passed := str(self._passed):
-      lines.append(f'{self.name}: passed over {passed}')
+      lines.append(f'{self.name}: passed over: {passed}')
     return lines

@@ -2,7 +2,7 @@
 
 
 class MisfitError(ValueError):
-  """What an image has that the model does not take, as the end of a sentence about it.
+  """What of an image the model does not take, as the end of a sentence about the image.
 
   Attributes:
     channels: of the image, if their number is what does not fit.

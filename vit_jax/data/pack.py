@@ -10,7 +10,6 @@ a data set of TFDS like any other, which appears when it is complete:
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import logging
 import os
@@ -168,9 +167,13 @@ def main(
 
 
 if __name__ == '__main__':
-  parser = argparse.ArgumentParser(
-    prog='python -m vit_jax.data.pack',
-    description='Writes a copy of a data set with smaller images, as a data set of TFDS.',
+  parser = command.Parser(
+    'vit_jax.data.pack',
+    'Writes a copy of a data set with smaller images, as a data set of TFDS.',
+    (
+      'photos data/photos_256 --size=256 --quality=90',
+      "photos data/small --splits='train=train without fold 1/10,test=fold 1/10 of train'",
+    ),
   )
   parser.add_argument(
     'source', help='a folder {split}/{class}/ of images, or a prepared data set of TFDS'

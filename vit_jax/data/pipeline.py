@@ -71,10 +71,8 @@ def probe(config: DataConfig, source: Source, shape: Shape) -> list[str]:
   for index in range(count):
     example = source[index]
     fill(example, np.random.default_rng(0), batch, 0)
-    if batch['mask'].all():
-      image = example['image']
-      assert image is not None  # a source has no padding
-      done = conversion(image, shape.channels)
+    if batch['mask'].all() and example['image'] is not None:
+      done = conversion(example['image'], shape.channels)
       return [f'{source.name}: {done} in images such as {example["name"]}'] if done else []
   raise RunError(f'{source.name}: none of the first {count} images can be used')
 
@@ -189,12 +187,11 @@ class _Fill:
 
   def _refuse(self, name: str, error: ValueError) -> None:
     """Raises RunError about an image that cannot be used, or logs that it is skipped."""
+    message, fix = f'corrupt image {name}: {error}', 'Mend it'
     if isinstance(error, MisfitError):
-      message, fix = f'{name} {error}', 'convert it to 8 bits'
+      message, fix = f'{name} {error}', 'Convert it'
       if error.channels:
-        fix = f'--config.model.in_channels={error.channels}, or convert it'
-    else:
-      message, fix = f'corrupt image {name}: {error}', 'mend or remove it'
+        fix = f'If all are like that, --config.model.in_channels={error.channels}; else convert it'
     if not self._skip:
-      raise RunError(f'{message}: {fix}. Set data.on_corrupt=skip to go on without it') from None
+      raise RunError(f'{message}. {fix}, or set data.on_corrupt=skip to go on without it') from None
     logging.getLogger(__name__).warning('skipped %s', message)

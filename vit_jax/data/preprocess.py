@@ -21,8 +21,9 @@ from vit_jax.data import exif, jpeg, kinds, tiff
 from vit_jax.data.crops import Box, Crop, octaves
 from vit_jax.data.misfit import MisfitError
 
-# The pipeline runs many threads of its own.
+# The pipeline runs many threads of its own, and says itself what it could not read.
 cv2.setNumThreads(1)
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 # Kinds that OpenCV converts to grey or colour as it reads them, and turns upright.
 _EVERYDAY = ('JPEG', 'PNG', 'WebP', 'BMP', 'GIF')
@@ -249,8 +250,8 @@ def _checked(pixels: np.ndarray) -> np.ndarray:
 def _loaded(image: bytes) -> np.ndarray:
   try:
     return np.load(io.BytesIO(image), allow_pickle=False)
-  except (ValueError, EOFError, OSError) as error:
-    raise ValueError(f'not a valid .npy file: {error}') from None
+  except Exception as error:  # its header is parsed as Python, and fails in as many ways
+    raise ValueError(f'not a valid .npy file: {" ".join(str(error).split())}') from None
 
 
 def _most(image: bytes) -> int:

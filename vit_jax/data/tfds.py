@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import importlib
+import io
 import itertools
 import os
 import re
@@ -151,8 +152,11 @@ def _damage(where: Any, remedy: str) -> Iterator[None]:
   except RunError as error:
     raise RunError(f'{error}. {remedy}') from None
   except Exception as error:
-    text = ' '.join(str(error).split())[:300]
-    raise RunError(f'{where} is damaged: {text or type(error).__name__}. {remedy}') from None
+    raise RunError(f'{where} is damaged: {_line(error)}. {remedy}') from None
+
+
+def _line(error: Exception) -> str:
+  return ' '.join(str(error).split())[:300] or type(error).__name__
 
 
 class TfdsSource:
@@ -165,34 +169,42 @@ class TfdsSource:
     import tensorflow_datasets as tfds
 
     self.name, self._remedy = f'{dataset}/{split}', remedy
+    stored = {}
     for name in ('dataset_info.json', 'features.json'):
       with _damage(folder / name, remedy):
-        paths.read_object(folder / name)
-    with _damage(folder, remedy):
+        stored[name] = paths.read_object(folder / name)
+    # Of types it does not know TFDS asks TensorFlow, and laments at length where there is none.
+    with _damage(folder, remedy), contextlib.redirect_stderr(io.StringIO()):
       builder: Any = tfds.builder_from_directory(str(folder))
       features, splits = builder.info.features, builder.info.splits
     self.class_names = _classes(features, dataset)
+    _check_names(folder, stored['features.json'], self.class_names, remedy)
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
       raise RunError(
         f'{dataset} is not stored as ArrayRecord: prepare it with file_format="array_record"'
       )
-    for name in re.split(r'\s*\+\s*', split.strip()):
-      if (name := name.partition('[')[0]) not in (*splits, 'all'):
+    names = [part.partition('[')[0] for part in re.split(r'\s*\+\s*', split.strip())]
+    for name in names:
+      if name not in (*splits, 'all'):
         raise NoSplitError(f'{dataset} has no split {name!r}: it has {few(list(splits))}')
     try:
-      files = splits[split].file_instructions
+      part = splits[split]
     except ValueError as error:
-      raise RunError(f'{dataset}: {" ".join(str(error).split())[:300]}') from None
-    except Exception:
-      with _damage(folder / 'dataset_info.json', remedy):
-        raise
+      raise RunError(f'{dataset}: the split {split!r} cannot be read: {_line(error)}') from None
+    with _damage(folder / 'dataset_info.json', remedy):
+      files = part.file_instructions
+      whole = [splits[name] for name in (splits if 'all' in names else dict.fromkeys(names))]
+      shards = [
+        shard
+        for each in whole
+        for shard in zip(map(str, each.filepaths), each.shard_lengths, strict=True)
+      ]
     if not sum(file.take for file in files):
       raise RunError(f'{self.name} has no examples')
     self._files = [str(file.filename) for file in files]
     self._ends = list(itertools.accumulate(file.take for file in files))
-    lengths = [file.examples_in_shard for file in files]
-    with concurrent.futures.ThreadPoolExecutor(min(32, len(files))) as pool:
-      list(pool.map(self._check, self._files, lengths))
+    with concurrent.futures.ThreadPoolExecutor(min(32, len(shards))) as pool:
+      list(pool.map(self._check, *zip(*shards, strict=True)))
     with _damage(folder, remedy):
       self._data = builder.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})
 
@@ -201,6 +213,8 @@ class TfdsSource:
     from array_record.python.array_record_module import ArrayRecordReader
 
     if not paths.at(file).exists():
+      if not examples:
+        return
       raise RunError(f'there is no file {file}. {self._remedy}')
     with _damage(file, self._remedy):
       reader = ArrayRecordReader(file)
@@ -232,6 +246,20 @@ class TfdsSource:
   def summary(self) -> list[str]:
     """How many there are, and of what."""
     return [headline(self)]
+
+
+def _check_names(folder: paths.Path, features: Any, names: list[str], remedy: str) -> None:
+  """Raises RunError unless there are as many names as features.json says, and those of the file."""
+  for key in ('featuresDict', 'features', 'label', 'classLabel', 'numClasses'):
+    features = features.get(key) if isinstance(features, dict) else None
+  file = folder / 'label.labels.txt'
+  if file.exists():
+    with _damage(file, remedy):
+      lines = [line.strip() for line in file.read_text().split('\n') if line.strip()]
+    if lines != names or features not in (None, str(len(names))):
+      raise RunError(
+        f'{file} has {len(lines)} names, and features.json says {features} classes. {remedy}'
+      )
 
 
 def _classes(features: Any, dataset: str) -> list[str]:

@@ -116,6 +116,13 @@ def decode(data: bytes, header: Header) -> np.ndarray:
     ValueError: if it is damaged.
     MisfitError: if it is stored in a way that is not read.
   """
+  try:
+    return _decode(data, header)
+  except (struct.error, cv2.error, MemoryError):
+    raise ValueError('a TIFF file that is damaged') from None
+
+
+def _decode(data: bytes, header: Header) -> np.ndarray:
   tags, channels = header.tags, header.channels
   compression, planes = header.one(_COMPRESSION, 1), header.one(_PLANES, 1) == 2
   photometric, bits = header.one(_PHOTOMETRIC, -1), set(tags.get(_BITS, (1,)))

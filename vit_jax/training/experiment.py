@@ -153,8 +153,8 @@ class Experiment:
       if len(values) not in (1, channels):
         one = sum(values) / len(values) if values else 0.5
         raise RunError(
-          f'task.{name}={values} has {len(values)} values, and images have {channels} channels: '
-          f'give one value for each, or one for all, such as --config.task.{name}={one:.3g}'
+          f'task.{name}={values} has {len(values)} values, and model.in_channels={channels}: give '
+          f'one value for each channel, or one for all, such as --config.task.{name}={one:.3g}'
         )
       if not np.isfinite(values).all() or (name == 'std' and min(values) <= 0):
         raise RunError(f'task.{name}={values}: pixels in [0, 1] cannot be normalised with that')
