@@ -66,7 +66,7 @@ def predict(
     paths: of images.
     top: how many classes.
     batch_size: images at a time.
-    broken: called with the path of a file that is no image, and why; without it, RunError.
+    broken: called with the path of a file that is not a valid image, and why; without it, RunError.
   """
   card, channels = model.card, model.config.in_channels
 

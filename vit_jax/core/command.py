@@ -65,7 +65,7 @@ class errors:  # noqa: N801  it is used as a function
     if isinstance(error, RunError):
       print(f'error: {error}', file=sys.stderr)
       sys.exit(1)
-    if isinstance(error, BrokenPipeError):  # the reader of our output has seen enough
+    if isinstance(error, BrokenPipeError):  # the reader of our output closed the pipe
       sys.stderr.close()
       sys.exit(0)
     return False

@@ -123,7 +123,7 @@ def pick(registry: Mapping[str, type], name: str, path: str) -> type:
 
 
 def _fields(section: Mapping[str, Any]) -> dict[str, Any]:
-  """What a section holds beside the name of its class."""
+  """What a section holds apart from the name of its class."""
   return {key: value for key, value in section.items() if key != 'name'}
 
 

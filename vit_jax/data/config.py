@@ -31,7 +31,7 @@ class DataConfig:
       model takes) stops the run ('error') or counts for nothing in its batch ('skip'; the metric
       `skipped` says how many).
     cache: read all examples into memory, encoded, and keep them for all runs of the process: for
-      small data sets, of which most of the time is spent on finding one.
+      small data sets, where most of the time is spent looking examples up.
     workers: processes that prepare batches; 0 uses threads of this process, up to 32 of them.
       Processes are no faster: images are decoded outside of the interpreter's lock.
   """

@@ -24,11 +24,11 @@ class Crop:
   Attributes:
     method: 'area', or 'bilinear' or 'bicubic' with antialiasing as in Pillow. Unset: that of the
       checkpoint that the run starts from, or 'area', which is the fastest.
-    exact: whether every pixel of the part has a say. Scaled decoding would change those of
+    exact: whether every pixel of the part contributes. Scaled decoding would change those of
       evaluation by 1 to 5 of 255 levels on average, so only random crops do without.
     area: by how much a part must shrink for its pixels to be averaged; below, it is interpolated.
     central: whether the part is the middle of the image, or all of it.
-    fraction: of the shorter side that is kept; 0 squeezes the whole image into the size.
+    fraction: of the shorter side that is kept; 0 resizes the whole image, whatever its shape.
   """
 
   method: str = UNSET
@@ -64,7 +64,7 @@ class Crop:
 
 @dataclasses.dataclass(frozen=True)
 class Resize(Crop):
-  """The whole image, squeezed into the model's size."""
+  """The whole image, resized to the model's size without keeping its aspect ratio."""
 
   central = True
 

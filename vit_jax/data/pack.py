@@ -80,9 +80,9 @@ def pack(
   """
   path = paths.at(target)
   if not re.fullmatch(r'[a-zA-Z]\w*', path.name):
-    raise RunError(f'{path.name!r} is no name for a data set: use letters, digits and _')
+    raise RunError(f'{path.name!r} is not a valid name for a data set: use letters, digits and _')
   if (path / VERSION).exists():
-    raise RunError(f'{path / VERSION} is there already: delete it, or choose another name')
+    raise RunError(f'{path / VERSION} already exists: delete it, or choose another name')
   names = next(iter(sources.values())).class_names
 
   def example(source: Source, index: int) -> dict[str, Any] | None:
@@ -95,7 +95,7 @@ def pack(
         f'{name} {error}' if isinstance(error, MisfitError) else (f'corrupt image {name}: {error}')
       )
       if on_corrupt == 'error':
-        raise RunError(f'{text}. Go on without it: --on_corrupt=skip') from None
+        raise RunError(f'{text}. To leave such files out: --on_corrupt=skip') from None
       logging.getLogger(__name__).warning('left out: %s', text)
       return None
     return {'image': image, 'label': found['label']}

@@ -86,7 +86,7 @@ def iterate(
     RunError: for data that cannot be used, naming the example.
   """
   threads = max(1, min(cores() // max(workers, 1), 32))
-  # Every thread makes a batch of its own; a few more are kept ready.
+  # Each thread prepares a batch; a few more are kept ready.
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 4)
   stream = batches[start:].to_iter_dataset(options)
   if workers:

@@ -1,6 +1,6 @@
 """TIFF files with any number of channels.
 
-OpenCV reads pictures. Of other files it drops channels without a word, or multiplies colours by
+OpenCV reads pictures. Of other files it silently drops channels, or multiplies colours by
 their alpha. So it is given their pixels under another header: of one grey image in which the
 channels of a pixel lie side by side, or of one grey image per channel where the file has planes.
 """
