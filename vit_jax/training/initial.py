@@ -10,7 +10,7 @@ import numpy as np
 
 from vit_jax.architecture import ViTArchitecture
 from vit_jax.architecture.card import Card
-from vit_jax.convert import adapt, read
+from vit_jax.convert import adapt, notes, read
 from vit_jax.core.errors import RunError
 from vit_jax.core.misfits import refuse
 from vit_jax.data.files import few
@@ -41,7 +41,9 @@ class Start:
     """
     given = {f.name: getattr(fields, f.name) for f in dataclasses.fields(fields)}
     hints = {k: v for k, v in given.items() if k != 'variant' and v is not None}
-    self.path, self._opened = path, read.open_checkpoint(path, **hints)
+    self.path = path
+    with notes.printed():
+      self._opened = read.open_checkpoint(path, **hints)
     refuse(self._opened.problems(), path)
     if not isinstance(self._opened.config, ViTArchitecture):
       raise RunError(f'init={path} has an image and a text tower: a run trains a single model')
