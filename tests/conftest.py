@@ -54,6 +54,16 @@ def digits(data_dir):
   return functools.partial(make_digits, data_dir)
 
 
+@pytest.fixture(scope='session')
+def finished(tmp_path_factory, data_dir):
+  """Directory, result and configuration of an uninterrupted run; copy it to change it."""
+  from vit_jax.train import train  # what most tests do without
+
+  config = make_digits(data_dir)
+  workdir = tmp_path_factory.mktemp('run') / 'finished'
+  return workdir, train(config, str(workdir)), config
+
+
 @pytest.fixture
 def mesh():
   """A context with a mesh of the given layout over the first devices."""
