@@ -60,6 +60,16 @@ def digits(data_dir):
   return functools.partial(make_digits, data_dir)
 
 
+@pytest.fixture(scope='session')
+def finished(tmp_path_factory, data_dir):
+  """Directory, result and configuration of an uninterrupted run; copy it to change it."""
+  from vit_jax.train import train  # what most tests do without
+
+  config = make_digits(data_dir)
+  workdir = tmp_path_factory.mktemp('run') / 'finished'
+  return workdir, train(config, str(workdir)), config
+
+
 @pytest.fixture
 def typed(capsys, monkeypatch):
   """What `python -m MODULE ARGUMENT...` ends with: exit status, stdout and stderr.

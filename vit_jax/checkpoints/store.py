@@ -18,6 +18,7 @@ import itertools
 import json
 import logging
 import re
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -198,6 +199,7 @@ class Checkpoints:
     raise RunError(
       f'no checkpoint in {self.directory} is sound: '
       + '; '.join(f'step {step}: {reason}' for step, reason in damage.items())
+      + '. Rename that directory to begin again without them.'
     )
 
   def set_aside(self, steps: Collection[int]) -> list[paths.Path]:
@@ -337,6 +339,8 @@ class Checkpoints:
   def _failure(self, step: int, error: BaseException) -> RunError:
     good = [other for other in self.steps if other != step]
     last = f'the last good one is step {max(good)}' if good else 'there is none before it'
+    # One for everything that Orbax had not begun by then.
+    warnings.filterwarnings('ignore', r'coroutine .* was never awaited', RuntimeWarning)
     return RunError(
       f'the checkpoint of step {step} could not be written to {self.directory}; {last}.\n'
       f'{_first_line(error)}\nMake room (or the directory writable), then run the same command '
