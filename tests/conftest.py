@@ -1,7 +1,9 @@
+import atexit
 import functools
 import os
 import pathlib
 import runpy
+import shutil
 import sys
 import tempfile
 
@@ -11,21 +13,23 @@ os.environ['XLA_FLAGS'] = (
   '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 '
   '--xla_llvm_disable_expensive_passes=true'
 )
-# One compilation cache for all workers and subprocesses of the suite, kept between its runs.
-CACHE = pathlib.Path(tempfile.gettempdir()) / f'vit_jax_tests_cache_{os.getuid()}'
-os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE))
+# One compilation cache for all workers and subprocesses of a session. An older one would hide how
+# long the tests take in a fresh clone; JAX_COMPILATION_CACHE_DIR keeps one all the same.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='vit_jax_tests_')
+  atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
 
-import absl.flags  # noqa: E402
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-from PIL import Image  # noqa: E402
+import absl.flags
+import jax
+import numpy as np
+import pytest
+from PIL import Image
 
-from vit_jax.nn import sharding  # noqa: E402
-from vit_jax.training import config as config_lib  # noqa: E402
+from vit_jax.nn import sharding
+from vit_jax.training import config as config_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -36,6 +40,15 @@ absl.flags.FLAGS.mark_as_parsed()  # Grain's workers read flags
 def data_dir(tmp_path_factory, worker_id):
   """A TFDS directory that all tests of a worker share."""
   return str(tmp_path_factory.mktemp('data'))
+
+
+def tiers(cases, *first):
+  """Cases to parametrize with, of which those at the places `first` are not slow."""
+  return [
+    case if at in first
+    else pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow)
+    for at, case in enumerate(cases)
+  ]  # fmt: skip
 
 
 def make_digits(data_dir, **changes):

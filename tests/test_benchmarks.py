@@ -217,6 +217,7 @@ def test_full_recomputation_keeps_the_inputs_of_layers():
   assert slopes['none'] > slopes['names'] + 2 > slopes['full'] + 4
 
 
+@pytest.mark.slow
 def test_a_second_start_finds_its_programs(tmp_path):
   first, second = (compile_.measure('vit_jax, scanned', 'Ti/16', 2, tmp_path) for _ in range(2))
   assert first.keys() == second.keys() == set(compile_.PHASES)

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from experiments.benchmarks import plan as benchmark
 from experiments.benchmarks import report
+from tests.conftest import tiers
 from vit_jax.compile import plan, show, topology
 from vit_jax.compile.compiled import Collective, Kernel, Program, _bytes
 from vit_jax.core.errors import RunError
@@ -169,7 +170,9 @@ def test_a_plan(small):
   assert sum(c.bytes for c in small.collectives) > parameters / 2
 
 
-@pytest.mark.parametrize(('where', 'count'), [('v4:2x2x1', 4), ('v5p:2x2x1', 4), ('v6e:1x1', 1)])
+@pytest.mark.parametrize(
+  ('where', 'count'), tiers([('v4:2x2x1', 4), ('v5p:2x2x1', 4), ('v6e:1x1', 1)], 2)
+)
 def test_other_generations(where, count, small):
   result = plan.plan(config(), where)
   assert result.chips == count
@@ -226,7 +229,7 @@ def test_unknown_topologies(name):
     topology.devices(name)
 
 
-@pytest.mark.parametrize('where', ['v4:2x2x1', 'v5e:2x2'])
+@pytest.mark.parametrize('where', tiers(['v4:2x2x1', 'v5e:2x2'], 1))
 @pytest.mark.parametrize(
   ('tokens', 'heads', 'head_dim', 'options'),
   [
@@ -295,6 +298,7 @@ def test_giants_fit_and_reach_half_of_the_peak():
     assert row['GiB'] < chips.CHIPS['TPU v5'].hbm / 2**30
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_giant_is_still_the_golden_one():
   (case,) = (c for c in benchmark.cases() if (c.model, c.topology) == ('G/14', 'v5p:8x8x4'))
   row = golden()[case.model, case.topology]
