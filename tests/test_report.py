@@ -305,6 +305,27 @@ def test_a_law_that_fails_is_said_to_fail(table, tmp_path):
   assert [advice.trusted for advice in found.advice] == [False]
 
 
+@pytest.mark.parametrize(
+  ('loss', 'said'),
+  [(lambda row: 2.3, 'is the same in all rows'), (lambda row: row['flops'] ** 0.1, 'grows with')],
+)
+def test_a_sweep_without_a_law(tmp_path, loss, said, capsys):
+  """A loss that does not depend on anything, or that grows: no advice that sounds sure."""
+  rows = sweeps.rows(BUDGETS[:4], rates=(4e-3,))
+  for row in rows:
+    row['test_loss'] = loss(row)
+  report.main(sweeps.write(tmp_path, rows), '', None, '', {})
+  answers = capsys.readouterr().out.splitlines()[:-1]
+  assert len(answers) == 3
+  for answer in answers:
+    assert f'Do not rely on it: {"test_loss " if "same" in said else ""}' in answer
+    assert said in answer
+    assert 'inf' not in answer
+  card = json.loads((tmp_path / 'card.json').read_text())
+  assert said in card['frontier']['choice']['sentence']
+  assert said in card['missing']['holdout']
+
+
 def test_advice_without_a_law_in_size_and_images(table, tmp_path):
   """Where half of the shapes are worse than their size says, the best sizes still tell."""
   rows = copy.deepcopy(table)

@@ -183,7 +183,7 @@ def test_cutoffs_can_be_given():
     (dict(laws=()), 'name the laws'),
     (dict(x='flop'), 'did you mean flops'),
     (dict(holdout='last'), "must be 'largest'"),
-    (dict(where='flops<=1e19'), 'needs 3 points'),
+    (dict(where='flops<=1e19'), 'needs 3 rows'),
     (dict(y='broken'), 'row 0'),
   ],
 )

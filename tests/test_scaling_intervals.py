@@ -142,7 +142,7 @@ def test_data_that_say_nothing_break_nothing(name):
   n = len(law.params) + 3
   columns = {x: np.exp(rng.uniform(-2, 2, n) - 60) for x in law.inputs}
   for y in (np.full(n, 3.0), np.exp(rng.normal(size=n))):
-    for options in ({}, {'loss': 'huber', 'draws': 20}):
+    for options in ({}, {'loss': 'huber', 'draws': 40}):
       found = fitted(name, {**columns, 'y': y}, starts=8, **options)
       json.dumps(found.to_dict(), allow_nan=False)
       assert not np.isnan([*found.ci.values()]).any()

@@ -100,7 +100,11 @@ def test_parquet_without_pyarrow_says_how(make, monkeypatch):
     ('{"a": 1}\n[1]\n', 'runs.jsonl', 'line 2 is no JSON object'),
     ('{"a": 1, "a": 2}\n', 'runs.jsonl', 'line 1: a key comes twice'),
     ('{"a"', 'runs.jsonl', 'no rows'),
-    ('a,b\n1,2\n', 'runs.xlsx', 'not from .*xlsx'),
+    ('a,b\n1,2\n', 'runs.xlsx', r"\.csv, .*\.parquet files, by their ending, .*'\.xlsx'"),
+    ('a,b\n1,2\n', 'runs', "here is ''"),
+    (b'\x1f\x8b', 'runs.csv.gz', 'is compressed; unpack it and give .*runs.csv$'),
+    ('a,b\n1,2\n'.encode('utf-16'), 'runs.csv', 'is not text in UTF-8 .byte 0xff at 0'),
+    ('a,b\n1,2\n'.encode('utf-16-le'), 'runs.csv', 'it holds zero bytes'),
   ],
 )
 def test_what_cannot_be_read_says_where(make, text, name, message):
@@ -108,7 +112,29 @@ def test_what_cannot_be_read_says_where(make, text, name, message):
     read(make(text, name))
 
 
+@pytest.mark.parametrize(('name', 'mark'), [('A.CSV', ','), ('a.Tsv', '\t')])
+def test_endings_in_capitals(make, name, mark):
+  assert read(make(f'a{mark}b\n1{mark}2\n', name))['b'].tolist() == [2]
+
+
+def test_a_byte_order_mark(make):
+  for text, name in (('a\n1\n', 'runs.csv'), ('{"a": 1}\n', 'runs.jsonl')):
+    assert read(make(text, name, encoding='utf-8-sig'))['a'].tolist() == [1]
+
+
+def test_a_word_among_numbers():
+  table = Table({'flops': ['1e18', 'about 2e18', '', '4e18'], 'n': [1, 2, 3, 4]})
+  with pytest.raises(RunError, match=r"holds words: about 2e18 in row 1 .*where='flops>0'"):
+    numbers(table, 'flops')
+  np.testing.assert_array_equal(numbers(where(table, 'flops>0'), 'flops')[0], [1e18, 4e18])
+  assert where(table, 'flops>=2e18')['n'].tolist() == [4]
+  with pytest.raises(RunError, match='holds words'):
+    numbers({'flops': ['1_000', '2']}, 'flops')  # a number to Python, a name to people
+
+
 def test_a_file_that_is_not_there(tmp_path):
+  with pytest.raises(RunError, match='is a directory'):
+    read(tmp_path)
   with pytest.raises(RunError, match='No such file'):
     read(tmp_path / 'none.csv')
 
@@ -185,9 +211,11 @@ def test_numbers_of_any_size_and_type():
 def test_numbers():
   flops, again = numbers(RUNS, 'flops', 'flops')
   np.testing.assert_array_equal(flops, again)
-  with pytest.raises(RunError, match=r"'error' must be positive and finite, but is nan in row 1"):
+  with pytest.raises(
+    RunError, match=r"'error' must be positive and finite, .* 1 of 4 rows: nan in row 1"
+  ):
     numbers(RUNS, 'flops', 'error')
-  with pytest.raises(RunError, match='holds words'):
+  with pytest.raises(RunError, match=r'holds words: L/16 in row 0 .from 0; 4 of 4 rows.$'):
     numbers(RUNS, 'model')
   with pytest.raises(RunError, match='differ in length'):
     numbers({'a': [1, 2], 'b': [1]}, 'a', 'b')

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import vit_jax
+from tests.conftest import ROOT
 from tests.runs import assert_bit_identical, command, cut_off, lines, run, with_fault
 from vit_jax.checkpoints import formats
 from vit_jax.core.errors import RunError
@@ -262,9 +263,8 @@ def test_accumulation_that_the_devices_cannot_divide(tmp_path, digits):
   """Through the command: it ended in a traceback from within JAX."""
   process = run(tmp_path / 'run', digits(batch_size=8), '--config.optim.accumulate=4', devices=4)
   assert process.returncode == 1
-  assert process.stderr.startswith(
-    'error: optim.accumulate=4 does not divide batch_size=8, of which'
-  )
+  last = process.stderr.splitlines()[-1]
+  assert last.startswith('error: optim.accumulate=4 does not divide batch_size=8, of which')
   assert 'choose it from 1, 2, or a batch_size that is a multiple of 16' in process.stderr
   assert not (tmp_path / 'run').exists()
 
@@ -337,29 +337,20 @@ def test_a_profile_is_written(tmp_path, digits):
 @pytest.mark.parametrize(
   ('flags', 'message'),
   [
-    (['--config.model.widht=3'], 'Did you mean "width"'),
-    (['--config.model.width=big'], 'width'),
-    (['--config.model.variant=Q/16'], "unknown model variant 'Q/16'"),
-    (['--config.batch_size=0'], 'batch_size'),
     (
       ['--config.data.source.dir=/nowhere/at/all', '--config.data.source.dataset=cifar'],
-      'no data set',
+      "error: no data set 'cifar'",
     ),
-    (['--config.mesh=2x2x2'], 'for 8 devices, but there are 1'),
-    (['--config.optim.warmup=soon'], 'is no duration'),
-    (['extra'], "unexpected argument 'extra'"),
-    (['--config=configs/fashion_mnist.py:quik'], "error: unknown recipe 'quik': choose from quick"),
-    (['--config=configs/none.py'], "No such file or directory: 'configs/none.py'"),
-    (['--confg=x'], "Unknown command line flag 'confg'"),
-    (['--process_id=1'], 'given together'),
+    (['--config.mesh=3x1x1'], "error: mesh='3x1x1' is for 3 devices, but there are 8"),
   ],
 )
-def test_mistakes_on_the_command_line(tmp_path, digits, flags, message):
-  process = run(tmp_path / 'run', digits(), *flags)
-  assert process.returncode == 1
-  assert process.stderr.startswith('error: '), process.stderr
-  assert message in process.stderr
-  assert 'Traceback' not in process.stderr
+def test_mistakes_that_need_jax_to_be_seen(tmp_path, typed, data_dir, flags, message):
+  status, _, err = typed(
+    'vit_jax.train', f'--config={ROOT}/configs/digits.py', f'--workdir={tmp_path}/run',
+    f'--config.data.source.dir={data_dir}', *flags,
+  )  # fmt: skip
+  assert status == 1
+  assert err.splitlines()[-1].startswith(message)
   assert not (tmp_path / 'run').exists()
 
 
@@ -371,8 +362,10 @@ def test_a_run_starts_from_a_checkpoint(finished, tmp_path, digits):
   workdir, _, _ = finished
   model = vit_jax.load(workdir)
   vit_jax.save(model, tmp_path / 'start.npz', 'vit')
-  same = digits(init=str(tmp_path / 'start.npz'), optim__lr=0.0, optim__warmup='0',
-                total='1 step')  # fmt: skip
+  same = digits(
+    init=str(tmp_path / 'start.npz'), optim__lr=0.0, optim__warmup='0', total='1 step',
+    model__num_classes=10,
+  )  # fmt: skip
   train(same, str(tmp_path / 'same'))
   for a, b in zip(jax.tree.leaves(vit_jax.load(tmp_path / 'same')), jax.tree.leaves(model),
                   strict=True):  # fmt: skip
@@ -393,6 +386,3 @@ def test_a_run_starts_from_a_checkpoint(finished, tmp_path, digits):
   heads = digits(init=str(tmp_path / 'start.npz'), model__num_heads=4)
   with pytest.raises(RunError, match='misshapen'):
     train(heads, str(tmp_path / 'heads'))
-  dark = digits(init=str(tmp_path / 'start.npz'), task__mean=(0.1,))
-  with pytest.raises(RunError, match=r'task.mean=.*expects \(0.5,\)'):
-    train(dark, str(tmp_path / 'dark'))

@@ -152,6 +152,7 @@ def hold_out(cells: Table, y: str) -> HoldOut:
   try:
     points, used = frontier_of(inner, y)
     choice = chosen(points.take(used), y)
+    _speaks(choice.fit)
     bands = {name: found.predict(outer[FLOPS][best]) for name, found in choice.fits.items()}
     bands = {
       name: tuple(map(float, (band.value, band.new_low, band.new_high)))
@@ -165,6 +166,7 @@ def hold_out(cells: Table, y: str) -> HoldOut:
     reasons.append(str(error))
   try:
     found = joint(inner, y)
+    _speaks(found)
     bands = found.predict({SIZE: outer[SIZE], IMAGES: outer[IMAGES]})
     within = (bands.new_low <= outer[y]) & (outer[y] <= bands.new_high)
     rmse = float(np.sqrt(np.mean(np.log(outer[y] / bands.value) ** 2)))
@@ -175,3 +177,9 @@ def hold_out(cells: Table, y: str) -> HoldOut:
     raise RunError('; '.join(reasons))
   end = outer[SIZE][best] in (outer[SIZE].min(), outer[SIZE].max())
   return HoldOut(top, top / below, float(outer[y][best]), edge, bool(end), **facts)
+
+
+def _speaks(law: Fit) -> None:
+  """Raises RunError if the law says nothing beyond its data, so that nothing can be held to it."""
+  if law.doubts:
+    raise RunError(f'below the largest budget, {law.doubts[0]}')

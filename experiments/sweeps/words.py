@@ -32,13 +32,17 @@ def answers(a: Analysis) -> list[str]:
       f'{", the end of those tried" if rate["edge"] else ""}.' if rate else ''
     )  # fmt: skip
     heads = f'{model.num_heads} head{"s" * (model.num_heads > 1)}'
+    band = (
+      f'; {LEVEL:.0%} of such runs between {i.low:.4g} and {i.high:.4g}' if np.isfinite(i.high)
+      else ', with no end to how wrong that may be'
+    )  # fmt: skip
     said = f'Trust it: {i.reason}.' if i.trusted else f'Do not rely on it: {i.reason}.'
     out.append(
       f'With {work(i.budget)} FLOPs ({where}): a model of width {model.width}, depth '
       f'{model.depth}, MLP {model.mlp_dim} and {heads} ({number(i.parameters)} '
       f'parameters{flat}), trained on {number(i.images)} images.{taken} Expect '
-      f'{a.y.replace("_", " ")} {i.loss:.4g}{tuned}; {LEVEL:.0%} of such runs between {i.low:.4g} '
-      f'and {i.high:.4g}. {said} It comes from {METHODS[i.method]}.'
+      f'{a.y.replace("_", " ")} {i.loss:.4g}{tuned}{band}. {said} It comes from '
+      f'{METHODS[i.method]}.'
     )
   if not out:
     reason = a.missing.get('advice', 'the table is too small')

@@ -125,7 +125,8 @@ def advise(
   # To parameters x images compute is proportional.
   factors = n[best] * d[best] / (known[0] * known[1])
   band = Prediction(*(each[best] for each in found))
-  return _advice(JOINT, budget, models, best, d, flat, band, factors, reach, tolerance, [])
+  doubts = list(law.doubts)
+  return _advice(JOINT, budget, models, best, d, flat, band, factors, reach, tolerance, doubts)
 
 
 def advise_by_optima(
@@ -158,9 +159,9 @@ def advise_by_optima(
   best = int(np.abs(np.log(n / target.value)).argmin())
   flat = (target.low <= n) & (n <= target.high)
   flat[best] = True
-  spread = float(max(target.high / target.value, target.value / target.low))
-  doubts = []
-  if spread > APART:
+  spread = float(max(target.high / target.value, target.value / max(target.low, 1e-300)))
+  doubts = [*size.doubts, *law.doubts]
+  if spread > APART and not size.doubts:
     doubts.append(f'the best size is known to a factor of {spread:.2g} only')
   factors = budget / np.exp(law._problem.x[0])
   band = loss.predict(budget)
@@ -196,7 +197,8 @@ def _advice(
   if above < 1 / NEAR:
     doubts.append(f'every run has had {1 / above:.3g} times as much compute, or more')
   if half > tolerance:
-    doubts.append(f'the curve is known to {half:.0%} only')
+    known = f'known to {half:.0%} only' if half < math.inf else 'not known at all'
+    doubts.append(f'the curve is {known}')
   if best in (0, len(models) - 1):
     end = 'largest' if best else 'smallest'
     doubts.append(f'the best of these models is the {end}: there may be better ones beyond')

@@ -11,8 +11,10 @@ import numpy as np
 from scipy import stats
 
 from vit_jax.core.errors import RunError, suggest
+from vit_jax.scaling.evidence import ROUNDING
 from vit_jax.scaling.fitting import fit
 from vit_jax.scaling.laws import LAWS
+from vit_jax.scaling.report import plain
 from vit_jax.scaling.result import Fit, Prediction
 from vit_jax.scaling.table import Table, column, numbers, read
 from vit_jax.scaling.table import where as pick
@@ -72,7 +74,7 @@ class Choice:
     Those of the law alone know nothing of its having been chosen, and are much too narrow beyond
     the data: ten points often do not tell a power law from one with a floor.
     """
-    bands = {law: self.fits[law].predict(x, **options) for law in self.plausible}
+    bands = {law: self.fits[law].predict(x, **options) for law in self._asked}
     _, low, high, new_low, new_high = zip(*bands.values(), strict=True)
     return bands[self.law]._replace(
       low=np.min(low, 0), high=np.max(high, 0),
@@ -80,16 +82,22 @@ class Choice:
     )  # fmt: skip
 
   @property
+  def _asked(self) -> list[str]:
+    """The plausible laws that say something beyond the data, and the one that was taken."""
+    return [law for law in self.plausible if law == self.law or not self.fits[law].doubts]
+
+  @property
   def limit(self) -> float:
     """The largest scale to extrapolate to: as far as was tested, and as the band stays narrow."""
-    return min(self.largest * self.factor, np.inf if self._band is None else self._band)
+    tested = self.largest * (1 if self.fit.doubts else self.factor)
+    return min(tested, np.inf if self._band is None else self._band)
 
   @property
   def _band(self) -> float | None:
     """Where the band of the curve gets wide, infinite if nowhere; None along another column."""
     if self.scale != self.fit.x[self.fit.law.scale]:
       return None
-    own, fits = self.fit, [self.fits[law] for law in self.plausible]
+    own, fits = self.fit, [self.fits[law] for law in self._asked]
     _, low, high = zip(*(fit._band(own._outwards, own.level) for fit in fits), strict=True)
     value = own._band(own._outwards, own.level)[0]
     end = own._end(self.tolerance, (value, np.min(low, 0), np.max(high, 0)))
@@ -97,6 +105,9 @@ class Choice:
 
   def sentence(self) -> str:
     """How far to extrapolate, and why."""
+    never = f'Do not extrapolate {self.law} beyond the data, {self.scale} {self.largest:.3g}'
+    if self.fit.doubts:
+      return f'{never}: {self.fit.doubts[0]}.'
     right, band = f'{self.tolerance:.0%}', self._band
     tested = (
       f'back-tests were right to {right} up to {self.factor:.3g} times what was fitted'
@@ -111,7 +122,7 @@ class Choice:
     advice = (
       f'Extrapolate {self.law} up to {self.scale} {self.limit:.3g}, {times:.3g} times the data'
       if times > 1
-      else f'Do not extrapolate {self.law} beyond the data, {self.scale} {self.largest:.3g}'
+      else never
     )
     return f'{advice}: {tested}.'
 
@@ -136,13 +147,12 @@ class Choice:
   def to_dict(self) -> dict[str, Any]:
     """What JSON can hold: scores, verdicts, the limit, and the fit's own card."""
     rows = zip(*self.table.values(), strict=True)
-    return {
-      'law': self.law, 'plausible': list(self.plausible), 'verdicts': self.verdicts,
-      'scale': self.scale,
-      'scores': [{k: _plain(v) for k, v in zip(self.table, row, strict=True)} for row in rows],
+    return plain({
+      'law': self.law, 'plausible': self.plausible, 'verdicts': self.verdicts, 'scale': self.scale,
+      'scores': [dict(zip(self.table, row, strict=True)) for row in rows],
       'factor': self.factor, 'limit': self.limit, 'sentence': self.sentence(),
       'fit': self.fit.to_dict(),
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def choose(
@@ -202,7 +212,7 @@ def choose(
   needed = {*names, y, scale, *([options['group']] if options.get('group') else [])}
   table = pick(data, where) if where else data
   table = Table({name: column(table, name) for name in needed})
-  numbers(table, *names, y, scale)
+  table |= dict(zip((*names, y, scale), numbers(table, *names, y, scale), strict=True))
 
   fits = {laws[0]: fit(laws[0], table, x=x, y=y, **options)}
   failed = {}
@@ -250,19 +260,14 @@ def _cutoffs(scale: np.ndarray, holdout: str | Sequence[float], name: str) -> li
   if len(values) < 3:
     raise RunError(f'{name} has {len(values)} values; a back-test takes three at least')
   # Two values at least, half of the values, and half of their range are fitted.
-  enough = values**2 >= values[0] * values[-1]
+  logs = np.log(values)
+  enough = 2 * logs >= logs[0] + logs[-1] - 1e-9
   enough &= np.arange(len(values)) >= max(1, (len(values) - 1) // 2)
   cuts = values[enough][:-1]
   if not cuts.size:
     cuts = values[-2:-1]
   places = np.linspace(0, len(cuts) - 1, min(CUTS, len(cuts))).round().astype(int)
   return cuts[places].tolist()
-
-
-def _plain(value: Any) -> Any:
-  """As JSON can hold it."""
-  value = value.item()
-  return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _try(law: str, table: Table, **options: Any) -> Fit | None:
@@ -295,7 +300,7 @@ def _rejects(simple: Fit, other: Fit) -> bool:
   if more < 1 or left < 1:
     return False
   small, large = (float((fit.residuals**2).sum()) for fit in (other, simple))
-  ratio = (large - small) / more / max(small / left, 1e-300)
+  ratio = (large - small) / more / max(small / left, len(simple.residuals) * ROUNDING**2)
   return bool(stats.f.sf(max(ratio, 0.0), more, left) < REJECTED)
 
 
@@ -307,7 +312,7 @@ def _champion(fits: dict[str, Fit], scores: Table, gate: float) -> tuple[str, di
   for law in others:
     bound = fits[law].convergence.at_bound
     both = np.isfinite(rmse[law] + rmse[champion])
-    ratio = np.maximum(rmse[champion], 1e-12)[both] / np.maximum(rmse[law], 1e-12)[both]
+    ratio = np.maximum(rmse[champion], ROUNDING)[both] / np.maximum(rmse[law], ROUNDING)[both]
     mean = float(np.exp(np.log(ratio).mean())) if len(ratio) else 1.0
     alike = len(fits[law].params) == len(fits[champion].params)
     if bound:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,12 +12,14 @@ import numpy as np
 from vit_jax.core import paths
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.scaling import table
-from vit_jax.scaling.forms import Array, Law
+from vit_jax.scaling.forms import Law
 from vit_jax.scaling.laws import LAWS
 from vit_jax.scaling.problem import Problem
 from vit_jax.scaling.result import Convergence, Fit
 
 LOSSES = ('squared', 'huber')
+MOST = 100_000  # starts or draws, which are all in memory at once
+STEEPEST = 100  # exponents beyond that make numbers that no float holds
 INTERVALS = ('auto', 'robust', 'profile', 'bootstrap')
 
 
@@ -53,33 +57,34 @@ def fit(
     raise RunError(f'there is no law {law!r}: {suggest(law, LAWS)}')
   form = LAWS[law]
   names = (x,) if isinstance(x, str) else tuple(x)
-  _check(form, names, loss, delta, level, interval, fixed or {})
-  if starts < 1 or draws < 1:
-    raise RunError(f'starts and draws must be at least 1, found {starts}, {draws}')
+  _check(form, names, y, loss, delta, level, interval, fixed or {})
+  if interval == 'auto':
+    interval = 'robust' if loss == 'squared' else 'bootstrap'
+  _counts(starts=(starts, 1, MOST), draws=(draws, 1, MOST), seed=(seed, 0, 2**63 - 1))
+  least = math.ceil(2 / (1 - level))  # so that one draw at least lies beyond each end
+  if interval == 'bootstrap' and draws < least:
+    raise RunError(
+      f'a bootstrap of {level:.4g} intervals takes {least} draws at least, not {draws}'
+    )
   if isinstance(data, str | paths.Path):
     data = table.read(data)
   if where:
     data = table.where(data, where)
-  columns = [_column(data, name) for name in (*names, y)]
-  if len({len(column) for column in columns}) > 1:
-    raise RunError(f'columns differ in length: {[len(column) for column in columns]}')
+  columns = [table.positive(_raw(data, name), name) for name in (*names, y)]
+  named = np.arange(len(columns[0])) if group is None else _named(data, group)
+  if len({len(column) for column in (*columns, named)}) > 1:
+    raise RunError(f'columns differ in length: {[len(column) for column in (*columns, named)]}')
   logs = np.log(np.stack(columns))
-  named = np.arange(logs.shape[1]) if group is None else _raw(data, group)
-  different, runs = np.unique(named, return_inverse=True)
-  if len(different) < 2:
-    raise RunError(f'column {group!r} must name two runs at least, found {len(different)}')
   held = {
     name: float(np.log(np.maximum(value, 1e-300))) if log else float(value)
     for name, log in zip(form.params, form.logs, strict=True)
     for value in [(fixed or {}).get(name)] if value is not None
   }  # fmt: skip
+  different, runs = np.unique(named, return_inverse=True)
   problem = Problem(form, logs[:-1], logs[-1], delta if loss == 'huber' else None, held, runs)
-  needed, distinct = len(problem.free) + 1, len(np.unique(logs[:-1], axis=1).T)
-  if distinct < needed:
-    raise RunError(
-      f'{law} has {needed - 1} free parameters and needs {needed} points of different '
-      f'{", ".join(names)}, found {distinct}'
-    )
+  _enough(problem, names, logs.shape[1])
+  if len(different) < 2:
+    raise RunError(f'column {group!r} must name two runs at least, found {len(different)}')
   found = problem.solve(problem.starts(starts))
   best = int(found.objective.argmin())
   phi, objective = problem.ordered(found.theta)[best], float(found.objective[best])
@@ -88,8 +93,6 @@ def fit(
     starts, float((found.objective <= objective * (1 + 1e-6) + 1e-24).mean()), objective,
     float(found.gradient[best]), tuple(form.params[i] for i in problem.free[bound]),
   )  # fmt: skip
-  if interval == 'auto':
-    interval = 'robust' if loss == 'squared' else 'bootstrap'
   known = {**getattr(data, 'units', {}), **(units or {})}
   units = {name: known.get(name, name) for name in (*names, y)}
   params = {name: float(value[0]) for name, value in problem.published(phi[None]).items()}
@@ -103,7 +106,7 @@ def fit(
 
 
 def _check(
-  law: Law, names: tuple[str, ...], loss: str, delta: float, level: float, interval: str,
+  law: Law, names: tuple[str, ...], y: str, loss: str, delta: float, level: float, interval: str,
   fixed: Mapping[str, float],
 ) -> None:  # fmt: skip
   if len(names) != len(law.inputs):
@@ -111,17 +114,25 @@ def _check(
       f'{law.name} has the inputs {", ".join(law.inputs)}: x must name as many columns, '
       f'found {", ".join(names)}'
     )
+  if len({*names, y}) <= len(names):
+    raise RunError(f'x and y must be different columns, found x={",".join(names)} and y={y}')
   for word, options in ((loss, LOSSES), (interval, INTERVALS)):
     if word not in options:
       raise RunError(f'{word!r} is not known: {suggest(word, options)}')
   if interval in ('robust', 'profile') and loss == 'huber':
     raise RunError("profiles are for loss='squared': take interval='bootstrap'")
-  if not 0 < level < 1 or not delta > 0:
-    raise RunError(f'level must be between 0 and 1 and delta positive, found {level}, {delta}')
+  if not 0.5 <= level < 1:
+    raise RunError(f'level must be between 0.5 and 1, such as 0.95, found {level}')
+  if not 1e-9 <= delta <= 1e3:
+    raise RunError(f'delta, in log y, must be between 1e-9 and 1000, found {delta:g}')
   for name, value in fixed.items():
     if name not in law.params:
       raise RunError(f'{law.name} has no parameter {name!r}: {suggest(name, law.params)}')
     positive = dict(zip(law.params, law.logs, strict=True))[name]
+    if not positive and abs(value) > STEEPEST:
+      raise RunError(
+        f'{name} of {law.name} is an exponent, at most {STEEPEST} either way, and cannot be {value}'
+      )
     if not np.isfinite(value) or (positive and value <= 0 and name not in law.vanishing):
       raise RunError(f'{name} of {law.name} cannot be {value}')
 
@@ -137,14 +148,43 @@ def _raw(data: Any, name: str) -> np.ndarray:
     raise RunError(f'there is no column {name!r} among {known}') from None
 
 
-def _column(data: Any, name: str) -> Array:
-  """A column of positive numbers."""
-  column = table.floats(_raw(data, name), name)
-  wrong = np.flatnonzero(~(np.isfinite(column) & (column > 0)))
-  if wrong.size:
-    rows = ', '.join(map(str, wrong[:8])) + (', ...' if wrong.size > 8 else '')
+def _named(data: Any, group: str) -> np.ndarray:
+  """The run of every point."""
+  named = _raw(data, group)
+  missing = np.flatnonzero([str(each).lower() in table.MISSING for each in named])
+  if missing.size:
     raise RunError(
-      f'column {name!r} must be positive and finite: rows {rows} (from 0) hold '
-      f'{", ".join(f"{v:g}" for v in column[wrong[:8]])}; where={name + ">0"!r} leaves them out'
+      f'column {group!r} must name the run of every row, and does not in {missing.size} of '
+      f'{len(named)} rows, the first of them row {missing[0]} (from 0)'
     )
-  return column
+  return named
+
+
+def _counts(**options: tuple[int, int, int]) -> None:
+  """Raises RunError unless every number is a whole one between its ends."""
+  for name, (count, least, most) in options.items():
+    whole = isinstance(count, numbers.Integral) and not isinstance(count, bool)
+    if not whole or not least <= count <= most:
+      raise RunError(f'{name} must be a whole number from {least} to {most}, found {count}')
+
+
+def _enough(problem: Problem, names: tuple[str, ...], rows: int) -> None:
+  """Raises RunError if there are too few rows for the law, or they repeat each other."""
+  law, free = problem.law.name, len(problem.free)
+  distinct = len(np.unique(problem.x.round(9), axis=1).T)  # what differs by rounding is the same
+  if not free:
+    raise RunError(f'{law} has no parameter left to fit: all of them are given')
+  if distinct <= free:
+    plural = 's' if free > 1 else ''
+    raise RunError(
+      f'{law} has {free} free parameter{plural} and needs {free + 1} rows of different '
+      f'{", ".join(names)} at least, found {rows} row{"s" if rows > 1 else ""}'
+      + (f' of {distinct} different' if distinct < rows else '')
+    )
+  powers = [power for term in problem.law.terms for power in term.powers]
+  for i, (name, values) in enumerate(zip(names, problem.x, strict=True)):
+    exponents = {power.exponent for power in powers if power.basis.x == problem.law.inputs[i]}
+    if np.ptp(values) < 1e-9 and not exponents <= problem.held.keys():
+      raise RunError(
+        f'{name} is {np.exp(values[0]):.6g} in all {rows} rows: {law} needs different values of it'
+      )

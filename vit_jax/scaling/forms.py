@@ -127,6 +127,7 @@ class Law:
       'break' or 'width'. All but exponents are positive.
     terms: whose sum is y.
     scale: the input along which one extrapolates.
+    grows: whether y may grow along it, as the best size of a model does.
   """
 
   name: str
@@ -136,6 +137,7 @@ class Law:
   roles: dict[str, str]
   terms: tuple[Term, ...]
   scale: int = 0
+  grows: bool = False
 
   @property
   def params(self) -> tuple[str, ...]:
@@ -290,7 +292,7 @@ class Law:
     bits = max(count - 1, 1).bit_length()
     cube = qmc.Sobol(len(low), scramble=False).random_base2(bits)[:count] + 2.0 ** -(bits + 1)
     theta = low + (high - low) * cube
-    rises = len(self.inputs) == 1 and np.polyfit(data.u[0], data.z, 1)[0] > 0
+    rises = len(self.inputs) == 1 and float(data.u[0] @ data.z) > 0
     for i in np.flatnonzero(~self.logs):
       sign, _, basis = _power(self.terms, self.params[i])
       if isinstance(basis, Break):

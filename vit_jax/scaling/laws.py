@@ -145,6 +145,7 @@ LAWS = {
     Law(
       'm1', 'y = beta x^c', ALABDULMOHSIN,
       ('x',), {'beta': 'coefficient', 'c': 'exponent'}, (Term('beta', _powers(x='c')),),
+      grows=True,
     ),
     Law(
       'm2', 'y = beta x^c + e_inf', ALABDULMOHSIN,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
+from vit_jax.scaling import evidence
 from vit_jax.scaling.forms import Array, Law
 from vit_jax.scaling.problem import Problem
 
@@ -70,6 +72,8 @@ class Reported:
   residuals: Any
   influence: Any
   limit: Any
+  doubts: Any
+  unidentified: Any
   _problem: Problem
   _phi: Array
 
@@ -88,12 +92,17 @@ class Reported:
 
 def flags(fit: Reported) -> list[str]:
   """What to be wary of, a sentence each."""
-  out = []
+  out = list(fit.doubts)
+  scale = fit.law.scale
+  if fit.law.grows and scale in evidence.rising(fit._problem, fit._phi) and not out:
+    out.append(f'{fit.y} grows with {fit.x[scale]}, as a size may and a loss does not')
   for name in fit.convergence.at_bound:
     zero = fit.params[name] == 0
     out.append(f'{name} is 0' if zero else f'{name} ended at the bound of the search')
   for name, (low, high) in fit.ci.items():
-    if name in fit.law.vanishing and low == 0 and fit.params[name] > 0:
+    if name in fit.unidentified:
+      out.append(f'{name} is not identified')
+    elif name in fit.law.vanishing and low == 0 and fit.params[name] > 0:
       out.append(f'{name} is indistinguishable from 0')
     elif not math.isfinite(high) or (low == 0 and name not in fit.law.vanishing):
       out.append(f'{name} is not identified: its interval has no end')
@@ -106,7 +115,7 @@ def flags(fit: Reported) -> list[str]:
   if found.gradient > 1e-3 and found.objective > 1e-20 * len(fit.residuals):
     out.append(f'the search did not end at a minimum (gradient {found.gradient:.1g})')
   runs = len(fit._problem.members)
-  if runs - len(fit.ci) <= 2:
+  if 0 < runs - len(fit.ci) <= 2:
     out.append(f'{runs} runs for {len(fit.ci)} parameters: hardly anything is left to judge by')
   return out + _odd_residuals(fit)
 
@@ -163,8 +172,9 @@ def text(fit: Reported) -> str:
   width = max(map(len, fit.params))
   for name, value in fit.params.items():
     ends = fit.ci.get(name)
-    said = f'[{_number(ends[0])}, {_number(ends[1])}]' if ends else 'given'
-    lines.append(f'  {name:{width}}  {_number(value):>10}  {said}')
+    said = f'[{number(ends[0])}, {number(ends[1])}]' if ends else 'given'
+    said = 'not identified' if name in fit.unidentified else said
+    lines.append(f'  {name:{width}}  {number(value):>10}  {said}')
   group = fit.settings['group']
   runs = f' in {len(fit._problem.members)} runs ({group})' if group else ''
   loss = fit.settings['loss'] + (f' (delta {fit._problem.delta:g})' if fit._problem.delta else '')
@@ -197,6 +207,8 @@ def _runs(fit: Reported, runs: tuple[Any, ...]) -> str:
 def _trust(fit: Reported) -> str:
   scale = fit.x[fit.law.scale]
   end, (_, top) = fit.limit(TOLERANCE), _ranges(fit)[scale]
+  if fit.doubts:
+    return f'nothing beyond the data, {scale} {top:.3g}: see the first flag'
   if end is None:
     return f'if this law holds, to within {TOLERANCE:.0%} to a million times the data'
   if end == 0:
@@ -211,7 +223,8 @@ def _quantity(fit: Reported, name: str) -> str:
   return name if unit == name else f'{name} [{unit}]'
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+  """Four digits, or that an interval has no end there."""
   return f'{value:.4g}' if math.isfinite(value) else 'no end'
 
 
@@ -222,19 +235,24 @@ def _ranges(fit: Reported) -> dict[str, tuple[float, float]]:
 
 
 def card(fit: Reported) -> dict[str, Any]:
-  """What JSON can hold; ends that are infinite are None."""
-  finite = {
-    name: [end if math.isfinite(end) else None for end in ends] for name, ends in fit.ci.items()
-  }
-  return {
+  """What JSON can hold."""
+  return plain({
     'law': fit.law.name, 'formula': fit.law.formula, 'source': fit.law.source,
     'x': dict(zip(fit.law.inputs, fit.x, strict=True)), 'y': fit.y, 'units': fit.units,
-    'params': {name: v if math.isfinite(v) else None for name, v in fit.params.items()},
-    'ci': finite, 'se': fit.se, 'level': fit.level, 'interval': fit.interval,
+    'params': fit.params, 'ci': fit.ci, 'se': fit.se, 'level': fit.level, 'interval': fit.interval,
     'noise': fit.noise, 'points': len(fit.residuals), 'runs': len(fit._problem.members),
-    'ranges': {name: list(ends) for name, ends in _ranges(fit).items()},
-    'convergence': {**fit.convergence._asdict(), 'at_bound': list(fit.convergence.at_bound)},
+    'ranges': _ranges(fit), 'convergence': fit.convergence._asdict(),
     'limit': {'tolerance': TOLERANCE, fit.x[fit.law.scale]: fit.limit(TOLERANCE)},
-    'influence': [{**i._asdict(), 'runs': list(i.runs)} for i in fit.influence[:5]],
-    'flags': flags(fit), 'settings': fit.settings,
-  }  # fmt: skip
+    'influence': [i._asdict() for i in fit.influence[:5]],
+    'doubts': fit.doubts, 'flags': flags(fit), 'settings': fit.settings,
+  })  # fmt: skip
+
+
+def plain(value: Any) -> Any:
+  """The same as JSON can hold it: None for numbers that are not finite."""
+  if isinstance(value, Mapping):
+    return {name: plain(each) for name, each in value.items()}
+  if isinstance(value, list | tuple):
+    return [plain(each) for each in value]
+  value = value.item() if isinstance(value, np.generic) else value
+  return None if isinstance(value, float) and not math.isfinite(value) else value

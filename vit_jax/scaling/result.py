@@ -11,11 +11,12 @@ import numpy as np
 from scipy import stats
 
 from vit_jax.core.errors import RunError, suggest
-from vit_jax.scaling import uncertainty
+from vit_jax.scaling import evidence, uncertainty
 from vit_jax.scaling.forms import Array, Law, exp
 from vit_jax.scaling.problem import Problem, Quantity
 from vit_jax.scaling.report import Convergence, Influence, Reported
 
+LOOKED_AT = 256  # runs that are left out in turn
 FURTHEST = 1e6  # beyond the data, as a factor: where the search for the limit ends
 
 
@@ -72,6 +73,30 @@ class Fit(Reported):
     return self.intervals(self.level)
 
   @functools.cached_property
+  def doubts(self) -> list[str]:
+    """Why nothing is known beyond the data, a sentence each; none if the law may be extrapolated.
+
+    Where there is a doubt, bands beyond the data have no end.
+    """
+    return evidence.doubts(self._problem, self._phi, self.x, self.y, self._unseen)
+
+  @functools.cached_property
+  def unidentified(self) -> tuple[str, ...]:
+    """Parameters of which the data say nothing, because y is not shown to depend on an input."""
+    free = self._problem.free
+    opened = self._opened(self._problem.natural(self._phi[None])[1][0][free])
+    return tuple(self.law.params[i] for i, is_open in zip(free, opened, strict=True) if is_open)
+
+  @functools.cached_property
+  def _unseen(self) -> list[evidence.Unseen]:
+    return evidence.unseen(self._problem, self._phi)
+
+  def _opened(self, slope: Array) -> np.ndarray:
+    """Which quantities with gradients (count, free) move where the data say nothing; (count,)."""
+    spaces = np.concatenate([np.zeros((len(self._phi), 0)), *(u.open for u in self._unseen)], 1)
+    return np.any(np.abs(slope @ spaces) > 1e-6, axis=1)
+
+  @functools.cached_property
   def draws(self) -> dict[str, Array]:
     """Published parameters of fits to resampled runs, by name; shape (draws,)."""
     return self._problem.published(self._resampled)
@@ -112,7 +137,10 @@ class Fit(Reported):
 
   def _by_name(self, which: int) -> dict[str, float]:
     free = self._problem.free
-    values = self._errors(self._problem.natural(self._phi[None])[1][0][free])[which]
+    slope = self._problem.natural(self._phi[None])[1][0][free]
+    values = self._errors(slope)[which]
+    if which == 0:
+      values = np.where(self._opened(slope), np.inf, values)
     return {self.law.params[i]: float(value) for i, value in zip(free, values, strict=True)}
 
   def _errors(self, slope: Array) -> tuple[Array, Array]:
@@ -146,7 +174,7 @@ class Fit(Reported):
           name in self.law.vanishing and low[i] <= natural[place] + 1e-6
         ):
           ends = (0.0, ends[1])
-        if self.params[name] == 0 and self.interval == 'bootstrap':
+        if self.params[name] == 0 and self.interval == 'bootstrap' and np.isfinite(high[i]):
           # Nothing can be stretched about the logarithm of 0.
           upper = np.quantile(self.draws[name], (1 + level) / 2)
           ends = (0.0, self._stretch(level) * upper)
@@ -187,8 +215,10 @@ class Fit(Reported):
     """Intervals of the columns `places` of a function of phi with Jacobian; shapes (count,)."""
     value, jacobian = function(self._phi[None])
     value, slope = value[0, places], jacobian[0, places]
+    opened = self._opened(slope)
     if self.interval == 'bootstrap':
-      return self._quantiles(function(self._resampled)[0][:, places], value, level)
+      ends = self._quantiles(function(self._resampled)[0][:, places], value, level)
+      return _opened(opened, *ends)
     sides = np.repeat(places, 2)
 
     def quantity(phi: Array, rows: np.ndarray) -> tuple[Array, Array]:
@@ -196,7 +226,7 @@ class Fit(Reported):
       every = np.arange(len(phi))
       return value[every, sides[rows]], jacobian[every, sides[rows]]
 
-    return self._profile(quantity, slope, level)
+    return _opened(opened, *self._profile(quantity, slope, level))
 
   def _profile(self, quantity: Quantity, slope: Array, level: float) -> tuple[Array, Array]:
     """Ends of quantities, of which rows 2 i and 2 i + 1 are the i-th, with gradients `slope`."""
@@ -255,16 +285,19 @@ class Fit(Reported):
   def _band(self, u: Array, level: float) -> tuple[Array, Array, Array]:
     """log y, centred, and the ends of its band at centred inputs of shape (inputs, m)."""
     value, slope = (a[0] for a in self._problem.curve(self._phi[None], u))
+    data = self._problem.data.u
+    outside = (u < data.min(1, keepdims=True) - 1e-9) | (u > data.max(1, keepdims=True) + 1e-9)
+    opened = outside.any(0) & bool(self.doubts)
     if self.interval == 'bootstrap':
       drawn = self._problem.curve(self._resampled, u)[0]
-      return (value, *self._quantiles(drawn, value, level))
+      return (value, *_opened(opened, *self._quantiles(drawn, value, level)))
     at = np.repeat(u, 2, axis=1)
 
     def quantity(phi: Array, rows: np.ndarray) -> tuple[Array, Array]:
       value, gradient = self._problem.curve(phi, at[:, rows, None])
       return value[:, 0], gradient[:, 0]
 
-    return (value, *self._profile(quantity, slope, level))
+    return (value, *_opened(opened, *self._profile(quantity, slope, level)))
 
   def _columns(self, x: Any, unit: str | Mapping[str, str] | None) -> list[Array]:
     if isinstance(unit, str) and len(self.x) != 1:
@@ -299,7 +332,7 @@ class Fit(Reported):
     Returns:
       The largest value of the law's scale (compute, say) with a narrower band, 0 if there is none,
       None if there is no end up to a million times the data. Other inputs follow the scale as they
-      do in the data.
+      do in the data. Where there are `doubts` it lies inside the data.
     """
     level = self.level if level is None else level
     return self._end(tolerance, self._band(self._outwards, level))
@@ -329,11 +362,20 @@ class Fit(Reported):
 
   @functools.cached_property
   def influence(self) -> list[Influence]:
-    """On every exponent of every run, and of the worst 2 % of runs together; largest first."""
+    """On every exponent of every run, and of the worst 2 % of runs together; largest first.
+
+    Of many runs only the `LOOKED_AT` are tried that seem to matter most.
+    """
     problem, phi, members = self._problem, self._phi, self._problem.members
+    # Cook's distance: how far leaving a run out moves the fit, to first order.
+    scores = problem.curve(phi[None], problem.data.u)[1][0] * self.residuals[:, None]
+    scores = np.array([scores[points].sum(0) for points in members])
+    curvature = uncertainty.curvature(problem, phi[None])[0]
+    distance = (scores * np.linalg.solve(curvature, scores.T).T).sum(1)
+    single = np.sort(np.argsort(-distance, kind='stable')[:LOOKED_AT])
     misfit = [np.abs(self.residuals[points]).mean() for points in members]
     worst = np.argsort(misfit)[::-1][: max(2, len(members) // 50)]
-    left_out = [*([run] for run in range(len(members))), worst]
+    left_out = [*([run] for run in single), worst]
     weights = np.ones((len(left_out), len(problem.y)))
     for row, runs in zip(weights, left_out, strict=True):
       row[np.concatenate([members[run] for run in runs])] = 0
@@ -350,7 +392,7 @@ class Fit(Reported):
     slopes = problem.natural(phi[None])[1][0]
     out = []
     for place, name in enumerate(self.law.params):
-      if self.law.logs[place] or name not in self.se:
+      if self.law.logs[place] or not np.isfinite(self.se.get(name, np.inf)):
         continue
       slope = np.tile(slopes[place], (len(weights), 1))
       wider = uncertainty.variance(problem, without, slope, weights)
@@ -360,3 +402,8 @@ class Fit(Reported):
         runs = tuple(self._runs[members[run][0]].item() for run in left)
         out.append(Influence(runs, name, float(shift)))
     return sorted(out, key=lambda i: -abs(i.shift))
+
+
+def _opened(opened: np.ndarray, low: Array, high: Array) -> tuple[Array, Array]:
+  """Ends of intervals, infinite where they are open."""
+  return np.where(opened, -np.inf, low), np.where(opened, np.inf, high)

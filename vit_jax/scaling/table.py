@@ -16,6 +16,7 @@ from vit_jax.core import paths
 from vit_jax.core.errors import RunError, suggest
 
 MISSING = ('', 'nan', 'na', 'n/a', 'none', 'null')
+COMPRESSED = ('.gz', '.bz2', '.xz', '.zst', '.zip')
 OPERATORS = {
   '<=': operator.le, '>=': operator.ge, '!=': operator.ne, '==': operator.eq, '=': operator.eq,
   '<': operator.lt, '>': operator.gt,
@@ -70,14 +71,26 @@ def read(path: str | paths.Path) -> Table:
   """
   path = paths.at(path)
   readers = {'.csv': _read_csv, '.tsv': _read_csv, '.jsonl': _read_jsonl, '.parquet': _read_parquet}
-  if path.suffix not in readers:
-    raise RunError(f'{path}: a table is read from {", ".join(readers)}, not from {path.suffix!r}')
+  ending = path.suffix.lower()
   try:
-    table = readers[path.suffix](path)
+    if not path.exists():
+      raise RunError(f'{path}: cannot be read: No such file or directory')
+    if path.is_dir():
+      raise RunError(f'{path}: is a directory, not a table; tables are {", ".join(readers)} files')
+    if ending in COMPRESSED:
+      raise RunError(f'{path}: is compressed; unpack it and give {path.with_suffix("")}')
+    if ending not in readers:
+      raise RunError(
+        f'{path}: tables are {", ".join(readers)} files, by their ending, which here is {ending!r}'
+      )
+    table = readers[ending](path)
   except OSError as error:
     raise RunError(f'{path}: cannot be read: {error.strerror or error}') from error
   except UnicodeDecodeError as error:
-    raise RunError(f'{path}: is not text: {error}') from error
+    raise RunError(
+      f'{path}: is not text in UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); '
+      'save it as UTF-8'
+    ) from error
   if not table.rows:
     raise RunError(f'{path}: holds no rows')
   return table
@@ -131,18 +144,31 @@ def numbers(table: Mapping[str, Any], *names: str) -> list[np.ndarray]:
   Raises:
     RunError: a column is unknown, of another length or holds another value; rows count from 0.
   """
-  found = [column(table, name) for name in names]
-  found = [floats(values, name) for name, values in zip(names, found, strict=True)]
-  for name, values in zip(names, found, strict=True):
+  found = [positive(column(table, name), name) for name in names]
+  for values in found:
     if values.shape != found[0].shape:
       raise RunError(f'columns {names} differ in length: {[len(f) for f in found]}')
-    bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
-    if bad.size:
-      raise RunError(
-        f'column {name!r} must be positive and finite, but is {values[bad[0]]} in row {bad[0]} '
-        f'({bad.size} of {values.size} rows); where(table, "{name}>0") leaves them out'
-      )
   return found
+
+
+def positive(values: Any, name: str) -> np.ndarray:
+  """A column as float64, of which every value must be positive and finite.
+
+  Raises:
+    RunError: if one is not; rows count from 0.
+  """
+  values = floats(values, name)
+  wrong = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
+  if wrong.size:
+    some = ', '.join(f'{values[row]:g} in row {row}' for row in wrong[:3])
+    more = ', ...' if wrong.size > 3 else ''
+    end = f',{name}<inf' if np.isposinf(values).any() else ''
+    out = '' if wrong.size == len(values) else f"; where='{name}>0{end}' leaves them out"
+    raise RunError(
+      f'column {name!r} must be positive and finite, and is not in {wrong.size} of {len(values)} '
+      f'rows: {some}{more} (from 0){out}'
+    )
+  return values
 
 
 def floats(values: Any, name: str) -> np.ndarray:
@@ -154,11 +180,17 @@ def floats(values: Any, name: str) -> np.ndarray:
   values = np.asarray(values)
   if values.ndim != 1:
     raise RunError(f'column {name!r} must be a row of numbers, not of shape {values.shape}')
-  try:
+  if values.dtype.kind in 'biuf':
     return values.astype(np.float64)
-  except (TypeError, ValueError):
-    said = ', '.join(map(str, values[:3]))
-    raise RunError(f'column {name!r} holds words: {said}') from None
+  cells = [_number(cell) for cell in values.tolist()]
+  words = [row for row, cell in enumerate(cells) if cell is None]
+  if words:
+    out = f"; where='{name}>0' leaves them out" if len(words) < len(cells) else ''
+    raise RunError(
+      f'column {name!r} holds words: {values[words[0]]!s} in row {words[0]} (from 0; '
+      f'{len(words)} of {len(cells)} rows){out}'
+    )
+  return np.array(cells, np.float64)
 
 
 def _compare(values: np.ndarray, sign: str, value: str, condition: str) -> np.ndarray:
@@ -170,8 +202,12 @@ def _compare(values: np.ndarray, sign: str, value: str, condition: str) -> np.nd
   if numeric and number is None:
     raise RunError(f'{condition!r}: the column holds numbers, and {value!r} is none')
   if not numeric and sign not in ('=', '==', '!='):
-    known = ', '.join(sorted(set(values))[:5])
-    raise RunError(f'{condition!r}: the column holds words ({known}), which = and != compare')
+    # Words among the numbers of a column are neither more nor less than a number.
+    cells = [_number(cell) for cell in values.tolist()]
+    if number is None or all(cell is None or np.isnan(cell) for cell in cells):
+      known = ', '.join(sorted(set(map(str, values)))[:5])
+      raise RunError(f'{condition!r}: the column holds words ({known}), which = and != compare')
+    return OPERATORS[sign](np.array([np.nan if c is None else c for c in cells]), number)
   return OPERATORS[sign](values, number if numeric else value)
 
 
@@ -210,8 +246,15 @@ def _word(cell: Any) -> str:
   return '' if cell is None else json.dumps(cell)
 
 
+def _text(path: paths.Path) -> str:
+  text = path.read_text('utf-8-sig')
+  if '\0' in text:
+    raise RunError(f'{path}: is not text in UTF-8 (it holds zero bytes); save it as UTF-8')
+  return text
+
+
 def _read_csv(path: paths.Path) -> Table:
-  lines = path.read_text('utf-8-sig').splitlines(keepends=True)
+  lines = _text(path).splitlines(keepends=True)
   metadata = {}
   start = 0
   while start < len(lines) and (not lines[start].strip() or lines[start].startswith('#')):
@@ -249,9 +292,7 @@ def _flat(value: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def _read_jsonl(path: paths.Path) -> Table:
-  lines = [
-    (n, line) for n, line in enumerate(path.read_text('utf-8').split('\n'), 1) if line.strip()
-  ]
+  lines = [(n, line) for n, line in enumerate(_text(path).split('\n'), 1) if line.strip()]
   records = []
   metadata = {}
   for number, line in lines:
