@@ -1,4 +1,5 @@
-# make demo: train on real images and look at the result.  make test: the whole suite.
+# make demo: train on real images and look at the result.
+# make test: the first tier of tests.  make test-slow: those that take longer.
 # make parity: comparison with the reference implementations, which it installs (PyTorch, 2 GB).
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,7 +7,7 @@ BIN = $(VENV)/bin
 RUNS ?= runs
 PARITY ?= .parity
 
-.PHONY: demo test parity lint clean
+.PHONY: demo test test-slow parity lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m vit_jax.train --config=configs/digits.py --workdir=$(RUNS)/digits \
@@ -14,7 +15,10 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m experiments.digits.picture --workdir=$(RUNS)/digits
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slow
 
 parity: $(PARITY)/.installed
 	VIT_JAX_PARITY_DIR=$(PARITY) $(PARITY)/bin/python -m pytest tests/parity

@@ -2,8 +2,9 @@ r"""Your own images: DIR/{train,test}/CLASS/*.{jpg,png,webp}; the directories na
 
     python -m vit_jax.train --config=configs/image_folder.py:DIR --workdir=runs/mine
 
-A ViT-S/16 trained from nothing, which wants at least some ten thousand images; with fewer take a
-smaller model and longer training, --config.model.variant=Ti/16 --config.total='300 epochs'.
+A ViT-S/16 trained from scratch, which needs at least some ten thousand images. With fewer, start
+from a checkpoint (--config.init=PATH), or train a smaller model for longer,
+--config.model.variant=Ti/16 --config.total='300 epochs'.
 """
 
 from vit_jax.config import complete

@@ -20,13 +20,7 @@ CONFIGS = [
 
 
 def load(name):
-  import importlib.util
-
-  file, _, arg = name.partition(':')
-  spec = importlib.util.spec_from_file_location('loaded', ROOT / 'configs' / file)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(*([arg] if arg else []))
+  return config_lib.load(str(ROOT / 'configs' / name))
 
 
 def test_no_config_is_forgotten():
@@ -61,14 +55,6 @@ def test_configs_trace_a_step(name):
   state, metrics = jax.eval_shape(step, experiment.abstract_state, batch, experiment.hyper(0))
   assert jax.tree.structure(state) == jax.tree.structure(experiment.abstract_state)
   assert {'loss', 'top1', 'grad_norm', 'skipped'} == metrics.keys()
-
-
-def test_every_field_can_be_changed_on_the_command_line():
-  config = load('digits.py')
-  config.model.width = 128
-  config.optim.ema = 0.9
-  config.evals.test.batch_size = 7
-  assert schema.build(config_lib.Config, config).model.width == 128
 
 
 @pytest.mark.parametrize(
@@ -117,7 +103,7 @@ def test_durations(duration, steps):
   'duration', ['', 'ten steps', '5 weeks', '-3', '1.2.3', '_1', 'e5', '5 %%']
 )
 def test_bad_durations(duration):
-  with pytest.raises(RunError, match='is no duration'):
+  with pytest.raises(RunError, match='is not a duration'):
     config_lib.steps(duration, batch_size=32, epoch=1000, total=200)
 
 

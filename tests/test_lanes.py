@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.conftest import tiers
 from tests.runs import assert_bit_identical, cut_off, leaves, lines
 from tests.test_step import assert_same, batch_of, build
 from tests.test_step import run as run_step
@@ -39,7 +40,7 @@ def shared(experiment, step):
   return experiment.layout.place(batch_of(experiment.config, step))
 
 
-@pytest.mark.parametrize(('layout', 'scan'), [((1, 1, 1), True), ((2, 2, 2), False)])
+@pytest.mark.parametrize(('layout', 'scan'), tiers([((1, 1, 1), True), ((2, 2, 2), False)], 0))
 def test_a_lane_is_the_run_alone(mesh, layout, scan):
   """On every mesh, layers scanned or not: learning rates and weight decays of their own."""
   with mesh(*layout):
@@ -54,6 +55,7 @@ def test_a_lane_is_the_run_alone(mesh, layout, scan):
   assert got[0][0][-1]['loss'] != pytest.approx(got[1][0][-1]['loss'], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_seeds_of_their_own(digits, tmp_path):
   """Parameters, order of the data and augmentation: all that the seed of a run decides."""
   config = digits(lanes__seed=SEEDS, lanes__lr=LRS)
@@ -70,6 +72,7 @@ def test_seeds_of_their_own(digits, tmp_path):
   assert rows[1]['train/loss'][0] != pytest.approx(rows[1]['train/loss'][2], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_lane_that_diverges_leaves_the_others_alone(digits, tmp_path):
   config = digits(lanes__lr=(3e-3, 1e30, 1e-3), total='8 steps', optim__clip=0.0)
   result = train(config, str(tmp_path / 'run'))
@@ -83,6 +86,7 @@ def test_a_lane_that_diverges_leaves_the_others_alone(digits, tmp_path):
     train(digits(lanes__lr=(1e30, 1e31), optim__clip=0.0), str(tmp_path / 'none'))
 
 
+@pytest.mark.slow
 def test_lanes_that_were_killed_go_on(digits, tmp_path):
   config = digits(lanes__lr=(3e-3, 1e30), lanes__seed=(0, 1), optim__clip=0.0)
   want = train(config, str(tmp_path / 'whole'))

@@ -294,6 +294,7 @@ def begin(folder, path, fault=''):
   )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_workers_share_a_sweep_and_survive_each_other(sweep, done, tmp_path):
   """Some are killed, then two go on at a time: the record is that of one worker."""
   path, folder = tmp_path / 'config.json', tmp_path / 'shared'
@@ -342,6 +343,7 @@ def small(path):
   return Sweep(base=whole.base, design=design.Design(whole.design.cells[::5]))
 
 
+@pytest.mark.slow
 def test_the_command_measures_and_trains(sweep, tmp_path):
   path, study, folder = tmp_path / 'config.json', tmp_path / 'study.py', tmp_path / 'x'
   path.write_text(sweep.base.to_json())

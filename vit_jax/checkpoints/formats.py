@@ -28,6 +28,16 @@ def _numbered(record: dict[str, Any]) -> None:
   record.get('model', {}).setdefault('mup_depth', 0)
   record.get('checkpoint', {}).setdefault('at', [])
   record.get('data', {}).setdefault('cache', False)
+  for name in ('mean', 'std'):  # what is unset now was this
+    if record.get('task', {}).get(name) == [0.5]:
+      record['task'][name] = None
+  # Crops resampled by area, whatever the checkpoint was trained with.
+  sections = (record.get('data', {}), *record.get('evals', {}).values())
+  for crop in (section['crop'] for section in sections if 'crop' in section):
+    crop.setdefault('method', 'area' if record.get('init') else None)
+  source = record.get('data', {}).get('source', {})
+  if source.get('name') == 'synthetic':
+    source.setdefault('channels', 3)
 
 
 # What turns a configuration of format i into one of format i + 1.

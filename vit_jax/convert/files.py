@@ -39,7 +39,16 @@ Arrays = dict[str, Stub]
 
 
 def read(path: paths.Path) -> Arrays:
-  """The arrays in a file, by name.
+  """All arrays in a file, by name; raises as `parts` does."""
+  return parts(path)['']
+
+
+def parts(path: paths.Path) -> dict[str, Arrays]:
+  """The parts of a file, which are arrays by name.
+
+  Returns:
+    Under '' everything; of a file of PyTorch also each entry of its outermost dict ('state_dict',
+    'optimizer') under its key.
 
   Raises:
     RunError: if it is missing, damaged, no file of named arrays, or holds Python objects.
@@ -48,11 +57,11 @@ def read(path: paths.Path) -> Arrays:
     raise RunError(f'there is no file {path}')
   try:
     if path.name.endswith('.index.json'):
-      return _sharded(path)
+      return {'': _sharded(path)}
     with path.open('rb') as file:
       start = file.read(8)
     if path.suffix == '.safetensors':
-      return _safetensors(path)
+      return {'': _safetensors(path)}
     if not start.startswith(b'PK'):
       raise RunError(
         f'{path} is neither npz nor safetensors nor a zip file of PyTorch'
@@ -60,8 +69,11 @@ def read(path: paths.Path) -> Arrays:
       )
     with zipfile.ZipFile(path) as archive:
       if any(name.endswith('/data.pkl') for name in archive.namelist()):
-        return {name: Stub(*stub) for name, stub in pickles.read(path).items()}
-    return _npz(path)
+        return {
+          part: {name: Stub(*stub) for name, stub in tensors.items()}
+          for part, tensors in pickles.read(path).items()
+        }
+    return {'': _npz(path)}
   except RunError:
     raise
   except Exception as error:  # a damaged file can ask for anything
@@ -134,11 +146,11 @@ def _sharded(path: paths.Path) -> Arrays:
   names = index.get('weight_map')
   if not isinstance(names, Mapping) or any(paths.Path(f).name != f for f in names.values()):
     raise RunError(f'{path} is no index of the parts of a checkpoint')
-  parts = {name: read(path.parent / name) for name in sorted(set(names.values()))}
-  missing = [name for name, part in names.items() if name not in parts[part]]
+  shards = {name: read(path.parent / name) for name in sorted(set(names.values()))}
+  missing = [name for name, shard in names.items() if name not in shards[shard]]
   if missing:
     raise RunError(f'{path} promises {missing[0]!r}, which {names[missing[0]]} does not have')
-  return {name: parts[part][name] for name, part in names.items()}
+  return {name: shards[shard][name] for name, shard in names.items()}
 
 
 def weights(folder: paths.Path) -> paths.Path:

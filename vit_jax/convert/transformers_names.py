@@ -87,7 +87,7 @@ def towers_table(config: ViTConfig, style: dict[str, Any]) -> tuple[Table, Table
     'embed/proj': f'{v}embeddings.patch_embedding',
     'embed_norm': f'{v}pre_layrnorm',
     'encoder/norm': f'{v}post_layernorm',
-    'head': 'visual_projection',
+    'head': 'visual_projection' if kind == 'clip' else 'classifier',
     'map_head/probe': f'{v}head.probe',
     'map_head/attn/query|key|value/kernel': f'{v}head.attention.in_proj_weight',
     'map_head/attn/query|key|value/bias': f'{v}head.attention.in_proj_bias',

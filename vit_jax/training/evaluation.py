@@ -31,7 +31,7 @@ def restore(
   """
   run = Workdir(workdir)
   cfg = run.config() if config is None else schema.build(config_lib.Config, config)
-  experiment = lanes.experiment(cfg, run.model() if cfg.init else None)
+  experiment = lanes.experiment(cfg, run.described())
   state, _ = run.checkpoints().restore(experiment.abstract_state, step)
   return experiment, state
 
@@ -47,9 +47,10 @@ def evaluate(
   mesh = config['mesh'] if config is not None else 'data'
   with jax.set_mesh(sharding.make_mesh(mesh)):
     experiment, state = restore(workdir, config, step=step)
-    scores = experiment.evaluate(experiment.evaluators(), state)
-    done = int(state.step)
-  reporter = Reporter(done, done, visible=jax.process_index() == 0)
-  reporter.close()
+    done, evaluators = int(state.step), experiment.evaluators()
+    reporter = Reporter(done, done, visible=jax.process_index() == 0)
+    reporter.close()
+    reporter.lines(experiment.summary(evaluators))
+    scores = experiment.evaluate(evaluators, state)
   reporter.table(f'{workdir}: step {done}', scores)
   return scores

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,22 +19,29 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from vit_jax.architecture import variants
 from vit_jax.architecture.card import about
 from vit_jax.checkpoints.store import Found
 from vit_jax.core import faults, schema
 from vit_jax.core.errors import DivergedError, RunError
 from vit_jax.core.text import number, plain
-from vit_jax.nn import sharding
+from vit_jax.nn import sharding, tree
 from vit_jax.optim.schedules import Hyper
 from vit_jax.training import config as config_lib
 from vit_jax.training import fork, lanes
 from vit_jax.training.experiment import Experiment
-from vit_jax.training.progress import Chrono, MetricsFile, Reporter
+from vit_jax.training.progress import Chrono, MetricsFile, Reporter, say
 from vit_jax.training.result import facts
 from vit_jax.training.workdir import Workdir
 
 
-def train(config: ConfigDict, folder: str, *, overwrite: bool = False) -> dict[str, Any] | None:
+def train(
+  config: ConfigDict,
+  folder: str,
+  *,
+  overwrite: bool = False,
+  wishes: Mapping[str, Any] | None = None,
+) -> dict[str, Any] | None:
   """Trains, or goes on training, until the run is complete.
 
   Args:
@@ -42,6 +49,7 @@ def train(config: ConfigDict, folder: str, *, overwrite: bool = False) -> dict[s
     folder: the run's directory: gets config.json, metrics.jsonl, checkpoints/ and, at the end,
       result.json.
     overwrite: whether a run of another configuration in `folder` may be deleted.
+    wishes: of `config.started`, named where the checkpoint decided otherwise.
 
   Returns:
     The contents of result.json, or None if a signal stopped the run (it can be continued).
@@ -63,8 +71,10 @@ def train(config: ConfigDict, folder: str, *, overwrite: bool = False) -> dict[s
         if jax.process_index() == 0:
           print(f'{workdir} is complete: {result["step"]} steps. Nothing to do.')
         return result
-      stored = workdir.model() if cfg.init and not delete else None
-      experiment = lanes.experiment(cfg, stored)
+      say(_devices())
+      say(f'opening the data: {cfg.data.split} and what is evaluated on')
+      stored = None if delete else workdir.described()
+      experiment = lanes.experiment(cfg, stored, wishes or {})
       workdir.prepare()
     with _Session(experiment, workdir, record, chrono, delete=bool(delete)) as session:
       if not session.run():
@@ -122,6 +132,8 @@ class _Session:
     experiment, cfg = self.experiment, self.experiment.config
     with self.resources, self.chrono('init'):
       self.evaluators = experiment.evaluators()
+      for line in (*experiment.summary(self.evaluators), _described(experiment), *experiment.notes):
+        say(line)
       self.checkpoints = self.workdir.checkpoints(keep=cfg.checkpoint.keep, at=self.save_at)
       self.resources.callback(self.checkpoints.close)
       found = self._found()
@@ -173,8 +185,11 @@ class _Session:
           batch = next(batches)
         hyper = experiment.hyper(step)
         if step_fn is None:
+          self.reporter.say('compiling the training step')
+          before = chrono.seconds['compile']
           with chrono('compile'):
             step_fn = experiment.train_step().lower(self.state, batch, hyper).compile()
+          self.reporter.say(f'compiled in {chrono.seconds["compile"] - before:.0f} s')
         self._profile(step - self.start)
         with chrono('step'), jax.profiler.StepTraceAnnotation('train', step_num=step):
           self.state, metrics = step_fn(self.state, batch, hyper)
@@ -313,6 +328,26 @@ class _Session:
     if profile.steps and session_step == profile.start + profile.steps:
       jax.block_until_ready(self.state)
       self.trace.close()
+
+
+def _devices() -> str:
+  """What a run is on."""
+  mesh = ' x '.join(f'{size} {axis}' for axis, size in jax.sharding.get_mesh().shape.items())
+  several = f' in {jax.process_count()} processes' if jax.process_count() > 1 else ''
+  return f'devices: {jax.device_count()} x {jax.devices()[0].device_kind}{several}, mesh {mesh}'
+
+
+def _described(experiment: Experiment) -> str:
+  """The model of a run."""
+  model = experiment.config.model
+  sizes = tree.flatten(experiment.abstract_state.model).values()
+  parameters = sum(leaf.size for leaf in sizes) // max(1, experiment.config.lanes.count)
+  name = variants.name_of(model) or 'ViT'
+  side = 'x'.join(map(str, model.image_size))
+  return (
+    f'model: {name}, {parameters:,} parameters, images of {side}x{model.in_channels}, '
+    f'{model.grid[0] * model.grid[1] + model.prefix} tokens of {model.width}, depth {model.depth}'
+  )
 
 
 def _due(step: int, every: int) -> bool:

@@ -7,9 +7,10 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -88,6 +89,12 @@ class Chrono:
     return self.seconds[phase] + now - self._open.get(phase, now)
 
 
+def say(text: str) -> None:
+  """A line for people, from one process of all."""
+  if jax.process_index() == 0:
+    print(text, flush=True)
+
+
 class Reporter:
   """A progress bar with rate and remaining time on a terminal, plain lines elsewhere."""
 
@@ -105,6 +112,11 @@ class Reporter:
   def say(self, text: str) -> None:
     """A line above the bar."""
     self._console.print(text, markup=False)
+
+  def lines(self, texts: Iterable[str]) -> None:
+    """Several lines."""
+    for text in texts:
+      self.say(text)
 
   def advance(self, step: int) -> None:
     """Moves the bar to `step`."""

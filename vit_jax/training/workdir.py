@@ -10,11 +10,12 @@ import jax
 from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
 
+from vit_jax.architecture import MODELS
+from vit_jax.architecture.card import Card
 from vit_jax.checkpoints import formats
 from vit_jax.checkpoints.store import Checkpoints
 from vit_jax.core import paths, schema
 from vit_jax.core.errors import RunError
-from vit_jax.models import MODELS
 from vit_jax.training import config as config_lib
 from vit_jax.training.progress import MetricsFile
 
@@ -71,9 +72,12 @@ class Workdir:
     """The fields in which this run, if there is one, would compute something else than `record`."""
     if not self.exists:
       return {}
-    return schema.differences(
+    found = schema.differences(
       config_lib.without_free(self.record()), config_lib.without_free(record)
     )
+    if record['init']:  # what is unset is as the checkpoint had it, or an older version asked for
+      found = {name: (old, new) for name, (old, new) in found.items() if new is not None}
+    return found
 
   @property
   def trained(self) -> bool:
@@ -137,10 +141,13 @@ class Workdir:
     """The run's checkpoints, opened with the options of `Checkpoints`."""
     return Checkpoints(self.path / 'checkpoints', **options)
 
-  def model(self) -> Any:
-    """The configuration of the model in the checkpoints; None if there is none that can be read."""
+  def described(self) -> tuple[Any, Card] | None:
+    """Model and card of the checkpoints; None if there is none that can be read."""
     facts = self.checkpoints().facts()
-    return schema.build(MODELS['vit'], facts['model'], 'the model').resolve() if facts else None
+    if not facts:
+      return None
+    model = schema.build(MODELS['vit'], facts['model'], 'the model').resolve()
+    return model, Card.from_dict(facts['card'])
 
   def result(self) -> dict[str, Any] | None:
     """The contents of result.json; None if the run is not complete.
