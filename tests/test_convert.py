@@ -41,7 +41,7 @@ def make(variant='S/4', **config):
 
 
 def _zeros(config):
-  return {name: np.zeros(leaf.shape, np.float32) for name, leaf in adapt.abstract(config).items()}
+  return {name: np.zeros(shape, np.float32) for name, shape in adapt.abstract(config).items()}
 
 
 def towers(variant='siglip:B/4'):
@@ -545,13 +545,21 @@ def test_a_damaged_run(tmp_path):
 @pytest.mark.parametrize(
   ('dialect', 'config', 'message'),
   [
-    ('vit', dict(qk_norm=True), r'qk_norm=True\. Dialects that can hold this model: timm, vit_jax$'),
+    (
+      'vit',
+      dict(qk_norm=True),
+      r'qk_norm=True\. Dialects that can hold this model: timm, vit_jax$',
+    ),
     ('big_vision', dict(registers=2), 'cannot express registers=2'),
     ('transformers', dict(parallel=True, mlp='gelu'), 'parallel'),
     ('timm', dict(pool='token_mean'), 'token_mean'),
     ('timm', dict(norm_place='post'), 'norm_place'),
     ('transformers', dict(mlp='gelu', pool='mean', rope='unit'), 'cannot express'),
-    ('transformers', dict(pool='map'), "num_classes=5.*: big_vision, big_vision-scan, timm, vit_jax$"),
+    (
+      'transformers',
+      dict(pool='map'),
+      'num_classes=5.*: big_vision, big_vision-scan, timm, vit_jax$',
+    ),
     ('big_vision', dict(mlp='gelu'), "cannot express mlp='gelu'.*: timm, transformers"),
     ('vitt', {}, 'did you mean vit'),
   ],

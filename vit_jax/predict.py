@@ -32,14 +32,17 @@ def prepare(image: np.ndarray, card: Card) -> np.ndarray:
     crop = preprocess.Center(card.crop) if card.crop else preprocess.Resize()
     image = crop(image, card.size, None)
   elif card.crop:
-    # The shorter side first, then the middle: what timm and transformers do.
-    scale = max(
-      math.floor(height / card.crop + 1e-6) / image.shape[0],
-      math.floor(width / card.crop + 1e-6) / image.shape[1],
-    )
-    sides = [max(round(side * scale), least) for side, least in zip(image.shape, card.size)]  # noqa: B905
+    # The shorter side first, then the middle, rounded as timm and transformers do.
+    least = [math.floor(side / card.crop + 1e-6) for side in card.size]
+    shorter = min(image.shape[:2])
+    if height == width:
+      sides = [int(least[0] * side / shorter) for side in image.shape[:2]]
+    else:
+      scale = max(a / b for a, b in zip(least, image.shape, strict=False))
+      sides = [round(side * scale) for side in image.shape[:2]]
     image = _resize(image, (sides[0], sides[1]), card.resize)
-    top, left = (round((side - size) / 2) for side, size in zip(sides, card.size, strict=True))
+    middle = int if card.dialect == 'transformers' else round
+    top, left = (middle((side - size) / 2) for side, size in zip(sides, card.size, strict=True))
     image = image[top : top + height, left : left + width]
   else:
     image = _resize(image, card.size, card.resize)

@@ -1,8 +1,8 @@
 """How images are prepared, in the words of each dialect.
 
 Nobody else averages over areas as our own evaluations do. 'bilinear' is written instead: of what
-PIL has it comes nearest on photographs (of 427x640, cropped to 224x224: 3.1 of 255 levels on average,
-hamming and bicubic 3.2, box 4.3), torchvision has it, too, and enlarging images is the same.
+PIL has it comes nearest on photographs (of 427x640, cropped to 224x224: 3.1 of 255 levels on
+average, hamming and bicubic 3.2, box 4.3), torchvision has it, too, and enlarging is the same.
 """
 
 from __future__ import annotations
