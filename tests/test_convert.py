@@ -41,7 +41,7 @@ def make(variant='S/4', **config):
 
 
 def _zeros(config):
-  return {name: np.zeros(leaf.shape, np.float32) for name, leaf in adapt.abstract(config).items()}
+  return {name: np.zeros(shape, np.float32) for name, shape in adapt.abstract(config).items()}
 
 
 def towers(variant='siglip:B/4'):

@@ -46,8 +46,7 @@ def main(
       checkpoint, step=step, part=part, prefix=prefix, ignore=ignore, **changes
     )
   card, arrays = opened.card, opened.arrays
-  leaves = adapt.abstract(opened.config)
-  count = sum(math.prod(leaf.shape) for leaf in leaves.values())
+  count = sum(map(math.prod, adapt.abstract(opened.config).values()))
   print(f'dialect       {opened.dialect}')
   for at, (name, inside) in enumerate(opened.parts.items()):
     chosen = ' (this one)' if name == opened.part else ''

@@ -22,10 +22,13 @@ from vit_jax.models.vit import ViT, ViTConfig
 
 def prepare(image: np.ndarray, card: Card) -> np.ndarray:
   """A uint8 image (height, width, channels) as a model wants it: float32 of the card's size."""
-  crop: crops.Crop = crops.Resize(method=card.resize)
-  if card.crop:
-    crop = crops.Center(card.crop, method=card.resize)
-  pixels = preprocess.apply(crop, image, card.size, None).astype(np.float32) / 255
+  if card.resize == 'area':  # as in this project's training
+    crop: crops.Crop = crops.Center(card.crop) if card.crop else crops.Resize()
+    image = preprocess.apply(crop, image, card.size, None)
+  else:
+    down = card.dialect == 'transformers'
+    image = preprocess.published(image, card.size, card.crop, card.resize, down=down)
+  pixels = image.astype(np.float32) / 255
   return (pixels - np.array(card.mean, np.float32)) / np.array(card.std, np.float32)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,10 +25,11 @@ CHANGES = ('num_classes', 'image_size', 'patch_size', 'in_channels')
 Leaves = dict[str, np.ndarray]
 
 
-def abstract(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
+@functools.lru_cache(64)  # a conversion asks for the same few again and again
+def abstract(config: Any) -> Mapping[str, tuple[int, ...]]:
   """Shapes of a model's parameters by name."""
-  make = lambda key: models.create(config, nnx.Rngs(key))  # noqa: E731
-  return tree.flatten(jax.eval_shape(make, jax.random.key(0)))
+  model = jax.eval_shape(lambda key: models.create(config, nnx.Rngs(key)), jax.random.key(0))
+  return types.MappingProxyType({n: tuple(leaf.shape) for n, leaf in tree.flatten(model).items()})
 
 
 def adapt(
@@ -121,6 +124,6 @@ def _replace_head(config: ViTConfig, leaves: Leaves) -> None:
     shape = (*leaves.pop(name).shape[:-1], config.num_classes)
     if config.num_classes:
       leaves[name] = np.zeros(shape, np.float32)
-  for name, leaf in abstract(config).items():
+  for name, shape in abstract(config).items():
     if name not in leaves:  # a head where there was none
-      leaves[name] = np.zeros(leaf.shape, np.float32)
+      leaves[name] = np.zeros(shape, np.float32)

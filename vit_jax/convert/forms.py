@@ -228,7 +228,7 @@ def _in_form(config: ViTConfig, leaves: Leaves, form: Form) -> tuple[ViTConfig, 
   config = dataclasses.replace(config, no_bias=','.join(ordered))
   shapes = abstract(config)
   # What is missing now is a bias or a mask token, and what is too much a bias of keys.
-  zeros = {n: np.zeros(leaf.shape, np.float32) for n, leaf in shapes.items() if n not in leaves}
+  zeros = {n: np.zeros(shape, np.float32) for n, shape in shapes.items() if n not in leaves}
   return config, {**{n: leaf for n, leaf in leaves.items() if n in shapes}, **zeros}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from vit_jax.architecture.card import Card
 from vit_jax.convert import images
-from vit_jax.convert.layout import BLOCKS, Rule, To, rules
+from vit_jax.convert.layout import BLOCKS, Rule, Shapes, To, rules
 from vit_jax.convert.source import OPENAI, Source, pair
 from vit_jax.core.errors import RunError
 from vit_jax.models.text import TextConfig
@@ -41,7 +41,7 @@ def _blocks(base: str) -> dict[str, Any]:
   }
 
 
-def make_rules(config: Any, shapes: dict, style: dict[str, Any]) -> list[Rule]:
+def make_rules(config: Any, shapes: Shapes, style: dict[str, Any]) -> list[Rule]:
   """The rules by which a model is read and written."""
   image = {
     **_blocks('visual.'),

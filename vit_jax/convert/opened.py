@@ -60,7 +60,7 @@ class Opened:
   def wanted(self) -> dict[str, tuple[int, ...]]:
     """Shapes of the arrays that make up the model, by the checkpoint's own names."""
     if self.rules is None:
-      return {name: tuple(leaf.shape) for name, leaf in adapt.abstract(self.config).items()}
+      return dict(adapt.abstract(self.config))
     return {rule.theirs: rule.shape for rule in self.rules}
 
   def ignoring(self, ignore: str) -> Opened:
@@ -97,7 +97,7 @@ class Opened:
 
   def leaves(self) -> dict[str, np.ndarray]:
     """Our parameters by name, float32; raises RunError for what does not fit, or is no number."""
-    refuse(self.problems(), self.where)
+    self._refuse()
     arrays = {**self.arrays, **(self._fresh_arrays() if self.fresh else {})}
     if self.rules is None:
       leaves = {name: np.asarray(arrays[name]) for name in self.wanted}
@@ -110,6 +110,15 @@ class Opened:
       if not np.isfinite(leaf).all():
         raise RunError(f'{self.where}: {name} has values that are not finite')
     return leaves
+
+  def _refuse(self) -> None:
+    chosen = [f'part {self.part!r}'] if self.part else []
+    chosen += [f'prefix {self.prefix!r}'] if self.prefix else []
+    which = f' ({", ".join(chosen)})' if chosen else ''
+    try:
+      refuse(self.problems(), f'{self.where}{which}')
+    except RunError as error:
+      raise RunError(f'{error}\nNames that may differ are given with ignore.') from None
 
   def _fresh_arrays(self) -> dict[str, np.ndarray]:
     model = jax.jit(lambda key: models.create(self.config, nnx.Rngs(key)))(jax.random.key(0))

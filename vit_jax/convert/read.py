@@ -77,6 +77,10 @@ def model_of(opened: Opened, patch_method: str = 'bilinear') -> Any:
     raise RunError(f'unknown patch_method {patch_method!r}: {suggest(patch_method, methods)}')
   leaves = opened.leaves()
   config, card, changes = opened.config, opened.card, opened.changes
+  classes = changes.get('num_classes')
+  if classes and classes != getattr(config, 'num_classes', classes):
+    names = ', and class names are left out' if card.class_names else ''
+    notes.say(f'{opened.where}: the head is a new one of zeros for {classes} classes{names}')
   if isinstance(config, TwoTowersConfig):
     wanted = changes.get('image', {})
     image, card, part = adapt.adapt(

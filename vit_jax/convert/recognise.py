@@ -108,6 +108,7 @@ def search(
       found[candidate] = dataclasses.replace(opened, prefix=candidate), source
       if not candidate and not opened.problems():
         break
+    found = {p: pair for p, pair in found.items() if not _cuts(p, found)}
     fitting = parts.maximal([p for p, (opened, _) in found.items() if not opened.problems()])
     if len(fitting) > 1:
       raise RunError(
@@ -120,6 +121,16 @@ def search(
   if nearest:
     return nearest[0]
   raise next((e for e in errors if not isinstance(e, UnrecognisedError)), errors[0])
+
+
+def _cuts(prefix: str, found: Mapping[str, tuple[Opened, Source]]) -> bool:
+  """Whether a prefix leaves out what is a part of the model behind a shorter one."""
+  for shorter, (opened, _) in found.items():
+    if prefix.startswith(shorter):
+      used = [f'{shorter}{name}' for name in opened.wanted if name in opened.arrays]
+      if not all(name.startswith(prefix) for name in used):
+        return True
+  return False
 
 
 def _interpreted(source: Source, ignore: str) -> tuple[Opened, Source]:
@@ -159,8 +170,7 @@ def _as_model(source: Source) -> Opened:
   channels = (config.image if isinstance(config, TwoTowersConfig) else config).in_channels
   card = adapt.card_for_channels(card, channels)
   try:
-    shapes = {leaf: tuple(array.shape) for leaf, array in adapt.abstract(config).items()}
-    made = reader.make_rules(config, shapes, style)
+    made = reader.make_rules(config, adapt.abstract(config), style)
   except (ValueError, OverflowError, TypeError) as error:
     raise RunError(f'{source.where}: the configuration makes no sense: {error}') from None
   return Opened(

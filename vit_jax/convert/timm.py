@@ -7,7 +7,7 @@ from typing import Any
 
 from vit_jax.architecture.card import Card
 from vit_jax.architecture.vit import stem_stride
-from vit_jax.convert.layout import BLOCKS, Rule, Table, To, rules
+from vit_jax.convert.layout import BLOCKS, Rule, Shapes, Table, To, rules
 from vit_jax.convert.source import IMAGENET, INCEPTION, OPENAI, Source, pair
 from vit_jax.core.errors import RunError
 from vit_jax.models.vit import ViTConfig
@@ -135,7 +135,7 @@ def table(config: ViTConfig, style: dict[str, Any]) -> Table:
   return names
 
 
-def make_rules(config: ViTConfig, shapes: dict, style: dict[str, Any]) -> list[Rule]:
+def make_rules(config: ViTConfig, shapes: Shapes, style: dict[str, Any]) -> list[Rule]:
   """The rules by which a model is read and written."""
   # Eva turns neighbouring features together; DINOv3 the two halves, as we do.
   interleaved = config.rope == 'grid'

@@ -69,6 +69,8 @@ def sidecar(
       **{f'{n}_bias': n not in without for n in ('query', 'key', 'value')},
     )  # fmt: skip
   preprocessor, notes = images.for_transformers(card, kind)
+  if len(set(card.class_names)) < len(card.class_names):
+    notes.append('class names repeat: label2id has the last class of each, id2label all of them')
   if kind not in TOWERS:
     head = bool(image.num_classes)
     given |= dict(model_type=kind, architectures=[architectures[kind][head]])

@@ -105,14 +105,17 @@ def apply(
   return _fit(crop, cut(image, crop.box(height, width, size, rng)), size, rng)
 
 
-def published(image: np.ndarray, size: tuple[int, int], fraction: float, method: str) -> np.ndarray:
+def published(
+  image: np.ndarray, size: tuple[int, int], fraction: float, method: str, *, down: bool = False
+) -> np.ndarray:
   """An image as timm and transformers bring it to the size of a model.
 
   Args:
     image: uint8 (height, width, channels).
     size: (height, width) wanted.
-    fraction: of the shorter side that the central crop keeps; 0 squeezes the whole image.
+    fraction: of the shorter side that the central crop keeps; 0 resizes the whole image.
     method: 'bilinear' or 'bicubic'.
+    down: whether a middle between two pixels is rounded down, as transformers does.
 
   Returns:
     uint8 (*size, channels).
@@ -120,13 +123,15 @@ def published(image: np.ndarray, size: tuple[int, int], fraction: float, method:
   if not fraction:
     return _pillow(image, size, method)
   # The shorter side first, then the middle.
-  scale = max(
-    math.floor(side / fraction + 1e-6) / have
-    for side, have in zip(size, image.shape[:2], strict=True)
-  )
-  sides = [max(round(have * scale), side) for have, side in zip(image.shape[:2], size, strict=True)]
+  have, least = image.shape[:2], [math.floor(side / fraction + 1e-6) for side in size]
+  if size[0] == size[1]:
+    sides = [int(least[0] * side / min(have)) for side in have]
+  else:
+    scale = max(a / b for a, b in zip(least, have, strict=True))
+    sides = [round(side * scale) for side in have]
   image = _pillow(image, (sides[0], sides[1]), method)
-  top, left = (round((side - wanted) / 2) for side, wanted in zip(sides, size, strict=True))
+  middle = int if down else round
+  top, left = (middle((side - wanted) / 2) for side, wanted in zip(sides, size, strict=True))
   return image[top : top + size[0], left : left + size[1]]
 
 
