@@ -207,6 +207,15 @@ def test_damaged_tiff_files(pixels):
       assert '\n' not in complaint(bytes(broken), array.shape[2])
 
 
+def test_tiff_files_whose_pixels_are_cut_off(pixels):
+  """Pillow writes the header first: nothing else may be taken for what is missing."""
+  for channels in (1, 2, 3, 4):
+    data = toys.encoded(Image.fromarray(pixels[..., :channels].squeeze()), 'TIFF')
+    for missing in (1, 10, 300):
+      with pytest.raises(ValueError, match='cut short'):
+        preprocess.decode(data[:-missing], channels)
+
+
 @pytest.mark.parametrize('channels', [1, 2, 3, 4, 5, 13, 200])
 @pytest.mark.parametrize('name', list(CROPS))
 def test_every_channel_is_cropped_alike(name, channels):
