@@ -299,7 +299,7 @@ def test_a_probe_refuses_and_tells(pixels):
   shape, config = Shape((8, 8), 3, 2), DataConfig(source=None)
   skipping = DataConfig(source=None, on_corrupt='skip')
   rgba = toys.encoded(pixels[..., :4], 'PNG')
-  assert probe(config, Files([rgba]), shape) == ['files: alpha is dropped in images such as file 0']
+  assert probe(config, Files([rgba]), shape) == ['files: alpha is dropped in the first image']
   assert probe(config, Files([pixels[..., :3]]), shape) == []
   assert 'grey is repeated' in probe(skipping, Files([b'', pixels[..., :1]]), shape)[0]
   with pytest.raises(RunError, match=r'file 0 has 13 channels.*in_channels=13'):
