@@ -320,6 +320,7 @@ def test_an_odd_image_among_others_is_named(pixels):
 # --- runs ---
 
 
+@pytest.mark.slow
 def test_a_run_with_alpha(tmp_path, capsys):
   """Where only alpha differs between the classes it is what is learnt."""
   rng = np.random.default_rng(0)
