@@ -207,6 +207,15 @@ def test_damaged_tiff_files(pixels):
       assert '\n' not in complaint(bytes(broken), array.shape[2])
 
 
+def test_tiff_files_whose_pixels_are_cut_off(pixels):
+  """Pillow writes the header first: nothing else may be taken for what is missing."""
+  for channels in (1, 2, 3, 4):
+    data = toys.encoded(Image.fromarray(pixels[..., :channels].squeeze()), 'TIFF')
+    for missing in (1, 10, 300):
+      with pytest.raises(ValueError, match='cut short'):
+        preprocess.decode(data[:-missing], channels)
+
+
 @pytest.mark.parametrize('channels', [1, 2, 3, 4, 5, 13, 200])
 @pytest.mark.parametrize('name', list(CROPS))
 def test_every_channel_is_cropped_alike(name, channels):
@@ -290,7 +299,7 @@ def test_a_probe_refuses_and_tells(pixels):
   shape, config = Shape((8, 8), 3, 2), DataConfig(source=None)
   skipping = DataConfig(source=None, on_corrupt='skip')
   rgba = toys.encoded(pixels[..., :4], 'PNG')
-  assert probe(config, Files([rgba]), shape) == ['files: alpha is dropped in images such as file 0']
+  assert probe(config, Files([rgba]), shape) == ['files: alpha is dropped in the first image']
   assert probe(config, Files([pixels[..., :3]]), shape) == []
   assert 'grey is repeated' in probe(skipping, Files([b'', pixels[..., :1]]), shape)[0]
   with pytest.raises(RunError, match=r'file 0 has 13 channels.*in_channels=13'):
@@ -311,6 +320,7 @@ def test_an_odd_image_among_others_is_named(pixels):
 # --- runs ---
 
 
+@pytest.mark.slow
 def test_a_run_with_alpha(tmp_path, capsys):
   """Where only alpha differs between the classes it is what is learnt."""
   rng = np.random.default_rng(0)

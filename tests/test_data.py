@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import gzip
+import subprocess
+import sys
 import time
 
 import cv2
@@ -164,6 +166,17 @@ def test_folder_mistakes(folder, tmp_path):
     Folder(str(tmp_path / 'empty')).open('train')
 
 
+def test_the_configuration_loads_no_decoder():
+  """It is read by commands that never see an image."""
+  code = """
+import sys, vit_jax.data.config
+heavy = ('numpy', 'grain', 'cv2', 'jax', 'tensorflow_datasets', 'simplejpeg', 'PIL')
+print([name for name in heavy if name in sys.modules])
+"""
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  assert done.stdout == '[]\n'
+
+
 # --- preprocessing ---
 
 
@@ -209,6 +222,18 @@ def test_center_crop_keeps_the_middle_and_the_aspect_ratio():
   out = preprocess.apply(crops.Center(0.5), image, (50, 50), None)
   assert out[20:30, 20:30].mean() > 200
   assert out[:15].max() == 0
+
+
+def test_affine_turns_and_shifts_as_opencv_does():
+  crop, size = crops.Affine(degrees=30.0, zoom=0.2, shift=0.0), (31, 48)
+  for seed in range(50):
+    angle, zoom, _, _ = np.random.default_rng(seed).uniform(-1, 1, 4)
+    want = cv2.getRotationMatrix2D((23.5, 15.0), angle * 30, 1 + zoom * 0.2)
+    got = crop.matrix(size, np.random.default_rng(seed))
+    np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
+  shifted = crops.Affine(0.0, 0.0, 0.1).matrix(size, np.random.default_rng(0))
+  _, _, dy, dx = np.random.default_rng(0).uniform(-1, 1, 4)
+  np.testing.assert_allclose(shifted, [[1, 0, dx * 4.8], [0, 1, dy * 3.1]])
 
 
 # --- the pipeline ---

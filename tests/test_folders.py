@@ -128,6 +128,16 @@ def test_strays_and_special_files(folder):
   assert '1 .csv' in said
 
 
+def test_names_that_are_not_utf8(folder, tmp_path, capsys):
+  os.rename(folder / 'train' / 'cat', os.fsencode(folder / 'train') + b'/caf\xe9')
+  os.rename(folder / 'test' / 'cat', os.fsencode(folder / 'test') + b'/caf\xe9')
+  _, classes, said = found(folder)
+  assert classes[0] == 'caf\\xe9'
+  assert 'caf\\xe9, dog, fox' in said
+  pack.main(str(folder), str(tmp_path / 'data' / 'toy'), 'train', 32, 'jpg', 90, 'error', {})
+  assert 'caf\\xe9' in capsys.readouterr().out
+
+
 def test_classes_without_images(folder):
   (folder / 'train' / 'hen').mkdir()
   (folder / 'train' / 'hen' / 'readme.md').write_text('none yet')

@@ -99,6 +99,9 @@ def test_a_period_of_the_data_set_is_not_that_of_the_folds():
     ('fold one/10 of train', 'write'),
     ('fold -1/10 of train', 'write'),
     ('fold 1/99999999999999 of train', 'write'),
+    ('Fold 1/10 of train', 'write'),
+    ('fold1/10 of train', 'write'),
+    ('train without 1/10', 'write'),
     ('fold 1/2 of train without fold 1/10', 'fold of a fold'),
     ('fold 1/2 of fold 1/2 of train', 'fold of a fold'),
     ('fold 0/10 of train', 'no fold 0 of 10'),
@@ -112,6 +115,14 @@ def test_a_period_of_the_data_set_is_not_that_of_the_folds():
 def test_mistakes(split, message):
   with pytest.raises(RunError, match=rf'^[^\n]*{message}[^\n]*$'):
     open_split(Numbered(20), split)
+
+
+def test_splits_that_are_called_so(tmp_path):
+  for name in ('fold', 'fold-1', 'fold1', 'fold_2'):
+    toys.toy(tmp_path / name, 1, 1)
+    (tmp_path / name / 'test').rename(tmp_path / name / name)
+    assert len(open_split(Folder(str(tmp_path / name)), name)) == 3
+    assert len(open_split(Folder(str(tmp_path / name)), f'fold 1/3 of {name}')) == 1
 
 
 def test_folds_of_every_source(data_dir, tmp_path):

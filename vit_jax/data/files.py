@@ -42,7 +42,12 @@ class Passed:
 def few(items: list[str], most: int = 8) -> str:
   """Some words as one text, not more than `most` of them."""
   more = len(items) - most
-  return ', '.join(items[:most]) + (f' and {more:,} more' if more > 0 else '')
+  return printable(', '.join(items[:most])) + (f' and {more:,} more' if more > 0 else '')
+
+
+def printable(text: str) -> str:
+  """A path, or a part of one, whose bytes need not be UTF-8."""
+  return text.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
 
 
 def folders(root: paths.Path, passed: Passed) -> list[str]:

@@ -49,16 +49,17 @@ class FolderSource:
 
   def __init__(self, root: paths.Path, split: str):
     folder, train = root / split, root / 'train'
-    self.name, self._passed = str(folder), files.Passed()
+    self.name, self._passed = files.printable(str(folder)), files.Passed()
     own = files.folders(folder, self._passed)
-    self.class_names = files.folders(train, files.Passed()) if train.is_dir() else own
-    unknown = [name for name in own if name not in set(self.class_names)]
+    classes = files.folders(train, files.Passed()) if train.is_dir() else own
+    self.class_names = [files.printable(name) for name in classes]
+    unknown = [name for name in own if name not in set(classes)]
     if unknown:
       raise RunError(f'{folder} has classes that {train} lacks: {files.few(unknown)}')
     there = set(own)
     self._files: list[str] = []
     self.labels: list[int] = []
-    for label, name in enumerate(self.class_names):
+    for label, name in enumerate(classes):
       found = files.images(folder / name, self._passed) if name in there else []
       self._files += found
       self.labels += [label] * len(found)

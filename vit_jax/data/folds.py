@@ -18,6 +18,8 @@ GRAMMAR = "write 'fold 1/10 of train' for a tenth of train, 'train without fold 
 _FOLD = r'fold\s+(\d{1,9})\s*/\s*(\d{1,9})'
 _HELD_OUT = re.compile(rf'{_FOLD}\s+of\s+(.+)')
 _REST = re.compile(rf'(.+?)\s+without\s+{_FOLD}')
+# What only somebody writes who means a fold, rightly or not; a split may be called fold-1.
+_MEANT = re.compile(r'\bfold\s|\bfold\s*\d+\s*/|\swithout\s', re.IGNORECASE)
 # Any number; another one would deal every data set anew.
 _KEY = 2**32 + 0xF01D
 
@@ -38,7 +40,7 @@ def parse(split: str) -> Fold | None:
   Raises:
     RunError: if it seems to, but not so that it can be read.
   """
-  if not re.search(r'\bfold\b', split):
+  if not _MEANT.search(split):
     return None
   if match := _HELD_OUT.fullmatch(split.strip()):
     number, count, name = match.groups()
@@ -46,7 +48,7 @@ def parse(split: str) -> Fold | None:
     name, number, count = match.groups()
   else:
     raise RunError(f'the split {split!r} cannot be read: {GRAMMAR}')
-  if re.search(r'\bfold\b', name):
+  if _MEANT.search(name):
     raise RunError(f'the split {split!r} is a fold of a fold: {GRAMMAR}')
   if not 1 <= int(number) <= int(count) or int(count) < 2:
     raise RunError(

@@ -11,6 +11,7 @@ a data set of TFDS like any other, which appears when it is complete:
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import logging
 import os
 import re
@@ -141,6 +142,15 @@ def pack(
   return path / VERSION
 
 
+def _summary(source: Source) -> list[str]:
+  """What is in a source, and what becomes of the channels of its first image."""
+  with contextlib.suppress(ValueError):
+    image: Any = source[0]['image']
+    if done := preprocess.conversion(image, 3):
+      return [*source.summary(), f'{source.name}: {done} in the first image']
+  return source.summary()
+
+
 def main(
   source: str, target: str, splits: str, size: int, format: str, quality: int, on_corrupt: str,
   changes: dict,
@@ -159,7 +169,7 @@ def main(
     if not re.fullmatch(r'[a-zA-Z]\w*', name):
       raise RunError(f'--splits: {text!r} needs a name of letters, digits and _: NAME={text}')
     sources[name] = open_split(opened, split or name)
-  for line in dict.fromkeys(line for source in sources.values() for line in source.summary()):
+  for line in dict.fromkeys(line for source in sources.values() for line in _summary(source)):
     print(line)
   done = pack(sources, target, size=size, format=format, quality=quality, on_corrupt=on_corrupt)
   size_mb = sum(file.stat().st_size for file in done.iterdir()) / 1e6

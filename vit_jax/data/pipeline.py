@@ -73,7 +73,7 @@ def probe(config: DataConfig, source: Source, shape: Shape) -> list[str]:
     fill(example, np.random.default_rng(0), batch, 0)
     if batch['mask'].all() and example['image'] is not None:
       done = conversion(example['image'], shape.channels)
-      return [f'{source.name}: {done} in images such as {example["name"]}'] if done else []
+      return [f'{source.name}: {done} in the first image'] if done else []
   raise RunError(f'{source.name}: none of the first {count} images can be used')
 
 

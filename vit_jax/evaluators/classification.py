@@ -28,7 +28,7 @@ class Classification:
   """Top-1, top-5 and loss over a split of the training data's source.
 
   Attributes:
-    split: to evaluate on.
+    split: to evaluate on; what is held out of another one may be it, see `DataConfig`.
     crop: as for training data.
     every: how often; the end of the run always.
     batch_size: 0 uses that of training.
