@@ -72,7 +72,7 @@ def test_configs_trace_a_step(name):
     (dict(data=dict(source=dict(name='tfds'))), r'config\.data\.source\.dataset is missing'),
     (dict(evals=dict(x=dict(name='clasification'))), 'did you mean classification'),
     (dict(optim=dict(lr='fast')), r'config\.optim\.lr must be of type float'),
-    (dict(checkpoint=dict(keep=0)), 'keep=0 would keep none'),
+    (dict(checkpoint=dict(keep=0)), 'keep=0 must be at least 1'),
     (dict(task=dict(label_smoothing=1.0)), r'must be in \[0, 1\)'),
     (dict(task=dict(mixup=-0.1)), 'must not be negative'),
   ],

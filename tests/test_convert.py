@@ -526,7 +526,7 @@ def test_sharded_safetensors(hub):
   assert_equal(vit_jax.load(hub), make(mlp='gelu'))
   index['weight_map']['classifier.bias'] = '../elsewhere.safetensors'
   (hub / 'model.safetensors.index.json').write_text(json.dumps(index))
-  refused(hub, 'is no index of the parts')
+  refused(hub, 'is not an index of a checkpoint')
 
 
 def test_a_damaged_run(tmp_path):
@@ -663,7 +663,7 @@ def test_catalogue_of_augreg(tmp_path):
   with pytest.raises(RunError, match='did you mean B/16'):
     augreg.recommended(rows, 'B/18')
   index.write_text('a,b\n1,2\n')
-  with pytest.raises(RunError, match='no index of AugReg'):
+  with pytest.raises(RunError, match="is not AugReg's index"):
     augreg.catalogue(index)
 
 

@@ -57,7 +57,7 @@ def main(
     print(f'{"" if at else "architecture":<13} {line}')
   print(f'parameters    {count:,}')
   print(f'images        {card.size[0]}x{card.size[1]}, mean {card.mean}, std {card.std}')
-  how = f'central crop of {card.crop:.3g}' if card.crop else 'squeezed into that size'
+  how = f'central crop of {card.crop:.3g}' if card.crop else 'aspect ratio not kept'
   print(f'              {card.resize}, {how}')
   print(f'class names   {notes.shown(card.class_names) if card.class_names else "none"}')
   if names:

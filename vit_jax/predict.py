@@ -1,4 +1,4 @@
-"""What a checkpoint sees in images: `python -m vit_jax.predict CHECKPOINT IMAGE...`."""
+"""Predictions of a checkpoint on images: `python -m vit_jax.predict CHECKPOINT IMAGE...`."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def _check_head(opened: Opened) -> None:
     raise RunError(f'{opened.where} has two towers and no head for classification')
   wanted = opened.changes.get('num_classes', classes)
   if not wanted:
-    raise RunError(f'{opened.where} has no head for classification: it gives features only')
+    raise RunError(f'{opened.where} has no head for classification: it only gives features')
   if wanted != classes:
     raise RunError(
       f'{opened.where} has a head for {classes or "no"} classes, and num_classes={wanted} would '

@@ -343,8 +343,8 @@ class Checkpoints:
     warnings.filterwarnings('ignore', r'coroutine .* was never awaited', RuntimeWarning)
     return RunError(
       f'the checkpoint of step {step} could not be written to {self.directory}; {last}.\n'
-      f'{_first_line(error)}\nMake room (or the directory writable), then run the same command '
-      'again.'
+      f'{_first_line(error)}\nFree some space (or make the directory writable), then run the same '
+      'command again.'
     )
 
 

@@ -27,7 +27,7 @@ if __name__ == '__main__':
     ('runs/photos vit-photos --to=transformers', 'B_16.npz vit-b --to=timm --image_size=384'),
   )
   parser.add_argument('source', help='npz, safetensors or PyTorch file; folder; run directory')
-  parser.add_argument('target', help='a file or a folder, as the dialect has it')
+  parser.add_argument('target', help='file or folder, depending on the dialect')
   parser.add_argument(
     '--to', required=True, choices=DIALECTS, metavar='DIALECT', help=', '.join(DIALECTS)
   )

@@ -86,7 +86,7 @@ def _npz(path: paths.Path) -> Arrays:
     size = path.stat().st_size
     for info in archive.infolist():
       if not info.filename.endswith('.npy'):
-        raise RunError(f'{path} holds {info.filename!r}, which is no array')
+        raise RunError(f'{path} holds {info.filename!r}, which is not an array')
       with archive.open(info) as file:
         version = np.lib.format.read_magic(file)
         reader = {(1, 0): np.lib.format.read_array_header_1_0}.get(
@@ -145,7 +145,7 @@ def _sharded(path: paths.Path) -> Arrays:
   index = paths.read_object(path)
   names = index.get('weight_map')
   if not isinstance(names, Mapping) or any(paths.Path(f).name != f for f in names.values()):
-    raise RunError(f'{path} is no index of the parts of a checkpoint')
+    raise RunError(f'{path} is not an index of a checkpoint in several parts')
   shards = {name: read(path.parent / name) for name in sorted(set(names.values()))}
   missing = [name for name, shard in names.items() if name not in shards[shard]]
   if missing:
@@ -159,7 +159,7 @@ def weights(folder: paths.Path) -> paths.Path:
     for candidate in (folder / name, folder / f'{name}.index.json'):
       if candidate.exists():
         return candidate
-  raise RunError(f'{folder} holds neither a run of vit_jax nor any of {", ".join(WEIGHTS)}')
+  raise RunError(f'{folder} contains neither a run of vit_jax nor any of {", ".join(WEIGHTS)}')
 
 
 def write_npz(path: paths.Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -111,7 +111,7 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
     return image, card
   at = style['text']
   if f'{at}text_projection' not in source:
-    raise RunError(f'{source.where}: only text towers of CLIP itself are known here')
+    raise RunError(f"{source.where}: only CLIP's own text towers are supported")
   vocab, width = source.shape(f'{at}token_embedding.weight', 2)
   block = f'{at}transformer.resblocks.'
   text = TextConfig(

@@ -68,7 +68,7 @@ class Source:
     self, width: int, known: Any = None, *, special: dict[int, int] | None = None,
     tower: str = 'image',
   ) -> int:  # fmt: skip
-    """Attention heads of a model of this width: from a hint, a configuration, or by custom."""
+    """Attention heads of a model of this width: from a hint, a configuration, or the usual one."""
     hint = self.hints.get(tower, {} if tower == 'text' else self.hints).get('num_heads', known)
     if hint is not None:
       return self.integer(hint, 'num_heads')

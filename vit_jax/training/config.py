@@ -45,7 +45,7 @@ class CheckpointConfig:
 
   def __post_init__(self):
     if self.keep < 1:
-      raise RunError(f'checkpoint.keep={self.keep} would keep none')
+      raise RunError(f'checkpoint.keep={self.keep} must be at least 1')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ class LanesConfig:
   def __post_init__(self):
     counts = {name: len(values) for name, values in vars(self).items() if values}
     if len(set(counts.values())) > 1:
-      raise RunError(f'lanes have one value each, but their number is not clear: {counts}')
+      raise RunError(f'every field of lanes needs the same number of values, found {counts}')
 
   @property
   def count(self) -> int:
@@ -93,7 +93,7 @@ class Config:
     fork: directory of another run that does the same up to some step, such as one that has not
       begun its cooldown yet: this run begins with the newest checkpoint there of what both have in
       common, and ends as if it had done it all by itself.
-    lanes: of one program.
+    lanes: several runs in one program.
     compilation_cache: directory, relative to the run's, where compiled programs are kept for the
       next start; '' for none. Where JAX_COMPILATION_CACHE_DIR is set, that is used.
   """

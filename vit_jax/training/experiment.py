@@ -30,7 +30,7 @@ from vit_jax.training.state import State, init_state, train_step
 
 
 class Experiment:
-  """Everything that training and evaluating share. Create it under the mesh it shall use.
+  """Everything that training and evaluating share. Create it under the mesh that it will use.
 
   Attributes:
     config: the typed configuration, the model's sizes resolved.

@@ -2,7 +2,7 @@
 
 With a learning rate that stays constant after its warm-up, runs of different durations are the same
 until each begins its cooldown (Zhai et al. 2022, section 3.5; Hägele et al. 2024). As a batch is a
-function of seed and step, a fork ends bit for bit as the run that did everything by itself.
+function of seed and step, a fork ends bit for bit as a run that was trained from the start.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ def restore(experiment: Experiment, record: dict[str, Any], there: Workdir, own:
     if not judged_by_step(name)
   ]
   if lines:
-    raise RunError(f'fork={there} is a run of something else:\n' + '\n'.join(lines))
+    raise RunError(f'fork={there} is a run of another configuration:\n' + '\n'.join(lines))
   shared, steps = _shared(experiment, there)
   if not steps:
     raise RunError(
-      f'fork={there} does the same until step {shared}, but has no checkpoint from before: its '
+      f'fork={there} is the same run until step {shared}, but has no checkpoint up to there: its '
       f'steps are {_listed(there)}. Durations of warm-up and cooldown in percent change with the '
       'total; checkpoint.at saves where forks begin.'
     )

@@ -23,7 +23,7 @@ def experiment(cfg: config_lib.Config, *arguments: Any) -> Experiment:
 
 
 class Lanes(Experiment):
-  """Runs that differ in what `Hyper` holds and in nothing else.
+  """Runs that differ only in the fields of `Hyper`.
 
   Every array of the state has a leading axis over the lanes, and so have metrics and
   hyperparameters; scores are lists. A lane computes what it would compute alone, but for rounding.

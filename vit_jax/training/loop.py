@@ -103,7 +103,7 @@ def _is_of_another_run(workdir: Workdir, cfg: config_lib.Config, record: dict[st
 
 
 class _Session:
-  """One sitting of a run: from the last checkpoint to the end, or to a signal."""
+  """One session of a run: from the last checkpoint to the end, or to a signal."""
 
   def __init__(
     self, experiment: Experiment, workdir: Workdir, record: dict[str, Any], chrono: Chrono, *,

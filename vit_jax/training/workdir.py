@@ -1,4 +1,4 @@
-"""The directory of a run: whose it is, and what it holds."""
+"""The directory of a run: which run it belongs to, and what it holds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vit_jax.training.progress import MetricsFile
 
 
 class Workdir:
-  """A directory that holds a run, or shall hold one.
+  """A directory that holds a run, or will hold one.
 
   In it are config.json, the record of the run; metrics.jsonl; checkpoints/, one per step; profile/
   if one was asked for; and result.json once the run is complete.
@@ -46,7 +46,7 @@ class Workdir:
     """
     path = self.path / 'config.json'
     if not path.exists():
-      raise RunError(f'{self} holds no run: there is no config.json')
+      raise RunError(f'{self} is not the directory of a run: config.json is missing')
     stored, damage = None, ''
     try:
       stored = formats.record(paths.read_object(path), str(path))
