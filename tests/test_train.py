@@ -276,7 +276,7 @@ def test_a_workdir_that_cannot_be_written(tmp_path, digits):
 
 
 def test_evaluating_what_is_not_there(tmp_path):
-  with pytest.raises(RunError, match='config.json is missing'):
+  with pytest.raises(RunError, match=r'config\.json is missing'):
     evaluate(str(tmp_path))
 
 
