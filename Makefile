@@ -1,5 +1,5 @@
-# make demo: train on real images and look at the result.  make test: the suite, ten minutes on two
-# cores.  make test-slow: what takes longer and is tested in small there.
+# make demo: train on real images and look at the result.
+# make test: the first tier of tests.  make test-slow: those that take longer.
 # make parity: comparison with the reference implementations, which it installs (PyTorch, 2 GB).
 PYTHON ?= python3
 VENV ?= .venv

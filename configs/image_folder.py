@@ -1,9 +1,16 @@
-r"""Your own images: DIR/{train,test}/CLASS/*.{jpg,png,webp}; the directories name the classes.
+r"""Your own images: DIR/{train,test}/CLASS/*.jpg; the directories name the classes.
 
     python -m vit_jax.train --config=configs/image_folder.py:DIR --workdir=runs/mine
 
-A ViT-S/16 trained from nothing, which wants at least some ten thousand images; with fewer take a
-smaller model and longer training, --config.model.variant=Ti/16 --config.total='300 epochs'.
+Every common format is read, and images of any number of channels, --config.model.in_channels=4 with
+--config.task.mean=0.5 --config.task.std=0.5, but not more than 8 bits. Without DIR/test, a tenth of
+DIR/train can be held out:
+
+    --config.data.split='train without fold 1/10' --config.evals.test.split='fold 1/10 of train'
+
+A ViT-S/16 trained from scratch, which needs at least some ten thousand images. With fewer, start
+from a checkpoint (--config.init=PATH), or train a smaller model for longer,
+--config.model.variant=Ti/16 --config.total='300 epochs'.
 """
 
 from vit_jax.config import complete

@@ -2,7 +2,7 @@ r"""Any image classification data set of TFDS that has been prepared as ArrayRec
 
     python -m vit_jax.train --config=configs/tfds.py:imagenet2012 --workdir=runs/imagenet
 
-Preparing most of them needs TensorFlow, once, in an environment of its own:
+Preparing most of them needs TensorFlow, once, in a separate virtual environment:
 
     pip install tensorflow-cpu tensorflow-datasets
     tfds build imagenet2012 --file_format=array_record

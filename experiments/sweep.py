@@ -8,7 +8,6 @@ interrupted. With --engine the command is given to Slurm, to GKE through xpk, or
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import pathlib
@@ -21,7 +20,7 @@ from rich.table import Table
 
 from experiments.sweeps import engines, worker
 from experiments.sweeps.jobs import Job, Sweep, expand
-from vit_jax.core import command
+from vit_jax.core import command, modules
 from vit_jax.core.errors import RunError
 from vit_jax.core.text import number
 from vit_jax.costs import flops
@@ -40,20 +39,7 @@ def load(name: str) -> Sweep:
   Raises:
     RunError: if there is no such file, or no function `get_sweep` in it.
   """
-  path, _, argument = name.partition(':')
-  if not pathlib.Path(path).is_file():
-    raise RunError(f'there is no file {path}')
-  spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
-  if not spec or not spec.loader:
-    raise RunError(f'{path} is no Python file')
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  if not hasattr(module, 'get_sweep'):
-    raise RunError(f'{path} has no function get_sweep(profile)')
-  try:
-    return module.get_sweep(argument) if argument else module.get_sweep()
-  except (ValueError, KeyError) as error:
-    raise RunError(f'{name}: {error}') from None
+  return modules.call(name, 'get_sweep')
 
 
 def planned(jobs: Sequence[Job], machine: Machine | None) -> list[dict[str, Any]]:

@@ -1,6 +1,10 @@
+import atexit
 import functools
 import os
+import pathlib
+import runpy
 import shutil
+import sys
 import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'  # whatever else there is: TPUs are only compiled for
@@ -10,28 +14,27 @@ os.environ['XLA_FLAGS'] = (
   '--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false '
   '--xla_cpu_parallel_codegen_split_count=1'
 )
-# One compilation cache for all workers and subprocesses of a session, which starts empty so that no
-# program of another version is ever run. VIT_JAX_TEST_CACHE names one that is kept, for developers.
-KEPT = os.environ.get('VIT_JAX_TEST_CACHE', '')
-FIRST = 'PYTEST_XDIST_WORKER' not in os.environ  # workers inherit what the first process set
-if FIRST:
-  os.environ['JAX_COMPILATION_CACHE_DIR'] = KEPT or tempfile.mkdtemp(prefix='vit_jax_tests_cache_')
+# One compilation cache for all workers and subprocesses of a session. An older one would hide how
+# long the tests take in a fresh clone; VIT_JAX_TEST_CACHE names one that is kept all the same.
+if 'PYTEST_XDIST_WORKER' not in os.environ:  # workers inherit what the first process has set
+  kept = os.environ.get('VIT_JAX_TEST_CACHE')
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = kept or tempfile.mkdtemp(prefix='vit_jax_tests_')
+  if not kept:
+    atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
 
-import absl.flags  # noqa: E402
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import absl.flags
+import jax
+import numpy as np
+import pytest
+from PIL import Image
 
-from vit_jax.nn import sharding  # noqa: E402
-from vit_jax.training import config as config_lib  # noqa: E402
+from vit_jax.nn import sharding
+from vit_jax.training import config as config_lib
 
-
-def pytest_unconfigure():
-  if FIRST and not KEPT:
-    shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
-
+ROOT = pathlib.Path(__file__).parent.parent
 
 absl.flags.FLAGS.mark_as_parsed()  # Grain's workers read flags
 
@@ -40,6 +43,15 @@ absl.flags.FLAGS.mark_as_parsed()  # Grain's workers read flags
 def data_dir(tmp_path_factory, worker_id):
   """A TFDS directory that all tests of a worker share."""
   return str(tmp_path_factory.mktemp('data'))
+
+
+def tiers(cases, *first):
+  """Cases to parametrize with, of which those at the places `first` are not slow."""
+  return [
+    case if at in first
+    else pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow)
+    for at, case in enumerate(cases)
+  ]  # fmt: skip
 
 
 def make_digits(data_dir, **changes):
@@ -62,6 +74,53 @@ def make_digits(data_dir, **changes):
 def digits(data_dir):
   """`make_digits` on the data of this worker."""
   return functools.partial(make_digits, data_dir)
+
+
+@pytest.fixture(scope='session')
+def finished(tmp_path_factory, data_dir):
+  """Directory, result and configuration of an uninterrupted run; copy it to change it."""
+  from vit_jax.train import train  # what most tests do without
+
+  config = make_digits(data_dir)
+  workdir = tmp_path_factory.mktemp('run') / 'finished'
+  return workdir, train(config, str(workdir)), config
+
+
+@pytest.fixture
+def typed(capsys, monkeypatch):
+  """What `python -m MODULE ARGUMENT...` ends with: exit status, stdout and stderr.
+
+  In this process, which has started JAX already.
+  """
+  monkeypatch.setattr('vit_jax.launch.start._start', lambda *_: None)
+
+  def call(module, *arguments):
+    monkeypatch.setattr(sys, 'argv', [module, *map(str, arguments)])
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    capsys.readouterr()
+    status = 0
+    try:
+      runpy.run_module(module, run_name='__main__')
+    except SystemExit as ended:
+      status = ended.code or 0
+    return status, *capsys.readouterr()
+
+  return call
+
+
+@pytest.fixture(scope='session')
+def photos(tmp_path_factory):
+  """{train,test}/{cat,dog,fox}/N.jpg: solid colours of 40x48 pixels with noise, 6 + 3 a class."""
+  folder, rng = tmp_path_factory.mktemp('photos'), np.random.default_rng(0)
+  colours = {'cat': (200, 40, 40), 'dog': (40, 200, 40), 'fox': (40, 40, 200)}
+  for split, count in (('train', 6), ('test', 3)):
+    for name, colour in colours.items():
+      (folder / split / name).mkdir(parents=True)
+      for i in range(count):
+        pixels = np.clip(np.array(colour) + rng.normal(0, 20, (40, 48, 3)), 0, 255)
+        path = folder / split / name / f'{i}.jpg'
+        Image.fromarray(pixels.astype(np.uint8)).save(path, quality=95)
+  return folder
 
 
 @pytest.fixture

@@ -217,6 +217,7 @@ def test_full_recomputation_keeps_the_inputs_of_layers():
   assert slopes['none'] > slopes['names'] + 2 > slopes['full'] + 4
 
 
+@pytest.mark.slow
 def test_a_second_start_finds_its_programs(tmp_path):
   first, second = (compile_.measure('vit_jax, scanned', 'Ti/16', 2, tmp_path) for _ in range(2))
   assert first.keys() == second.keys() == set(compile_.PHASES)
@@ -224,11 +225,14 @@ def test_a_second_start_finds_its_programs(tmp_path):
   assert second['compile s'] < first['compile s'] / 2
 
 
-def test_the_readme_has_the_numbers_of_the_results():
-  readme = (report.RESULTS.parents[2] / 'README.md').read_text()
+PAGES = report.RESULTS.parents[2] / 'docs' / 'how-to'
+
+
+def test_the_page_on_plans_has_the_numbers_of_the_results():
   of = {(r['slice'], r['model'], r['way']): r
         for r in json.loads((report.RESULTS / 'plan.json').read_text())['rows']}  # fmt: skip
-  lines = [line for line in readme.splitlines() if re.match(r'\| v\d\w+:', line)]
+  page = (PAGES / 'plan-a-run.md').read_text()
+  lines = [line for line in page.splitlines() if re.match(r'\| v\d\w+:', line)]
   assert len(lines) == 6
   for line in lines:
     case, images, ms, mfu, memory, *peers = (cell.strip() for cell in line.split('|')[1:-1])
@@ -243,12 +247,29 @@ def test_the_readme_has_the_numbers_of_the_results():
       assert peers == [f'{r["ms"]:.1f} ms, {r["GiB"]:.1f} GiB' for r in rows]
       assert row['GiB'] <= rows[0]['GiB']
       assert row['ms'] < rows[0]['ms']
-  cpu = {r['model'] + r['work']: r['x timm']
-         for r in json.loads((report.RESULTS / 'cpu.json').read_text())['rows']}  # fmt: skip
-  words = [f'{cpu["vit_jax, scanned" + end]:.2g}' for end in (
-    'training step', ', oneDNNtraining step', 'inference', ', oneDNNinference')]  # fmt: skip
-  text = readme.partition('### On a CPU')[2].partition('##')[0]
-  assert re.findall(r'0\.\d+', text) == words
+
+
+def test_the_page_on_cpus_has_the_numbers_of_the_results():
+  of = {(r['work'], r['model']): r['x timm']
+        for r in json.loads((report.RESULTS / 'cpu.json').read_text())['rows']}  # fmt: skip
+  page = (PAGES / 'cpu.md').read_text()
+  for work in ('training step', 'inference'):
+    plain, fast = (of[work, f'vit_jax, scanned{end}'] for end in ('', ', oneDNN'))
+    assert f'| {work} | {plain:.2g} | {fast:.2g} |' in page
+
+
+def test_the_page_on_large_data_sets_has_the_numbers_of_the_results():
+  results = json.loads((report.RESULTS / 'loader.json').read_text())
+  of = {row['loader']: row['images per CPU-second'] for row in results['rows']}
+  page = ' '.join((PAGES / 'large-data-sets.md').read_text().split())
+  found = re.findall(r'\| ([^|]+) \| ([\d,]+) \|', page)
+  assert len(found) == 7
+  for loader, images in found:
+    assert images == f'{of[loader]:,.0f}'
+  space = results['kilobytes']['packed bmp'] / results['kilobytes']['packed jpg']
+  assert round(space) == 9
+  assert 3.5 < of['vit_jax, packed BMP'] / of['vit_jax, packed JPEG'] < 4
+  assert f'waited for {100 * results["waiting"]:.1f} % of it' in page
 
 
 def test_the_targets_of_training_steps():

@@ -20,13 +20,7 @@ CONFIGS = [
 
 
 def load(name):
-  import importlib.util
-
-  file, _, arg = name.partition(':')
-  spec = importlib.util.spec_from_file_location('loaded', ROOT / 'configs' / file)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(*([arg] if arg else []))
+  return config_lib.load(str(ROOT / 'configs' / name))
 
 
 def test_no_config_is_forgotten():
@@ -63,14 +57,6 @@ def test_configs_trace_a_step(name):
   assert {'loss', 'top1', 'grad_norm', 'skipped'} == metrics.keys()
 
 
-def test_every_field_can_be_changed_on_the_command_line():
-  config = load('digits.py')
-  config.model.width = 128
-  config.optim.ema = 0.9
-  config.evals.test.batch_size = 7
-  assert schema.build(config_lib.Config, config).model.width == 128
-
-
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
@@ -86,7 +72,7 @@ def test_every_field_can_be_changed_on_the_command_line():
     (dict(data=dict(source=dict(name='tfds'))), r'config\.data\.source\.dataset is missing'),
     (dict(evals=dict(x=dict(name='clasification'))), 'did you mean classification'),
     (dict(optim=dict(lr='fast')), r'config\.optim\.lr must be of type float'),
-    (dict(checkpoint=dict(keep=0)), 'keep=0 would keep none'),
+    (dict(checkpoint=dict(keep=0)), 'keep=0 must be at least 1'),
     (dict(task=dict(label_smoothing=1.0)), r'must be in \[0, 1\)'),
     (dict(task=dict(mixup=-0.1)), 'must not be negative'),
   ],
@@ -117,7 +103,7 @@ def test_durations(duration, steps):
   'duration', ['', 'ten steps', '5 weeks', '-3', '1.2.3', '_1', 'e5', '5 %%']
 )
 def test_bad_durations(duration):
-  with pytest.raises(RunError, match='is no duration'):
+  with pytest.raises(RunError, match='is not a duration'):
     config_lib.steps(duration, batch_size=32, epoch=1000, total=200)
 
 

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import gzip
+import subprocess
+import sys
 import time
 
 import cv2
@@ -10,9 +12,10 @@ import numpy as np
 import pytest
 
 from vit_jax.core.errors import RunError
-from vit_jax.data import preprocess
+from vit_jax.data import crops, preprocess
 from vit_jax.data.builders.fashion_mnist import CLASSES, read_idx
-from vit_jax.data.pipeline import DataConfig, Shape, eval_batches, iterate, train_batches
+from vit_jax.data.config import DataConfig, Shape
+from vit_jax.data.pipeline import eval_batches, iterate, probe, train_batches
 from vit_jax.data.sources import Folder, Synthetic, Tfds
 
 SHAPE = Shape(image_size=(8, 8), channels=1, num_classes=10)
@@ -56,7 +59,7 @@ class Numbers:
 
 
 def config(**changes):
-  values = dict(source=None, crop=preprocess.Resize(), split='train', on_corrupt='error', workers=0)
+  values = dict(source=None, crop=crops.Resize(), split='train', on_corrupt='error', workers=0)
   return DataConfig(**{**values, **changes})
 
 
@@ -130,7 +133,7 @@ def test_other_prepared_data_sets_are_found(data_dir):
   Tfds(dataset='digits', dir=data_dir).open('train')
   with pytest.raises(RunError, match=r"no data set 'digit' is prepared .*did you mean digits"):
     Tfds(dataset='digit', dir=data_dir).open('train')
-  with pytest.raises(RunError, match="Unknown split 'valid'"):
+  with pytest.raises(RunError, match=r"no split 'valid': it has .*test"):
     Tfds(dataset='digits', dir=data_dir).open('valid')
   with pytest.raises(RunError, match='nor any other'):
     Tfds(dataset='digit', dir=data_dir + '/empty').open('train')
@@ -138,7 +141,7 @@ def test_other_prepared_data_sets_are_found(data_dir):
 
 def test_a_foreign_tfds_data_set_is_read_without_its_builder(data_dir, monkeypatch):
   want = Tfds(dataset='digits', dir=data_dir).open('test')
-  monkeypatch.setattr('vit_jax.data.sources.BUILDERS', {})
+  monkeypatch.setattr('vit_jax.data.tfds.BUILDERS', {})
   for name in ('digits', 'digits:1.0.0'):
     got = Tfds(dataset=name, dir=data_dir).open('test')
     assert got[3]['image'] == want[3]['image']
@@ -163,6 +166,17 @@ def test_folder_mistakes(folder, tmp_path):
     Folder(str(tmp_path / 'empty')).open('train')
 
 
+def test_the_configuration_loads_no_decoder():
+  """It is read by commands that never see an image."""
+  code = """
+import sys, vit_jax.data.config
+heavy = ('numpy', 'grain', 'cv2', 'jax', 'tensorflow_datasets', 'simplejpeg', 'PIL')
+print([name for name in heavy if name in sys.modules])
+"""
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  assert done.stdout == '[]\n'
+
+
 # --- preprocessing ---
 
 
@@ -179,12 +193,12 @@ def test_decode(suffix):
 
 
 @pytest.mark.parametrize('channels', [1, 3])
-@pytest.mark.parametrize('name', list(preprocess.CROPS))
+@pytest.mark.parametrize('name', list(crops.CROPS))
 @pytest.mark.parametrize('size', [(8, 8), (16, 40), (20, 30)])
 def test_crops_have_the_right_size_and_follow_the_generator(name, size, channels):
-  crop = preprocess.CROPS[name]()
+  crop = crops.CROPS[name]()
   image = photo()[..., :channels]
-  one, two = (crop(image, size, np.random.default_rng(5)) for _ in range(2))
+  one, two = (preprocess.apply(crop, image, size, np.random.default_rng(5)) for _ in range(2))
   assert one.shape == (*size, channels)
   assert one.dtype == np.uint8
   np.testing.assert_array_equal(one, two)
@@ -192,10 +206,10 @@ def test_crops_have_the_right_size_and_follow_the_generator(name, size, channels
 
 def test_random_crops_cover_the_stated_range():
   image = np.arange(100, dtype=np.uint8)[None, :, None].repeat(100, 0)
-  crop = preprocess.RandomResized(min_area=0.25)
+  crop = crops.RandomResized(min_area=0.25)
   widths = []
   for seed in range(300):
-    out = crop(image, (64, 64), np.random.default_rng(seed)).astype(int)
+    out = preprocess.apply(crop, image, (64, 64), np.random.default_rng(seed)).astype(int)
     widths.append(out.max() - out.min())
   assert min(widths) < 60
   assert max(widths) > 90
@@ -205,17 +219,37 @@ def test_random_crops_cover_the_stated_range():
 def test_center_crop_keeps_the_middle_and_the_aspect_ratio():
   image = np.zeros((100, 200, 1), np.uint8)
   image[45:55, 95:105] = 255
-  out = preprocess.Center(0.5)(image, (50, 50), None)
+  out = preprocess.apply(crops.Center(0.5), image, (50, 50), None)
   assert out[20:30, 20:30].mean() > 200
   assert out[:15].max() == 0
+
+
+def test_affine_turns_and_shifts_as_opencv_does():
+  crop, size = crops.Affine(degrees=30.0, zoom=0.2, shift=0.0), (31, 48)
+  for seed in range(50):
+    angle, zoom, _, _ = np.random.default_rng(seed).uniform(-1, 1, 4)
+    want = cv2.getRotationMatrix2D((23.5, 15.0), angle * 30, 1 + zoom * 0.2)
+    got = crop.matrix(size, np.random.default_rng(seed))
+    np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
+  shifted = crops.Affine(0.0, 0.0, 0.1).matrix(size, np.random.default_rng(0))
+  _, _, dy, dx = np.random.default_rng(0).uniform(-1, 1, 4)
+  np.testing.assert_allclose(shifted, [[1, 0, dx * 4.8], [0, 1, dy * 3.1]])
 
 
 # --- the pipeline ---
 
 
+def test_the_first_image_is_tried_where_images_are_arrays_too():
+  config = DataConfig(source=Synthetic(num_classes=2, examples=4, image_size=(8, 8)))
+  source = config.open('train')
+  assert probe(config, source, Shape((8, 8), 3, 2)) == []
+  (line,) = probe(config, source, Shape((8, 8), 1, 2))
+  assert 'colours become grey' in line
+
+
 def stream(hosts=1, host=0, workers=0, steps=5, start=0, seed=3, source=None):
   rows = range(host * 12 // hosts, (host + 1) * 12 // hosts)
-  cfg = config(crop=preprocess.Affine())
+  cfg = config(crop=crops.Affine())
   batches = train_batches(cfg, source or Synthetic(10, 50, (8, 8)).open(''), SHAPE, 12, rows, seed)
   iterator = iterate(batches, start=start, workers=workers)
   out = [next(iterator)['image'] for _ in range(steps)]
@@ -282,7 +316,7 @@ def test_evaluation_sees_every_example_once(count, hosts):
   seen = []
   for host in range(hosts):
     rows = range(host * 8 // hosts, (host + 1) * 8 // hosts)
-    batches = eval_batches(config(), preprocess.Resize(), Numbers(count), SHAPE, 8, rows)
+    batches = eval_batches(config(), crops.Resize(), Numbers(count), SHAPE, 8, rows)
     assert len(batches) == -(-count // 8)
     for batch in iterate(batches):
       assert batch['image'].shape == (8 // hosts, 8, 8, 1)

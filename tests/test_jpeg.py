@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_sample_image
 
-from vit_jax.data import jpeg, preprocess
+from vit_jax.data import crops, jpeg, preprocess
 from vit_jax.data.preprocess import cut
 
 SIZE = 427, 640
@@ -86,7 +86,7 @@ def test_short_cuts_hardly_change_the_pixels(data, factor):
 
 @pytest.mark.parametrize('size', [48, 96, 224])
 def test_random_crops_are_nearly_those_of_a_full_decode(photo, data, size):
-  crop, size, differences = preprocess.RandomResized(), (size, size), []
+  crop, size, differences = crops.RandomResized(), (size, size), []
   whole = preprocess.decode(data, 3)
   for seed in range(30):
     fast = preprocess.prepare(data, crop, size, 3, np.random.default_rng(seed))
@@ -101,37 +101,26 @@ def test_random_crops_are_nearly_those_of_a_full_decode(photo, data, size):
   [(30, 900, 1), (96, 96, 1), (191, 400, 1), (192, 192, 2), (767, 800, 4), (4000, 3000, 8)],
 )
 def test_images_are_never_decoded_smaller_than_needed(height, width, factor):
-  assert preprocess._factor(height, width, (96, 96)) == factor
+  assert crops.octaves(height, width, (96, 96)) == factor
 
 
 @pytest.mark.parametrize('name', ['resize', 'center', 'affine'])
 def test_other_crops_are_those_of_a_full_decode(data, name):
-  crop = preprocess.CROPS[name]()
+  crop = crops.CROPS[name]()
   got = preprocess.prepare(data, crop, (96, 96), 3, np.random.default_rng(0))
-  want = crop(preprocess.decode(data, 3), (96, 96), np.random.default_rng(0))
+  want = preprocess.apply(crop, preprocess.decode(data, 3), (96, 96), np.random.default_rng(0))
   np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize('suffix', ['.png', '.webp', '.bmp'])
 def test_the_crop_does_not_depend_on_the_format(photo, data, suffix):
   other = cv2.imencode(suffix, photo[..., ::-1])[1].tobytes()
-  crop = preprocess.RandomResized()
+  crop = crops.RandomResized()
   for seed in range(5):
     a, b = (
       preprocess.prepare(d, crop, (96, 96), 3, np.random.default_rng(seed)) for d in (data, other)
     )
     assert mean_difference(a, b) < 7
-
-
-@pytest.mark.parametrize('channels', [1, 3])
-@pytest.mark.parametrize('name', list(preprocess.CROPS))
-def test_a_crop_goes_into_the_row_of_a_batch(data, name, channels):
-  crop, batch = preprocess.CROPS[name](), np.zeros((3, 32, 32, channels), np.uint8)
-  for image in (data, preprocess.decode(data, channels), np.ones((32, 32, channels), np.uint8)):
-    alone = preprocess.prepare(image, crop, (32, 32), channels, np.random.default_rng(0))
-    preprocess.prepare(image, crop, (32, 32), channels, np.random.default_rng(0), batch[1])
-    np.testing.assert_array_equal(batch[1], alone)
-  assert not batch[[0, 2]].any()
 
 
 # --- files that are not as usual ---
@@ -141,7 +130,7 @@ def test_a_crop_goes_into_the_row_of_a_batch(data, name, channels):
 @pytest.mark.parametrize('orientation', range(10))
 def test_exif_turns_images(photo, orientation, order):
   data = with_exif(encode(photo), orientation, order)
-  pixels = preprocess.prepare(data, preprocess.Resize(), (40, 40), 3, None)
+  pixels = preprocess.prepare(data, crops.Resize(), (40, 40), 3, None)
   want = preprocess.resize(preprocess.decode(data, 3), (40, 40))
   np.testing.assert_array_equal(pixels, want)
   assert (jpeg.read_header(data) is None) == (2 <= orientation <= 8)
@@ -160,7 +149,7 @@ def test_a_file_cut_short_is_noticed_wherever_the_crop_is(data, keep):
   for box in ((0, 0, 20, 640), BOX, (0, 0, *SIZE)):
     assert jpeg.decode(short, jpeg.read_header(data), box, 3) is None
   with pytest.raises(ValueError, match='do not decode'):
-    preprocess.prepare(short, preprocess.RandomResized(), (96, 96), 3, np.random.default_rng(0))
+    preprocess.prepare(short, crops.RandomResized(), (96, 96), 3, np.random.default_rng(0))
 
 
 def test_damage_above_the_crop_is_left_to_opencv(data):

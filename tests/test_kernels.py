@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.conftest import tiers
 from vit_jax.models.vit import ViTConfig
 from vit_jax.nn import attention as attention_lib
 from vit_jax.nn import sharding
@@ -97,7 +98,8 @@ WAYS = {
 
 @pytest.mark.parametrize('way', WAYS)
 @pytest.mark.parametrize(
-  ('length', 'head_dim'), [*zip(LENGTHS, itertools.cycle(WIDTHS)), *((197, w) for w in WIDTHS)]
+  ('length', 'head_dim'),
+  tiers([*zip(LENGTHS, itertools.cycle(WIDTHS)), *((197, w) for w in WIDTHS)], 0, 1, 3, 4),
 )
 def test_lengths_and_widths(way, length, head_dim):
   dtype = 'bfloat16' if length % 2 else 'float32'
@@ -108,7 +110,7 @@ def test_lengths_and_widths(way, length, head_dim):
 @pytest.mark.parametrize('way', WAYS)
 @pytest.mark.parametrize('bias', [0, 1, 2])
 @pytest.mark.parametrize(('masked', 'causal'), [(False, False), (True, False), (False, True)])
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('dtype', tiers(['float32', 'bfloat16'], 0))
 def test_biases_and_masks(way, bias, masked, causal, dtype):
   args = operands(1, 2, 50, 50, 4, 64, dtype, bias, masked)
   options = dict(num_heads=4, causal=causal)
@@ -157,8 +159,10 @@ def test_large_scores_do_not_overflow():
 
 @pytest.mark.parametrize(
   ('mesh', 'changes'),
-  [('1x1x1', dict(qk_norm=True)), ('4x1x2', dict(qk_norm=True)), ('2x2x2', dict(qk_norm=True)),
-   ('1x1x1', {}), ('2x4x1', {}), ('2x2x2', {}), ('2x4x1', dict(no_bias='key'))],
+  tiers(
+    [('1x1x1', dict(qk_norm=True)), ('4x1x2', dict(qk_norm=True)), ('2x2x2', dict(qk_norm=True)),
+     ('1x1x1', {}), ('2x4x1', {}), ('2x2x2', {}), ('2x4x1', dict(no_bias='key'))], 2, 4,
+  ),
 )  # fmt: skip
 def test_kernels_under_every_mesh(mesh, changes, monkeypatch):
   """A model with kernels and padding on TPU is the model without them elsewhere.

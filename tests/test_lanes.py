@@ -1,15 +1,15 @@
 """Runs side by side, and runs that fork from others: the same as each by itself."""
 
 import json
-import time
 
 import jax
 import numpy as np
 import pytest
 
+from tests.conftest import tiers
+from tests.runs import assert_bit_identical, cut_off, leaves, lines
 from tests.test_step import assert_same, batch_of, build
 from tests.test_step import run as run_step
-from tests.test_train import assert_bit_identical, leaves, lines, start, wait_for_step
 from vit_jax.core.errors import RunError
 from vit_jax.nn import tree
 from vit_jax.train import train
@@ -40,7 +40,7 @@ def shared(experiment, step):
   return experiment.layout.place(batch_of(experiment.config, step))
 
 
-@pytest.mark.parametrize(('layout', 'scan'), [((1, 1, 1), True), ((2, 2, 2), False)])
+@pytest.mark.parametrize(('layout', 'scan'), tiers([((1, 1, 1), True), ((2, 2, 2), False)], 0))
 def test_a_lane_is_the_run_alone(mesh, layout, scan):
   """On every mesh, layers scanned or not: learning rates and weight decays of their own."""
   with mesh(*layout):
@@ -55,6 +55,7 @@ def test_a_lane_is_the_run_alone(mesh, layout, scan):
   assert got[0][0][-1]['loss'] != pytest.approx(got[1][0][-1]['loss'], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_seeds_of_their_own(digits, tmp_path):
   """Parameters, order of the data and augmentation: all that the seed of a run decides."""
   config = digits(lanes__seed=SEEDS, lanes__lr=LRS)
@@ -71,6 +72,7 @@ def test_seeds_of_their_own(digits, tmp_path):
   assert rows[1]['train/loss'][0] != pytest.approx(rows[1]['train/loss'][2], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_lane_that_diverges_leaves_the_others_alone(digits, tmp_path):
   config = digits(lanes__lr=(3e-3, 1e30, 1e-3), total='8 steps', optim__clip=0.0)
   result = train(config, str(tmp_path / 'run'))
@@ -84,13 +86,11 @@ def test_a_lane_that_diverges_leaves_the_others_alone(digits, tmp_path):
     train(digits(lanes__lr=(1e30, 1e31), optim__clip=0.0), str(tmp_path / 'none'))
 
 
+@pytest.mark.slow
 def test_lanes_that_were_killed_go_on(digits, tmp_path):
   config = digits(lanes__lr=(3e-3, 1e30), lanes__seed=(0, 1), optim__clip=0.0)
   want = train(config, str(tmp_path / 'whole'))
-  process = start(tmp_path / 'killed', config, devices=8)
-  wait_for_step(tmp_path / 'killed', 6, process)
-  process.kill()
-  process.communicate()
+  cut_off(tmp_path / 'killed', config, 'at step 6')
   got = train(config, str(tmp_path / 'killed'))
   assert_bit_identical(tmp_path / 'killed', tmp_path / 'whole')
   assert got['metrics'] == want['metrics']
@@ -137,11 +137,9 @@ def test_a_fork_may_be_longer_than_its_trunk(digits, trunk, tmp_path):
 def test_a_fork_that_was_killed_goes_on_without_its_trunk(digits, trunk, tmp_path):
   config = digits(**dict(SHORT, fork=str(trunk), checkpoint__every='2 steps'))
   train(digits(**SHORT), str(tmp_path / 'scratch'))
-  process = start(tmp_path / 'fork', config, devices=8)
-  while process.poll() is None and not (tmp_path / 'fork' / 'checkpoints' / '8').exists():
-    time.sleep(0.01)
-  process.kill()
-  process.communicate()
+  cut_off(tmp_path / 'fork', config, 'before mkdir */checkpoints')
+  cut_off(tmp_path / 'fork', config, 'at step 9')
+  assert (tmp_path / 'fork' / 'checkpoints' / '8').exists()
   (trunk / 'config.json').unlink()
   result = train(config, str(tmp_path / 'fork'))
   assert result['forked']['step'] == 6

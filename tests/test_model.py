@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 import vit_jax
+from tests.conftest import tiers
 from vit_jax.architecture.vit import NAMES, OPTIONS, POOL
 from vit_jax.core.errors import RunError
 from vit_jax.explore.attention import rollout
@@ -210,8 +211,9 @@ def loss_and_grad(model):
 
 
 @pytest.mark.parametrize(
-  'changes', [dict(scan=False), *(dict(remat=r) for r in ('full', 'dots', 'names', 'qkv,mlp')),
-              dict(scan=False, remat='full')]
+  'changes',
+  tiers([dict(scan=False), *(dict(remat=r) for r in ('full', 'dots', 'names', 'qkv,mlp')),
+         dict(scan=False, remat='full')], 0, 1, 4)
 )  # fmt: skip
 def test_scan_and_remat_change_nothing(changes):
   loss, grad = loss_and_grad(tiny())

@@ -71,6 +71,7 @@ def slopes(sizes, found):
   }
 
 
+@pytest.mark.slow
 def test_coordinate_check_of_width():
   """Activations move as much in wide models as in narrow ones (Yang et al. 2022, appendix D.1)."""
   got = slopes(WIDTHS, [moved(config_of(width)) for width in WIDTHS])
@@ -80,6 +81,7 @@ def test_coordinate_check_of_width():
   assert got['logits'] > 0.3, got
 
 
+@pytest.mark.slow
 def test_coordinate_check_of_depth():
   got = slopes(DEPTHS, [moved(config_of(depth=depth)) for depth in DEPTHS])
   assert max(map(abs, got.values())) < 0.15, got
@@ -116,6 +118,7 @@ def best_lr(digits, width, **model):
   return -b / (2 * a), final
 
 
+@pytest.mark.slow
 def test_the_learning_rate_carries_over(digits):
   """Eight times as wide, the same learning rate is best; without, it is a fraction of it."""
   narrow, _ = best_lr(digits, 16, mup_width=16)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_sample_image
 
+from tests import toys
 from vit_jax.core.errors import RunError
 from vit_jax.data import jpeg, preprocess
 from vit_jax.data.pack import main, pack, shrink
@@ -103,3 +104,16 @@ def test_corrupt_images(photos, tmp_path, caplog):
   pack(sources, str(tmp_path / 'small'), on_corrupt='skip')
   assert str(bad) in caplog.text
   assert len(Tfds(dataset='small', dir=str(tmp_path)).open('train')) == 11
+
+
+def test_what_becomes_of_channels_is_said(tmp_path, capsys):
+  folder = toys.toy(tmp_path / 'toy', 1, 0, alpha=True)
+  arguments = dict(size=16, format='jpg', quality=90, on_corrupt='error', changes={})
+  main(str(folder), str(tmp_path / 'data' / 'small'), 'train', **arguments)
+  assert f'{folder}/train: alpha is dropped in the first image' in capsys.readouterr().out
+  for name, array in (('five', np.zeros((8, 8, 5), np.uint8)), ('deep', np.zeros((8, 8), '>u2'))):
+    path = folder / 'train' / 'cat' / f'{name}.npy'
+    path.write_bytes(toys.npy(array))
+    with pytest.raises(RunError, match=rf'^{path} has [^\n]*--on_corrupt=skip$'):
+      main(str(folder), str(tmp_path / 'data' / name), 'train', **arguments)
+    path.unlink()

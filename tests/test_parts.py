@@ -8,6 +8,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import vit_jax
+from tests.conftest import tiers
 from tests.test_model import images, tiny
 from vit_jax.architecture.vit import INTERPOLATIONS
 from vit_jax.core.errors import RunError
@@ -267,7 +268,8 @@ COMBINED = [
 
 
 @pytest.mark.parametrize(
-  ('config', 'dtype'), [*((c, 'float32') for c in COMBINED), (COMBINED[0], 'bfloat16')],
+  ('config', 'dtype'),
+  tiers([*((c, 'float32') for c in COMBINED), (COMBINED[0], 'bfloat16')], 0),
   ids=['modern', 'parallel', 'hybrid', 'modern in bfloat16'],
 )  # fmt: skip
 def test_combinations_are_the_same_on_every_mesh(mesh, config, dtype):
@@ -297,6 +299,7 @@ def test_combinations_are_the_same_on_every_mesh(mesh, config, dtype):
       assert np.abs(other[name] - want).max() < 1e-3 * scale, name
 
 
+@pytest.mark.slow
 def test_the_subset_is_drawn_on_each_device(mesh):
   """As many examples are left out on each device as without a mesh in all."""
   with mesh(4, 2, 1):

@@ -15,8 +15,8 @@ from jax.sharding import PartitionSpec as P
 
 from experiments.benchmarks import plan as benchmark
 from experiments.benchmarks import report
-from vit_jax import plan as command
-from vit_jax.compile import plan, topology
+from tests.conftest import tiers
+from vit_jax.compile import plan, show, topology
 from vit_jax.compile.compiled import Collective, Kernel, Program, _bytes
 from vit_jax.core.errors import RunError
 from vit_jax.costs import chips
@@ -170,7 +170,9 @@ def test_a_plan(small):
   assert sum(c.bytes for c in small.collectives) > parameters / 2
 
 
-@pytest.mark.parametrize(('where', 'count'), [('v4:2x2x1', 4), ('v5p:2x2x1', 4), ('v6e:1x1', 1)])
+@pytest.mark.parametrize(
+  ('where', 'count'), tiers([('v4:2x2x1', 4), ('v5p:2x2x1', 4), ('v6e:1x1', 1)], 2)
+)
 def test_other_generations(where, count, small):
   result = plan.plan(config(), where)
   assert result.chips == count
@@ -202,9 +204,8 @@ def test_what_does_not_fit_is_replaced(monkeypatch, capsys):
     return dataclasses.replace(result, fits=config.model.remat == 'full')
 
   monkeypatch.setattr(plan, 'plan', limited)
-  monkeypatch.setattr(command, 'plan', limited)
   monkeypatch.setattr(plan, 'POLICIES', ('none', 'full'))
-  command.main(config(), 'v5e:2x2', as_json=False)
+  show.main(config(), 'v5e:2x2', as_json=False)
   out = capsys.readouterr().out
   assert 'DOES NOT FIT' in out
   assert '--config.model.remat=full' in out
@@ -214,7 +215,7 @@ def test_running_out_of_memory_is_a_result():
   result = plan.plan(config(batch_size=4 * 2**16, model__remat='none'), 'v5e:2x2')
   assert not result.fits
   assert result.memory > result.capacity
-  assert 'DOES NOT FIT' in command.describe(result)['memory']
+  assert 'DOES NOT FIT' in show.describe(result)['memory']
 
 
 def test_json(small):
@@ -228,7 +229,7 @@ def test_unknown_topologies(name):
     topology.devices(name)
 
 
-@pytest.mark.parametrize('where', ['v4:2x2x1', 'v5e:2x2'])
+@pytest.mark.parametrize('where', tiers(['v4:2x2x1', 'v5e:2x2'], 1))
 @pytest.mark.parametrize(
   ('tokens', 'heads', 'head_dim', 'options'),
   [
@@ -297,6 +298,7 @@ def test_giants_fit_and_reach_half_of_the_peak():
     assert row['GiB'] < chips.CHIPS['TPU v5'].hbm / 2**30
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_giant_is_still_the_golden_one():
   (case,) = (c for c in benchmark.cases() if (c.model, c.topology) == ('G/14', 'v5p:8x8x4'))
   row = golden()[case.model, case.topology]

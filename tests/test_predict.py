@@ -13,6 +13,7 @@ import vit_jax
 from tests.test_convert import make
 from vit_jax import predict
 from vit_jax.architecture.card import Card
+from vit_jax.convert import files
 from vit_jax.core.errors import RunError
 
 NAMES = ('cat', 'dog', 'fox', 'hen', 'pig')
@@ -49,7 +50,7 @@ def test_images_are_prepared_as_timm_and_transformers_do(crop, method):
   how = getattr(Image.Resampling, method.upper())
   if crop:
     short = int(28 / crop)
-    scaled = Image.fromarray(image).resize((round(71 * short / 50), short), how)
+    scaled = Image.fromarray(image).resize((int(71 * short / 50), short), how)
     left, top = round((scaled.width - 28) / 2), round((scaled.height - 28) / 2)
     want = np.asarray(scaled.crop((left, top, left + 28, top + 28)))
   else:
@@ -112,6 +113,52 @@ def test_what_cannot_be_predicted(tmp_path, checkpoint, photos):
     predict.images_in([str(tmp_path / 'empty')])
   with pytest.raises(RunError, match='has no head'):
     predict.main(str(checkpoint), [str(photos)], 5, 2, None, {'num_classes': 0})
+
+
+def test_heads_that_were_never_trained_do_not_predict(tmp_path, checkpoint, photos, capsys):
+  arguments = [str(photos / 'a.png')], 5, 2, None
+  for name, classes in ((checkpoint, 5), (tmp_path / 'headless', 'no')):
+    if classes == 'no':
+      vit_jax.save(vit_jax.load(checkpoint, num_classes=0), name, 'transformers')
+    with pytest.raises(RunError, match=f'head for {classes} classes, .* never trained'):
+      predict.main(str(name), *arguments, {'num_classes': 10})
+  predict.main(str(checkpoint), *arguments, {'num_classes': 5})
+  assert capsys.readouterr().out.count('%') == 5
+  vit_jax.save(make(), tmp_path / 'model.npz', 'vit')
+  arrays = {n: np.asarray(a) for n, a in files.read(tmp_path / 'model.npz').items()}
+  del arrays['head/bias']
+  files.write_npz(tmp_path / 'model.npz', arrays)
+  with pytest.raises(RunError, match=r'lacks head/bias: .* never trained'):
+    predict.main(str(tmp_path / 'model.npz'), *arguments, {}, ignore='head/.*')
+
+
+def test_labels_come_before_those_of_the_checkpoint(tmp_path, checkpoint, photos, capsys):
+  labels = tmp_path / 'labels.txt'
+  labels.write_bytes('\ufeffÄpfel\r\na\u2028b\r\n3\r\n4\r\n5'.encode())  # as Windows writes it
+  arguments = str(checkpoint), [str(photos / 'a.png')], 5, 2
+  predict.main(*arguments, str(labels), {})
+  out, err = capsys.readouterr()
+  shown = [line[10:] for line in out.split('\n') if '%' in line]
+  assert sorted(shown) == ['3', '4', '5', 'a\u2028b', 'Äpfel']
+  assert f'class names are those of {labels}, not those of {checkpoint}' in err
+  labels.write_text('one\ntwo\n')
+  with pytest.raises(RunError, match='has 2 lines for the 5 classes'):
+    predict.main(*arguments, str(labels), {})
+  labels.write_text(''.join(f'{name}\n' for name in NAMES))
+  predict.main(*arguments, str(labels), {})
+  assert 'class names are' not in capsys.readouterr().err
+
+
+def test_one_class_has_the_probability_of_its_logit(tmp_path, photos, capsys):
+  model = make(num_classes=1)
+  vit_jax.save(model, tmp_path / 'model.npz', 'vit')
+  model = vit_jax.load(tmp_path / 'model.npz')
+  predict.main(str(tmp_path / 'model.npz'), [str(photos / 'a.png')], 5, 2, None, {})
+  out, err = capsys.readouterr()
+  pixels = cv2.cvtColor(cv2.imread(str(photos / 'a.png')), cv2.COLOR_BGR2RGB)
+  logit = float(model(jnp.asarray(predict.prepare(pixels, model.card))[None])[0, 0])
+  assert f'{1 / (1 + np.exp(-logit)):.1%}  class 0' in out
+  assert 'sigmoid' in err
 
 
 def test_commands(checkpoint, photos, tmp_path):

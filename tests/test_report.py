@@ -135,7 +135,7 @@ def test_the_law_is_recovered(made):
   assert both == pytest.approx(1, abs=0.02)
 
 
-def test_the_largest_budget_is_foretold(made):
+def test_the_largest_budget_is_predicted(made):
   held = made['card']['holdout']
   assert held['budget'] == pytest.approx(1e12, rel=0.01)
   assert held['factor'] == pytest.approx(10 ** (3 / 8), rel=0.02)

@@ -254,6 +254,7 @@ def draw(rng, count, a, b, noise, top, **options):
   return fit('power', {'x': x, 'y': y}, x='x', y='y', starts=2, **options)
 
 
+@pytest.mark.slow
 def test_families_that_are_alike_differ_in_five_percent():
   """Of 500 pairs with the same exponent; and multipliers hold the truth in 95 %."""
   rng = np.random.default_rng(0)

@@ -272,7 +272,7 @@ def test_zhai_floors(error, low, high, published_c):
   assert law.units['flops'] == 'FLOP'
 
 
-def test_the_largest_models_are_foretold_by_those_up_to_l16():
+def test_the_largest_models_are_predicted_by_those_up_to_l16():
   """10-shot errors of g/14 and G/14 within 4 %; the fine-tuned one of G/14 is overrated by 10 %."""
   table = published.load('zhai2022')
   few_shot = zhai(',model!=g/14,model!=G/14', 'error_10shot')

@@ -47,7 +47,7 @@ def test_the_table_gives_the_card(card):
 
 
 def test_what_was_asked_of_the_sweep(card):
-  """40 runs, 2.5 decades, the largest budget foretold."""
+  """40 runs, 2.5 decades, the largest budget predicted."""
   budgets = card['design']['budgets']
   assert len(card['cells']) >= 40
   assert math.log10(max(budgets) / min(budgets)) >= 2.5
@@ -66,7 +66,7 @@ def test_the_readme_has_the_numbers_of_the_card(card):
   shapes = {(row['width'], row['depth']) for row in finished}
   assert {row['status'] for row in card['runs']} == {'finished', 'trunk'}
   firsts = {row['run']: row for row in main}.values()
-  took, foretold = (
+  took, predicted = (
     sum(row[name] for row in firsts) / 60 for name in ('seconds', 'predicted_seconds')
   )
   sweep = load(f'{STUDY}/classification.py:cpu')
@@ -89,12 +89,12 @@ def test_the_readme_has_the_numbers_of_the_card(card):
   said = [
     f'trained {len(finished)} runs, four learning rates for each of {len(cells)} combinations of '
     f'{len(shapes)} shapes and durations; none diverged and none failed',
-    f'It took {took:.0f} minutes; {foretold:.0f} were foretold',
+    f'It took {took:.0f} minutes; {predicted:.0f} were predicted',
     f'Trunks saved {100 * saved:.0f} % of the FLOPs',
     f'{law["params"]["a"]:.0f} C^-{law["params"]["b"]:.3f} + {law["params"]["c"]:.3f} with compute '
     f'C, the floor between {law["ci"]["c"][0]:.3f} and {law["ci"]["c"][1]:.3f}',
-    f'foretells {held["value"]:.3f} {band(held["low"], held["high"])}; {held["observed"]:.3f} came '
-    f'out. The power law foretells {power[0]:.3f} {band(*power[1:])}.',
+    f'predicts {held["value"]:.3f} {band(held["low"], held["high"])}; {held["observed"]:.3f} was '
+    f'measured. The power law predicts {power[0]:.3f} {band(*power[1:])}.',
     f'All {held["inside"]} runs of that budget lie inside',
     f'grows as C^{size["params"]["c"]:.3f} {band(*size["ci"]["c"])}, images as '
     f'C^{images["params"]["c"]:.3f} {band(*images["ci"]["c"])}',
@@ -170,7 +170,7 @@ def test_what_was_trained_beyond_the_sweep():
   ) in README
   alone = found.choice.fit.predict(advice.budget)
   assert alone.new_low < best[Y] < alone.new_high
-  assert f'the chosen law alone: {alone.new_low:.3f} to {alone.new_high:.3f}.' in README
+  assert f'those of the chosen law alone: {alone.new_low:.3f} to {alone.new_high:.3f}.' in README
 
 
 @pytest.mark.parametrize('profile', ['gpu', 'pod'])

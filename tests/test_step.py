@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.conftest import tiers
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.nn import sharding, tree
@@ -72,13 +73,15 @@ def assert_same(got, want):
     np.testing.assert_allclose(got[1][name], value, rtol=1e-3, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize('layout', [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2)])
+@pytest.mark.parametrize(
+  'layout', tiers([[1, 1, 1], [8, 1, 1], [1, 8, 1], [2, 2, 2], [4, 1, 2]], 3)
+)
 def test_every_mesh_gives_the_same_training(plain, mesh, layout):
   with mesh(*layout):
     assert_same(run(), plain)
 
 
-@pytest.mark.parametrize('layout', [None, (2, 2, 2)])
+@pytest.mark.parametrize('layout', tiers([None, [2, 2, 2]], 1))
 def test_a_block_for_each_layer_gives_the_same_training(plain, mesh, layout):
   """With groups of parameters: their names know nothing of layers."""
   groups = (('encoder/blocks/mlp/.*', 0.5), ('.*', 1.0))
@@ -106,7 +109,7 @@ def test_splitting_layers_and_stacking_them(mesh):
       np.testing.assert_array_equal(got[name], leaf)
 
 
-@pytest.mark.parametrize('layout', [None, (2, 2, 2)])
+@pytest.mark.parametrize('layout', tiers([None, [2, 2, 2]], 1))
 def test_accumulation_gives_the_same_training(plain, mesh, layout):
   if layout is None:
     assert_same(run(optim__accumulate=4), plain)
@@ -115,6 +118,7 @@ def test_accumulation_gives_the_same_training(plain, mesh, layout):
       assert_same(run(optim__accumulate=2), plain)
 
 
+@pytest.mark.slow
 def test_bfloat16_on_a_mesh_is_near_float32(plain, mesh):
   with mesh(2, 2, 2):
     history, _ = run(model__dtype='bfloat16')

@@ -8,24 +8,13 @@ import pytest
 from flax import nnx
 
 from tests import golden
-from vit_jax.architecture.variants import CLIP_SPACE, FAMILIES, STEMS, TEXT_FAMILIES, name_of
+from vit_jax.architecture.variants import CLIP_SPACE, STEMS, TEXT_FAMILIES, name_of, names
 from vit_jax.core.errors import RunError
 from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.models.vit import ViTConfig
 from vit_jax.nn import tree
 
 PATH = golden.FOLDER / 'variants.json'
-FOURTEEN = {'So400m', 'H', 'g', 'G', 'e', '22B'}
-
-
-def known():
-  """Every size of every family, with its customary patches, and every stem."""
-  for family, table in FAMILIES.items():
-    for size in table.sizes:
-      fourteen = family.startswith(('dinov2', 'eva02')) or size in FOURTEEN
-      patch = 14 if fourteen and 'naflex' not in family else 16
-      yield f'{family}:{size}/{patch}'.removeprefix(':')
-  yield from ('R+Ti/16', 'R26+S/32', 'R26+B/32', 'R50+B/16', 'R50+L/32')
 
 
 def towers():
@@ -45,14 +34,14 @@ def entry(config):
 
 
 def both(name):
-  """A model with two towers; the names of `known` are single ones."""
+  """A model with two towers; the names of `names` are single ones."""
   return entry(TwoTowersConfig(name))
 
 
 GOLDEN = json.loads(PATH.read_text()) if PATH.exists() else {}
 
 
-@pytest.mark.parametrize('name', list(known()))
+@pytest.mark.parametrize('name', list(names()))
 def test_names_shapes_and_count(name):
   assert name in GOLDEN, 'run: python -m tests.test_variants'
   assert entry(ViTConfig(name)) == GOLDEN[name]
@@ -65,9 +54,9 @@ def test_names_shapes_and_count_of_two_towers(name):
 
 
 def test_the_golden_file_has_nothing_else():
-  assert GOLDEN.keys() == {*known(), *(f'{name}+text' for name in towers())}
+  assert GOLDEN.keys() == {*names(), *(f'{name}+text' for name in towers())}
   assert set(STEMS) == {
-    name.partition('+')[0] for name in known() if '+' in name and name[0] == 'R'
+    name.partition('+')[0] for name in names() if '+' in name and name[0] == 'R'
   }
 
 
@@ -139,7 +128,7 @@ def test_the_largest_are_as_large_as_their_papers_say(name):
   assert sum(map(math.prod, found.values())) / 1e9 == pytest.approx(billions, rel=1e-3)
 
 
-@pytest.mark.parametrize('name', list(known()))
+@pytest.mark.parametrize('name', list(names()))
 def test_a_configuration_knows_its_name(name):
   config = ViTConfig(name).resolve()
   again = ViTConfig(name_of(config)).resolve()
@@ -165,7 +154,7 @@ def test_unknown_towers(name, message):
 
 
 if __name__ == '__main__':
-  table = {name: entry(ViTConfig(name)) for name in known()}
+  table = {name: entry(ViTConfig(name)) for name in names()}
   table |= {f'{name}+text': both(name) for name in towers()}
   lines = (f'{json.dumps(name)}: {json.dumps(value)}' for name, value in table.items())
   PATH.write_text('{\n' + ',\n'.join(lines) + '\n}\n')

@@ -12,26 +12,21 @@ from __future__ import annotations
 
 import typing
 
+from vit_jax.core import lazy
+
 __version__ = '0.1.0'
 
 if typing.TYPE_CHECKING:
   from vit_jax.models.vit import ViT
 
 
-def __getattr__(name: str) -> typing.Any:
-  if name == 'load':
-    from vit_jax.convert.read import load
-
-    return load
-  if name == 'save':
-    from vit_jax.convert.write import save
-
-    return save
-  if name == 'RunError':
-    from vit_jax.core.errors import RunError
-
-    return RunError
-  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+__getattr__ = lazy.getter(
+  __name__,
+  {
+    'load': 'vit_jax.convert.read', 'save': 'vit_jax.convert.write',
+    'RunError': 'vit_jax.core.errors',
+  },
+)  # fmt: skip
 
 
 def create(variant: str, *, seed: int = 0, **config) -> ViT:

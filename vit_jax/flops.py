@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import re
@@ -37,7 +36,7 @@ def model(variant: str, image: str, classes: int | None, text: bool, changes: di
   """The resolved description of the model that a command line names.
 
   Args:
-    variant: of `vit_jax.variants`.
+    variant: of `architecture.variants`.
     image: side of the images, or height and width, '224x384'; '' for the variant's own.
     classes: of the head; None for 1000, and for the width of the shared space with `text`.
     text: whether there is a text tower, too.
@@ -145,15 +144,19 @@ def describe(config: Any, found: dict[str, Any]) -> list[str]:
 
 
 if __name__ == '__main__':
-  parser = argparse.ArgumentParser(
-    prog='python -m vit_jax.flops', allow_abbrev=False,
-    description='What a model costs, by part and by convention. Any field of the model can be '
-    'given as --field=value.',
-  )  # fmt: skip
+  parser = command.Parser(
+    'vit_jax.flops',
+    'Says what a model costs, by part and by convention. Any field of the model can be given as '
+    '--field=value.',
+    (
+      'S/16 --image=224 --batch=256 --images=1.28e9',
+      'siglip:B/16 --text --dtype=bfloat16 --registers=4 --json',
+    ),
+  )
   parser.add_argument('variant', help="like S/16 or dinov2:B/14; '' takes sizes from fields only")
   parser.add_argument('--image', default='', help='side of the images, or 224x384')
   parser.add_argument('--classes', type=int, help='of the head; 1000 if not given')
-  parser.add_argument('--text', action='store_true', help='with the text tower of CLIP or SigLIP')
+  parser.switch('--text', 'with the text tower of CLIP or SigLIP')
   parser.add_argument('--batch', type=int, default=128, help='images at a time on a device')
   parser.add_argument('--images', type=float, default=0.0, help='seen in training, for totals')
   parser.add_argument('--json', dest='as_json', action='store_true', help='everything as JSON')

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 from typing import Any
 
 from vit_jax.architecture import variants
-from vit_jax.convert import adapt
-from vit_jax.convert import read as bridge
+from vit_jax.convert import adapt, arguments, notes, read
 from vit_jax.core import command
 from vit_jax.core.errors import RunError
 from vit_jax.models.two_towers import TwoTowersConfig
@@ -34,26 +32,34 @@ def describe(config: Any) -> list[str]:
   return lines
 
 
-def main(checkpoint: str, names: bool, changes: dict) -> int:
+def main(
+  checkpoint: str, names: bool, changes: dict, step: int | None = None, part: str = '',
+  prefix: str | None = None, ignore: str = '',
+) -> int:  # fmt: skip
   """Prints dialect, architecture, names, shapes, dtypes and what would not fit."""
   if wrong := [name for name in changes if name in adapt.CHANGES and name != 'patch_size']:
     raise RunError(
       f'{wrong[0]} is changed when a checkpoint is loaded; inspect shows what is in it'
     )
-  opened = bridge.open_checkpoint(checkpoint, **changes)
+  with notes.printed():
+    opened = read.open_checkpoint(
+      checkpoint, step=step, part=part, prefix=prefix, ignore=ignore, **changes
+    )
   card, arrays = opened.card, opened.arrays
-  leaves = bridge.abstract(opened.config)
-  count = sum(math.prod(leaf.shape) for leaf in leaves.values())
+  count = sum(map(math.prod, adapt.abstract(opened.config).values()))
   print(f'dialect       {opened.dialect}')
+  for at, (name, inside) in enumerate(opened.parts.items()):
+    chosen = ' (this one)' if name == opened.part else ''
+    print(f'{"" if at else "parts":<13} {name}, {inside} arrays{chosen}')
+  if opened.prefix:
+    print(f'prefix        {opened.prefix}')
   for at, line in enumerate(describe(opened.config)):
     print(f'{"" if at else "architecture":<13} {line}')
-  if opened.guessed:
-    print(f'{"":<13} (no configuration beside it: num_heads, kind of GELU and pooling are guesses)')
   print(f'parameters    {count:,}')
   print(f'images        {card.size[0]}x{card.size[1]}, mean {card.mean}, std {card.std}')
-  how = f'central crop of {card.crop:.3g}' if card.crop else 'squeezed into the square'
+  how = f'central crop of {card.crop:.3g}' if card.crop else 'aspect ratio not kept'
   print(f'              {card.resize}, {how}')
-  print(f'class names   {len(card.class_names) or "none"}')
+  print(f'class names   {notes.shown(card.class_names) if card.class_names else "none"}')
   if names:
     print(f'\n{len(arrays)} arrays')
     for name, array in sorted(arrays.items()):
@@ -65,7 +71,11 @@ def main(checkpoint: str, names: bool, changes: dict) -> int:
 
 
 if __name__ == '__main__':
-  parser = argparse.ArgumentParser(prog='python -m vit_jax.inspect', description=__doc__)
+  parser = command.Parser(
+    'vit_jax.inspect', 'Says what is in a checkpoint: dialect, architecture, arrays, what fits.',
+    ('B_16.npz', 'runs/photos --no-names'),
+  )  # fmt: skip
   parser.add_argument('checkpoint', help='npz, safetensors or PyTorch file; folder; run directory')
   parser.add_argument('--no-names', dest='names', action='store_false', help='not every array')
+  arguments.add_choice(parser)
   command.run(parser, main)

@@ -1,9 +1,7 @@
-"""What a checkpoint sees in images: `python -m vit_jax.predict CHECKPOINT IMAGE...`."""
+"""Predictions of a checkpoint on images: `python -m vit_jax.predict CHECKPOINT IMAGE...`."""
 
 from __future__ import annotations
 
-import argparse
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -11,50 +9,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from vit_jax.architecture.card import Card
-from vit_jax.convert import read
+from vit_jax.convert import arguments, notes, read
+from vit_jax.convert.opened import Opened
 from vit_jax.core import command
 from vit_jax.core.errors import RunError
 from vit_jax.core.paths import Path, at
-from vit_jax.data import preprocess
-from vit_jax.models.vit import ViT
-
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp')
+from vit_jax.data import crops, files, preprocess
+from vit_jax.models.vit import ViT, ViTConfig
 
 
 def prepare(image: np.ndarray, card: Card) -> np.ndarray:
   """A uint8 image (height, width, channels) as a model wants it: float32 of the card's size."""
-  height, width = card.size
   if card.resize == 'area':  # as in this project's training
-    crop = preprocess.Center(card.crop) if card.crop else preprocess.Resize()
-    image = crop(image, card.size, None)
-  elif card.crop:
-    # The shorter side first, then the middle: what timm and transformers do.
-    scale = max(
-      math.floor(height / card.crop + 1e-6) / image.shape[0],
-      math.floor(width / card.crop + 1e-6) / image.shape[1],
-    )
-    sides = [max(round(side * scale), least) for side, least in zip(image.shape, card.size)]  # noqa: B905
-    image = _resize(image, (sides[0], sides[1]), card.resize)
-    top, left = (round((side - size) / 2) for side, size in zip(sides, card.size, strict=True))
-    image = image[top : top + height, left : left + width]
+    crop: crops.Crop = crops.Center(card.crop) if card.crop else crops.Resize()
+    image = preprocess.apply(crop, image, card.size, None)
   else:
-    image = _resize(image, card.size, card.resize)
+    down = card.dialect == 'transformers'
+    image = preprocess.published(image, card.size, card.crop, card.resize, down=down)
   pixels = image.astype(np.float32) / 255
   return (pixels - np.array(card.mean, np.float32)) / np.array(card.std, np.float32)
 
 
-def _resize(image: np.ndarray, size: tuple[int, int], method: str) -> np.ndarray:
-  how = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}[method]
-  flat = image[..., 0] if image.shape[2] == 1 else image
-  resized = np.asarray(Image.fromarray(flat).resize((size[1], size[0]), how))
-  return resized.reshape(*size, image.shape[2])
-
-
 def images_in(paths: Iterable[str]) -> list[Path]:
-  """Image files, those in folders included.
+  """Image files, those in folders included; what else is there is said on the standard error.
 
   Raises:
     RunError: for a path that is not there, or a folder without images.
@@ -62,9 +41,13 @@ def images_in(paths: Iterable[str]) -> list[Path]:
   found = []
   for path in map(at, paths):
     if path.is_dir():
-      inside = sorted(p for p in path.rglob('*') if p.suffix.lower() in SUFFIXES)
+      passed = files.Passed()
+      inside = [at(image) for image in files.images(path, passed)]
+      text = f'passed over: {passed}' if str(passed) else ''
       if not inside:
-        raise RunError(f'{path} holds no {", ".join(SUFFIXES)} files')
+        raise RunError(f'{path} holds no images' + f'; {text}' * bool(text))
+      if text:
+        print(f'{path}: {text}', file=sys.stderr)
       found += inside
     elif path.is_file():
       found.append(path)
@@ -79,18 +62,22 @@ def predict(
 ) -> Iterator[tuple[Path, list[tuple[int, float]]]]:  # fmt: skip
   """The likeliest classes of each image, with their probabilities, likeliest first.
 
+  Probabilities are a softmax over the classes, or of a single class the sigmoid of its logit.
+
   Args:
     model: with a head and a card.
     paths: of images.
     top: how many classes.
     batch_size: images at a time.
-    broken: called with the path of a file that is no image, and why; without it, RunError.
+    broken: called with the path of a file that is not a valid image, and why; without it, RunError.
   """
   card, channels = model.card, model.config.in_channels
 
   @jax.jit
   def likeliest(model: Any, x: jax.Array) -> Any:
-    return jax.lax.top_k(jax.nn.softmax(model(x)), min(top, model.config.num_classes))
+    classes = model.config.num_classes
+    chances = jax.nn.softmax if classes > 1 else jax.nn.sigmoid
+    return jax.lax.top_k(chances(model(x)), min(top, classes))
 
   def batches() -> Iterator[tuple[list[Path], np.ndarray]]:
     names, rows = [], np.zeros((batch_size, *card.size, channels), np.float32)
@@ -116,21 +103,27 @@ def predict(
 
 
 def main(
-  checkpoint: str, image: list[str], top: int, batch_size: int, labels: str | None, changes: dict
-) -> int:
+  checkpoint: str, image: list[str], top: int, batch_size: int, labels: str | None, changes: dict,
+  step: int | None = None, part: str = '', prefix: str | None = None, ignore: str = '',
+) -> int:  # fmt: skip
   """Prints the likeliest classes of each image."""
   if top < 1 or batch_size < 1:
     raise RunError('--top and --batch_size must be at least 1')
   paths = images_in(image)
-  model = read.load(checkpoint, **changes)
-  if not isinstance(model, ViT) or not model.config.num_classes:
-    raise RunError(f'{checkpoint} has no head for classification: it gives features only')
+  with notes.printed(sys.stderr):
+    opened = read.open_checkpoint(
+      checkpoint, step=step, part=part, prefix=prefix, ignore=ignore, **changes
+    )
+    _check_head(opened)
+    model = read.model_of(opened)
+    names = _names(labels, model, checkpoint)
   if any(side % model.config.stride for side in model.card.size):
     raise RunError(
       f'{checkpoint} asks for images of {model.card.size}, which patches of {model.config.stride} '
       'do not cut evenly: give image_size'
     )
-  names = model.card.class_names or _names(labels, model.config.num_classes)
+  if model.config.num_classes == 1:
+    print('note: one class: the sigmoid of its logit', file=sys.stderr)
   failed = []
 
   def broken(path: Path, why: str) -> None:
@@ -144,25 +137,57 @@ def main(
   return 1 if failed else 0
 
 
-def _names(path: str | None, count: int) -> list[str]:
+def _check_head(opened: Opened) -> None:
+  """Raises RunError unless a checkpoint has a head for classification that was trained."""
+  classes = getattr(opened.config, 'num_classes', 0)
+  if not isinstance(opened.config, ViTConfig):
+    raise RunError(f'{opened.where} has two towers and no head for classification')
+  wanted = opened.changes.get('num_classes', classes)
+  if not wanted:
+    raise RunError(f'{opened.where} has no head for classification: it only gives features')
+  if wanted != classes:
+    raise RunError(
+      f'{opened.where} has a head for {classes or "no"} classes, and num_classes={wanted} would '
+      'predict with one that was never trained: leave num_classes out, or train with '
+      f'config.init={opened.where}'
+    )
+  if head := sorted(n for n in opened.untrained if n.startswith(('head/', 'distill_head/'))):
+    raise RunError(
+      f'{opened.where} lacks {", ".join(head)}: it would predict with a head that was never trained'
+    )
+
+
+def _names(path: str | None, model: ViT, checkpoint: str) -> tuple[str, ...]:
+  """Of the classes: those in a file before those that a checkpoint knows; maybe none."""
+  known, count = model.card.class_names, model.config.num_classes
   if path is None:
-    return []
+    return known
   try:
-    names = at(path).read_text().splitlines()
+    text = at(path).read_text(encoding='utf-8-sig')
   except (OSError, UnicodeDecodeError) as error:
     raise RunError(f'cannot read {path}: {error}') from None
+  names = tuple(text.removesuffix('\n').split('\n'))
   if len(names) != count:
     raise RunError(f'{path} has {len(names)} lines for the {count} classes of the model')
+  if known and known != names:
+    notes.say(f'class names are those of {path}, not those of {checkpoint}: {notes.shown(known)}')
   return names
 
 
 if __name__ == '__main__':
-  parser = argparse.ArgumentParser(
-    prog='python -m vit_jax.predict', description='The likeliest classes of images.'
-  )
+  parser = command.Parser(
+    'vit_jax.predict', 'Prints the likeliest classes of images.',
+    (
+      'runs/photos new/*.jpg',
+      'vit_base.safetensors photos --labels=imagenet_classes.txt --top=3',
+    ),
+  )  # fmt: skip
   parser.add_argument('checkpoint', help='npz, safetensors or PyTorch file; folder; run directory')
-  parser.add_argument('image', nargs='+', help='jpg, png or webp files, or folders of them')
-  parser.add_argument('--top', type=int, default=5, help='how many classes')
-  parser.add_argument('--batch_size', type=int, default=32)
-  parser.add_argument('--labels', help='class names, one per line, if the checkpoint has none')
+  parser.add_argument('image', nargs='+', help='image files, or folders of them')
+  parser.add_argument('--top', type=int, default=5, metavar='N', help='how many classes')
+  parser.add_argument('--batch_size', type=int, default=32, metavar='N', help='images at a time')
+  parser.add_argument(
+    '--labels', metavar='FILE', help="class names, one per line, instead of the checkpoint's"
+  )
+  arguments.add_choice(parser)
   command.run(parser, main)

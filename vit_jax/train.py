@@ -1,16 +1,40 @@
 """Training: `python -m vit_jax.train --config=configs/NAME.py --workdir=DIR`."""
 
-from vit_jax.training.loop import train
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from vit_jax.core import lazy
+
+if typing.TYPE_CHECKING:
+  from vit_jax.training.loop import train
 
 __all__ = ['train']
+__getattr__ = lazy.getter(__name__, {'train': 'vit_jax.training.loop'})
+
+
+def main(config: Any, workdir: str, overwrite: bool, wishes: Mapping[str, Any]) -> None:
+  """The command."""
+  from vit_jax.training.loop import train
+
+  train(config, workdir, overwrite=overwrite, wishes=wishes)
+
 
 if __name__ == '__main__':
-  from absl import flags
-
+  from vit_jax.core import command
   from vit_jax.launch import start
 
-  OVERWRITE = flags.DEFINE_bool(
-    'overwrite', False, 'Delete the run of another configuration that is in --workdir.'
+  parser = command.Parser(
+    'vit_jax.train',
+    'Trains a model, or goes on training it: the same command continues what was interrupted.',
+    (
+      '--config=configs/digits.py --workdir=runs/digits',
+      '--config=configs/image_folder.py:photos --workdir=runs/photos \\\n'
+      '    --config.init=runs/pretrained --config.total="20 epochs"',
+    ),
   )
-  flags.mark_flags_as_required(['config', 'workdir'])
-  start.run(lambda: train(start.CONFIG.value, start.WORKDIR.value, overwrite=OVERWRITE.value))
+  parser.add_argument('--workdir', required=True, metavar='DIR', help='directory of the run')
+  parser.switch('--overwrite', 'delete the run of another configuration that is in --workdir')
+  start.run(parser, main, config=True)

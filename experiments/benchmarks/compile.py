@@ -1,6 +1,6 @@
 """Time from nothing to the first training step: `python -m experiments.benchmarks.compile`.
 
-Every start is a process of its own, which imports, draws weights, compiles and takes one step:
+Every start is a separate process, which imports, draws weights, compiles and takes one step:
 ours, and the ViT of `linen.py`; first with an empty directory for compiled programs, then with the
 one that the first start has filled, as when a run is resumed. S/16 with a small batch, whose size
 changes no time but that of the step.
@@ -85,7 +85,7 @@ def child(
 
 
 def measure(way: str, variant: str, batch: int, folder: pathlib.Path) -> dict[str, float]:
-  """A start in a process of its own."""
+  """A start in a separate process."""
   command = [
     sys.executable, '-m', 'experiments.benchmarks.compile', f'--child={way}', f'--model={variant}',
     f'--batch={batch}', f'--programs={folder}', f'--began={time.time()}',

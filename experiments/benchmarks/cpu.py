@@ -1,4 +1,4 @@
-"""ViT-S/16 on a CPU beside timm's eager PyTorch: `python -m experiments.benchmarks.cpu`.
+"""ViT-S/16 on a CPU, compared with timm in eager PyTorch: `python -m experiments.benchmarks.cpu`.
 
 The same weights in both: timm's freshly drawn model is saved, read by `vit_jax.load`, and must give
 equal logits and gradients before anything is timed. Then inference and whole training steps

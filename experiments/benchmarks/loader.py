@@ -30,15 +30,16 @@ from rich.table import Table
 
 from experiments.benchmarks import report
 from vit_jax.costs import chips, flops
-from vit_jax.data import preprocess
+from vit_jax.data import crops, preprocess
+from vit_jax.data.config import DataConfig, Shape
+from vit_jax.data.examples import Example
 from vit_jax.data.pack import shrink
-from vit_jax.data.pipeline import DataConfig, Shape, cores, iterate, train_batches
-from vit_jax.data.sources import Example
+from vit_jax.data.pipeline import cores, iterate, train_batches
 from vit_jax.models.vit import ViTConfig
 from vit_jax.nn import sharding
 
 SIZE, BATCH, AREA, ASPECT = (224, 224), 128, (0.08, 1.0), (3 / 4, 4 / 3)
-CROP = preprocess.RandomResized(min_area=AREA[0], max_aspect=ASPECT[1])
+CROP = crops.RandomResized(min_area=AREA[0], max_aspect=ASPECT[1])
 MFU, LOAD = 0.5, 0.6
 CHIPS = ('NVIDIA H200', 'NVIDIA A100-SXM4-80GB', 'TPU v5e', 'TPU v5p', 'TPU v6e')
 MODELS = ('S/16', 'B/16', 'L/16', 'H/14')
@@ -46,6 +47,8 @@ MODELS = ('S/16', 'B/16', 'L/16', 'H/14')
 
 class Photos:
   """A source in memory."""
+
+  name, labels = 'photos', None
 
   def __init__(self, images: list[Any]):
     self._images, self.class_names = images, ['photo']
@@ -55,6 +58,10 @@ class Photos:
 
   def __getitem__(self, index: int) -> Example:
     return Example(image=self._images[index % len(self._images)], label=0, name=f'photo {index}')
+
+  def summary(self) -> list[str]:
+    """Nothing that is not known."""
+    return []
 
 
 def photos(count: int = 64, noise: float = 8.0) -> list[bytes]:
@@ -114,7 +121,7 @@ def pillow(image: bytes, rng: np.random.Generator) -> np.ndarray:
   return np.asarray(whole.resize((SIZE[1], SIZE[0]), Image.Resampling.BICUBIC, box))
 
 
-def pipeline(images: list[Any], *, crop: preprocess.Crop = CROP, workers: int = 0):
+def pipeline(images: list[Any], *, crop: crops.Crop = CROP, workers: int = 0):
   """Ours, from the source to the iterator that training reads."""
   config = DataConfig(source=None, crop=crop)
   stream = iterate(
@@ -125,7 +132,7 @@ def pipeline(images: list[Any], *, crop: preprocess.Crop = CROP, workers: int = 
 
 
 def tf_data(images: list[bytes], *, antialias: bool):
-  """TensorFlow's decoder, which leaves out what is beside the crop, as in big_vision."""
+  """TensorFlow's decoder, which skips what is outside the crop, as in big_vision."""
   os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
   tf: Any = importlib.import_module('tensorflow')
 
@@ -224,7 +231,7 @@ def main(rounds: int) -> None:
     'vit_jax, 2 processes': lambda: pipeline(images, workers=2),
     'vit_jax, packed JPEG': lambda: pipeline(small['jpg']),
     'vit_jax, packed BMP': lambda: pipeline(small['bmp']),
-    'vit_jax, nothing to do': lambda: pipeline(ready, crop=preprocess.Resize()),
+    'vit_jax, nothing to do': lambda: pipeline(ready, crop=crops.Resize()),
   }
   if importlib.util.find_spec('tensorflow'):
     loaders['tf.data'] = lambda: tf_data(images, antialias=False)

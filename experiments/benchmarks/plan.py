@@ -1,8 +1,8 @@
-"""Predicted training steps on TPU slices, peers beside: `python -m experiments.benchmarks.plan`.
+"""Predicted steps on TPU slices, and those of peers: `python -m experiments.benchmarks.plan`.
 
 Compiles each case with the compiler of TPUs, which needs no TPU (`pip install vit_jax[tpu]`), and
 reads its estimate as `vit_jax.plan` does, for ours and for the ViT of `linen.py`. A case takes
-minutes and a few GiB, so each has a process of its own and is written down at once; `--only`
+minutes and a few GiB, so each runs in a separate process and is written down at once; `--only`
 repeats some of them.
 """
 
@@ -49,7 +49,7 @@ class Case(NamedTuple):
 
 
 def cases() -> list[Case]:
-  """Small models beside their peers, on four chips; giants on 256 and 1,024."""
+  """Small models and their peers, on four chips; giants on 256 and 1,024."""
   found = []
   for model, where, images in (
     ('S/16', 'v5e:2x2', 256), ('B/16', 'v5e:2x2', 128), ('L/16', 'v5e:2x2', 32),

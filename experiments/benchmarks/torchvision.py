@@ -1,4 +1,4 @@
-"""What lets timm and transformers be imported beside PyTorch for CPUs."""
+"""Lets timm and transformers be imported with PyTorch for CPUs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch  # type: ignore
 def define_operators() -> Any:
   """Defines the operators of torchvision, without code, where its wheel lacks them.
 
-  Wheels for CUDA lack them beside PyTorch for CPUs, and then nothing that imports torchvision can
+  Wheels for CUDA lack them with PyTorch for CPUs, and then nothing that imports torchvision can
   be imported. None of them is called here.
   """
   operators = torch.library.Library('torchvision', 'FRAGMENT')

@@ -27,7 +27,7 @@ def predict(workdir: str):
   experiment, state = restore(workdir)
   cfg, model = experiment.config, state.eval_model
   evaluator = cfg.evals['test']
-  source = cfg.data.source.open(evaluator.split)
+  source = cfg.data.open(evaluator.split)
   batches = eval_batches(
     cfg.data, evaluator.crop, source, experiment.shape, len(source), range(len(source))
   )
@@ -86,6 +86,12 @@ def main(workdir: str):
 
 
 if __name__ == '__main__':
-  from vit_jax.launch import start as launch
+  from vit_jax.core import command
+  from vit_jax.launch import start
 
-  launch.run(lambda: main(launch.WORKDIR.value))
+  parser = command.Parser(
+    'experiments.digits.picture', 'Draws test images with predictions and attention of a run.',
+    ('--workdir=runs/digits',),
+  )  # fmt: skip
+  parser.add_argument('--workdir', required=True, metavar='DIR', help='directory of the run')
+  start.run(parser, lambda config, workdir: main(workdir))

@@ -51,7 +51,7 @@ class Analysis:
     exponents: fits of `optima`, by column.
     joint: law in size and images, approach 3.
     backtest: of it, leaving out more and more budgets.
-    holdout: the largest budget foretold.
+    holdout: the prediction of the largest budget.
     models: of the sweep by shape.
     advice: for each budget that was asked for.
     times: of runs on the machine that the sweep was calibrated for.
@@ -180,7 +180,7 @@ def _advice(out: Analysis, budget: float) -> Advice:
     reach = max(choice.factor, NEAR)
     advice = advise_by_optima(size, choice, family, budget, reach=reach, **options)
     if held and held.law and not held.passed:
-      advice = _doubted(advice, 'the law of the frontier did not foretell the largest budget')
+      advice = _doubted(advice, 'the law of the frontier did not predict the largest budget')
     found.append(advice)
   if not found:
     raise RunError(f'it needs the law in size and images: {out.missing["joint"]}')

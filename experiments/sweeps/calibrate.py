@@ -41,7 +41,7 @@ def measure(jobs: Sequence[Job], folder: pathlib.Path, count: int = 6) -> Machin
 
 
 def _seconds(job: Job, folder: pathlib.Path) -> tuple[float, float]:
-  """Of a run beside its steps; of a step, the median of several rounds."""
+  """Of a run apart from its steps; of a step, the median of several rounds."""
   cfg = schema.build(config_lib.Config, config_lib.to_dict(job.config))
   Workdir(folder / 'runs' / job.name).keep_compiled(cfg.compilation_cache)
   with jax.set_mesh(sharding.make_mesh(cfg.mesh)):
@@ -64,7 +64,7 @@ def _seconds(job: Job, folder: pathlib.Path) -> tuple[float, float]:
 
 
 def _begin(cfg: config_lib.Config) -> tuple[contextlib.ExitStack, Any, Any, Any, Any]:
-  """What a run does beside its steps; what to close, experiment, step, state, batches."""
+  """What a run does apart from its steps; what to close, experiment, step, state, batches."""
   experiment = lanes.experiment(cfg)
   state = experiment.split(experiment.init())
   resources = contextlib.ExitStack()

@@ -84,7 +84,7 @@ def expand(sweep: Sweep) -> list[Job]:
   """The jobs of a sweep, the cheapest models first, each trunk before its forks.
 
   Raises:
-    RunError: for lanes that are no fields of `config.lanes`.
+    RunError: for lanes that are not fields of `config.lanes`.
   """
   by_model: dict[str, list[Cell]] = {}
   for cell in sweep.design.cells:

@@ -1,4 +1,4 @@
-"""The laws of a sweep: which are fitted to what, and how they foretell what was left out."""
+"""The laws of a sweep: which are fitted to what, and how well they predict what was left out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MANY = 8  # budgets from which on laws with more parameters are asked, too
 
 @dataclasses.dataclass(frozen=True)
 class HoldOut:
-  """How the laws, fitted without the largest budget, foretell it.
+  """How well the laws, fitted without the largest budget, predict it.
 
   Attributes:
     budget: FLOPs of what was left out.
@@ -37,12 +37,12 @@ class HoldOut:
       been left untried.
     end: whether it is that of the smallest or the largest size there, whatever `edge` says.
     law: fitted to the frontier below, None if that could not be.
-    value: it foretold.
+    value: the prediction.
     low: lower end of the band for a new run, of all laws that the data below do not reject.
     high: upper end.
     others: the same three of the laws that were not chosen, by name.
     joint: law in size and images fitted below, None if that could not be.
-    inside: runs of the budget inside the band that it foretold for each.
+    inside: runs of the budget inside the band that was predicted for each.
     runs: of the budget.
     rmse: of its log loss over them.
   """
@@ -143,7 +143,7 @@ def hold_out(cells: Table, y: str) -> HoldOut:
   top, edge = float(whole['budget'][-1]), bool(whole['edge'][-1])
   budgets = budgets[budgets <= top]
   if len(budgets) < 3:
-    raise RunError(f'{len(budgets)} budgets: nothing can be left out and foretold')
+    raise RunError(f'{len(budgets)} budgets: none can be left out and predicted')
   below = float(budgets[-2])
   inner, outer = cells.take(cells['budget'] < top), cells.take(cells['budget'] == top)
   best = int(outer[y].argmin())

@@ -71,7 +71,7 @@ def render(a: Analysis, card: dict[str, Any]) -> str:
     '<h2>Fits</h2>', *_fits(a),
     '<h2>Runs that are not fitted</h2>', _left_out(a),
     '<h2>What papers leave out</h2>', _checklist(card['checklist']),
-    '<p class="soft">card.json beside this page holds all of it, every run included.</p>',
+    '<p class="soft">card.json next to this page holds everything, including every run.</p>',
   ]  # fmt: skip
   return (
     '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'

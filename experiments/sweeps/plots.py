@@ -90,7 +90,7 @@ def compute(a: Analysis, figure: Any) -> None:
   held = a.holdout
   if held and held.law:
     _interval(axes, [held.budget / 1.12], [held.value], [held.low], [held.high], fmt='_', ms=7,
-              color='#2563a8', label='foretold from smaller budgets')  # fmt: skip
+              color='#2563a8', label='predicted from smaller budgets')  # fmt: skip
   axes.set(xlabel='training compute, FLOPs', ylabel=_loss(a))
   _log(axes.xaxis, axes.yaxis)
   _bar(figure, axes, dots)

@@ -81,7 +81,7 @@ def trust(a: Analysis) -> list[str]:
     out.append(
       f'Hold-out: fitted without the largest budget ({work(held.budget)} FLOPs, '
       f'{held.factor:.3g} times the next), the law of the frontier ({held.law.law.name}) '
-      f'foretold {held.value:.4g}, {held.low:.4g} to {held.high:.4g} for a new run. '
+      f'predicted {held.value:.4g}, {held.low:.4g} to {held.high:.4g} for a new run. '
       f'Observed: {held.observed:.4g}, '
       + ('inside.' if held.passed else 'OUTSIDE: this law does not hold up to there.')
       + (' It is the loss of the smallest or the largest size there; '
@@ -89,7 +89,7 @@ def trust(a: Analysis) -> list[str]:
             'the parabola through the losses has its minimum within the sizes.')
          if held.end else '')
       + ''.join(
-        f' {name}, which was not chosen, foretold {value:.4g} ({low:.4g} to {high:.4g}).'
+        f' {name}, which was not chosen, predicted {value:.4g} ({low:.4g} to {high:.4g}).'
         for name, (value, low, high) in held.others.items()
       )
     )  # fmt: skip

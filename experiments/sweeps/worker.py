@@ -159,7 +159,7 @@ def _run(folder: pathlib.Path, job: Job, machine: Machine | None) -> list[dict[s
   config, path = job.config.copy_and_resolve_references(), folder / 'runs' / job.name
   trunk = folder / 'runs' / job.trunk if job.trunk else None
   begin = time.time()
-  # Without its trunk a fork does everything by itself.
+  # Without its trunk a fork trains from the start.
   if trunk and (trunk / 'result.json').exists():
     config.fork = str(trunk)
   result, error, state = None, '', FINISHED

@@ -3,4 +3,13 @@
 from vit_jax.architecture.towers import TextArchitecture, TwoTowersArchitecture
 from vit_jax.architecture.vit import EncoderConfig, ViTArchitecture
 
-__all__ = ['EncoderConfig', 'TextArchitecture', 'TwoTowersArchitecture', 'ViTArchitecture']
+# By the names that configurations choose from.
+MODELS = {'vit': ViTArchitecture}
+
+__all__ = [
+  'MODELS',
+  'EncoderConfig',
+  'TextArchitecture',
+  'TwoTowersArchitecture',
+  'ViTArchitecture',
+]

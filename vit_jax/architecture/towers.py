@@ -17,7 +17,7 @@ class TextArchitecture(EncoderConfig):
   """A text tower. Fields left unset are those of its variant.
 
   Attributes:
-    variant: family and size, 'clip:B'; see `vit_jax.variants`.
+    variant: family and size, 'clip:B'; see `architecture.variants`.
     vocab_size: different tokens.
     context_length: longest text in tokens.
     num_classes: width of the space shared with images; 0 for no projection.

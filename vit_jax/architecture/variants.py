@@ -147,6 +147,22 @@ FAMILIES: dict[str, Family] = {
 }  # fmt: skip
 
 
+# Sizes that come with patches of 14 pixels; families with patches of 14 throughout.
+_FOURTEEN = ('So400m', 'H', 'g', 'G', 'e', '22B')
+_FOURTEEN_FAMILIES = ('dinov2', 'dinov2-reg', 'eva02')
+
+
+def names() -> list[str]:
+  """Every size of every family with its usual patches, and every stem."""
+  found = []
+  for family, table in FAMILIES.items():
+    for size in table.sizes:
+      fourteen = family in _FOURTEEN_FAMILIES or size in _FOURTEEN
+      patch = 14 if fourteen and family != 'siglip2-naflex' else 16
+      found.append(f'{family}:{size}/{patch}'.removeprefix(':'))
+  return [*found, 'R+Ti/16', 'R26+S/32', 'R26+B/32', 'R50+B/16', 'R50+L/32']
+
+
 def options(variant: str) -> dict[str, Any]:
   """Every field of `ViTConfig` that a variant decides; without a name, only those of `BASE`.
 

@@ -13,7 +13,7 @@ from vit_jax.core.errors import RunError, suggest
 NAMES = ('qkv', 'context', 'attn', 'hidden', 'gate', 'mlp')
 # Enough of them for the backward pass to recompute no matrix product.
 PRODUCTS = NAMES[:-1]
-# Policies of `encoder.remat` beside lists of these names.
+# Policies of `encoder.remat`, apart from lists of these names.
 REMAT = ('none', 'dots', 'names', 'full')
 BIASES = ('query', 'key', 'value', 'out', 'mlp', 'norm', 'embed', 'head')
 OPTIONS = {
@@ -51,13 +51,13 @@ class EncoderConfig:
 
   Attributes:
     width: features of a token.
-    depth: blocks.
+    depth: number of blocks.
     mlp_dim: features of the hidden layer of each MLP.
-    num_heads: of attention, dividing width.
+    num_heads: attention heads; must divide width.
     mlp: activation, 'gelu' (exact), 'gelu_tanh', 'quick_gelu' or 'swiglu' (gated).
     mlp_norm: a norm on the hidden layer of the MLP (EVA-02).
     norm: 'layernorm' or 'rmsnorm'.
-    eps: of all norms.
+    eps: epsilon of all norms.
     norm_place: 'pre' norms what enters attention and MLP, and once after the last block; 'post'
       norms the sum with the residual instead (Vaswani et al. 2017).
     parallel: attention and MLP read the same norm and are added together (ViT-22B, Dehghani et al.
@@ -69,19 +69,21 @@ class EncoderConfig:
       all, or 'none'.
     no_bias: parts without additive parameters, separated by commas, out of query, key, value, out,
       mlp, norm, embed (of patches) and head.
-    mup_width: of the model whose hyperparameters this one takes over by the maximal-update
-      parametrisation, see `mup`; 0 for the standard one.
-    mup_depth: likewise.
+    mup_width: width of the model from which this one takes over its hyperparameters by the
+      maximal-update parametrisation (`optim.mup`); 0 for the standard parametrisation.
+    mup_depth: depth of that model; 0 for the standard parametrisation.
     drop_path: rate of stochastic depth (Huang et al. 2016), applied when a model is called with a
       key.
-    drop_path_mode: examples are dropped one by one at a rate that rises 'linear'ly to drop_path
-      over depth, or is 'constant'; 'subset' runs each branch on the rest of the examples only, of
-      each device as many, drawn anew for each branch, and saves the time (Oquab et al. 2023,
-      section 5).
+    drop_path_mode: 'linear' drops single examples at a rate that rises to drop_path over depth,
+      'constant' at the same rate everywhere; 'subset' runs each branch only on the examples that
+      are kept, equally many on each device and drawn anew for each branch, which saves the time of
+      the others (Oquab et al. 2023, section 5).
     dtype: of activations and matrix products, 'float32' or 'bfloat16'; parameters, norm
       statistics, softmax and the head are float32.
     scan: loop over layers (compiles in constant time) or unroll them.
-    remat: what the backward pass keeps instead of recomputing; see `encoder.remat`.
+    remat: what the backward pass keeps instead of recomputing: 'none' keeps everything, 'dots' the
+      products with weights, 'names' what its own products need and the result of attention, 'full'
+      only the input of each block; or names out of `NAMES`, separated by commas.
   """
 
   width: int = UNSET
@@ -149,7 +151,7 @@ class EncoderConfig:
 
   @property
   def score_scale(self) -> float:
-    """Of attention scores, beside the inverse square root of the width of a head.
+    """Of attention scores, on top of the inverse square root of the width of a head.
 
     With the maximal-update parametrisation scores are divided by the width itself, and heads of 64
     features are as they would be without.
@@ -187,8 +189,8 @@ class ViTArchitecture(EncoderConfig):
   """A Vision Transformer. Fields left unset are those of its variant.
 
   Attributes:
-    variant: family, size and patch, 'S/16' or 'dinov2:S/14'; see `vit_jax.variants`. None
-      ('') leaves only the defaults of the original model, and sizes must be given.
+    variant: family, size and patch, 'S/16' or 'dinov2:S/14'; see `architecture.variants`. With ''
+      the options are those of the original model, and sizes must be given.
     patch_size: side of the patches in pixels, or in positions of the stem's output.
     image_size: height and width in pixels, multiples of patch_size, for which learned positions are
       stored. Images of other sizes may be given: stored positions are then interpolated, computed
@@ -198,25 +200,28 @@ class ViTArchitecture(EncoderConfig):
       has.
     stem_width: width of the ResNet in front; 0 for none.
     stem_depths: units of each of its stages.
-    stem_convention: epsilons of the stem, 'bit' as in the original or 'timm'.
+    stem_convention: epsilons of the stem: 'bit', as in the original, or 'timm'.
     class_token: a class token even if the pooling does not look at it.
-    distilled: a distillation token, with a head of its own (Touvron et al. 2021); logits are the
-      mean of both heads. Needs pool='token'.
-    registers: number of further tokens that nothing looks at (Darcet et al. 2024).
-    mask_token: a learned vector in place of patches that are masked out.
+    distilled: a distillation token with a separate head (Touvron et al. 2021); logits are the mean
+      of both heads. Needs pool='token'.
+    registers: number of further tokens that are not pooled (Darcet et al. 2024).
+    mask_token: a learned vector that replaces patches that are masked out.
     embed_norm: a norm between embedding and first block (CLIP).
     posemb: 'learned' (one vector per position), 'sincos2d' (fixed), 'factorised' (a vector per row
       plus one per column, Dehghani et al. 2023) or 'none'.
     posemb_tokens: which tokens 'learned' has vectors for: 'patches' only, also 'class' and
       distillation token, or 'all' with the registers.
-    interpolation: of learned positions; see `positions.resize_weights`.
-    rope: rotary positions of patches, 'unit' or 'grid'; see `positions.rope`.
-    rope_base, rope_grid: likewise.
+    interpolation: how learned positions are resampled; see `positions.resize_weights`.
+    rope: rotary positions of patches: 'unit' (DINOv3), 'grid' (EVA-02) or 'none'; see
+      `positions.rope`.
+    rope_base: base of their frequencies.
+    rope_grid: with 'grid', positions are stretched to this many patches down and across; (0, 0)
+      leaves them as they are.
     patch_dropout: share of the patches left out when a model is called with a key (Li et al. 2023).
     pool: what the head sees: 'token' (a learned class token), 'mean' (of all patches), 'map'
       (multi-head attention pooling of all patches, Zhai et al. 2022, section 3.1) or 'token_mean'
       (both, side by side).
-    pool_norm: the last norm comes after the pooling instead of before.
+    pool_norm: apply the last norm after the pooling instead of before.
     representation_size: width of a tanh layer before the head; 0 for none.
   """
 

@@ -15,6 +15,10 @@ from vit_jax.core.errors import RunError
 FORMAT = 1
 
 
+class LaterFormatError(RunError):
+  """A format that this version does not know."""
+
+
 def _numbered(record: dict[str, Any]) -> None:
   """0 to 1: a number. Records of 0 may be older than some fields."""
   record.setdefault('fork', '')
@@ -24,6 +28,16 @@ def _numbered(record: dict[str, Any]) -> None:
   record.get('model', {}).setdefault('mup_depth', 0)
   record.get('checkpoint', {}).setdefault('at', [])
   record.get('data', {}).setdefault('cache', False)
+  for name in ('mean', 'std'):  # what is unset now was this
+    if record.get('task', {}).get(name) == [0.5]:
+      record['task'][name] = None
+  # Crops resampled by area, whatever the checkpoint was trained with.
+  sections = (record.get('data', {}), *record.get('evals', {}).values())
+  for crop in (section['crop'] for section in sections if 'crop' in section):
+    crop.setdefault('method', 'area' if record.get('init') else None)
+  source = record.get('data', {}).get('source', {})
+  if source.get('name') == 'synthetic':
+    source.setdefault('channels', 3)
 
 
 # What turns a configuration of format i into one of format i + 1.
@@ -55,7 +69,7 @@ def _migrated(stored: dict[str, Any], steps: Any, where: str) -> dict[str, Any]:
   value = copy.deepcopy(stored)
   number = value.pop('format', 0)
   if not isinstance(number, int) or not 0 <= number <= FORMAT:
-    raise RunError(
+    raise LaterFormatError(
       f'{where} has format {number!r}, and this version of vit_jax knows formats up to {FORMAT}: '
       'use the version that wrote it, or a later one'
     )

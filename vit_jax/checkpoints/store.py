@@ -1,78 +1,123 @@
-"""Checkpoints: asynchronous, atomic, restored onto any mesh. The only file that imports Orbax.
+"""Checkpoints: asynchronous, atomic, verified, restored onto any mesh.
 
 A checkpoint is a flat dict from names ('model/encoder/blocks/attn/query/kernel') to arrays, so that
-it does not depend on the classes that happen to hold them.
+it does not depend on the classes that happen to hold them. It is a directory whose name is its
+step, there only once it is complete; whatever else lies beside it does not count. It also keeps
+facts: what the caller says, a checksum of every array, and a digest of all that.
+
+Orbax writes and TensorStore reads: the arrays are Zarr in OCDBT, whichever version of Orbax wrote
+them, and each process reads what it needs and finds what is damaged without waiting for others.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import hashlib
+import itertools
+import json
 import logging
-from collections.abc import Collection
-from typing import Any
+import re
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorstore
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from vit_jax.checkpoints import formats
-from vit_jax.core import paths
+from vit_jax.core import faults, paths
 from vit_jax.core.errors import RunError
 from vit_jax.core.misfits import misfits, refuse
 from vit_jax.nn import sharding, tree
 
-# A failed save is raised as an exception, with a message of ours; Orbax logs each of its threads'
-# tracebacks as well.
+# A failed save or restore is raised as an exception, with a message of ours; Orbax logs each of its
+# threads' tracebacks as well.
 logging.getLogger('absl').addFilter(
   lambda record: record.levelno < logging.ERROR or 'orbax' not in record.pathname
 )
+
+# In the directory of a checkpoint, as Orbax names them.
+_FACTS, _ARRAYS = '_CHECKPOINT_METADATA', 'state'
+_AT_A_TIME = 64  # arrays that are read at once
+# Directories that a kill leaves behind.
+_PARTIAL = ('.orbax-checkpoint-tmp', '.deleted')
+
+
+class DamagedError(RunError):
+  """A checkpoint that cannot be read, or does not hold what was saved.
+
+  Attributes:
+    reason: in a few words.
+  """
+
+  def __init__(self, where: str, reason: str):
+    super().__init__(f'the checkpoint {where} is damaged: {reason}')
+    self.reason = reason
+
+
+class Found(NamedTuple):
+  """What `Checkpoints.newest` returns.
+
+  Attributes:
+    step: of the checkpoint.
+    state: laid out for the mesh in context.
+    extra: the facts that were saved with it.
+    damage: what is wrong with newer ones, by step.
+  """
+
+  step: int
+  state: Any
+  extra: dict[str, Any]
+  damage: dict[int, str]
 
 
 class Checkpoints:
   """The checkpoints of one run, in `directory`, a subdirectory per step."""
 
-  def __init__(
-    self, directory: paths.Path, *, keep: int = 1, at: Collection[int] = (),
-    read_only: bool = False,
-  ):  # fmt: skip
-    """Opens `directory`; unless `read_only`, makes it and clears away interrupted saves.
+  def __init__(self, directory: paths.Path, *, keep: int = 1, at: Collection[int] = ()):
+    """Touches nothing yet: a run may be writing there.
 
     Args:
       directory: of the checkpoints.
       keep: how many of the newest checkpoints to keep.
       at: steps whose checkpoints are kept as well.
-      read_only: leave everything as it is; a run may be writing there.
-
-    Raises:
-      RunError: if the directory cannot be written.
     """
     self.directory = directory.absolute()
-    self._pending: tuple[int, Any] | None = None
-    try:
-      policies: Any = ocp.training
-      self._checkpointer = ocp.training.Checkpointer(
-        str(self.directory),
-        save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(1),
-        preservation_policy=policies.preservation_policies.AnyPreservationPolicy(
-          [
-            policies.preservation_policies.LatestN(keep),
-            policies.preservation_policies.CustomSteps(tuple(at)),
-          ]
-        ),
-        cleanup_tmp_directories=not read_only,
-      )
-    except OSError as error:
-      raise RunError(f'cannot write checkpoints to {directory}: {error}') from None
+    self._keep, self._at = keep, frozenset(at)
+    self._pending: tuple[int, concurrent.futures.Future[None]] | None = None
+    self._worker = concurrent.futures.ThreadPoolExecutor(1, 'checkpoints')
+
+  def prepare(self) -> None:
+    """Makes the directory and deletes what interrupted saves have left there.
+
+    Raises:
+      RunError: if it cannot be written.
+    """
+    if jax.process_index() == 0:
+      with paths.writing(self.directory):
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for path in self.directory.iterdir():
+          if path.name.endswith(_PARTIAL):
+            paths.delete(path)
+    multihost_utils.sync_global_devices('checkpoints can be written')
 
   @property
   def latest(self) -> int | None:
     """The step of the newest finished checkpoint."""
-    newest = self._checkpointer.latest
-    return None if newest is None else newest.step
+    return max(self.steps, default=None)
 
   @property
   def steps(self) -> list[int]:
-    """Of all finished checkpoints."""
-    return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
+    """Of all finished checkpoints, in order."""
+    if not self.directory.is_dir():
+      return []
+    names = [path.name for path in self.directory.iterdir()]
+    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
   def save(self, step: int, state: Any, extra: dict[str, Any]) -> None:
     """Starts writing `state`; returns once it may be changed or donated.
@@ -86,13 +131,26 @@ class Checkpoints:
       RunError: if this save, or the one before, could not be written.
     """
     self.wait()
+    leaves = tree.flatten(state)
+    sums = _checksums(leaves)
+    arrays = {name: [str(a.dtype), list(a.shape), sums[name]] for name, a in leaves.items()}
+    facts = _sealed(formats.stamped({**extra, 'arrays': arrays}))
     try:
-      response = self._checkpointer.save_async(
-        step, tree.flatten(state), force=True, custom_metadata=formats.stamped(extra)
-      )
+      response = ocp.save_async(str(self.directory / str(step)), leaves, custom_metadata=facts)
     except Exception as error:
       raise self._failure(step, error) from error
-    self._pending = (step, response)
+    self._pending = step, self._worker.submit(self._finish, response)
+
+  def _finish(self, response: Any) -> None:
+    """In the background: waits until all processes have written, then deletes what is too old."""
+    response.result()
+    if jax.process_index() == 0:
+      for step in self.steps[: -self._keep]:
+        if step not in self._at:
+          # Under a name that is not a step's: nobody can take half of it for a checkpoint.
+          doomed = self.directory / f'{step}.deleted'
+          (self.directory / str(step)).rename(doomed)
+          paths.delete(doomed)
 
   def wait(self, timeout: float | None = None) -> None:
     """Returns when the last save is on disk, or after `timeout` seconds.
@@ -102,17 +160,12 @@ class Checkpoints:
     """
     if self._pending is None:
       return
-    step, response = self._pending
-    try:
-      response.result(timeout)
-    except TimeoutError as error:
-      if timeout is None:
-        raise self._failure(step, error) from error
+    step, future = self._pending
+    if not concurrent.futures.wait([future], timeout).done:
       return
-    except Exception as error:
-      self._pending = None
-      raise self._failure(step, error) from error
     self._pending = None
+    if error := future.exception():
+      raise self._failure(step, error) from error
 
   def restore(self, abstract: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
     """A checkpoint, laid out for the mesh in context, and its `extra`.
@@ -122,55 +175,294 @@ class Checkpoints:
       step: of the checkpoint; the newest if not given.
 
     Raises:
-      RunError: if names, shapes or dtypes differ from those in the checkpoint, listing them.
+      RunError: if there is no such checkpoint, it is damaged (naming the last good one), or names,
+        shapes or dtypes differ from those in the checkpoint, listing them.
     """
-    step = self.latest if step is None else step
-    metadata = self._checkpointer.metadata(step)
-    wanted = tree.flatten(sharding.fill_shardings(abstract))
-    _compare(metadata.metadata, wanted, f'{self.directory}/{step}')
-    leaves = self._checkpointer.load(step, wanted)
-    return tree.unflatten(abstract, leaves), self._facts(step, metadata)
+    return self._or_name_a_good_one(step, lambda step: self._restore(abstract, step))
 
-  def peek(self) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Shapes and dtypes of the newest checkpoint by name, and its `extra`; raises RunError."""
-    if self.latest is None:
-      raise RunError(f'{self.directory} holds no finished checkpoint')
-    metadata: Any = self._checkpointer.metadata(self.latest)
-    return metadata.metadata, self._facts(self.latest, metadata)
+  def newest(self, abstract: Any, steps: Collection[int] | None = None) -> Found:
+    """The newest checkpoint that is sound: what newer ones held can be computed again from it.
 
-  def _facts(self, step: int | None, metadata: Any) -> dict[str, Any]:
-    return formats.facts(metadata.custom_metadata or {}, f'{self.directory}/{step}')
+    Args:
+      abstract: as for `restore`.
+      steps: those to choose from, all if not given; there must be some.
 
-  def part(self, names: list[str]) -> dict[str, Any]:
-    """Some arrays of the newest checkpoint by name, on one device."""
-    shapes, _ = self.peek()
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    wanted = {
-      name: jax.ShapeDtypeStruct(shapes[name].shape, shapes[name].dtype, sharding=device)
-      for name in names
-    }
-    context = ocp.Context()
-    context.pytree.loading.partial_load = True
-    with context:
-      return self._checkpointer.load(self.latest, wanted)
+    Raises:
+      RunError: if none is sound, or it does not fit.
+    """
+    damage: dict[int, str] = {}
+    for step in sorted(self.steps if steps is None else steps, reverse=True):
+      try:
+        return Found(step, *self._restore(abstract, step), damage)
+      except DamagedError as error:
+        damage[step] = error.reason
+    raise RunError(
+      f'no checkpoint in {self.directory} is sound: '
+      + '; '.join(f'step {step}: {reason}' for step, reason in damage.items())
+      + '. Rename that directory to begin again without them.'
+    )
+
+  def set_aside(self, steps: Collection[int]) -> list[paths.Path]:
+    """Renames checkpoints, so that they are none any more; returns their new names."""
+    targets = []
+    for step in steps:
+      path = self.directory / str(step)
+      taken = {other.name for other in self.directory.glob(f'{step}.damaged*')}
+      names = (f'{step}.damaged{number or ""}' for number in itertools.count())
+      targets.append(path.with_name(next(name for name in names if name not in taken)))
+      if jax.process_index() == 0:
+        with paths.writing(path):
+          path.rename(targets[-1])
+    multihost_utils.sync_global_devices('checkpoints are set aside')
+    return targets
+
+  def peek(self, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Shapes and dtypes of a checkpoint by name, and its `extra`; arguments as for `restore`."""
+    shapes, facts, _ = self._or_name_a_good_one(step, self._facts)
+    return shapes, facts
+
+  def facts(self) -> dict[str, Any] | None:
+    """The `extra` of the newest checkpoint of which it can be read; None if there is none."""
+    for step in reversed(self.steps):
+      with contextlib.suppress(DamagedError):
+        return self._facts(step)[1]
+    return None
+
+  def part(self, names: Collection[str], step: int | None = None) -> dict[str, Any]:
+    """Some arrays of a checkpoint by name, on one device; arguments as for `restore`."""
+    return self._or_name_a_good_one(step, lambda step: self._part(names, step))
 
   def close(self) -> None:
     """Waits for the last save and lets go of the directory."""
     try:
       self.wait()
     finally:
-      # After a failed save this raises the same error once more.
-      with contextlib.suppress(Exception):
-        self._checkpointer.close()
+      self._worker.shutdown()
 
-  def _failure(self, step: int, error: Exception) -> RunError:
-    good = [c.step for c in self._checkpointer.checkpoints if c.step != step]
+  def _or_name_a_good_one(self, step: int | None, read: Callable[[int], Any]) -> Any:
+    """`read(step)`; if that checkpoint is damaged, the error says which one is not."""
+    steps = self.steps
+    if not steps:
+      raise RunError(f'{self.directory} holds no finished checkpoint')
+    if step is not None and step not in steps:
+      raise RunError(
+        f'{self.directory} has no checkpoint of step {step}: there are {_listed(steps)}'
+      )
+    chosen = steps[-1] if step is None else step
+    try:
+      return read(chosen)
+    except DamagedError as error:
+      damaged = str(error)
+    if step is None and chosen not in self.steps:  # its run has deleted it: there is a newer one
+      return self._or_name_a_good_one(None, read)
+    for good in reversed(steps[: steps.index(chosen)]):
+      try:
+        read(good)
+      except DamagedError:
+        continue
+      raise RunError(
+        f'{damaged}. The last good one before it is that of step {good}: evaluate, predict, '
+        f'inspect and convert take --step={good}; training that is started again goes on from it.'
+      )
+    raise RunError(f'{damaged}. There is no good one before it.')
+
+  def _restore(self, abstract: Any, step: int) -> tuple[Any, dict[str, Any]]:
+    wanted = tree.flatten(sharding.fill_shardings(abstract))
+    problem, leaves, facts, sums = None, {}, {}, None
+    try:
+      found, facts, sums = self._facts(step)
+      _compare(found, wanted, f'{self.directory}/{step}')
+      faults.reached('in restore')
+      leaves = self._read(step, lambda path: _load(path, wanted))
+    except RunError as error:
+      problem = error
+    # Before anything that all processes do together: one of them alone may have a problem.
+    worst = _worst(0 if problem is None else 1 if isinstance(problem, DamagedError) else 2)
+    if worst == 1 and problem is None:
+      problem = self._damaged(step, 'another process could not read it')
+    if worst == 2 and (problem is None or isinstance(problem, DamagedError)):
+      problem = RunError(f'another process cannot read {self.directory}/{step}')
+    if problem:
+      raise problem
+    if sums is not None:
+      self._verify(step, _checksums(leaves), sums)
+    return tree.unflatten(abstract, leaves), facts
+
+  def _part(self, names: Collection[str], step: int) -> dict[str, np.ndarray]:
+    found, _, sums = self._facts(step)
+    leaves = self._read(step, lambda path: _load(path, {name: found[name] for name in names}))
+    if sums is not None:
+      self._verify(step, {name: checksum(leaf) for name, leaf in leaves.items()}, sums)
+    return leaves
+
+  def _facts(self, step: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, int] | None]:
+    """Shapes by name, `extra`, and checksums by name if the checkpoint has any."""
+    stored = self._read(step, lambda path: paths.read_object(path / _FACTS)['custom_metadata'])
+    if not isinstance(stored, dict) or not stored:
+      raise self._damaged(step, f'{_FACTS} lacks what the run wrote there')
+    if ('digest' in stored or stored.get('format')) and _sealed(stored) != stored:
+      raise self._damaged(step, f'{_FACTS} is not what the run wrote')
+    facts = formats.facts(stored, f'{self.directory}/{step}')
+    facts.pop('digest', None)
+    arrays = facts.pop('arrays', None)
+    if arrays is None:
+      return self._read(step, _shapes), facts, None
+    shapes = {
+      name: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
+      for name, (dtype, shape, _) in arrays.items()
+    }
+    return shapes, facts, {name: value for name, (_, _, value) in arrays.items()}
+
+  def _verify(self, step: int, found: Mapping[str, int], saved: Mapping[str, int]) -> None:
+    bad = [name for name, value in found.items() if value != saved[name]]
+    if bad:
+      raise self._damaged(step, f'{_listed(bad)}: not the numbers that were written')
+
+  def _read(self, step: int, read: Callable[[paths.Path], Any]) -> Any:
+    """`read` of the directory of a step, whose failures are the checkpoint's."""
+    path = self.directory / str(step)
+    try:
+      if not path.is_dir():
+        raise NotADirectoryError('it is not a directory')
+      return read(path)
+    except (MemoryError, jax.errors.JaxRuntimeError):
+      raise
+    except Exception as error:
+      reason = _first_line(error)
+      if isinstance(error, PermissionError) or 'PERMISSION_DENIED' in reason:
+        raise RunError(f'cannot read the checkpoint {path}: {reason}') from error
+      raise self._damaged(step, reason) from error
+
+  def _damaged(self, step: int, reason: str) -> DamagedError:
+    return DamagedError(f'{self.directory}/{step}', reason)
+
+  def _failure(self, step: int, error: BaseException) -> RunError:
+    good = [other for other in self.steps if other != step]
     last = f'the last good one is step {max(good)}' if good else 'there is none before it'
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    # One for everything that Orbax had not begun by then.
+    warnings.filterwarnings('ignore', r'coroutine .* was never awaited', RuntimeWarning)
     return RunError(
       f'the checkpoint of step {step} could not be written to {self.directory}; {last}.\n'
-      f'{reason}\nMake room (or the directory writable), then run the same command again.'
+      f'{_first_line(error)}\nFree some space (or make the directory writable), then run the same '
+      'command again.'
     )
+
+
+def _checksums(leaves: Mapping[str, jax.Array]) -> dict[str, int]:
+  """`checksum` of each array, by the devices that hold them, however they are laid out."""
+  names = sorted(leaves)
+  sums = jax.device_get(_device_checksums([leaves[name] for name in names]))
+  return dict(zip(names, sums.tolist(), strict=True))
+
+
+@jax.jit
+def _device_checksums(leaves: list[jax.Array]) -> jax.Array:
+
+  def one(leaf: jax.Array) -> jax.Array:
+    leaf = leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf
+    bits = jax.lax.bitcast_convert_type(leaf, f'uint{8 * leaf.dtype.itemsize}')
+    return bits.astype(jnp.uint32).sum(dtype=jnp.uint32)
+
+  return jnp.stack([one(leaf) for leaf in leaves])
+
+
+def checksum(array: Any) -> int:
+  """The sum of the bit patterns of the elements modulo 2**32.
+
+  It does not depend on their order, so that every device can add up what it has. Any one bit that
+  flips changes it.
+  """
+  array = np.asarray(array)
+  return int(array.view(f'u{array.dtype.itemsize}').sum(dtype=np.uint32))
+
+
+def _sealed(facts: Mapping[str, Any]) -> dict[str, Any]:
+  """`facts`, as they come back from JSON, with a digest of them."""
+  plain = json.loads(json.dumps({name: v for name, v in facts.items() if name != 'digest'}))
+  text = json.dumps(plain, sort_keys=True)
+  return {**plain, 'digest': hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _open(path: paths.Path, names: Collection[str]) -> dict[str, Any]:
+  """The arrays of a checkpoint on disk."""
+  context = tensorstore.Context()  # one copy of the index for all
+  opening = {
+    name: tensorstore.open(
+      {
+        'driver': 'zarr3', 'kvstore': {**_index(path), 'path': f'{name}/'},
+        'fill_missing_data_reads': False,
+      },
+      open=True, read=True, context=context,
+    )
+    for name in names
+  }  # fmt: skip
+  return {name: array.result() for name, array in opening.items()}
+
+
+def _index(path: paths.Path) -> dict[str, Any]:
+  return {'driver': 'ocdbt', 'base': {'driver': 'file', 'path': f'{path / _ARRAYS}/'}}
+
+
+def _shapes(path: paths.Path) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes and dtypes by name, of a checkpoint whose facts do not say them."""
+  keys = tensorstore.KvStore.open(_index(path)).result().list().result()
+  names = [key.decode().removesuffix('/zarr.json') for key in keys if key.endswith(b'/zarr.json')]
+  return {
+    name: jax.ShapeDtypeStruct(array.shape, array.dtype.numpy_dtype)
+    for name, array in _open(path, names).items()
+  }
+
+
+def _load(path: paths.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+  """Arrays by name: this process's parts of global ones as their shardings say, or NumPy's."""
+  names, leaves = list(wanted), {}
+  arrays = _open(path, names)
+  for first in range(0, len(names), _AT_A_TIME):
+    reading = {}
+    for name in names[first : first + _AT_A_TIME]:
+      leaf, array = wanted[name], arrays[name]
+      if (array.shape, array.dtype.numpy_dtype) != (leaf.shape, leaf.dtype):
+        raise ValueError(f'{name} is {array.dtype.numpy_dtype}{array.shape} on disk')
+      reading[name] = {_key(index): array[index].read() for index in _parts(leaf)}
+    for name, parts in reading.items():
+      leaf = wanted[name]
+      blocks = {key: part.result() for key, part in parts.items()}
+      if leaf.sharding is None:
+        (leaves[name],) = blocks.values()
+      else:
+        leaves[name] = jax.make_array_from_callback(
+          leaf.shape, leaf.sharding, lambda index, blocks=blocks: blocks[_key(index)]
+        )
+  return leaves
+
+
+def _parts(leaf: jax.ShapeDtypeStruct) -> list[tuple[slice, ...]]:
+  """Which part of an array each device of this process holds; without a sharding all of it."""
+  if leaf.sharding is None:
+    return [(slice(None),) * len(leaf.shape)]
+  parts = leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
+  return [part for part in parts if part is not None]
+
+
+def _key(index: Any) -> tuple[Any, ...]:
+  return tuple((part.start, part.stop) for part in index)
+
+
+def _worst(own: int) -> int:
+  """The largest of what all processes say."""
+  return own if jax.process_count() == 1 else int(multihost_utils.process_allgather(own).max())
+
+
+def _first_line(error: BaseException) -> str:
+  """What an error says, of TensorStore's chains of causes the last one."""
+  text = (str(error).strip() or type(error).__name__).splitlines()[0]
+  kind, *causes = re.split(r': (?=Error )', text.partition(' [tensorstore_spec=')[0])
+  return f'{causes[-1]} ({kind})' if causes else kind
+
+
+def _listed(items: Collection[Any], most: int = 3) -> str:
+  shown = ', '.join(map(str, list(items)[:most]))
+  return f'{shown} and {len(items) - most} more' if len(items) > most else shown
 
 
 def _compare(found: dict[str, Any], wanted: dict[str, Any], where: str) -> None:

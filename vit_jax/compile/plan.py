@@ -28,9 +28,9 @@ from vit_jax.compile import compiled as compiled_lib
 from vit_jax.compile import topology
 from vit_jax.compile.compiled import Collective, Kernel, Program
 from vit_jax.core import paths, schema
-from vit_jax.core.errors import RunError
 from vit_jax.costs import chips, flops
-from vit_jax.data.sources import Synthetic
+from vit_jax.data.examples import NoDataError
+from vit_jax.data.synthetic import Synthetic
 from vit_jax.nn import sharding
 from vit_jax.nn.encoder import split_layers
 from vit_jax.training import config as config_lib
@@ -53,7 +53,7 @@ class Plan:
       optimizer.
     activations: kept by the forward for the backward pass, copies of weights in the compute dtype
       among them, as traced: the compiler may keep less.
-    temporaries: the most that a step needs beside its arguments, activations included.
+    temporaries: the most that a step needs in addition to its arguments, activations included.
     memory: arguments, temporaries and program together.
     capacity: of a chip; of a GPU what JAX takes of it, `topology.gpu_memory`.
     fits: whether the compiler found room.
@@ -107,7 +107,7 @@ def plan(config: ConfigDict, where: str, hlo: str = '') -> Plan:
   """
   devices = topology.devices(where)
   kind = devices[0].device_kind
-  # Of a GPU the compiler says no times.
+  # The compiler of GPUs predicts no times.
   chip = chips.CHIPS.get(kind)
   capacity = int(chip.hbm) if chip else topology.gpu_memory(kind)
   cfg: config_lib.Config = schema.build(config_lib.Config, config_lib.to_dict(config))
@@ -222,10 +222,9 @@ def _experiment(cfg: config_lib.Config) -> Experiment:
   """Of the data set only its size and classes matter; a missing one is replaced."""
   try:
     return Experiment(cfg)
-  except RunError as error:
-    if 'data set' not in str(error) and 'no directory' not in str(error):
-      raise
-    data = dataclasses.replace(cfg.data, source=Synthetic(cfg.model.num_classes or 1000))
+  except NoDataError as error:
+    source = Synthetic(cfg.model.num_classes or 1000, channels=cfg.model.in_channels or 3)
+    data = dataclasses.replace(cfg.data, source=source)
     experiment = Experiment(dataclasses.replace(cfg, data=data))
     print(f'({error}\n planned with random images of 1,000 classes)', file=sys.stderr)
     return experiment
@@ -243,7 +242,7 @@ def _abstract_batch(experiment: Experiment, mesh: Any) -> dict[str, Any]:
 
 
 def _activations(experiment: Experiment, state: Any, batch: Any, mesh: Any) -> int:
-  """Bytes per chip that the forward pass leaves for the backward pass, beside its arguments."""
+  """Bytes per chip that the forward pass leaves for the backward pass, without its arguments."""
   task, accumulate = experiment.config.task, experiment.config.optim.accumulate
 
   def residuals(model, batch):

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-import argparse
-
-from vit_jax.convert import read, write
+from vit_jax.convert import arguments, notes, read, write
 from vit_jax.convert.dialects import DIALECTS
 from vit_jax.core import command
 
 
-def main(source: str, target: str, to: str, dtype: str, overwrite: bool, changes: dict) -> None:
-  """Reads `source`, changes it, and writes `target`."""
-  model = read.load(source, **changes)
-  write.save(model, target, to, dtype=dtype, overwrite=overwrite)
+def main(
+  source: str, target: str, to: str, changes: dict, dtype: str = 'float32',
+  overwrite: bool = False, step: int | None = None, part: str = '', prefix: str | None = None,
+  ignore: str = '',
+) -> None:  # fmt: skip
+  """Reads `source`, changes it, and writes `target`; prints what is not the same in both."""
+  with notes.printed():
+    model = read.load(source, step=step, part=part, prefix=prefix, ignore=ignore, **changes)
+    write.save(model, target, to, dtype=dtype, overwrite=overwrite)
   print(f'{target}: {to}, from {model.card.dialect}')
 
 
 if __name__ == '__main__':
-  parser = argparse.ArgumentParser(
-    prog='python -m vit_jax.convert',
-    description='Any known checkpoint to any known dialect. Fields of the model that shall change '
-    'are written --num_classes=10, --image_size=384,384, --patch_size=8.',
+  parser = command.Parser(
+    'vit_jax.convert',
+    'Converts any known checkpoint to any known dialect, and lists what the new one says\n'
+    'otherwise or cannot say. Fields of the model can be changed: --num_classes=10 --patch_size=8.',
+    ('runs/photos vit-photos --to=transformers', 'B_16.npz vit-b --to=timm --image_size=384'),
   )
   parser.add_argument('source', help='npz, safetensors or PyTorch file; folder; run directory')
-  parser.add_argument('target', help='a file or a folder, as the dialect has it')
-  parser.add_argument('--to', required=True, choices=DIALECTS, help='the dialect')
-  parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'))
-  parser.add_argument('--overwrite', action='store_true', help='replace TARGET if it is there')
+  parser.add_argument('target', help='file or folder, depending on the dialect')
+  parser.add_argument(
+    '--to', required=True, choices=DIALECTS, metavar='DIALECT', help=', '.join(DIALECTS)
+  )
+  parser.add_argument(
+    '--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'), metavar='DTYPE',
+    help='float32, bfloat16 or float16',
+  )  # fmt: skip
+  parser.switch('--overwrite', 'replace TARGET if it is there')
+  arguments.add_choice(parser)
   command.run(parser, main)

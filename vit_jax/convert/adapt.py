@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from vit_jax import models
 from vit_jax.architecture.card import Card
-from vit_jax.core.errors import RunError
-from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.models.vit import ViTConfig
 from vit_jax.nn import tree
 from vit_jax.nn.layers import resample_patches
@@ -24,11 +25,18 @@ CHANGES = ('num_classes', 'image_size', 'patch_size', 'in_channels')
 Leaves = dict[str, np.ndarray]
 
 
+@functools.lru_cache(64)  # a conversion asks for the same few again and again
+def abstract(config: Any) -> Mapping[str, tuple[int, ...]]:
+  """Shapes of a model's parameters by name."""
+  model = jax.eval_shape(lambda key: models.create(config, nnx.Rngs(key)), jax.random.key(0))
+  return types.MappingProxyType({n: tuple(leaf.shape) for n, leaf in tree.flatten(model).items()})
+
+
 def adapt(
   config: ViTConfig, card: Card, leaves: Leaves, changes: Mapping[str, Any],
   patch_method: str = 'bilinear',
 ) -> tuple[ViTConfig, Card, Leaves]:  # fmt: skip
-  """A model with `CHANGES` made to it; see `bridge.load`.
+  """A model with `CHANGES` made to it; see `read.load`.
 
   Raises:
     RunError: if what is asked for makes no model.
@@ -116,74 +124,6 @@ def _replace_head(config: ViTConfig, leaves: Leaves) -> None:
     shape = (*leaves.pop(name).shape[:-1], config.num_classes)
     if config.num_classes:
       leaves[name] = np.zeros(shape, np.float32)
-  model = jax.eval_shape(lambda key: config.create(nnx.Rngs(key)), jax.random.key(0))
-  for name, leaf in tree.flatten(model).items():
+  for name, shape in abstract(config).items():
     if name not in leaves:  # a head where there was none
-      leaves[name] = np.zeros(leaf.shape, np.float32)
-
-
-# Which tokens have learned positions, where a dialect cannot do otherwise.
-_POSEMB = {
-  'vit': 'class', 'vit-linen': 'class', 'transformers': 'class', 'transformers-v5': 'class',
-  'openai': 'class', 'dinov2': 'class',
-}  # fmt: skip
-
-
-def for_dialect(config: Any, leaves: Leaves, dialect: str) -> tuple[Any, Leaves]:
-  """The same function in the form in which a dialect can express it.
-
-  Raises:
-    RunError: if it cannot.
-  """
-  if isinstance(config, TwoTowersConfig):
-    if dialect in ('openai', 'vit', 'vit-linen') and config.image.pool == 'map':
-      raise RunError(f'{dialect} has no towers with a map head')
-    return config, leaves
-  want, leaves = _POSEMB.get(dialect), dict(leaves)
-  first = config.prefix - config.registers
-  if want and config.posemb == 'learned' and config.posemb_prefix < first:
-    # A row of zeros for the tokens that have no position.
-    zeros = np.zeros((1, first - config.posemb_prefix, config.width), np.float32)
-    leaves['posemb'] = np.concatenate([zeros, leaves['posemb']], axis=1)
-    config = dataclasses.replace(config, posemb_tokens=want)
-  if (
-    dialect == 'timm'
-    and 'posemb' in leaves
-    and config.registers
-    and config.posemb_tokens == 'class'
-  ):
-    # timm has rows for all tokens before the patches, or for none.
-    rows = leaves['posemb']
-    for token, at in (('token', 0), ('distill_token', 1)):
-      if token in leaves:
-        leaves[token] = leaves[token] + rows[:, at : at + 1]
-    leaves['posemb'] = rows[:, first:]
-    config = dataclasses.replace(config, posemb_tokens='patches')
-  if dialect == 'timm':  # keeps nothing that only pre-training uses
-    leaves.pop('mask_token', None)
-  return config, leaves
-
-
-# Fields that change nothing in what a trained model computes on images of its own size.
-_FREE = (
-  'variant', 'drop_path', 'drop_path_mode', 'patch_dropout', 'dtype', 'scan', 'remat',
-  'interpolation', 'mask_token', 'posemb_tokens', 'image_size', 'layerscale',
-)  # fmt: skip
-
-
-def signature(config: Any) -> dict[str, Any]:
-  """What decides the function of a model, apart from its parameters."""
-  found = {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE}
-  found['eps'] = max(config.eps, 1e-6)  # smaller ones cannot be told from rounding
-  if isinstance(config, ViTConfig):
-    if config.rope == 'none':
-      del found['rope_base'], found['rope_grid']
-    elif config.rope == 'unit':
-      found.pop('rope_grid')
-    if not config.stem_width:
-      del found['stem_depths'], found['stem_convention']
-    if config.posemb == 'learned':
-      found['posemb_prefix'] = config.posemb_prefix
-    if config.posemb in ('learned', 'factorised') or config.relative_bias != 'none':
-      found['grid'] = config.grid
-  return found
+      leaves[name] = np.zeros(shape, np.float32)

@@ -75,7 +75,9 @@ def catalogue(index: str | paths.Path) -> list[dict[str, Any]]:
   except (OSError, UnicodeDecodeError, csv.Error) as error:
     raise RunError(f'cannot read {index}: {error}') from None
   if not rows or not {'name', 'ds', 'final_val', 'filename'} <= rows[0].keys():
-    raise RunError(f'{index} is no index of AugReg: it lacks name, ds, final_val or filename')
+    raise RunError(
+      f"{index} is not AugReg's index: it lacks one of name, ds, final_val or filename"
+    )
   return [{key: _number(value) for key, value in row.items()} for row in rows]
 
 

@@ -6,5 +6,5 @@ DIALECTS = {
   'timm': 'folder', 'dinov2': '.safetensors', 'dinov3': '.safetensors',
   'transformers': 'folder', 'transformers-v5': 'folder', 'openai': 'folder', 'vit_jax': 'folder',
 }  # fmt: skip
-# What lies beside weights and says what model they are of.
+# Files next to the weights that describe the model.
 SIDECARS = ('config.json', 'open_clip_config.json')

@@ -39,7 +39,16 @@ Arrays = dict[str, Stub]
 
 
 def read(path: paths.Path) -> Arrays:
-  """The arrays in a file, by name.
+  """All arrays in a file, by name; raises as `parts` does."""
+  return parts(path)['']
+
+
+def parts(path: paths.Path) -> dict[str, Arrays]:
+  """The parts of a file, which are arrays by name.
+
+  Returns:
+    Under '' everything; of a file of PyTorch also each entry of its outermost dict ('state_dict',
+    'optimizer') under its key.
 
   Raises:
     RunError: if it is missing, damaged, no file of named arrays, or holds Python objects.
@@ -48,11 +57,11 @@ def read(path: paths.Path) -> Arrays:
     raise RunError(f'there is no file {path}')
   try:
     if path.name.endswith('.index.json'):
-      return _sharded(path)
+      return {'': _sharded(path)}
     with path.open('rb') as file:
       start = file.read(8)
     if path.suffix == '.safetensors':
-      return _safetensors(path)
+      return {'': _safetensors(path)}
     if not start.startswith(b'PK'):
       raise RunError(
         f'{path} is neither npz nor safetensors nor a zip file of PyTorch'
@@ -60,8 +69,11 @@ def read(path: paths.Path) -> Arrays:
       )
     with zipfile.ZipFile(path) as archive:
       if any(name.endswith('/data.pkl') for name in archive.namelist()):
-        return {name: Stub(*stub) for name, stub in pickles.read(path).items()}
-    return _npz(path)
+        return {
+          part: {name: Stub(*stub) for name, stub in tensors.items()}
+          for part, tensors in pickles.read(path).items()
+        }
+    return {'': _npz(path)}
   except RunError:
     raise
   except Exception as error:  # a damaged file can ask for anything
@@ -74,7 +86,7 @@ def _npz(path: paths.Path) -> Arrays:
     size = path.stat().st_size
     for info in archive.infolist():
       if not info.filename.endswith('.npy'):
-        raise RunError(f'{path} holds {info.filename!r}, which is no array')
+        raise RunError(f'{path} holds {info.filename!r}, which is not an array')
       with archive.open(info) as file:
         version = np.lib.format.read_magic(file)
         reader = {(1, 0): np.lib.format.read_array_header_1_0}.get(
@@ -133,12 +145,12 @@ def _sharded(path: paths.Path) -> Arrays:
   index = paths.read_object(path)
   names = index.get('weight_map')
   if not isinstance(names, Mapping) or any(paths.Path(f).name != f for f in names.values()):
-    raise RunError(f'{path} is no index of the parts of a checkpoint')
-  parts = {name: read(path.parent / name) for name in sorted(set(names.values()))}
-  missing = [name for name, part in names.items() if name not in parts[part]]
+    raise RunError(f'{path} is not an index of a checkpoint in several parts')
+  shards = {name: read(path.parent / name) for name in sorted(set(names.values()))}
+  missing = [name for name, shard in names.items() if name not in shards[shard]]
   if missing:
     raise RunError(f'{path} promises {missing[0]!r}, which {names[missing[0]]} does not have')
-  return {name: parts[part][name] for name, part in names.items()}
+  return {name: shards[shard][name] for name, shard in names.items()}
 
 
 def weights(folder: paths.Path) -> paths.Path:
@@ -147,7 +159,7 @@ def weights(folder: paths.Path) -> paths.Path:
     for candidate in (folder / name, folder / f'{name}.index.json'):
       if candidate.exists():
         return candidate
-  raise RunError(f'{folder} holds neither a run of vit_jax nor any of {", ".join(WEIGHTS)}')
+  raise RunError(f'{folder} contains neither a run of vit_jax nor any of {", ".join(WEIGHTS)}')
 
 
 def write_npz(path: paths.Path, arrays: Mapping[str, np.ndarray]) -> None:

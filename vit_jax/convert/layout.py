@@ -38,6 +38,7 @@ class To:
 
 
 Table = Mapping[str, 'str | To']
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,9 +124,7 @@ def _deinterleave(x: np.ndarray) -> np.ndarray:
   return x.reshape(*x.shape[:-1], -1, 2).swapaxes(-1, -2).reshape(x.shape)
 
 
-def rules(
-  table: Table, shapes: Mapping[str, tuple[int, ...]], *, torch: bool, interleaved: bool = False
-) -> list[Rule]:
+def rules(table: Table, shapes: Shapes, *, torch: bool, interleaved: bool = False) -> list[Rule]:
   """The rules by which a model is read and written.
 
   Args:

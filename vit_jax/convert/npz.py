@@ -8,7 +8,7 @@ from typing import Any
 from vit_jax.architecture.card import Card
 from vit_jax.architecture.vit import stem_stride
 from vit_jax.convert import augreg
-from vit_jax.convert.layout import BLOCKS, Rule, Table, To, rules
+from vit_jax.convert.layout import BLOCKS, Rule, Shapes, Table, To, rules
 from vit_jax.convert.source import Source
 from vit_jax.core.errors import RunError
 from vit_jax.models.text import TextConfig
@@ -103,7 +103,7 @@ def table(config: ViTConfig, style: dict[str, Any]) -> Table:
   return names
 
 
-def make_rules(config: Any, shapes: dict, style: dict[str, Any]) -> list[Rule]:
+def make_rules(config: Any, shapes: Shapes, style: dict[str, Any]) -> list[Rule]:
   """The rules by which a model is read and written."""
   if not isinstance(config, TwoTowersConfig):
     return rules(table(config, style), shapes, torch=False)

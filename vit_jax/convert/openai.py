@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from vit_jax.architecture.card import Card
-from vit_jax.convert.layout import BLOCKS, Rule, To, rules
+from vit_jax.convert import images
+from vit_jax.convert.layout import BLOCKS, Rule, Shapes, To, rules
 from vit_jax.convert.source import OPENAI, Source, pair
 from vit_jax.core.errors import RunError
 from vit_jax.models.text import TextConfig
@@ -40,7 +41,7 @@ def _blocks(base: str) -> dict[str, Any]:
   }
 
 
-def make_rules(config: Any, shapes: dict, style: dict[str, Any]) -> list[Rule]:
+def make_rules(config: Any, shapes: Shapes, style: dict[str, Any]) -> list[Rule]:
   """The rules by which a model is read and written."""
   image = {
     **_blocks('visual.'),
@@ -94,18 +95,23 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
     num_classes=source.shape('visual.proj', 2)[1], **common,
   )  # fmt: skip
   stats = source.config.get('preprocess_cfg', {})
+  resize = stats.get('interpolation', 'bicubic')
+  if resize not in ('bilinear', 'bicubic'):
+    source.notes.append(f'interpolation={resize!r} is not known here: bicubic')
+    resize = 'bicubic'
   card = Card(
     'openai',
     size,
     tuple(stats.get('mean', OPENAI[0])),
     tuple(stats.get('std', OPENAI[1])),
-    crop=1.0,
+    resize=resize,
+    crop=0.0 if stats.get('resize_mode') == 'squash' else 1.0,
   )
   if not style['two']:
     return image, card
   at = style['text']
   if f'{at}text_projection' not in source:
-    raise RunError(f'{source.where}: only text towers of CLIP itself are known here')
+    raise RunError(f"{source.where}: only CLIP's own text towers are supported")
   vocab, width = source.shape(f'{at}token_embedding.weight', 2)
   block = f'{at}transformer.resblocks.'
   text = TextConfig(
@@ -132,9 +138,11 @@ def sidecar(config: Any, card: Card) -> dict[str, dict[str, Any]]:
     'embed_dim': image.num_classes,
     'quick_gelu': image.mlp == 'quick_gelu',
     'vision_cfg': {
-      'image_size': image.image_size[0], 'layers': image.depth, 'width': image.width,
+      'image_size': image.image_size[0] if len(set(image.image_size)) == 1 else image.image_size,
+      'layers': image.depth, 'width': image.width,
       'head_width': image.width // image.num_heads, 'mlp_ratio': image.mlp_dim / image.width,
       'patch_size': image.patch_size,
+      **({'ls_init_value': image.layerscale} if image.layerscale else {}),
     },
   }  # fmt: skip
   if two:
@@ -143,5 +151,4 @@ def sidecar(config: Any, card: Card) -> dict[str, dict[str, Any]]:
       'context_length': text.context_length, 'vocab_size': text.vocab_size, 'width': text.width,
       'heads': text.num_heads, 'layers': text.depth,
     }  # fmt: skip
-  stats = {'mean': list(card.mean), 'std': list(card.std)}
-  return {'open_clip_config.json': {'model_cfg': model, 'preprocess_cfg': stats}}
+  return {'open_clip_config.json': {'model_cfg': model, 'preprocess_cfg': images.for_openai(card)}}

@@ -1,8 +1,8 @@
 """PyTorch's zip files without PyTorch: tensors and dicts of them, nothing else is brought to life.
 
-Covers `torch.save` of a state dict (or of a dict that holds one) and TorchScript archives, in which
-OpenAI published CLIP. Every class that a file asks for is either one of a short list or an inert
-stand-in; no code of the file runs.
+Covers `torch.save` of a state dict, of a whole module, or of a dict that holds several of them, and
+TorchScript archives, in which OpenAI published CLIP. Every class that a file asks for is either one
+of a short list or an inert stand-in; no code of the file runs.
 """
 
 from __future__ import annotations
@@ -25,8 +25,13 @@ _STORAGES = {
   'DoubleStorage': np.float64, 'FloatStorage': np.float32, 'HalfStorage': np.float16,
   'BFloat16Storage': ml_dtypes.bfloat16, 'LongStorage': np.int64, 'IntStorage': np.int32,
   'ShortStorage': np.int16, 'CharStorage': np.int8, 'ByteStorage': np.uint8,
-  'BoolStorage': np.bool,
+  'BoolStorage': np.bool, 'ComplexFloatStorage': np.complex64,
+  'ComplexDoubleStorage': np.complex128,
 }  # fmt: skip
+# Entries of the outermost dict that are looked into.
+MOST_PARTS = 100
+# Where a module keeps its tensors and its children: no part of their names.
+_MODULE = ('_parameters', '_buffers', '_modules')
 Tensor = collections.namedtuple('Tensor', 'shape dtype fetch')
 
 
@@ -38,6 +43,9 @@ class _Inert:
 
   def __setstate__(self, state):
     self.state = state
+
+  def __call__(self, *args):
+    return _Inert(*args)
 
   def __setitem__(self, key, value):
     pass
@@ -57,8 +65,12 @@ class _Unpickler(pickle.Unpickler):
       return collections.OrderedDict
     if module == 'torch._utils' and name in ('_rebuild_tensor_v2', '_rebuild_tensor'):
       return _tensor
-    if module == 'torch._utils' and name == '_rebuild_parameter':
+    if module == 'torch._utils' and name in (
+      '_rebuild_parameter', '_rebuild_parameter_with_state'
+    ):  # fmt: skip
       return lambda data, *_: data
+    if (module, name) == ('torch._tensor', '_rebuild_from_type_v2'):
+      return lambda function, kind, args, state: function(*args)
     if module in ('torch', 'torch.storage') and name in _STORAGES:
       return np.dtype(_STORAGES[name])
     return type(name, (_Inert,), {})
@@ -79,8 +91,11 @@ def _tensor(storage, offset, shape, stride, *_) -> Tensor:
   return Tensor(shape, dtype, (key, int(offset), stride, count))
 
 
-def read(path: paths.Path) -> dict[str, Tensor]:
-  """Tensors by name; `fetch` of each is a function that returns the array.
+def read(path: paths.Path) -> dict[str, dict[str, Tensor]]:
+  """The parts of a file: tensors by name for each key of the outermost dict that holds any.
+
+  The part '' is everything in the file, named by the way to it. `fetch` of each tensor is a
+  function that returns the array.
 
   Raises:
     RunError: if the file is damaged or holds no tensors.
@@ -106,10 +121,12 @@ def read(path: paths.Path) -> dict[str, Tensor]:
     order = f'{root}byteorder'
     if order in members and archive.read(order) != b'little':
       raise RunError(f'{path} was written on a big-endian machine')
-  found: dict[str, Tensor] = {}
-  _collect(_state_dict(top), '', found, set())
-  if not found:
+  parts = {'': _tensors(top)}
+  if not parts['']:
     raise RunError(f'{path} holds no tensors by name')
+  if isinstance(top, dict):
+    nodes = [(str(k), v) for k, v in top.items() if isinstance(v, dict | _Inert)]
+    parts |= {name: found for name, node in nodes[:MOST_PARTS] if (found := _tensors(node))}
 
   def bound(tensor: Tensor) -> Tensor:
     key, offset, stride, count = tensor.fetch
@@ -132,27 +149,28 @@ def read(path: paths.Path) -> dict[str, Tensor]:
 
     return tensor._replace(fetch=fetch)
 
-  return {name: bound(tensor) for name, tensor in found.items()}
+  return {
+    part: {name: bound(tensor) for name, tensor in tensors.items()}
+    for part, tensors in parts.items()
+  }
 
 
-def _state_dict(top: Any, depth: int = 0) -> Any:
-  """The state dict in what training scripts save around it."""
-  if depth > 8:
-    return top
-  for key in ('state_dict', 'model', 'teacher', 'model_ema', 'module'):
-    if isinstance(top, dict) and isinstance(top.get(key), dict | _Inert):
-      return _state_dict(top[key], depth + 1)
-  return top
+def _tensors(node: Any) -> dict[str, Tensor]:
+  """Every tensor below a node by the way to it; what is shared is named once."""
+  found: dict[str, Tensor] = {}
+  _collect(node, '', found, set())
+  return found
 
 
 def _collect(node: Any, name: str, found: dict[str, Tensor], above: set[int]) -> None:
-  """Names every tensor below a node by the way to it; what is shared is named once."""
   if isinstance(node, Tensor):
     found[name] = node
     return
-  if isinstance(node, _Inert):
+  module = isinstance(node, _Inert)
+  if module:
     node = getattr(node, 'state', None)
   if isinstance(node, dict) and id(node) not in above and len(name) < 1000:
     above.add(id(node))
     for key, value in node.items():
-      _collect(value, f'{name}.{key}' if name else str(key), found, above)
+      way = (name,) if module and key in _MODULE else (name, str(key))
+      _collect(value, '.'.join(filter(None, way)), found, above)

@@ -25,6 +25,8 @@ class Source:
     config: of config.json or open_clip_config.json beside it; empty if there is none.
     preprocessor: of preprocessor_config.json, likewise.
     hints: fields of the model's configuration that the caller knows better.
+    dropped: names of arrays that are parameters of something else than the model.
+    notes: what the reader had to replace by something near.
   """
 
   where: str
@@ -32,6 +34,8 @@ class Source:
   config: dict[str, Any] = dataclasses.field(default_factory=dict)
   preprocessor: dict[str, Any] = dataclasses.field(default_factory=dict)
   hints: dict[str, Any] = dataclasses.field(default_factory=dict)
+  dropped: list[str] = dataclasses.field(default_factory=list)
+  notes: list[str] = dataclasses.field(default_factory=list)
 
   def __contains__(self, name: str) -> bool:
     return name in self.arrays
@@ -64,7 +68,7 @@ class Source:
     self, width: int, known: Any = None, *, special: dict[int, int] | None = None,
     tower: str = 'image',
   ) -> int:  # fmt: skip
-    """Attention heads of a model of this width: from a hint, a configuration, or by custom."""
+    """Attention heads of a model of this width: from a hint, a configuration, or the usual one."""
     hint = self.hints.get(tower, {} if tower == 'text' else self.hints).get('num_heads', known)
     if hint is not None:
       return self.integer(hint, 'num_heads')
@@ -82,7 +86,8 @@ class Source:
       stride: pixels from one patch to the next.
       size: height and width of images, if they are known.
     """
-    for known in (size, None):  # what a configuration says may be wrong
+    hint = self.hints.get('image', self.hints).get('image_size')
+    for known in (size, None, hint):  # what a configuration says may be wrong
       for tokens, prefix in prefixes.items():
         patches = rows - prefix
         if known and (known[0] // stride) * (known[1] // stride) == patches:
@@ -90,7 +95,9 @@ class Source:
         side = math.isqrt(max(patches, 0))
         if not known and side and side * side == patches:
           return (side * stride, side * stride), tokens
-    raise RunError(f'{self.where}: {rows} positions are no square of patches')
+    raise RunError(
+      f'{self.where}: {rows} positions are not a square of patches: give image_size=(height, width)'
+    )
 
 
 # Heads by width where they are not 64 wide.

@@ -7,7 +7,7 @@ from typing import Any
 
 from vit_jax.architecture.card import Card
 from vit_jax.architecture.vit import stem_stride
-from vit_jax.convert.layout import BLOCKS, Rule, Table, To, rules
+from vit_jax.convert.layout import BLOCKS, Rule, Shapes, Table, To, rules
 from vit_jax.convert.source import IMAGENET, INCEPTION, OPENAI, Source, pair
 from vit_jax.core.errors import RunError
 from vit_jax.models.vit import ViTConfig
@@ -42,6 +42,9 @@ def recognise(source: Source) -> dict[str, Any] | None:
   """Which of the family wrote a checkpoint; None if none of them."""
   if 'patch_embed.proj.weight' not in source:
     return None
+  if 'decoder_embed.weight' in source:  # MAE, of which the encoder alone is a model of images
+    source.dropped += [n for n in source.arrays if n.startswith('decoder_') or n == 'mask_token']
+    source.arrays = {n: a for n, a in source.arrays.items() if n not in source.dropped}
   if any(re.match(r'blocks\.\d+\.\d+\.', name) for name in source.arrays):  # chunked by Meta
     source.arrays = {
       re.sub(r'^blocks\.\d+\.(\d+)\.', r'blocks.\1.', name): array
@@ -60,6 +63,7 @@ def recognise(source: Source) -> dict[str, Any] | None:
       has('gamma_1')
       or has('attn.q_bias')
       or has('attn.q_proj.weight')
+      or 'use_rot_pos_emb' in (source.config.get('model_args') or {})
       or ('head_dist.weight' not in source and not has('attn.qkv.bias') and has('mlp.fc1_g.weight'))
     )
     style = dict(STYLES['eva' if eva else 'timm'])
@@ -131,7 +135,7 @@ def table(config: ViTConfig, style: dict[str, Any]) -> Table:
   return names
 
 
-def make_rules(config: ViTConfig, shapes: dict, style: dict[str, Any]) -> list[Rule]:
+def make_rules(config: ViTConfig, shapes: Shapes, style: dict[str, Any]) -> list[Rule]:
   """The rules by which a model is read and written."""
   # Eva turns neighbouring features together; DINOv3 the two halves, as we do.
   interleaved = config.rope == 'grid'
@@ -167,7 +171,8 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[ViTConfig, Card
     found['stem_convention'] = 'timm'
   found['in_channels'] = channels
   stride = patch * (stem_stride(found['stem_depths']) if 'stem_width' in found else 1)
-  if meta or (args.get('norm_layer') is None and found['embed_norm']):
+  clip = args.get('norm_layer') is None and (found['embed_norm'] or '_clip_' in name)
+  if meta or clip or 'dinov3' in name:
     found['eps'] = 1e-6 if style['glu'] == 'w12' else 1e-5
   found['registers'] = next(
     (source.shape(n, 3)[1] for n in ('reg_token', 'register_tokens', 'storage_tokens') if has(n)), 0
@@ -236,8 +241,11 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[ViTConfig, Card
       else ((224, 224) if 224 % stride == 0 else (14 * stride, 14 * stride))
     )
   eva = style['scale'] == 'gamma_{}'
-  if style['glu'] == 'w123' or (eva and _is_dinov3(name, args, found, has)):
-    found |= dict(rope='unit', rope_base=float(args.get('rope_temperature') or 100.0), eps=1e-5)
+  rotary = args.get('use_rot_pos_emb', True)
+  if style['glu'] == 'w123' or (eva and rotary and _is_dinov3(name, args, found, has)):
+    found |= dict(rope='unit', rope_base=float(args.get('rope_temperature') or 100.0))
+    if not name:
+      found['eps'] = 1e-5
   elif eva and not rows and args.get('use_rot_pos_emb', _is_rotary(name, found, has)):
     reference = args.get('ref_feat_shape', (16, 16))
     reference = pair(reference) or (0, 0)
@@ -293,53 +301,31 @@ def _card(source: Source, name: str, given: dict, config: ViTConfig, meta: bool)
     card |= dict(mean=tuple(given['mean']), std=tuple(given['std']))
   if given.get('crop_pct'):
     card['crop'] = float(given['crop_pct'])
+  if given.get('crop_mode') == 'squash' and card['crop'] == 1:
+    card['crop'] = 0.0
+  elif given.get('crop_mode', 'center') != 'center':
+    source.notes.append(f'crop_mode={given["crop_mode"]!r} is not known here: a central crop')
   if given.get('interpolation') in ('bilinear', 'bicubic'):
     card['resize'] = given['interpolation']
+  elif given.get('interpolation'):
+    source.notes.append(f'interpolation={given["interpolation"]!r} is not known here: bicubic')
   labels = given.get('label_names') or source.config.get('label_names') or ()
   if len(labels) == config.num_classes:
     card['class_names'] = tuple(map(str, labels))
   return Card(**card)
 
 
-def sidecar(config: ViTConfig, card: Card) -> dict[str, Any]:
-  """The config.json that timm reads ('local-dir:' and hub models)."""
-  pools = {'mean': 'avg', 'map': 'map', 'token': 'token'}
-  if config.pool not in pools:
-    raise RunError(f'timm has no pooling {config.pool!r}')
-  args: dict[str, Any] = {'num_heads': config.num_heads, 'img_size': list(config.image_size)}
-  if config.mlp in ('gelu_tanh', 'quick_gelu'):
-    args['act_layer'] = config.mlp
-  if config.rope != 'none':
-    args |= dict(
-      use_rot_pos_emb=True, rope_type='dinov3' if config.rope == 'unit' else 'cat',
-      rope_temperature=config.rope_base,
-      ref_feat_shape=list(config.rope_grid) if all(config.rope_grid) else None,
-    )  # fmt: skip
-  elif style_for(config, 'timm')['scale'] == 'gamma_{}':
-    args['use_rot_pos_emb'] = False
-  return {
-    'num_classes': config.num_classes,
-    'global_pool': pools[config.pool],
-    'model_args': args,
-    'pretrained_cfg': {
-      'input_size': [config.in_channels, *config.image_size],
-      'mean': list(card.mean), 'std': list(card.std), 'interpolation': card.resize,
-      'crop_pct': card.crop or 1.0, 'num_classes': config.num_classes,
-      **({'label_names': list(card.class_names)} if card.class_names else {}),
-    },
-  }  # fmt: skip
-
-
-def style_for(config: ViTConfig, dialect: str) -> dict[str, Any]:
-  """How a model is written; for 'timm', in the class of timm that can hold it."""
+def style_for(config: ViTConfig, dialect: str, kind: str) -> dict[str, Any]:
+  """How a model is written; for 'timm', by the kind of its form, see `forms`."""
   if dialect != 'timm':
     return dict(STYLES[dialect])
-  eva = config.rope != 'none' or config.relative_bias != 'none' or config.without == ('key',)
-  if not eva:
+  if kind not in ('eva', 'eva-rope', 'beit'):
     return dict(STYLES['timm'])
   style = dict(STYLES['eva'])
-  if config.mlp == 'swiglu' and (config.mlp_norm or config.rope == 'unit'):
+  if kind == 'eva-rope':
+    style['qkv_bias'] = 'packed'
+  if config.mlp == 'swiglu' and (config.mlp_norm or config.rope == 'unit' or kind == 'beit'):
     style['glu'] = 'split'
-  if config.mlp_norm:
+  if config.mlp_norm and kind == 'eva':
     style['qkv'] = 'split'
   return style

@@ -237,11 +237,16 @@ def _towers(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
     found['no_bias'] = 'embed,head'
     if has('visual_projection.weight'):
       found['num_classes'] = source.shape('visual_projection.weight', 2)[0]
+  elif has('classifier.weight'):  # of the mean of the patches; the other head is not used
+    found |= dict(pool='mean', num_classes=source.shape('classifier.weight', 2)[0])
+    head = [name for name in source.arrays if name.startswith(f'{v}head.')]
+    source.dropped += head
+    source.arrays = {name: a for name, a in source.arrays.items() if name not in head}
   elif not has(f'{v}head.probe'):
     found |= dict(pool='mean')
   _check_config(Source(source.where, {}, vision), found)
   image = ViTConfig(**found)
-  card = _card(source, kind, image.image_size, 0)
+  card = _card(source, kind, image.image_size, 0 if kind == 'clip' else image.num_classes)
   if not style['two']:
     return image, card
   words = given.get('text_config', {})
@@ -278,6 +283,8 @@ def _card(source: Source, kind: str, size: tuple[int, int], classes: int) -> Car
   if given:
     share = min(inner) / min(outer) if crop and inner and outer else 1.0 if crop else 0.0
   resample = {2: 'bilinear', 3: 'bicubic'}.get(given.get('resample', 0), known['resize'])
+  if given.get('resample', 2) not in (2, 3):
+    source.notes.append(f'resample={given["resample"]!r} is not known here: {resample} instead')
   labels = source.config.get('id2label') or {}
   names = tuple(str(labels.get(str(i), labels.get(i, i))) for i in range(classes))
   if len(labels) != classes or names == tuple(f'LABEL_{i}' for i in range(classes)):
@@ -290,31 +297,26 @@ def _card(source: Source, kind: str, size: tuple[int, int], classes: int) -> Car
   )  # fmt: skip
 
 
-def style_for(config: Any, old: bool) -> dict[str, Any]:
-  """How a model is written: the class of transformers that can hold it.
+def style_for(config: Any, kind: str, *, old: bool) -> dict[str, Any]:
+  """How a model is written.
 
-  Raises:
-    RunError: if none can.
+  Args:
+    config: of the model.
+    kind: of its form, see `forms`; '' for two towers.
+    old: in the names before version 5 of transformers.
   """
   if isinstance(config, TwoTowersConfig):
-    return dict(kind=_tower_kind(config.image), two=True, old=True, prefix='vision_model.')
-  if config.pool == 'map' or config.embed_norm:
+    kind = 'clip' if config.image.embed_norm else _siglip(config.image)
+    return dict(kind=kind, two=True, old=True, prefix='vision_model.')
+  if kind in TOWERS:
     prefix = 'vision_model.' if old or config.num_classes else ''
-    return dict(kind=_tower_kind(config), two=False, old=True, prefix=prefix)
-  if config.rope == 'unit':
-    return dict(kind='dinov3_vit', two=False, old=old, prefix='')
-  if config.relative_bias != 'none' or (config.pool == 'mean' and config.pool_norm):
-    kind = 'beit'
-  elif config.layerscale:
-    kind = 'dinov2_with_registers' if config.registers else 'dinov2'
-  else:
-    kind = 'deit' if config.distilled else 'vit'
-  prefix = TYPES[kind]['inner'] if config.num_classes else ''
+    return dict(kind='clip' if kind == 'clip' else _siglip(config), two=False, old=True,
+                prefix=prefix)  # fmt: skip
+  prefix = TYPES[kind]['inner'] if config.num_classes and kind != 'dinov3_vit' else ''
   return dict(kind=kind, two=False, old=old, prefix=prefix)
 
 
-def _tower_kind(config: ViTConfig) -> str:
-  if config.embed_norm:
-    return 'clip'
+def _siglip(config: ViTConfig) -> str:
   # Among these only the models that keep aspect ratios (NaFlex) resize positions like this.
-  return 'siglip2' if config.interpolation == 'bilinear_aa' else 'siglip'
+  naflex = config.pool == 'map' and config.interpolation == 'bilinear_aa'
+  return 'siglip2' if naflex else 'siglip'

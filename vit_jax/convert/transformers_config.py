@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from vit_jax.architecture.card import Card
+from vit_jax.convert import images
 from vit_jax.convert.transformers import ACTIVATIONS
 from vit_jax.convert.transformers_names import TOWERS
 from vit_jax.core.errors import RunError
@@ -13,8 +13,10 @@ from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.models.vit import ViTConfig
 
 
-def sidecar(config: Any, card: Card, style: dict[str, Any]) -> dict[str, dict[str, Any]]:
-  """config.json and preprocessor_config.json of a model."""
+def sidecar(
+  config: Any, card: Card, style: dict[str, Any]
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+  """config.json and preprocessor_config.json of a model, and what these do not quite say."""
   kind, two = style['kind'], isinstance(config, TwoTowersConfig)
   image = config.image if two else config
   act = {v: k for k, v in reversed(ACTIVATIONS.items())}
@@ -50,7 +52,8 @@ def sidecar(config: Any, card: Card, style: dict[str, Any]) -> dict[str, dict[st
   if kind.startswith('dino'):
     given['layerscale_value'] = image.layerscale
   if kind.startswith('dinov2'):
-    given |= dict(use_swiglu_ffn=image.mlp == 'swiglu', hidden_act='gelu',
+    gated = image.mlp == 'swiglu'
+    given |= dict(use_swiglu_ffn=gated, hidden_act='gelu' if gated else act[image.mlp],
                   mlp_ratio=_ratio(image))  # fmt: skip
     given.pop('intermediate_size')
     given |= (
@@ -65,39 +68,33 @@ def sidecar(config: Any, card: Card, style: dict[str, Any]) -> dict[str, dict[st
       proj_bias='out' not in without,
       **{f'{n}_bias': n not in without for n in ('query', 'key', 'value')},
     )  # fmt: skip
-  preprocessor: dict[str, Any] = dict(
-    do_resize=True, do_rescale=True, rescale_factor=1 / 255, do_normalize=True,
-    image_mean=list(card.mean), image_std=list(card.std),
-    resample={'bilinear': 2, 'bicubic': 3}[card.resize],
-    do_center_crop=bool(card.crop),
-  )  # fmt: skip
-  height, width = card.size
-  if card.crop:
-    short = math.floor(min(card.size) / card.crop + 1e-6)
-    preprocessor |= dict(size={'shortest_edge': short}, crop_size=dict(height=height, width=width))
-  else:
-    preprocessor['size'] = dict(height=height, width=width)
+  preprocessor, notes = images.for_transformers(card, kind)
+  if len(set(card.class_names)) < len(card.class_names):
+    notes.append('class names repeat: label2id has the last class of each, id2label all of them')
   if kind not in TOWERS:
     head = bool(image.num_classes)
-    labels = card.class_names or tuple(f'LABEL_{i}' for i in range(image.num_classes))
     given |= dict(model_type=kind, architectures=[architectures[kind][head]])
-    if head:
-      given |= dict(
-        id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)}
-      )
-    return {'config.json': given, 'preprocessor_config.json': preprocessor}
+    given |= _labels(image, card) if head else {}
+    return {'config.json': given, 'preprocessor_config.json': preprocessor}, notes
   if kind == 'siglip2':
     given.pop('image_size')
     given['num_patches'] = image.grid[0] * image.grid[1]
   names = {'clip': 'CLIP', 'siglip': 'Siglip', 'siglip2': 'Siglip2'}
   if kind == 'clip':
     given['projection_dim'] = image.num_classes
+  if not two and image.pool == 'mean':
+    whole = dict(
+      model_type=kind, architectures=[f'{names[kind]}ForImageClassification'],
+      vision_config={**given, 'model_type': f'{kind}_vision_model', 'vision_use_head': False},
+      **_labels(image, card),
+    )  # fmt: skip
+    return {'config.json': whole, 'preprocessor_config.json': preprocessor}, notes
   if not two:
     projected = 'WithProjection' if image.num_classes else ''
     given |= dict(
       model_type=f'{kind}_vision_model', architectures=[f'{names[kind]}VisionModel{projected}']
     )
-    return {'config.json': given, 'preprocessor_config.json': preprocessor}
+    return {'config.json': given, 'preprocessor_config.json': preprocessor}, notes
   text = config.text
   words = dict(
     hidden_size=text.width, num_hidden_layers=text.depth, num_attention_heads=text.num_heads,
@@ -116,7 +113,15 @@ def sidecar(config: Any, card: Card, style: dict[str, Any]) -> dict[str, dict[st
   )  # fmt: skip
   if kind == 'clip':
     whole['projection_dim'] = text.num_classes
-  return {'config.json': whole, 'preprocessor_config.json': preprocessor}
+  return {'config.json': whole, 'preprocessor_config.json': preprocessor}, notes
+
+
+def _labels(image: ViTConfig, card: Card) -> dict[str, Any]:
+  """Names of the logits, of which there must be as many as there are logits."""
+  labels = card.class_names or tuple(f'LABEL_{i}' for i in range(image.num_classes))
+  return dict(
+    id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)}
+  )
 
 
 def _ratio(config: ViTConfig) -> int:

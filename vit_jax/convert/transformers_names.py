@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vit_jax.convert.layout import BLOCKS, Rule, Table, To, rules
+from vit_jax.convert.layout import BLOCKS, Rule, Shapes, Table, To, rules
 from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.models.vit import ViTConfig
 
@@ -87,7 +87,7 @@ def towers_table(config: ViTConfig, style: dict[str, Any]) -> tuple[Table, Table
     'embed/proj': f'{v}embeddings.patch_embedding',
     'embed_norm': f'{v}pre_layrnorm',
     'encoder/norm': f'{v}post_layernorm',
-    'head': 'visual_projection',
+    'head': 'visual_projection' if kind == 'clip' else 'classifier',
     'map_head/probe': f'{v}head.probe',
     'map_head/attn/query|key|value/kernel': f'{v}head.attention.in_proj_weight',
     'map_head/attn/query|key|value/bias': f'{v}head.attention.in_proj_bias',
@@ -108,7 +108,7 @@ def towers_table(config: ViTConfig, style: dict[str, Any]) -> tuple[Table, Table
   return image, text
 
 
-def make_rules(config: Any, shapes: dict, style: dict[str, Any]) -> list[Rule]:
+def make_rules(config: Any, shapes: Shapes, style: dict[str, Any]) -> list[Rule]:
   """The rules by which a model is read and written."""
   if isinstance(config, TwoTowersConfig):
     image, text = towers_table(config.image, style)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -12,22 +13,27 @@ import numpy as np
 from vit_jax.architecture.card import Card, about
 from vit_jax.checkpoints.store import Checkpoints
 from vit_jax.convert import (
-  adapt,
   files,
+  forms,
   layout,
+  notes,
   npz,
   openai,
   timm,
+  timm_config,
   transformers,
   transformers_config,
 )
+from vit_jax.convert.adapt import Leaves, card_for_channels
 from vit_jax.convert.dialects import DIALECTS, SIDECARS
-from vit_jax.convert.read import recognise
+from vit_jax.convert.recognise import recognise
 from vit_jax.convert.source import Source
 from vit_jax.core import paths
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.nn import tree
+
+DTYPES = {'float32': np.float32, 'float16': np.float16, 'bfloat16': ml_dtypes.bfloat16}
 
 
 def save(
@@ -35,6 +41,8 @@ def save(
   overwrite: bool = False,
 ) -> None:  # fmt: skip
   """Writes a model so that the programs which speak `dialect` can read it.
+
+  What the files say otherwise than the model, or not at all, is logged as warnings; see `notes`.
 
   Args:
     model: `models.vit.ViT` or `models.two_towers.TwoTowers`.
@@ -50,80 +58,184 @@ def save(
   path = paths.at(path)
   if dialect not in DIALECTS:
     raise RunError(f'unknown dialect {dialect!r}: {suggest(dialect, DIALECTS)}')
+  if dtype not in DTYPES:
+    raise RunError(f'unknown dtype {dtype!r}: {suggest(dtype, DTYPES)}')
   suffix = DIALECTS[dialect]
   if suffix != 'folder' and path.suffix != suffix:
     raise RunError(f'a checkpoint of {dialect} is a file that ends in {suffix}, not {path.name}')
   if suffix == 'folder' and path.suffix in ('.npz', '.safetensors'):
     raise RunError(f'a checkpoint of {dialect} is a folder: {path.with_suffix("")}')
-  leaves = {n: np.asarray(jax.device_get(leaf)) for n, leaf in tree.flatten(model).items()}
   card = model.card or _plain_card(model.config)
   if dialect == 'vit_jax':
     return _save_run(path, model, card, overwrite)
-  config, leaves = adapt.for_dialect(model.config, leaves, dialect)
-  shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
-  beside: dict[str, Any] = {}
-  if dialect.startswith('transformers'):
-    style = transformers.style_for(config, old=dialect == 'transformers')
-    made = transformers.make_rules(config, shapes, style)
-    beside = transformers_config.sidecar(config, card, style)
-  elif dialect == 'openai':
-    made = openai.make_rules(config, shapes, openai.style_for(config))
-    beside = openai.sidecar(config, card)
-  elif dialect in ('timm', 'dinov2', 'dinov3'):
-    if isinstance(config, TwoTowersConfig):
-      raise RunError(f'{dialect} has no text towers')
-    made = timm.make_rules(config, shapes, timm.style_for(config, dialect))
-    beside = {'config.json': timm.sidecar(config, card)} if dialect == 'timm' else {}
-  else:
-    made = npz.make_rules(config, shapes, npz.style_for(config, dialect))
-  kind = {'float32': np.float32, 'float16': np.float16, 'bfloat16': ml_dtypes.bfloat16}
-  if dtype not in kind:
-    raise RunError(f'unknown dtype {dtype!r}: {suggest(dtype, kind)}')
-  arrays = {n: a.astype(kind[dtype]) for n, a in layout.write(made, leaves).items()}
-  _check_expressed(config, arrays, beside, dialect)
-  if beside.get('config.json', {}).get('num_register_tokens') == 0:  # an array of none
-    arrays['embeddings.register_tokens'] = np.zeros((1, 0, config.width), kind[dtype])
+  leaves = {n: np.asarray(jax.device_get(leaf)) for n, leaf in tree.flatten(model).items()}
+  try:
+    plan = _plan(model.config, leaves, card, dialect)
+  except RunError as error:
+    able = ', '.join(_able(model.config, leaves, card, dialect))
+    raise RunError(f'{error}. Dialects that can hold this model: {able}') from None
+  kind = DTYPES[dtype]
+  arrays = {n: a.astype(kind) for n, a in layout.write(plan.rules, plan.leaves).items()}
+  if plan.beside.get('config.json', {}).get('num_register_tokens') == 0:  # an array of none
+    arrays['embeddings.register_tokens'] = np.zeros((1, 0, plan.config.width), kind)
   with paths.target(path, overwrite=overwrite) as place:
     if suffix == '.npz':
       files.write_npz(place, arrays)
     elif suffix == '.safetensors':
-      # Their state dicts do not say how many heads there are.
-      files.write_safetensors(place, arrays, {'num_heads': str(config.num_heads)})
+      files.write_safetensors(place, arrays, plan.facts)
     else:
       place.mkdir()
       name = 'open_clip_model.safetensors' if dialect == 'openai' else 'model.safetensors'
       files.write_safetensors(place / name, arrays, {})
-      for name, value in beside.items():
+      for name, value in plan.beside.items():
         (place / name).write_text(json.dumps(value, indent=2) + '\n')
+  for text in plan.notes:
+    notes.say(f'{path}: {text}')
   return None
 
 
-def _check_expressed(
-  config: Any, arrays: dict[str, np.ndarray], beside: dict[str, Any], dialect: str
-) -> None:
-  """Raises RunError unless what is about to be written would be read as the same model."""
-  stubs = {n: files.Stub(a.shape, a.dtype, lambda a=a: a) for n, a in arrays.items()}
-  # The number of heads goes into the header of the file.
-  hints = {'num_heads': config.num_heads} if dialect in ('dinov2', 'dinov3') else {}
-  known = next((beside[name] for name in SIDECARS if name in beside), {})
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+  """What is to be written.
+
+  Attributes:
+    config, leaves: of the model in a form of the dialect.
+    rules: from the leaves to its arrays.
+    beside: contents of the JSON files beside the weights, by name.
+    facts: in the header of a safetensors file.
+    notes: on what the files say otherwise than the model, or not at all.
+  """
+
+  config: Any
+  leaves: Leaves
+  rules: list[layout.Rule]
+  beside: dict[str, Any]
+  facts: dict[str, str]
+  notes: list[str]
+
+
+def _able(config: Any, leaves: Leaves, card: Card, but: str) -> list[str]:
+  """The dialects that can hold a model."""
+  found = []
+  for dialect in DIALECTS:
+    try:
+      if dialect != 'vit_jax' and dialect != but:
+        _plan(config, leaves, card, dialect)
+    except RunError:
+      continue
+    if dialect != but:
+      found.append(dialect)
+  return found
+
+
+def _plan(model: Any, leaves: Leaves, card: Card, dialect: str) -> _Plan:
+  """How a model is written; raises RunError if it cannot be."""
+  two = isinstance(model, TwoTowersConfig)
+  if two and dialect in ('timm', 'dinov2', 'dinov3'):
+    raise RunError(f'{dialect} has no text towers')
+  if two and model.image.pool == 'map' and dialect in ('openai', 'vit', 'vit-linen'):
+    raise RunError(f'{dialect} has no towers with a map head')
+  kind, config = '', model
+  if not two:
+    kind, config, leaves = forms.fitted(model, leaves, dialect)
+  if len(card.class_names) != getattr(config, 'num_classes', 0):
+    card = dataclasses.replace(card, class_names=())
+  shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
+  beside: dict[str, Any] = {}
+  facts: dict[str, str] = {}
+  found: list[str] = []
+  if dialect.startswith('transformers'):
+    style = transformers.style_for(config, kind, old=dialect == 'transformers')
+    made = transformers.make_rules(config, shapes, style)
+    beside, found = transformers_config.sidecar(config, card, style)
+  elif dialect == 'openai':
+    made = openai.make_rules(config, shapes, openai.style_for(config))
+    beside = openai.sidecar(config, card)
+  elif dialect in ('timm', 'dinov2', 'dinov3'):
+    style = timm.style_for(config, dialect, kind)
+    made = timm.make_rules(config, shapes, style)
+    if dialect == 'timm':
+      beside = {'config.json': timm_config.sidecar(config, card, kind, style)}
+    else:
+      facts = {'num_heads': str(config.num_heads)}
+  else:
+    made = npz.make_rules(config, shapes, npz.style_for(config, dialect))
+  read, its_card = _read_back(config, made, beside, dialect)
+  found += _differences(model, config, read, card, its_card, dialect, told=bool(beside))
+  return _Plan(config, leaves, made, beside, facts, found)
+
+
+def _read_back(
+  config: Any, made: list[layout.Rule], beside: dict[str, Any], dialect: str
+) -> tuple[Any, Card]:
+  """What is written as it would be read; raises RunError unless that is the same model."""
+  stubs = {rule.theirs: files.Stub(rule.shape, np.float32, lambda: None) for rule in made}
+  two = isinstance(config, TwoTowersConfig)
+  # The number of heads goes into the header of the file, the shape of images nowhere.
+  hints: dict[str, Any] = {} if two else {'image_size': config.image_size}
+  if dialect in ('dinov2', 'dinov3'):
+    hints['num_heads'] = config.num_heads
+  known = json.loads(json.dumps(next((beside[name] for name in SIDECARS if name in beside), {})))
+  images = json.loads(json.dumps(beside.get('preprocessor_config.json', {})))
   try:
-    back = recognise(Source(dialect, stubs, json.loads(json.dumps(known)), hints=hints))[3]
+    _, _, _, back, card = recognise(Source(dialect, stubs, known, images, hints))
   except RunError as error:
     raise RunError(f'{dialect} cannot express this model. Read back, {error}') from None
   pairs = [(config, back)]
-  if isinstance(config, TwoTowersConfig):
-    pairs = [
-      (config.image, getattr(back, 'image', None)),
-      (config.text, getattr(back, 'text', None)),
-    ]
+  if two:
+    pairs = [(getattr(config, n), getattr(back, n, None)) for n in ('image', 'text')]
   for ours, theirs in pairs:
-    a, b = adapt.signature(ours), adapt.signature(theirs) if theirs else {}
+    a, b = forms.signature(ours), forms.signature(theirs) if theirs else {}
     for name, value in a.items():
       if b.get(name) != value:
         raise RunError(
-          f'{dialect} cannot express {name}={value!r}: it would be read as {b.get(name)!r}. To '
-          f'write it all the same, load it with {name}={b.get(name)!r}.'
+          f'{dialect} cannot express {name}={value!r}: it would be read as {b.get(name)!r}'
         )
+  channels = (back.image if two else back).in_channels
+  return back, card_for_channels(card, channels)
+
+
+# Of a card, in the words of notes.
+IMAGES = ('size', 'mean', 'std', 'resize', 'crop', 'class_names')
+
+
+def _differences(
+  model: Any, config: Any, back: Any, card: Card, its_card: Card, dialect: str, *, told: bool
+) -> list[str]:
+  """Notes on what a written model is told otherwise, or is not told."""
+  found = []
+  ours, written, theirs = (getattr(c, 'image', c) for c in (model, config, back))
+  if ours.posemb != written.posemb:
+    rows, columns = ours.grid
+    found.append(f'posemb={ours.posemb!r} is written as a learned table of {rows}x{columns} '
+                 'positions with the same values')  # fmt: skip
+  if ours.pool != written.pool:
+    found.append(f'pool={ours.pool!r} is written as pool={written.pool!r} with zeros in the head')
+  for name in ('mup_width', 'mup_depth'):
+    if getattr(ours, name) != getattr(written, name):
+      found.append(f'{name}={getattr(ours, name)} is multiplied into the parameters')
+  if ours.mask_token and not written.mask_token:
+    found.append('mask_token is left out: only pre-training uses it')
+  if written.posemb == 'learned' and ours.interpolation != theirs.interpolation:
+    found.append(
+      f'interpolation={ours.interpolation!r} of positions, for images of other sizes, becomes '
+      f'{theirs.interpolation!r}'
+    )
+  for name in IMAGES:
+    value, other = getattr(card, name), getattr(its_card, name)
+    if name == 'size' and not told and (value != other or value[0] != value[1]):
+      found.append(f'size={value} is left out, {dialect} has no place for it: give '
+                   f'image_size={value} when it is read')  # fmt: skip
+    elif value == other:
+      continue
+    elif told and other != ():
+      found.append(f'{name}={notes.shown(value)} becomes {notes.shown(other)}, the nearest that '
+                   f'{dialect} has')  # fmt: skip
+    else:
+      assumed = f': it is read as {notes.shown(other)}' if other != () else ''
+      found.append(f'{name}={notes.shown(value)} is left out, {dialect} has no place for it'
+                   f'{assumed}')  # fmt: skip
+  return found
 
 
 def _plain_card(config: Any) -> Card:

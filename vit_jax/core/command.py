@@ -1,39 +1,107 @@
-"""Commands on checkpoints: arguments, fields of models, and errors as one clear message."""
+"""Commands: arguments, fields written --name=value, and errors as one clear sentence."""
 
 from __future__ import annotations
 
 import argparse
 import ast
+import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from vit_jax.core.errors import RunError
+from vit_jax.core.errors import RunError, suggest
+
+
+class Parser(argparse.ArgumentParser):
+  """Arguments of a command. Mistakes are RunErrors; flags cannot be abbreviated."""
+
+  def __init__(self, module: str, about: str, examples: Sequence[str]):
+    """Its --help says what it is about, gives examples, and then lists the flags.
+
+    Args:
+      module: that is run, 'vit_jax.train'.
+      about: what it does.
+      examples: arguments of real command lines.
+    """
+    lines = [f'  python -m {module} {example}' for example in examples]
+    super().__init__(
+      prog=f'python -m {module}', description=about + '\n\nexamples:\n' + '\n'.join(lines),
+      formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+
+  def switch(self, name: str, help: str) -> None:
+    """A flag that is given or not: --name, or --name=false."""
+    self.add_argument(name, nargs='?', const=True, default=False, type=_bool, metavar='', help=help)
+
+  def error(self, message: str) -> Any:
+    """Raises RunError."""
+    raise RunError(f'{message} (--help lists all arguments)')
 
 
 def run(parser: argparse.ArgumentParser, main: Callable[..., int | None]) -> None:
   """Calls `main` with the parsed arguments and leaves with its exit status, or 1 on RunError.
 
   Arguments that the parser does not know but that are written --field=value reach `main` as
-  `changes`, a dict for `vit_jax.load`.
+  `changes`, a dict for `vit_jax.load`; a `main` without that parameter takes none.
   """
-  known, rest = parser.parse_known_args()
-  try:
-    status = main(**vars(known), changes=dict(_field(text, parser) for text in rest))
-  except RunError as error:
-    print(f'error: {error}', file=sys.stderr)
-    status = 1
-  except BrokenPipeError:  # the reader of our output has seen enough
-    sys.stderr.close()
-    status = 0
-  sys.exit(status or 0)
+  with errors():
+    known, rest = parser.parse_known_args()
+    arguments = dict(vars(known))
+    given = pairs(rest, parser)
+    if 'changes' in inspect.signature(main).parameters:
+      arguments['changes'] = {name: _literal(value) for name, value in given}
+    elif given:
+      refuse(given[0][0], parser)
+    sys.exit(main(**arguments) or 0)
 
 
-def _field(text: str, parser: argparse.ArgumentParser) -> tuple[str, Any]:
-  name, equals, value = text.removeprefix('--').partition('=')
-  if not text.startswith('--') or not equals:
-    parser.error(f'unexpected argument {text!r}; fields of the model are written --field=value')
+class errors:  # noqa: N801  it is used as a function
+  """A context in which a RunError is one line on stderr, and the end of the process."""
+
+  def __enter__(self) -> None:
+    pass
+
+  def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+    if isinstance(error, RunError):
+      print(f'error: {error}', file=sys.stderr)
+      sys.exit(1)
+    if isinstance(error, BrokenPipeError):  # the reader of our output closed the pipe
+      sys.stderr.close()
+      sys.exit(0)
+    return False
+
+
+def pairs(rest: Sequence[str], parser: argparse.ArgumentParser) -> list[tuple[str, str]]:
+  """Names and texts of arguments written --name=value; raises RunError for others."""
+  out = []
+  for text in rest:
+    name, equals, value = text.removeprefix('--').partition('=')
+    if not text.startswith('--'):
+      raise RunError(f'unexpected argument {text!r}: flags are written --name=value')
+    if not equals:
+      near = suggest(text, _flags(parser))
+      raise RunError(f'unknown argument {text}: {near} (fields are written {text}=VALUE)')
+    out.append((name, value))
+  return out
+
+
+def refuse(name: str, parser: argparse.ArgumentParser) -> None:
+  """Raises RunError: there is no such flag."""
+  raise RunError(f'unknown argument --{name}: {suggest(f"--{name}", _flags(parser))}')
+
+
+def _flags(parser: argparse.ArgumentParser) -> list[str]:
+  return [name for action in parser._actions for name in action.option_strings]
+
+
+def _bool(text: str) -> bool:
+  if text.lower() not in ('true', 'false', '1', '0'):
+    raise argparse.ArgumentTypeError('write true or false')
+  return text.lower() in ('true', '1')
+
+
+def _literal(value: str) -> Any:
   try:
-    return name, ast.literal_eval(value)
+    return ast.literal_eval(value)
   except (ValueError, SyntaxError):
-    return name, value
+    return value

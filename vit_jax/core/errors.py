@@ -1,4 +1,4 @@
-"""Errors that the person who started a run can mend: one clear message, no traceback."""
+"""Errors that the user can fix: one clear message, no traceback."""
 
 import difflib
 from collections.abc import Iterable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 from vit_jax.core.errors import RunError
 
 Shapes = Mapping[str, tuple[int, ...]]
-# Of a table, before it is cut.
-MOST = 30
+# Lines of a kind, before they are cut.
+MOST = 10
 
 
 def misfits(
@@ -46,6 +47,15 @@ def misfits(
 
 def refuse(lines: list[str], where: str) -> None:
   """Raises RunError with lines of `misfits`, if there are any."""
-  if lines:
-    more = [f'  and {len(lines) - MOST} more'] if len(lines) > MOST else []
-    raise RunError(f'{where} does not fit this model:\n' + '\n'.join(lines[:MOST] + more))
+  if not lines:
+    return
+  shown = []
+  for kind, same in itertools.groupby(sorted(lines, key=_kind), _kind):
+    same = list(same)
+    shown += same[:MOST]
+    shown += [f'  {kind:<10}  and {len(same) - MOST} more'] * (len(same) > MOST)
+  raise RunError(f'{where} does not fit this model:\n' + '\n'.join(shown))
+
+
+def _kind(line: str) -> str:
+  return line.split()[0]

@@ -1,4 +1,4 @@
-"""Files and directories. The only room that makes a path of a text, and the only one that opens.
+"""Files and directories. The only room that makes paths from strings, and the only one that opens.
 
 Everything else asks `at` for a path and goes on with what pathlib's paths can do. Object stores
 will be another kind of path that `at` returns.
@@ -37,8 +37,30 @@ def at(text: str | Path) -> Path:
 
 
 def here(file: str) -> Path:
-  """The directory of a module, from its `__file__`, for the data that lie beside it."""
+  """The directory of a module, from its `__file__`, for the data files next to it."""
   return Path(file).parent
+
+
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+  """What is in a directory, by name; each says what it is without being asked for by path.
+
+  Raises:
+    RunError: if it cannot be read.
+  """
+  try:
+    with os.scandir(folder) as found:
+      return sorted(found, key=lambda entry: entry.name)
+  except OSError as error:
+    raise RunError(f'cannot read the directory {folder}: {error.strerror}') from None
+
+
+def head(path: Path, size: int) -> bytes:
+  """The first bytes of a file; none if it cannot be read."""
+  try:
+    with path.open('rb') as file:
+      return file.read(size)
+  except OSError:
+    return b''
 
 
 @contextlib.contextmanager
@@ -48,8 +70,8 @@ def writing(path: Path) -> Iterator[None]:
     yield
   except OSError as error:
     raise RunError(
-      f'cannot write {path}: {error.strerror}. Nothing that was saved is lost: make room, then run '
-      'the same command again.'
+      f'cannot write {path}: {error.strerror}. Nothing that was saved is lost: free some space, '
+      'then run the same command again.'
     ) from error
 
 
@@ -86,12 +108,12 @@ def read_object(path: Path) -> dict[str, Any]:
   """As `read_json`, of a file that must hold an object."""
   value = read_json(path)
   if not isinstance(value, dict):
-    raise RunError(f'{path} holds no JSON object')
+    raise RunError(f'{path} does not contain a JSON object')
   return value
 
 
 def appending(path: Path) -> IO[bytes]:
-  """A file whose end is written to at once, without a buffer."""
+  """A file opened for unbuffered appending."""
   with writing(path):
     return path.open('ab', buffering=0)
 
@@ -112,7 +134,7 @@ def target(path: Path, *, overwrite: bool) -> Iterator[Path]:
     RunError: if `path` exists already and may not be overwritten, or cannot be written.
   """
   if path.exists() and not overwrite:
-    raise RunError(f'{path} exists already; to replace it, say so (overwrite)')
+    raise RunError(f'{path} already exists; use --overwrite (overwrite=True) to replace it')
   place = None
   try:
     path.parent.mkdir(parents=True, exist_ok=True)

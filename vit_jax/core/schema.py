@@ -115,14 +115,15 @@ def missing(given: Mapping[str, Any], whole: Mapping[str, Any], path: str = '') 
   return found
 
 
-def _pick(registry: Mapping[str, type], name: str, path: str) -> type:
+def pick(registry: Mapping[str, type], name: str, path: str) -> type:
+  """The class of a name; raises RunError."""
   if name not in registry:
     raise RunError(f'unknown {path}.name {name!r}: {suggest(name, registry)}')
   return registry[name]
 
 
 def _fields(section: Mapping[str, Any]) -> dict[str, Any]:
-  """What a section holds beside the name of its class."""
+  """What a section holds apart from the name of its class."""
   return {key: value for key, value in section.items() if key != 'name'}
 
 
@@ -130,11 +131,11 @@ def _complete_choice(registry, section, default, path, unset):
   name = section.get('name') or default
   if name is None:
     raise RunError(f'{path}.name is missing: choose from {", ".join(registry)}')
-  return {'name': name, **complete(_pick(registry, name, path), _fields(section), path, unset)}
+  return {'name': name, **complete(pick(registry, name, path), _fields(section), path, unset)}
 
 
 def _build_choice(registry, section, path):
-  return build(_pick(registry, section['name'], path), _fields(section), path)
+  return build(pick(registry, section['name'], path), _fields(section), path)
 
 
 def _checked(value: Any, wanted: Any, path: str) -> Any:
@@ -142,8 +143,20 @@ def _checked(value: Any, wanted: Any, path: str) -> Any:
   origin = typing.get_origin(wanted) or wanted
   if origin is float and type(value) is int:
     return float(value)
-  if origin is tuple and isinstance(value, list | tuple):
-    return tuple(tuple(v) if isinstance(v, list) else v for v in value)
+  if origin is tuple and isinstance(value, list | tuple | int | float):
+    return _checked_tuple(value, typing.get_args(wanted), path)
   if not isinstance(value, origin) or (isinstance(value, bool) and origin is not bool):
     raise RunError(f'{path} must be of type {origin.__name__}, not {value!r}')
   return value
+
+
+def _checked_tuple(value: Any, kinds: tuple[Any, ...], path: str) -> tuple[Any, ...]:
+  """One number stands for as many as a tuple has."""
+  endless = not kinds or kinds[-1] is Ellipsis
+  if not isinstance(value, list | tuple):
+    value = (value,) if endless else (value,) * len(kinds)
+  if endless:
+    kinds = (kinds[0] if kinds else object,) * len(value)
+  if len(value) != len(kinds):
+    raise RunError(f'{path} must have {len(kinds)} values, not {value!r}')
+  return tuple(_checked(v, kind, path) for v, kind in zip(value, kinds, strict=True))

@@ -133,7 +133,7 @@ def forward_macs(config: Any, *, training: bool = False, examples: int = 0) -> i
   """Multiply-accumulates of the matrix products of one image's forward pass.
 
   Args:
-    config: a resolved `vit_jax.architecture.ViTArchitecture`, for images of its own size.
+    config: a resolved `vit_jax.architecture.ViTArchitecture`, for images of its default size.
     training: leave out what patch dropout and stochastic depth on a subset of the batch leave out.
     examples: as for `costs`.
   """

@@ -13,7 +13,8 @@ import struct
 import numpy as np
 import simplejpeg
 
-Box = tuple[int, int, int, int]  # top, left, height, width
+from vit_jax.data import exif
+from vit_jax.data.crops import Box
 
 # Markers: frames that are baseline, extended or progressive; what else may come before the pixels.
 _BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
@@ -22,7 +23,6 @@ _HUFFMAN, _SCAN, _QUANTIZATION, _RESTARTS, _APP0, _APP1, _COMMENT = (
 )  # fmt: skip
 _FRAMES = (_BASELINE, _EXTENDED, _PROGRESSIVE)
 _OTHERS = (_HUFFMAN, _QUANTIZATION, _RESTARTS, *range(_APP0, _APP0 + 16), _COMMENT)
-_ORIENTATION = 0x0112  # an EXIF tag
 _MOST = 2**30  # pixels, as in OpenCV
 
 
@@ -71,16 +71,7 @@ def read_header(data: bytes) -> Header | None:
 
 def _upright(segment: bytes) -> bool:
   """Whether an APP1 segment leaves the image as it is."""
-  if segment[:6] != b'Exif\0\0':
-    return True
-  order = '<' if segment[6:8] == b'II' else '>'
-  (directory,) = struct.unpack_from(f'{order}I', segment, 10)
-  (entries,) = struct.unpack_from(f'{order}H', segment, 6 + directory)
-  for entry in range(entries):
-    tag, _, _, value = struct.unpack_from(f'{order}HHIH', segment, 8 + directory + 12 * entry)
-    if tag == _ORIENTATION:
-      return not 2 <= value <= 8
-  return True
+  return segment[:6] != b'Exif\0\0' or exif.orientation(segment[6:]) == 1
 
 
 def decode(

@@ -2,15 +2,16 @@
 
     python -m vit_jax.data.pack photos data/photos_256 --size=256
 
-The result is a data set of TFDS like any other, which appears when it is complete:
+Grey images become colour, alpha is dropped, and images of more channels are refused. The result is
+a data set of TFDS like any other, which appears when it is complete:
 
     python -m vit_jax.train --config=configs/tfds.py:photos_256 --config.data.source.dir=data ...
 """
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
+import contextlib
 import logging
 import os
 import re
@@ -24,8 +25,12 @@ import tensorflow_datasets as tfds
 from vit_jax.core import command, paths
 from vit_jax.core.errors import RunError
 from vit_jax.data import preprocess
-from vit_jax.data.pipeline import ON_CORRUPT
-from vit_jax.data.sources import Folder, Source, Tfds
+from vit_jax.data.config import ON_CORRUPT
+from vit_jax.data.examples import Source
+from vit_jax.data.folder import Folder
+from vit_jax.data.misfit import MisfitError
+from vit_jax.data.sources import open_split
+from vit_jax.data.tfds import Tfds, versions
 
 VERSION = '1.0.0'
 # BMP is raw pixels under a header that every reader of images knows.
@@ -43,7 +48,8 @@ def shrink(image: bytes | np.ndarray, size: int, format: str, quality: int = 90)
     quality: of JPEG, up to 100.
 
   Raises:
-    ValueError: if the bytes are no image, or only the beginning of one.
+    ValueError: if the bytes are not a valid image, or only the beginning of one, or an image of
+      other channels than grey, colour and alpha, or of more than 8 bits.
   """
   pixels = preprocess.decode(image, 3)
   height, width = pixels.shape[:2]
@@ -65,7 +71,7 @@ def pack(
     sources: by split, with the same classes.
     target: DIR/NAME for the data set NAME in DIR.
     size, format, quality: see `shrink`.
-    on_corrupt: whether a file that is no image is an 'error' or left out ('skip').
+    on_corrupt: whether an image that cannot be used is an 'error' or left out ('skip').
 
   Returns:
     The directory with the files.
@@ -75,9 +81,9 @@ def pack(
   """
   path = paths.at(target)
   if not re.fullmatch(r'[a-zA-Z]\w*', path.name):
-    raise RunError(f'{path.name!r} is no name for a data set: use letters, digits and _')
+    raise RunError(f'{path.name!r} is not a valid name for a data set: use letters, digits and _')
   if (path / VERSION).exists():
-    raise RunError(f'{path / VERSION} is there already: delete it, or choose another name')
+    raise RunError(f'{path / VERSION} already exists: delete it, or choose another name')
   names = next(iter(sources.values())).class_names
 
   def example(source: Source, index: int) -> dict[str, Any] | None:
@@ -85,11 +91,13 @@ def pack(
     try:
       image = shrink(found['image'], size, format, quality)  # type: ignore
     except ValueError as error:
+      name = found['name']
+      text = (
+        f'{name} {error}' if isinstance(error, MisfitError) else (f'corrupt image {name}: {error}')
+      )
       if on_corrupt == 'error':
-        raise RunError(
-          f'corrupt image {found["name"]}: {error}. Go on without it: --on_corrupt=skip'
-        ) from None
-      logging.getLogger(__name__).warning('left out %s: %s', found['name'], error)
+        raise RunError(f'{text}. To leave such files out: --on_corrupt=skip') from None
+      logging.getLogger(__name__).warning('left out: %s', text)
       return None
     return {'image': image, 'label': found['label']}
 
@@ -134,6 +142,15 @@ def pack(
   return path / VERSION
 
 
+def _summary(source: Source) -> list[str]:
+  """What is in a source, and what becomes of the channels of its first image."""
+  with contextlib.suppress(ValueError):
+    image: Any = source[0]['image']
+    if done := preprocess.conversion(image, 3):
+      return [*source.summary(), f'{source.name}: {done} in the first image']
+  return source.summary()
+
+
 def main(
   source: str, target: str, splits: str, size: int, format: str, quality: int, on_corrupt: str,
   changes: dict,
@@ -144,26 +161,40 @@ def main(
   if size < 1 or not 1 <= quality <= 100:
     raise RunError('--size must be at least 1, --quality between 1 and 100')
   path = paths.at(source)
-  if any(path.glob('*.*.*/dataset_info.json')):
-    opened: Any = Tfds(dataset=path.name, dir=str(path.parent))
-  else:
-    opened = Folder(str(path))
-  sources = {split: opened.open(split) for split in splits.split(',')}
+  is_tfds = bool(versions(path))
+  opened = Tfds(dataset=path.name, dir=str(path.parent)) if is_tfds else Folder(str(path))
+  sources = {}
+  for text in splits.split(','):
+    name, _, split = text.partition('=')
+    if not re.fullmatch(r'[a-zA-Z]\w*', name):
+      raise RunError(f'--splits: {text!r} needs a name of letters, digits and _: NAME={text}')
+    sources[name] = open_split(opened, split or name)
+  for line in dict.fromkeys(line for source in sources.values() for line in _summary(source)):
+    print(line)
   done = pack(sources, target, size=size, format=format, quality=quality, on_corrupt=on_corrupt)
   size_mb = sum(file.stat().st_size for file in done.iterdir()) / 1e6
   print(f'{done}: {sum(map(len, sources.values())):,} images, {size_mb:,.1f} MB')
 
 
 if __name__ == '__main__':
-  parser = argparse.ArgumentParser(
-    prog='python -m vit_jax.data.pack',
-    description='Writes a copy of a data set with smaller images, as a data set of TFDS.',
+  parser = command.Parser(
+    'vit_jax.data.pack',
+    'Writes a copy of a data set with smaller images, as a data set of TFDS.',
+    (
+      'photos data/photos_256 --size=256 --quality=90',
+      "photos data/small --splits='train=train without fold 1/10,test=fold 1/10 of train'",
+    ),
   )
   parser.add_argument(
-    'source', help='a folder {split}/{class}/*.jpg, or a prepared data set of TFDS'
+    'source', help='a folder {split}/{class}/ of images, or a prepared data set of TFDS'
   )
   parser.add_argument('target', help='DIR/NAME: the data set NAME in DIR')
-  parser.add_argument('--splits', default='train,test', help='separated by commas')
+  parser.add_argument(
+    '--splits',
+    default='train,test',
+    help='separated by commas; a name may be given to '
+    "a part: 'train=train without fold 1/10,test=fold 1/10 of train'",
+  )
   parser.add_argument('--size', type=int, default=256, help='of the shorter side (256)')
   parser.add_argument('--format', default='jpg', choices=FORMATS, help='bmp: ten times the space, '
                       'three times the speed')  # fmt: skip

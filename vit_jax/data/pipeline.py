@@ -8,7 +8,6 @@ same batches.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import os
@@ -19,50 +18,16 @@ from typing import Any
 import grain
 import numpy as np
 
-from vit_jax.core import schema
-from vit_jax.core.errors import RunError, suggest
-from vit_jax.data.preprocess import CROPS, prepare
-from vit_jax.data.sources import SOURCES, Example, Source, in_memory
+from vit_jax.core.errors import RunError
+from vit_jax.data.config import DataConfig, Shape
+from vit_jax.data.crops import Resize
+from vit_jax.data.examples import Example, Source
+from vit_jax.data.misfit import MisfitError
+from vit_jax.data.preprocess import conversion, prepare
 
 Batch = dict[str, Any]  # of NumPy arrays
-ON_CORRUPT = ('error', 'skip')
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-  """Training data.
-
-  Attributes:
-    source: where examples come from; see `sources`.
-    split: the one to train on.
-    crop: how images are brought to the model's size; see `preprocess`.
-    on_corrupt: an image that does not decode stops the run ('error') or counts for nothing in its
-      batch ('skip'; the metric `skipped` says how many).
-    cache: read all examples into memory, encoded, and keep them for all runs of the process: for
-      small data sets, of which most of the time is spent on finding one.
-    workers: processes that prepare batches; 0 uses threads of this process, up to 32 of them.
-      Processes are no faster: images are decoded outside of the interpreter's lock.
-  """
-
-  source: Any = schema.choice(SOURCES)
-  split: str = 'train'
-  crop: Any = schema.choice(CROPS, 'resize')
-  on_corrupt: str = 'error'
-  cache: bool = False
-  workers: int = 0
-
-  def open(self, split: str) -> Source:
-    """The examples of a split."""
-    return in_memory(self.source, split) if self.cache else self.source.open(split)
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-  """What the model expects of every image and label."""
-
-  image_size: tuple[int, int]
-  channels: int
-  num_classes: int
+# Of a data set from which nothing can be used, until it is refused.
+_TRIES = 32
 
 
 def train_batches(
@@ -92,6 +57,26 @@ def eval_batches(
   return _Batches(source, _Fill(shape, crop, config.on_corrupt), batch_size, rows, seed=None)
 
 
+def probe(config: DataConfig, source: Source, shape: Shape) -> list[str]:
+  """Tries the first image of a source, or, where images may be skipped, the first that can be used.
+
+  Returns:
+    Lines for people: what is done to its channels, if anything.
+
+  Raises:
+    RunError: if it cannot be used, naming it.
+  """
+  fill, count = _Fill(shape, Resize(), config.on_corrupt), min(len(source), _TRIES)
+  batch = fill.empty(1)
+  for index in range(count):
+    example = source[index]
+    fill(example, np.random.default_rng(0), batch, 0)
+    if batch['mask'].all() and example['image'] is not None:
+      done = conversion(example['image'], shape.channels)
+      return [f'{source.name}: {done} in the first image'] if done else []
+  raise RunError(f'{source.name}: none of the first {count} images can be used')
+
+
 def iterate(
   batches: grain.MapDataset, *, start: int = 0, workers: int = 0
 ) -> Generator[Batch, None, None]:
@@ -101,7 +86,7 @@ def iterate(
     RunError: for data that cannot be used, naming the example.
   """
   threads = max(1, min(cores() // max(workers, 1), 32))
-  # Every thread makes a batch of its own; a few more are kept ready.
+  # Each thread prepares a batch; a few more are kept ready.
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 4)
   stream = batches[start:].to_iter_dataset(options)
   if workers:
@@ -171,8 +156,6 @@ class _Fill:
   """Puts an example into its row of a batch, as the model expects it."""
 
   def __init__(self, shape: Shape, crop: Any, on_corrupt: str):
-    if on_corrupt not in ON_CORRUPT:
-      raise RunError(f'unknown data.on_corrupt {on_corrupt!r}: {suggest(on_corrupt, ON_CORRUPT)}')
     self._shape, self._crop, self._skip = shape, crop, on_corrupt == 'skip'
 
   def empty(self, rows: int) -> Batch:
@@ -181,25 +164,34 @@ class _Fill:
     return {
       'image': np.empty((rows, *shape.image_size, shape.channels), np.uint8),
       'label': np.empty(rows, np.int32),
-      'mask': np.ones(rows, np.float32),
+      'mask': np.empty(rows, np.float32),
     }
 
   def __call__(self, example: Example, rng: np.random.Generator, batch: Batch, row: int) -> None:
     """Fills a row of the batch."""
-    shape, label = self._shape, example['label']
+    shape, label, pixels = self._shape, example['label'], None
     if not 0 <= label < shape.num_classes:
       raise RunError(
         f'{example["name"]} has label {label}, outside the {shape.num_classes} classes of the model'
       )
-    batch['label'][row] = label
     try:
       if example['image'] is not None:
-        out = batch['image'][row]
-        prepare(example['image'], self._crop, shape.image_size, shape.channels, rng, out)
-        return
+        pixels = prepare(example['image'], self._crop, shape.image_size, shape.channels, rng)
     except ValueError as error:
-      message = f'corrupt image {example["name"]}: {error}'
-      if not self._skip:
-        raise RunError(f'{message}. Set data.on_corrupt=skip to go on without it') from None
-      logging.getLogger(__name__).warning('skipped %s', message)
-    batch['image'][row], batch['mask'][row] = 0, 0
+      self._refuse(example['name'], error)
+    # The whole row is assigned, and nothing is spread over it.
+    if pixels is not None and pixels.shape != batch['image'].shape[1:]:
+      raise AssertionError(f'{example["name"]} was made into {pixels.shape}')
+    batch['image'][row] = 0 if pixels is None else pixels
+    batch['label'][row], batch['mask'][row] = label, pixels is not None
+
+  def _refuse(self, name: str, error: ValueError) -> None:
+    """Raises RunError about an image that cannot be used, or logs that it is skipped."""
+    message, fix = f'corrupt image {name}: {error}', 'Mend it'
+    if isinstance(error, MisfitError):
+      message, fix = f'{name} {error}', 'Convert it'
+      if error.channels:
+        fix = f'If all are like that, --config.model.in_channels={error.channels}; else convert it'
+    if not self._skip:
+      raise RunError(f'{message}. {fix}, or set data.on_corrupt=skip to go on without it') from None
+    logging.getLogger(__name__).warning('skipped %s', message)

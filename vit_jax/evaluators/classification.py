@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from etils import epy
 
 from vit_jax.core import schema
 from vit_jax.core.text import plain
-from vit_jax.data.pipeline import DataConfig, Shape, eval_batches, iterate
-from vit_jax.data.preprocess import CROPS
-from vit_jax.nn.sharding import BatchLayout
+from vit_jax.data.classes import aligned
+from vit_jax.data.config import DataConfig, Shape
+from vit_jax.data.crops import CROPS
+from vit_jax.evaluators.evaluation import Evaluation
+
+# Configurations are checked before JAX is there.
+with epy.lazy_imports():
+  import jax
+  import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Classification:
   """Top-1, top-5 and loss over a split of the training data's source.
 
   Attributes:
-    split: to evaluate on.
+    split: to evaluate on; what is held out of another one may be it, see `DataConfig`.
     crop: as for training data.
     every: how often; the end of the run always.
     batch_size: 0 uses that of training.
@@ -36,7 +41,7 @@ class Classification:
 
   def prepare(
     self, task: Any, data: DataConfig, shape: Shape, batch_size: int, *, lanes: int = 0
-  ) -> Callable[[Any], Iterator[tuple[str, Any]]]:
+  ) -> Evaluation:
     """Opens the data; the result evaluates a model, or several whose parameters are stacked.
 
     Args:
@@ -46,9 +51,15 @@ class Classification:
       batch_size: of training.
       lanes: how many models; 0 for one, whose values are numbers and not lists.
     """
+    from vit_jax.data.pipeline import eval_batches, iterate, probe
+    from vit_jax.nn.sharding import BatchLayout
+
     batch_size = self.batch_size or batch_size
     layout = BatchLayout(batch_size)
     source = data.open(self.split)
+    if shape.class_names:
+      source = aligned(source, shape.class_names)
+    conversion = probe(data, source, shape)
     batches = eval_batches(data, self.crop, source, shape, batch_size, layout.rows)
 
     def sums(model, batch):
@@ -81,7 +92,7 @@ class Classification:
       yield 'examples', plain(examples)
       yield 'skipped', plain(len(source) - examples)
 
-    return evaluate
+    return Evaluation(evaluate, [*source.summary(), *conversion])
 
 
 def _floats(sums: dict[str, jax.Array]) -> dict[str, Any]:

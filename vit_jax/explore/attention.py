@@ -22,7 +22,7 @@ def rollout(model: ViT, images: jax.Array) -> jax.Array:
 
   Returns:
     float32 (batch, rows, columns) over the grid of patches, each summing to 1 less what stays with
-    tokens that are no patches.
+    tokens that are not patches.
   """
   prefix, encoder = model.config.prefix, model.encoder
   x, context = model.tokens(images)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import warnings
 
-import jax
-
 from vit_jax.core.errors import RunError
 
 
 def join(
   coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-  """Meets the other processes, if there are any; call it before JAX looks for devices.
+  """Joins the other processes, if there are any; call it before JAX looks for devices.
 
   Args:
     coordinator: HOST:PORT of process 0. Nothing of this is needed on one machine, on TPU pods,
@@ -23,10 +21,12 @@ def join(
   Raises:
     RunError: if some of them are given, but not all.
   """
+  import jax
+
   by_hand = (coordinator, num_processes, process_id)
   if any(value is not None for value in by_hand):
     if None in by_hand:
-      raise RunError('--coordinator, --num_processes and --process_id are given together')
+      raise RunError('--coordinator, --num_processes and --process_id must be given together')
     jax.distributed.initialize(*by_hand)
     return
   try:

@@ -16,7 +16,7 @@ def keep() -> bool:
 
   XLA frees all temporary memory of a step at its end. Left alone, glibc gives such large blocks
   back to the kernel, which clears every page again in the next step: a sixth of the time of ViT-S.
-  Call it before JAX starts its threads, whose allocations would else bypass the one heap.
+  Call it before JAX starts its threads, whose allocations would otherwise bypass the heap.
 
   Returns:
     Whether memory is kept from now on.

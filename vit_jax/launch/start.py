@@ -1,71 +1,84 @@
-"""How every command starts: flags, processes, and errors as one clear message.
-
-Importing this module defines flags, so only commands import it, when they run as one.
-"""
+"""How a command that computes starts: configuration, processes, memory. JAX comes last."""
 
 from __future__ import annotations
 
-import re
+import inspect
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
-from absl import app, flags, logging
-from ml_collections import config_flags
-
+from vit_jax.core import command
 from vit_jax.core.errors import RunError
-from vit_jax.launch import memory
-from vit_jax.launch.cluster import join
+from vit_jax.training import config as config_lib
 
-CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'The run: configs/NAME.py or configs/NAME.py:ARGUMENT.', lock_config=True
+FIELDS = (
+  'Any field of the configuration is set with --config.SECTION.FIELD=VALUE, and unset with =None:\n'
+  '--config.model.variant=B/16 --config.data.crop.name=center --config.data.crop.fraction=0.9'
 )
-WORKDIR: flags.FlagHolder[Any] = flags.DEFINE_string('workdir', None, 'Directory of the run.')
-_COORDINATOR = flags.DEFINE_string(
-  'coordinator', None,
-  'HOST:PORT of process 0. Not needed on one machine, on TPU pods, under Slurm or on Kubernetes.',
-)  # fmt: skip
-_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'With --coordinator.')
-_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --coordinator, from 0.')
 
 
-def run(main: Callable[[], object]) -> None:
-  """Parses flags, joins the other processes, if any, and runs `main`; exits 1 on RunError."""
+def run(parser: command.Parser, main: Callable[..., object], *, config: bool = False) -> None:
+  """Parses arguments, checks the configuration, joins the other processes and calls `main`.
 
-  def start(argv: list[str]) -> None:
-    if len(argv) > 1:
-      raise RunError(f'unexpected argument {argv[1]!r}: flags are written --name=value')
-    if not any(arg.lstrip('-').startswith(('v=', 'verbosity')) for arg in sys.argv):
-      logging.set_verbosity(logging.WARNING)  # absl's own default is to show everything
-    try:
-      getattr(CONFIG.value, 'fields', None)  # a file that is not there is only noticed on use
-    except OSError as error:
-      raise RunError(str(error).strip().splitlines()[-1].strip()) from None
-    memory.keep()
-    join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    main()
+  `main` gets the parser's arguments by name, and of these what it has parameters for: config, a
+  ConfigDict or None; overrides, (field, text) pairs, already part of a config; wishes, see
+  `config.started`.
 
-  try:
-    app.run(start, flags_parser=_parse)
-  except RunError as error:
-    _fail(str(error))
+  Args:
+    parser: gets the flags that all such commands have.
+    main: the command. It imports JAX, not before.
+    config: whether --config must be given.
+  """
+  parser.add_argument(
+    '--config', required=config, metavar='FILE', help='configs/NAME.py or configs/NAME.py:ARGUMENT'
+  )
+  several = parser.add_argument_group(
+    'several processes', 'not needed on one machine, on TPU pods, under Slurm or on Kubernetes'
+  )
+  several.add_argument('--coordinator', metavar='HOST:PORT', help='of process 0')
+  several.add_argument('--num_processes', type=int, metavar='N', help='how many there are')
+  several.add_argument('--process_id', type=int, metavar='I', help='of this one, from 0')
+  parser.epilog = FIELDS
+  with command.errors():
+    known, rest = parser.parse_known_args()
+    arguments = vars(known)
+    join_with = tuple(arguments.pop(n) for n in ('coordinator', 'num_processes', 'process_id'))
+    arguments |= _configured(arguments.pop('config'), command.pairs(rest, parser), parser)
+    wanted = inspect.signature(main).parameters
+    for name in ('overrides', 'wishes'):
+      if name not in wanted:
+        arguments.pop(name)
+    if any(value is not None for value in join_with) and None in join_with:
+      raise RunError('--coordinator, --num_processes and --process_id are given together')
+    if join_with[2] in (None, 0):
+      print('starting JAX', file=sys.stderr, flush=True)
+    _start(*join_with)
+    main(**arguments)
 
 
-def _parse(argv: list[str]) -> list[str]:
-  try:
-    return flags.FLAGS(argv)
-  except flags.Error as error:
-    # An exception in a configuration file arrives as text, its traceback included.
-    known = re.search(r'^(?:ValueError|vit_jax\.errors\.RunError): (.*)', str(error), re.M | re.S)
-    _fail(known[1].strip() if known else str(error))
-  except RunError as error:
-    _fail(str(error))
-  except (AttributeError, KeyError) as error:  # ml_collections on a --config.field of no such name
-    while error.args and isinstance(error.args[0], Exception):
-      error = error.args[0]
-    _fail(str(error.args[0]).replace('\n', ': '))
+def _configured(
+  file: str | None, fields: list[tuple[str, str]], parser: command.Parser
+) -> dict[str, Any]:
+  items = []
+  for name, text in fields:
+    if not name.startswith('config.'):
+      command.refuse(name, parser)
+    items.append((name.removeprefix('config.'), text))
+  if file is None:
+    return dict(config=None, overrides=items, wishes={})
+  config = config_lib.override(config_lib.load(file), items)
+  config, wishes = config_lib.started(config, {name for name, _ in items})
+  config_lib.check(config)
+  return dict(config=config, overrides=items, wishes=wishes)
 
 
-def _fail(message: str) -> NoReturn:
-  print(f'error: {message}', file=sys.stderr)
-  sys.exit(1)
+def _start(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+  from absl import flags, logging
+
+  from vit_jax.launch import memory
+  from vit_jax.launch.cluster import join
+
+  flags.FLAGS.mark_as_parsed()  # Grain's worker processes ask for them
+  logging.set_verbosity(logging.WARNING)  # absl's own default is to show everything
+  memory.keep()
+  join(coordinator, num_processes, process_id)

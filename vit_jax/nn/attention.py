@@ -19,7 +19,7 @@ _PACKED = ('batch', None, 'heads')
 
 
 class Context(NamedTuple):
-  """What attention knows about its tokens beside their features; every part may be absent.
+  """What attention knows about its tokens apart from their features; every part may be absent.
 
   Attributes:
     angles: rotary angles, float32 (1 or batch, tokens, head_dim / 2).
@@ -78,9 +78,9 @@ class Attention(nnx.Module):
     norm: makes a norm of the width of a head for queries and keys (Dehghani et al. 2023, section
       2.2), or None.
     no_bias: those of 'query', 'key', 'value' and 'out' that have none.
-    relative: a `RelativeBias` of its own, or None.
+    relative: a `RelativeBias` for this layer, or None.
     causal: tokens attend to themselves and to what precedes them.
-    score_scale: of the scores, beside the inverse square root of the width of a head.
+    score_scale: of the scores, on top of the inverse square root of the width of a head.
   """
 
   def __init__(

@@ -241,7 +241,7 @@ class Encoder(nnx.Module):
     blocks: Any = self.blocks
     stacked = isinstance(blocks, Block)
     if stacked:
-      # Once for all layers; a matrix by itself is cast as it is read.
+      # Once for all layers; a single matrix is cast as it is read.
       blocks = cast_weights(blocks, x.dtype)
     context, tokens = context or Context(), x.shape[1]
     extra = padding(tokens, config.width // config.num_heads)

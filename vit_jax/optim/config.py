@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from vit_jax.core.errors import RunError, suggest
+
 SCHEDULES = ('cosine', 'rsqrt', 'wsd')
 Groups = tuple[tuple[str, float], ...]
 
@@ -43,3 +45,11 @@ class OptimConfig:
   ema: float = 0.0
   decay: Groups = (('.*kernel', 1.0), ('.*', 0.0))
   lr_scale: Groups = (('.*', 1.0),)
+
+  def __post_init__(self):
+    if self.schedule not in SCHEDULES:
+      raise RunError(
+        f'unknown optim.schedule {self.schedule!r}: {suggest(self.schedule, SCHEDULES)}'
+      )
+    if not 0 <= self.ema < 1:
+      raise RunError(f'optim.ema={self.ema} must be at least 0 and less than 1')

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vit_jax.core.errors import RunError, suggest
-from vit_jax.optim.config import SCHEDULES, OptimConfig
+from vit_jax.core.errors import RunError
+from vit_jax.optim.config import OptimConfig
 
 
 class Hyper(NamedTuple):
@@ -41,22 +41,32 @@ def learning_rate(
   return config.lr * rise * body * fall
 
 
-def check(config: OptimConfig, *, total: int, warmup: int, cooldown: int, batch_size: int) -> None:
-  """Raises RunError for an impossible schedule, accumulation or moving average."""
-  if config.schedule not in SCHEDULES:
-    raise RunError(
-      f'unknown optim.schedule {config.schedule!r}: {suggest(config.schedule, SCHEDULES)}'
-    )
+def check(
+  config: OptimConfig, *, total: int, warmup: int, cooldown: int, batch_size: int, devices: int = 1
+) -> None:
+  """Raises RunError for an impossible schedule or accumulation.
+
+  Args:
+    config: of the optimizer.
+    total, warmup, cooldown: durations in steps.
+    batch_size: of the global batch.
+    devices: among which it is divided; they divide it.
+  """
   if warmup + cooldown > total:
     raise RunError(
       f'optim.warmup ({warmup} steps) and optim.cooldown ({cooldown}) exceed the total of {total}'
     )
   if config.schedule == 'rsqrt' and not warmup:
     raise RunError('optim.schedule=rsqrt takes its timescale from optim.warmup, which is 0')
-  if not 0 <= config.ema < 1:
-    raise RunError(f'optim.ema={config.ema} must be at least 0 and less than 1')
-  if config.accumulate < 1 or batch_size % config.accumulate:
-    raise RunError(f'optim.accumulate={config.accumulate} does not divide batch_size={batch_size}')
+  each = batch_size // devices
+  if config.accumulate < 1 or each % config.accumulate:
+    among = f', of which each of {devices} devices has {each}' if devices > 1 else ''
+    fitting = [str(parts) for parts in range(1, each + 1) if each % parts == 0]
+    raise RunError(
+      f'optim.accumulate={config.accumulate} does not divide batch_size={batch_size}{among}: '
+      f'choose it from {", ".join(fitting)}, or a batch_size that is a multiple of '
+      f'{max(config.accumulate, 1) * devices}'
+    )
 
 
 def hyper(step: int, config: OptimConfig, *, seed: int, **durations: int) -> Hyper:

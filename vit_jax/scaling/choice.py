@@ -168,7 +168,7 @@ def choose(
   where: str | None = None,
   **options: Any,
 ) -> Choice:
-  """Chooses a law by how well it foretells the largest scales from the smaller ones.
+  """Chooses a law by how well it predicts the largest scales from the smaller ones.
 
   Each law is fitted to the points below several cut-offs, and the error of its logarithm beyond
   them is what counts; Alabdulmohsin et al. 2022 (arXiv:2209.06640) choose likewise. With few points

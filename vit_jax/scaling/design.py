@@ -124,7 +124,7 @@ def resized(model: ViTArchitecture, *, head_dim: int = 0, **dimensions: Any) -> 
       features of a head instead. Without mlp_dim its ratio to the width is kept.
 
   Raises:
-    RunError: for a name that is no dimension, or head_dim and num_heads at once.
+    RunError: for a name that is not a dimension, or head_dim and num_heads at once.
   """
   for name in dimensions:
     if name not in DIMENSIONS:

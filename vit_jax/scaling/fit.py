@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import types
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -124,26 +123,15 @@ class _Module(types.ModuleType):
   __call__ = staticmethod(fit)
 
 
-class _Parser(argparse.ArgumentParser):
-  """Says a mistake in one line, as all others are said, and takes no fields of models."""
-
-  def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore
-    """All of the arguments must be known."""
-    known, rest = super().parse_known_args(args, namespace)
-    if rest:
-      self.error(f'unknown argument {rest[0]}')
-    return known, rest
-
-  def error(self, message: str) -> NoReturn:
-    """Leaves as on `RunError`."""
-    self.exit(1, f'error: {message}\n')
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> command.Parser:
   """Of the command line."""
-  found = _Parser(
-    prog='python -m vit_jax.scaling.fit', description='A scaling law for a table of runs.'
-  )
+  found = command.Parser(
+    'vit_jax.scaling.fit', 'Fits a scaling law to a table of runs, and says how far to trust it.',
+    (
+      'runs/sweep/table.jsonl --x=flops --y=test_loss --law=power_floor --predict=1e13',
+      'runs.csv --x=parameters,images --y=loss --law=chinchilla --where="status=finished" --json',
+    ),
+  )  # fmt: skip
   add = found.add_argument
   add('table', help='.csv, .tsv, .jsonl or .parquet file, a row per point')
   add(
@@ -170,6 +158,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == '__main__':
-  command.run(parser(), lambda changes, **options: main(**options))
+  command.run(parser(), main)
 else:
   sys.modules[__name__].__class__ = _Module

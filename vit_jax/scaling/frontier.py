@@ -156,7 +156,7 @@ def isoflop(
 
   Raises:
     RunError: a column is missing or not positive; a budget has fewer than three sizes, losses that
-      are all equal, or is no budget.
+      are all equal, or is not a budget.
   """
   if method not in METHODS or repeats not in ('lowest', 'mean'):
     raise RunError(f'method must be one of {METHODS}, not {method!r}; '

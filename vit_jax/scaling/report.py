@@ -147,7 +147,7 @@ def _odd_residuals(fit: Reported) -> list[str]:
 
 
 def _bend(fit: Reported) -> float:
-  """The p-value of a term in the square of the logarithm of the scale, beside the law's own."""
+  """The p-value of one more term, in the square of the logarithm of the scale."""
   problem, r = fit._problem, fit.residuals
   slopes = problem.curve(fit._phi[None], problem.data.u)[1][0]
   left = len(r) - slopes.shape[1] - 1

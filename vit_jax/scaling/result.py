@@ -274,7 +274,7 @@ class Fit(Reported):
     u = logs - self._problem.centre.x[:, None]
     level = self.level if level is None else level
     value, low, high = self._band(u, level)
-    # A new run has an error of its own, which adds to that of the curve in squares.
+    # A new run has its own error, which adds to that of the curve in squares.
     fitted = self._problem.data.z - self.residuals
     noise = uncertainty.noise_at(self._problem, self.residuals[None], fitted[None], value[None])[0]
     own = noise * stats.t.ppf((1 + level) / 2, self._left)

@@ -83,7 +83,7 @@ def minimise(
     gain = np.clip((value - new[0]) / np.maximum(promised, 1e-100), 0, 2)
     better = new[0] < value
     used[active] += 1
-    # Nielsen's rule: the damping follows how well the quadratic model foretold the gain.
+    # Nielsen's rule: the damping follows how well the quadratic model predicted the gain.
     damping = np.where(better, damping * np.clip(1 - (2 * gain - 1) ** 3, 0.1, 2), damping * growth)
     damping = np.maximum(damping, 1e-11)  # what rounding would leave of it
     growth = np.where(better, 2.0, growth * 2)

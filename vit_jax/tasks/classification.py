@@ -5,12 +5,17 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
-import jax.numpy as jnp
+from etils import epy
 
 from vit_jax.core.errors import RunError
 
-Batch = dict[str, jax.Array]
+# Configurations are checked before JAX is there.
+with epy.lazy_imports():
+  import jax
+  import jax.numpy as jnp
+
+Batch = dict[str, Any]  # of arrays
+UNSET: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,14 +27,15 @@ class Classification:
     mixup: alpha of the Beta distribution of mixing coefficients, one per batch; 0 does not mix
       (Zhang et al. 2018).
     flip: mirror half of the training images left to right.
-    mean, std: per channel (or one for all) of pixels in [0, 1], to normalise with.
+    mean, std: per channel (or one for all) of pixels in [0, 1], to normalise with. Unset: those of
+      the checkpoint that the run starts from, or 0.5.
   """
 
   label_smoothing: float = 0.0
   mixup: float = 0.0
   flip: bool = False
-  mean: tuple[float, ...] = (0.5,)
-  std: tuple[float, ...] = (0.5,)
+  mean: tuple[float, ...] = UNSET
+  std: tuple[float, ...] = UNSET
 
   def __post_init__(self):
     if not 0 <= self.label_smoothing < 1:
@@ -39,7 +45,13 @@ class Classification:
 
   def normalize(self, images: jax.Array) -> jax.Array:
     """uint8 (batch, height, width, channels) -> float32."""
-    return (images.astype(jnp.float32) / 255 - jnp.array(self.mean)) / jnp.array(self.std)
+    mean, std = self.statistics(1)
+    return (images.astype(jnp.float32) / 255 - jnp.array(mean)) / jnp.array(std)
+
+  def statistics(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each of so many channels."""
+    spread = lambda given: given * channels if len(given) == 1 else given  # noqa: E731
+    return spread(self.mean or (0.5,)), spread(self.std or (0.5,))
 
   def augment(self, batch: Batch, rng: jax.Array | None) -> Batch:
     """Normalises, flips and mixes a batch of uint8 images; without `rng` only normalises."""

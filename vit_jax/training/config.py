@@ -7,17 +7,17 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
-from vit_jax.core import schema
+from vit_jax.architecture import MODELS
+from vit_jax.core import modules, overrides, schema
 from vit_jax.core.errors import RunError
-from vit_jax.data.pipeline import DataConfig
+from vit_jax.data.config import DataConfig
 from vit_jax.evaluators import EVALUATORS
-from vit_jax.models import MODELS
 from vit_jax.optim.config import OptimConfig
 from vit_jax.tasks import TASKS
 
@@ -45,7 +45,7 @@ class CheckpointConfig:
 
   def __post_init__(self):
     if self.keep < 1:
-      raise RunError(f'checkpoint.keep={self.keep} would keep none')
+      raise RunError(f'checkpoint.keep={self.keep} must be at least 1')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ class LanesConfig:
   def __post_init__(self):
     counts = {name: len(values) for name, values in vars(self).items() if values}
     if len(set(counts.values())) > 1:
-      raise RunError(f'lanes have one value each, but their number is not clear: {counts}')
+      raise RunError(f'every field of lanes needs the same number of values, found {counts}')
 
   @property
   def count(self) -> int:
@@ -93,7 +93,7 @@ class Config:
     fork: directory of another run that does the same up to some step, such as one that has not
       begun its cooldown yet: this run begins with the newest checkpoint there of what both have in
       common, and ends as if it had done it all by itself.
-    lanes: of one program.
+    lanes: several runs in one program.
     compilation_cache: directory, relative to the run's, where compiled programs are kept for the
       next start; '' for none. Where JAX_COMPILATION_CACHE_DIR is set, that is used.
   """
@@ -133,6 +133,85 @@ def complete(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
   tree = schema.complete(Config, config, unset=config_dict.placeholder)
   tree = ml_collections.ConfigDict(tree)
   return tree.lock()
+
+
+def load(name: str) -> ml_collections.ConfigDict:
+  """The configuration of a file, 'configs/tfds.py' or 'configs/tfds.py:ARGUMENT'."""
+  found = modules.call(name, 'get_config')
+  if not isinstance(found, Mapping | ml_collections.ConfigDict):
+    raise RunError(f'{name}: get_config returns {found!r}, not the result of `complete`')
+  return complete(_plain(found))
+
+
+def override(config: Any, items: Sequence[tuple[str, str]]) -> ml_collections.ConfigDict:
+  """`config` with fields set by text, ('model.width', '64'); see `core.overrides`."""
+  return complete(overrides.apply(Config, _plain(config), items))
+
+
+# Of a run that starts from a checkpoint: fields of the model that the checkpoint does not decide,
+# and fields of other sections that it does.
+_OWN = (
+  'name', 'num_classes', 'dtype', 'scan', 'remat', 'drop_path', 'drop_path_mode', 'patch_dropout',
+  'mup_width', 'mup_depth',
+)  # fmt: skip
+_TAKEN = ('task.mean', 'task.std')
+
+
+def started(
+  config: ml_collections.ConfigDict, insisted: Collection[str]
+) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
+  """With `init` the checkpoint decides what the model is, and a command line what shall change.
+
+  Args:
+    config: of a file, with the fields of the command line set.
+    insisted: dotted names of these fields.
+
+  Returns:
+    The configuration without what the checkpoint decides, and what the file said of that: wishes,
+    of which the start of the run names those that did not come true.
+  """
+  if not config.init:
+    return config, {}
+  tree, wishes = _plain(config), {}
+  names = [f'model.{name}' for name in tree['model'] if name not in _OWN]
+  for name in (*names, *_TAKEN):
+    section, _, field = name.rpartition('.')
+    node = tree[section]
+    if name not in insisted and node.get(field) is not None:
+      value, node[field] = node[field], None
+      if field != 'variant':
+        wishes[name] = value
+  tree['model']['variant'] = tree['model']['variant'] or ''
+  return complete(tree), wishes
+
+
+def check(config: Any) -> Config:
+  """A configuration, built, with all that can be checked before JAX is there and data are open.
+
+  Raises:
+    RunError: for unknown names, values of a wrong type, durations that cannot be read.
+  """
+  cfg: Config = schema.build(Config, config)
+  if not cfg.init:
+    cfg.model.resolve()
+  if cfg.batch_size < 1:
+    raise RunError(f'batch_size={cfg.batch_size} must be at least 1')
+  durations = {
+    'optim.warmup': cfg.optim.warmup, 'optim.cooldown': cfg.optim.cooldown,
+    'log.every': cfg.log.every, 'checkpoint.every': cfg.checkpoint.every,
+    **{f'checkpoint.at[{i}]': at for i, at in enumerate(cfg.checkpoint.at)},
+    **{f'evals.{name}.every': evaluator.every for name, evaluator in cfg.evals.items()},
+  }  # fmt: skip
+  sizes = dict(batch_size=cfg.batch_size, epoch=1)
+  steps(cfg.total, **sizes, total=None, field='total')
+  for field, duration in durations.items():
+    steps(duration, **sizes, total=1, field=field)
+  return cfg
+
+
+def _plain(config: Any) -> dict[str, Any]:
+  """A ConfigDict or any mapping as nested dicts, tuples kept."""
+  return config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
 
 
 def run_hash(config: Mapping[str, Any]) -> str:
@@ -181,7 +260,7 @@ def steps(
   match = re.fullmatch(r'(\d[\d_]*(?:\.\d+)?(?:e\d+)?)\s*(%|[a-z]*?)s?', duration.strip())
   if not match or match[2] not in _UNITS:
     raise RunError(
-      f'{field}={duration!r} is no duration: write 500 steps, 1e6 examples, 90 epochs or 5%'
+      f'{field}={duration!r} is not a duration: write 500 steps, 1e6 examples, 90 epochs or 5%'
     )
   number, unit = float(match[1]), _UNITS[match[2]]
   if unit == '%' and total is None:

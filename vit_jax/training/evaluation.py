@@ -1,4 +1,4 @@
-"""Evaluation of a run on its newest checkpoint."""
+"""Evaluation of a run on one of its checkpoints."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import jax
 
 from vit_jax.core import schema
-from vit_jax.core.errors import RunError
 from vit_jax.nn import sharding
 from vit_jax.training import config as config_lib
 from vit_jax.training import lanes
@@ -17,39 +16,41 @@ from vit_jax.training.progress import Reporter
 from vit_jax.training.workdir import Workdir
 
 
-def restore(workdir: str, config: Mapping[str, Any] | None = None) -> tuple[Experiment, Any]:
-  """A run's experiment and the state in its newest checkpoint, on the mesh in context.
+def restore(
+  workdir: str, config: Mapping[str, Any] | None = None, *, step: int | None = None
+) -> tuple[Experiment, Any]:
+  """A run's experiment and the state in a checkpoint, on the mesh in context.
+
+  Args:
+    workdir: of the run.
+    config: the run's own if not given.
+    step: of the checkpoint; the newest if not given.
 
   Raises:
-    RunError: if there is no checkpoint, or it does not fit the model of `config`.
+    RunError: if there is no checkpoint, it is damaged, or does not fit the model of `config`.
   """
   run = Workdir(workdir)
   cfg = run.config() if config is None else schema.build(config_lib.Config, config)
-  experiment = lanes.experiment(cfg, run.model() if cfg.init else None)
-  if not run.has_checkpoints:
-    raise RunError(f'{run} holds no checkpoints')
-  checkpoints = run.checkpoints(read_only=True)
-  try:
-    if checkpoints.latest is None:
-      raise RunError(f'{run} holds no finished checkpoint yet')
-    state, _ = checkpoints.restore(experiment.abstract_state)
-  finally:
-    checkpoints.close()
+  experiment = lanes.experiment(cfg, run.described())
+  state, _ = run.checkpoints().restore(experiment.abstract_state, step)
   return experiment, state
 
 
-def evaluate(workdir: str, config: Mapping[str, Any] | None = None) -> dict[str, float]:
-  """Runs the evaluations of `config`, by default the run's own, on its newest checkpoint.
+def evaluate(
+  workdir: str, config: Mapping[str, Any] | None = None, *, step: int | None = None
+) -> dict[str, float]:
+  """Runs the evaluations of `config` on a checkpoint; arguments as for `restore`.
 
   Returns:
     Values by name, {'test/top1': 0.98, ...}.
   """
   mesh = config['mesh'] if config is not None else 'data'
   with jax.set_mesh(sharding.make_mesh(mesh)):
-    experiment, state = restore(workdir, config)
-    scores = experiment.evaluate(experiment.evaluators(), state)
-    step = int(state.step)
-  reporter = Reporter(step, step, visible=jax.process_index() == 0)
-  reporter.close()
-  reporter.table(f'{workdir}: step {step}', scores)
+    experiment, state = restore(workdir, config, step=step)
+    done, evaluators = int(state.step), experiment.evaluators()
+    reporter = Reporter(done, done, visible=jax.process_index() == 0)
+    reporter.close()
+    reporter.lines(experiment.summary(evaluators))
+    scores = experiment.evaluate(evaluators, state)
+  reporter.table(f'{workdir}: step {done}', scores)
   return scores

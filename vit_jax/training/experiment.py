@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
+from vit_jax import models
 from vit_jax.architecture.card import Card
-from vit_jax.convert import adapt
-from vit_jax.convert import read as bridge
+from vit_jax.convert import read
 from vit_jax.core.errors import RunError
-from vit_jax.core.misfits import refuse
-from vit_jax.data.pipeline import Shape, iterate, train_batches
+from vit_jax.data import folds
+from vit_jax.data.classes import aligned
+from vit_jax.data.config import Shape
+from vit_jax.data.examples import NoSplitError
+from vit_jax.data.pipeline import iterate, probe, train_batches
+from vit_jax.nn import sharding
 from vit_jax.nn.encoder import split_layers, stack_layers
 from vit_jax.nn.sharding import BatchLayout
 from vit_jax.optim import schedules
 from vit_jax.training import config as config_lib
+from vit_jax.training.initial import Start
 from vit_jax.training.state import State, init_state, train_step
 
 
 class Experiment:
-  """Everything that training and evaluating share. Create it under the mesh it shall use.
+  """Everything that training and evaluating share. Create it under the mesh that it will use.
 
   Attributes:
     config: the typed configuration, the model's sizes resolved.
@@ -34,35 +39,55 @@ class Experiment:
     layout: of training batches over processes and devices.
     total: steps of the run.
     abstract_state: shapes, dtypes and layouts of the state as checkpoints hold it.
+    class_names: of the logits, or nothing if the run has another number of them.
+    notes: what was decided about the run's start, a line each.
   """
 
-  def __init__(self, cfg: config_lib.Config, stored: Any = None):
+  def __init__(
+    self, cfg: config_lib.Config, stored: tuple[Any, Card] | None = None,
+    wishes: Mapping[str, Any] | None = None,
+  ):  # fmt: skip
     """Opens everything but checkpoints.
 
     Args:
       cfg: of the run.
-      stored: the model in the run's newest checkpoint, if it has one. With `cfg.init` it stands for
-        the architecture, so that the checkpoint the run started from is needed only once.
+      stored: model and card of the run's newest checkpoint, if it has one. Its classes are those
+        of the run, whatever their numbers in the data are now. With `cfg.init` its model is that of
+        the run, so that the checkpoint the run started from is needed only once.
+      wishes: see `config.started`.
 
     Raises:
       RunError: for anything in `cfg` that is contradictory or not there.
     """
-    self._start: bridge.Opened | None = None
+    self._start: Start | None = None
     if not cfg.init:
       model = cfg.model.resolve()
-    elif stored is None:
-      model = self._open_start(cfg)
+    elif stored:
+      model = stored[0]
     else:
-      model = stored
+      self._start = Start(cfg.init, cfg.model)
+      model = self._start.model
     self.layout = BatchLayout(cfg.batch_size)
-    self.source = cfg.data.open(cfg.data.split)
-    model = dataclasses.replace(
-      model, num_classes=model.num_classes or len(self.source.class_names)
-    )
-    self.config = dataclasses.replace(cfg, model=model)
+    self.source = cfg.data.open_training()
+    names = tuple(self.source.class_names)
+    if stored and stored[1].class_names:
+      names = stored[1].class_names
+      self.source = aligned(self.source, names)
     if self._start:
-      self._check_pixels(self._start.card)
-    self.shape = Shape(model.image_size, model.in_channels, model.num_classes)
+      self._start.set_classes(names)
+      model = self._start.model
+    if cfg.init:
+      cfg = _as_known(cfg, self._start.card if self._start else stored[1])  # type: ignore
+    model = dataclasses.replace(model, num_classes=model.num_classes or len(names))
+    self.config = dataclasses.replace(cfg, model=model)
+    self.class_names = names if len(names) == model.num_classes else ()
+    self.notes: list[str] = []
+    if self._start:
+      self._start.compare(wishes or {}, _flat(dict(model=model, task=cfg.task)))
+      self.notes = self._start.notes
+    self.shape = Shape(model.image_size, model.in_channels, model.num_classes, self.class_names)
+    self._check_normalization()
+    self._conversion = probe(cfg.data, self.source, self.shape)
     self.total = self._steps(cfg.total, 'total', total=None)
     if self.total < 1:
       raise RunError(f'total={cfg.total!r} is less than one step')
@@ -71,7 +96,9 @@ class Experiment:
       warmup=self.steps(cfg.optim.warmup, 'optim.warmup'),
       cooldown=self.steps(cfg.optim.cooldown, 'optim.cooldown'),
     )
-    schedules.check(cfg.optim, **self._durations, batch_size=cfg.batch_size)
+    schedules.check(
+      cfg.optim, **self._durations, batch_size=cfg.batch_size, devices=sharding.shards('batch')
+    )
     self.abstract_state: State = jax.eval_shape(self._init, self._seeds())
 
   def steps(self, duration: str, field: str) -> int:
@@ -110,42 +137,34 @@ class Experiment:
     config = self.config
     if self._start is None:
       return jax.jit(self._init)(self._seeds())
-    changes = {name: getattr(config.model, name) for name in adapt.CHANGES}
-    start = self._start
-    _, _, leaves = adapt.adapt(start.config, start.card, start.leaves(), changes)
-    model = bridge.build(config.model, leaves, None)
+    model = read.build(config.model, self._start.leaves(config.model), None)
     return jax.jit(self._started)(model)
 
   def _started(self, model: Any) -> State:
     return init_state(model, self.config.optim)
 
-  def _open_start(self, cfg: config_lib.Config) -> Any:
-    """The architecture of the checkpoint to start from, with the fields that are set changed."""
-    fields = {f.name: getattr(cfg.model, f.name) for f in dataclasses.fields(cfg.model)}
-    hints = {k: v for k, v in fields.items() if k != 'variant' and v is not None}
-    self._start = bridge.open_checkpoint(cfg.init, **hints)
-    refuse(self._start.problems(), cfg.init)
-    return adapt.changed(self._start.config, hints)
-
-  def _check_pixels(self, card: Card) -> None:
-    """Raises RunError unless images are normalised as those were that the checkpoint knows."""
-    card = adapt.card_for_channels(card, self.config.model.in_channels)
-    task, channels = self.config.task, self.config.model.in_channels
+  def _check_normalization(self) -> None:
+    """Raises RunError unless the task's mean and std are of as many channels as the model takes."""
+    channels = self.shape.channels
     for name in ('mean', 'std'):
-      ours, theirs = getattr(task, name), getattr(card, name)
-      ours = ours * channels if len(ours) == 1 else ours
-      if not np.allclose(ours, theirs, atol=1e-6):
+      values = getattr(self.config.task, name)
+      if values is None:
+        continue
+      if len(values) not in (1, channels):
+        one = sum(values) / len(values) if values else 0.5
         raise RunError(
-          f'task.{name}={ours}, but init={self.config.init} expects {theirs}: '
-          f"--config.task.{name}='{theirs}'"
+          f'task.{name}={values} has {len(values)} values, and model.in_channels={channels}: give '
+          f'one value for each channel, or one for all, such as --config.task.{name}={one:.3g}'
         )
+      if not np.isfinite(values).all() or (name == 'std' and min(values) <= 0):
+        raise RunError(f'task.{name}={values}: pixels in [0, 1] cannot be normalised with that')
 
   def _seeds(self) -> Any:
     """The argument of `_init`."""
     return np.uint32(self.config.seed)
 
   def _init(self, seed: Any) -> State:
-    model = self.config.model.create(nnx.Rngs(jax.random.key(seed)))
+    model = models.create(self.config.model, nnx.Rngs(jax.random.key(seed)))
     return init_state(model, self.config.optim)
 
   def split(self, state: State) -> State:
@@ -172,23 +191,43 @@ class Experiment:
   @property
   def card(self) -> Card:
     """What the trained model will expect of images."""
-    config, channels = self.config, self.shape.channels
-    spread = lambda values: values * (1 if len(values) == channels else channels)  # noqa: E731
+    config = self.config
+    mean, std = config.task.statistics(self.shape.channels)
     crops = [evaluator.crop for evaluator in config.evals.values()]
+    fraction = getattr(crops[0], 'fraction', 0.0) if crops else 0.0
+    method = crops[0].method if crops else config.data.crop.method
     return Card(
-      'vit_jax', self.shape.image_size, spread(config.task.mean), spread(config.task.std), 'area',
-      getattr(crops[0], 'fraction', 0.0) if crops else 0.0, tuple(self.source.class_names),
-    )  # fmt: skip
+      'vit_jax', self.shape.image_size, mean, std, method or 'area', fraction, self.class_names
+    )
 
   def evaluators(self) -> dict[str, Any]:
-    """Functions from a model to (name, value) pairs, by name."""
-    config = self.config
-    return {
-      name: evaluator.prepare(
-        config.task, config.data, self.shape, config.batch_size, lanes=config.lanes.count
-      )
-      for name, evaluator in config.evals.items()
-    }
+    """Functions from a model to (name, value) pairs, by name.
+
+    Raises:
+      RunError: if their data are not there, or cannot be used.
+    """
+    config, prepared = self.config, {}
+    for name, evaluator in config.evals.items():
+      try:
+        prepared[name] = evaluator.prepare(
+          config.task, config.data, self.shape, config.batch_size, lanes=config.lanes.count
+        )
+      except NoSplitError as error:
+        raise RunError(
+          f'{error}. {folds.way_out(config.data.split, f"evals.{name}.split")}'
+        ) from None
+      except RunError as error:
+        raise RunError(f'evals.{name}: {error}') from None
+    return prepared
+
+  def summary(self, evaluators: dict[str, Any]) -> list[str]:
+    """Lines about the data that are trained and evaluated on: what is there, what is done to it."""
+    lines = [*self.source.summary(), *self._conversion]
+    for name, evaluator in self.config.evals.items():
+      lines += evaluators[name].summary
+      if folds.overlap(self.config.data.split, getattr(evaluator, 'split', '')):
+        lines.append(f'evals.{name} uses images that are trained on, too')
+    return list(dict.fromkeys(lines))
 
   def evaluate(self, evaluators: dict[str, Any], state: State) -> dict[str, float]:
     """Runs `evaluators` on what `state` would be judged by: {'test/top1': 0.98, ...}."""
@@ -197,3 +236,26 @@ class Experiment:
       for name, evaluator in evaluators.items()
       for key, value in evaluator(state.eval_model)
     }
+
+
+def _as_known(cfg: config_lib.Config, card: Card) -> config_lib.Config:
+  """A run that prepares images as a checkpoint expects them, where it does not say how itself."""
+
+  def known(section: Any, **values: Any) -> Any:
+    unset = {name: value for name, value in values.items() if getattr(section, name) is None}
+    return dataclasses.replace(section, **unset)
+
+  crop = lambda section: dataclasses.replace(section, crop=known(section.crop, method=card.resize))  # noqa: E731
+  return dataclasses.replace(
+    cfg, task=known(cfg.task, mean=card.mean, std=card.std), data=crop(cfg.data),
+    evals={name: crop(evaluator) for name, evaluator in cfg.evals.items()},
+  )  # fmt: skip
+
+
+def _flat(sections: Mapping[str, Any]) -> dict[str, Any]:
+  """Fields by dotted name."""
+  return {
+    f'{section}.{field.name}': getattr(values, field.name)
+    for section, values in sections.items()
+    for field in dataclasses.fields(values)
+  }

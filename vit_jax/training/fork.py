@@ -2,21 +2,19 @@
 
 With a learning rate that stays constant after its warm-up, runs of different durations are the same
 until each begins its cooldown (Zhai et al. 2022, section 3.5; Hägele et al. 2024). As a batch is a
-function of seed and step, a fork ends bit for bit as the run that did everything by itself.
+function of seed and step, a fork ends bit for bit as a run that was trained from the start.
 """
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Iterable
 from typing import Any
 
-import jax
-
+from vit_jax.checkpoints.store import Found
 from vit_jax.core.errors import RunError
+from vit_jax.training import config as config_lib
 from vit_jax.training import lanes
 from vit_jax.training.experiment import Experiment
-from vit_jax.training.progress import copy_metrics
-from vit_jax.training.state import State
 from vit_jax.training.workdir import Workdir
 
 # What may differ as long as every step has the same hyperparameters, and what trains nothing.
@@ -24,47 +22,83 @@ _JUDGED_BY_STEP = ('total', 'optim.lr', 'optim.weight_decay', 'optim.b1', 'optim
                    'optim.schedule', 'optim.warmup', 'optim.cooldown')  # fmt: skip
 
 
-def restore(experiment: Experiment, trunk: str, own: Workdir) -> tuple[State, int, dict[str, Any]]:
-  """The newest state of another run that this one would have come through.
+def restore(experiment: Experiment, record: dict[str, Any], there: Workdir, own: Workdir) -> Found:
+  """The newest sound state of another run that this one would have come through.
 
   Args:
     experiment: of this run.
-    trunk: directory of the other one, which may be going on.
-    own: directory of this run; gets the lines of metrics.jsonl up to there.
+    record: of this run.
+    there: directory of the other one, which may be going on.
+    own: directory of this one.
 
   Returns:
-    The state, its step, and the history of the run until then.
+    As `Checkpoints.newest`; the history in `extra` is that of this run until then.
 
   Raises:
     RunError: if there is no such run, it differs in more than its duration, or has no checkpoint
       from before it does.
   """
-  there = Workdir(trunk)
   if not there.exists:
-    raise RunError(f'fork={trunk}: there is no run')
+    raise RunError(f'fork={there}: there is no run')
+  if there.path.resolve() == own.path.resolve():
+    raise RunError(f'fork={there} is the directory of this run itself')
   lines = [
     f'  {name}: {old!r} there, {new!r} here'
-    for name, (old, new) in there.changes(own.record()).items()
-    if name not in _JUDGED_BY_STEP and not name.startswith('evals.')
+    for name, (old, new) in there.changes(record).items()
+    if not judged_by_step(name)
   ]
   if lines:
-    raise RunError(f'fork={trunk} is a run of something else:\n' + '\n'.join(lines))
-  other = lanes.experiment(there.config())
+    raise RunError(f'fork={there} is a run of another configuration:\n' + '\n'.join(lines))
+  shared, steps = _shared(experiment, there)
+  if not steps:
+    raise RunError(
+      f'fork={there} is the same run until step {shared}, but has no checkpoint up to there: its '
+      f'steps are {_listed(there)}. Durations of warm-up and cooldown in percent change with the '
+      'total; checkpoint.at saves where forks begin.'
+    )
+  found = there.checkpoints().newest(experiment.abstract_state, steps)
+  forked = {'from': str(there), 'step': found.step}
+  found.extra['history'] = {**found.extra.get('history', {}), 'forked': forked}
+  return found
+
+
+def ways_on(cfg: config_lib.Config, workdir: Workdir, changes: Iterable[str]) -> str:
+  """How a run can go on from one in `workdir`, from which it differs in the fields `changes`."""
+  if not all(map(judged_by_step, changes)):
+    return ''
+  try:
+    shared, steps = _shared(lanes.experiment(cfg, workdir.described()), workdir)
+  except RunError:
+    return ''
+  if not workdir.checkpoints().steps:
+    return ''
+  if steps:
+    return (
+      f'Up to step {steps[-1]}, of which there is a checkpoint, both are the same: '
+      f'--config.fork={workdir} with another --workdir goes on from there.\n'
+    )
+  return (
+    f'They part after step {shared}, and the checkpoints there are of later steps '
+    f'({_listed(workdir)}), so none can be gone on from: --config.init={workdir} with another '
+    '--workdir starts from its weights.\n'
+  )
+
+
+def judged_by_step(name: str) -> bool:
+  """Whether a field may differ as long as every step has the same hyperparameters."""
+  return name in _JUDGED_BY_STEP or name.startswith('evals.')
+
+
+def _shared(experiment: Experiment, there: Workdir) -> tuple[int, list[int]]:
+  """Until which step both runs are the same, and the checkpoints that the other has until then."""
+  other = lanes.experiment(there.config(), there.described())
   common = min(other.total, experiment.total)
   for step in range(common):
     if any((a != b).any() for a, b in zip(other.hyper(step), experiment.hyper(step), strict=True)):
       common = step
       break
-  with contextlib.closing(there.checkpoints(read_only=True)) as checkpoints:
-    steps = [step for step in checkpoints.steps if step <= common]
-    if not steps:
-      raise RunError(
-        f'fork={trunk} does the same until step {common}, but has no checkpoint from before: its '
-        f'steps are {", ".join(map(str, checkpoints.steps)) or "none"}. Durations of warm-up and '
-        'cooldown in percent change with the total; checkpoint.at saves where forks begin.'
-      )
-    state, extra = checkpoints.restore(experiment.abstract_state, steps[-1])
-  if jax.process_index() == 0:
-    copy_metrics(there.metrics_path, own.metrics_path, after=steps[-1])
-  history = {**extra.get('history', {}), 'forked': {'from': trunk, 'step': steps[-1]}}
-  return state, steps[-1], history
+  return common, [step for step in there.checkpoints().steps if step <= common]
+
+
+def _listed(workdir: Workdir) -> str:
+  return ', '.join(map(str, workdir.checkpoints().steps)) or 'none'

@@ -17,24 +17,24 @@ from vit_jax.training.experiment import Experiment
 from vit_jax.training.state import State
 
 
-def experiment(cfg: config_lib.Config, stored: Any = None) -> Experiment:
+def experiment(cfg: config_lib.Config, *arguments: Any) -> Experiment:
   """What `cfg` describes, arguments as for `Experiment`: one run, or several as `Lanes`."""
-  return (Lanes if cfg.lanes.count else Experiment)(cfg, stored)
+  return (Lanes if cfg.lanes.count else Experiment)(cfg, *arguments)
 
 
 class Lanes(Experiment):
-  """Runs that differ in what `Hyper` holds and in nothing else.
+  """Runs that differ only in the fields of `Hyper`.
 
   Every array of the state has a leading axis over the lanes, and so have metrics and
   hyperparameters; scores are lists. A lane computes what it would compute alone, but for rounding.
   """
 
-  def __init__(self, cfg: config_lib.Config, stored: Any = None):
+  def __init__(self, cfg: config_lib.Config, *arguments: Any):
     self.lanes = [
       {name: values[i] for name, values in vars(cfg.lanes).items() if values}
       for i in range(cfg.lanes.count)
     ]
-    super().__init__(cfg, stored)
+    super().__init__(cfg, *arguments)
 
   @property
   def examples_per_step(self) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,21 +19,29 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from vit_jax.architecture import variants
 from vit_jax.architecture.card import about
-from vit_jax.core import schema
+from vit_jax.checkpoints.store import Found
+from vit_jax.core import faults, schema
 from vit_jax.core.errors import DivergedError, RunError
 from vit_jax.core.text import number, plain
-from vit_jax.nn import sharding
+from vit_jax.nn import sharding, tree
 from vit_jax.optim.schedules import Hyper
 from vit_jax.training import config as config_lib
 from vit_jax.training import fork, lanes
 from vit_jax.training.experiment import Experiment
-from vit_jax.training.progress import Chrono, Reporter
+from vit_jax.training.progress import Chrono, MetricsFile, Reporter, say
 from vit_jax.training.result import facts
 from vit_jax.training.workdir import Workdir
 
 
-def train(config: ConfigDict, folder: str, *, overwrite: bool = False) -> dict[str, Any] | None:
+def train(
+  config: ConfigDict,
+  folder: str,
+  *,
+  overwrite: bool = False,
+  wishes: Mapping[str, Any] | None = None,
+) -> dict[str, Any] | None:
   """Trains, or goes on training, until the run is complete.
 
   Args:
@@ -41,6 +49,7 @@ def train(config: ConfigDict, folder: str, *, overwrite: bool = False) -> dict[s
     folder: the run's directory: gets config.json, metrics.jsonl, checkpoints/ and, at the end,
       result.json.
     overwrite: whether a run of another configuration in `folder` may be deleted.
+    wishes: of `config.started`, named where the checkpoint decided otherwise.
 
   Returns:
     The contents of result.json, or None if a signal stopped the run (it can be continued).
@@ -48,26 +57,26 @@ def train(config: ConfigDict, folder: str, *, overwrite: bool = False) -> dict[s
   Raises:
     RunError: for anything that the person who started the run can mend.
   """
+  if fault := faults.arm():
+    print(f'{faults.VARIABLE}: {fault}')
   record, workdir, chrono = config_lib.to_dict(config), Workdir(folder), Chrono()
   cfg: config_lib.Config = schema.build(config_lib.Config, record)
   workdir.keep_compiled(cfg.compilation_cache)
   with jax.set_mesh(sharding.make_mesh(cfg.mesh)):
     with chrono('init'):
-      changed = workdir.changes(record)
-      if changed and not overwrite:
-        lines = (f'  {name}: {old!r} -> {new!r}' for name, (old, new) in changed.items())
-        raise RunError(
-          f'{workdir} holds a run of another configuration:\n' + '\n'.join(lines) + '\n'
-          'Use another --workdir, or --overwrite to delete that run.'
-        )
-      if not changed and (result := workdir.result()):
+      delete = _is_of_another_run(workdir, cfg, record)
+      if delete and not overwrite:
+        raise RunError(delete)
+      if not delete and (result := workdir.result()):
         if jax.process_index() == 0:
           print(f'{workdir} is complete: {result["step"]} steps. Nothing to do.')
         return result
-      stored = workdir.model() if cfg.init and not changed else None
-      experiment = lanes.experiment(cfg, stored)
-      workdir.claim(record, delete=bool(changed))
-    with _Session(experiment, workdir, chrono) as session:
+      say(_devices())
+      say(f'opening the data: {cfg.data.split} and what is evaluated on')
+      stored = None if delete else workdir.described()
+      experiment = lanes.experiment(cfg, stored, wishes or {})
+      workdir.prepare()
+    with _Session(experiment, workdir, record, chrono, delete=bool(delete)) as session:
       if not session.run():
         return None
       result = facts(
@@ -77,11 +86,34 @@ def train(config: ConfigDict, folder: str, *, overwrite: bool = False) -> dict[s
       return result
 
 
-class _Session:
-  """One sitting of a run: from the last checkpoint to the end, or to a signal."""
+def _is_of_another_run(workdir: Workdir, cfg: config_lib.Config, record: dict[str, Any]) -> str:
+  """Why the run in `workdir` cannot be continued as `record`; '' if it can, or there is none."""
+  try:
+    changed = workdir.changes(record) if workdir.trained else {}  # else nothing would be lost
+  except RunError as error:
+    return str(error)
+  if not changed:
+    return ''
+  lines = (f'  {name}: {old!r} -> {new!r}\n' for name, (old, new) in changed.items())
+  return (
+    f'{workdir} holds a run of another configuration:\n{"".join(lines)}'
+    f'{fork.ways_on(cfg, workdir, changed)}'
+    'Use another --workdir, or --overwrite to delete that run.'
+  )
 
-  def __init__(self, experiment: Experiment, workdir: Workdir, chrono: Chrono):
+
+class _Session:
+  """One session of a run: from the last checkpoint to the end, or to a signal."""
+
+  def __init__(
+    self, experiment: Experiment, workdir: Workdir, record: dict[str, Any], chrono: Chrono, *,
+    delete: bool,
+  ):  # fmt: skip
     self.experiment, self.workdir, self.chrono = experiment, workdir, chrono
+    self.record, self.delete = record, delete
+    self.start, self.primary = 0, jax.process_index() == 0
+    self.trunk: Workdir | None = None
+    self.metrics: MetricsFile | None = None
     cfg, steps = experiment.config, experiment.steps
     self.log_every = steps(cfg.log.every, 'log.every')
     self.save_every = steps(cfg.checkpoint.every, 'checkpoint.every')
@@ -96,33 +128,47 @@ class _Session:
     self.resources.callback(self.trace.close)
 
   def __enter__(self) -> _Session:
-    """Restores or initialises the state and opens whatever the session writes to."""
+    """Restores or initialises the state, and only then makes the directory that of this run."""
     experiment, cfg = self.experiment, self.experiment.config
     with self.resources, self.chrono('init'):
+      self.evaluators = experiment.evaluators()
+      for line in (*experiment.summary(self.evaluators), _described(experiment), *experiment.notes):
+        say(line)
       self.checkpoints = self.workdir.checkpoints(keep=cfg.checkpoint.keep, at=self.save_at)
       self.resources.callback(self.checkpoints.close)
-      self.start = self.checkpoints.latest or 0
-      if self.start:
-        state, extra = self.checkpoints.restore(experiment.abstract_state)
-        for phase, seconds in extra['seconds'].items():
-          self.chrono.seconds[phase] += seconds
-        self.history = extra.get('history', {})
-      elif cfg.fork:
-        state, self.start, self.history = fork.restore(experiment, cfg.fork, self.workdir)
-      else:
-        state = experiment.init()
-      self.state = experiment.split(state)
-      self.evaluators = experiment.evaluators()
-      primary = jax.process_index() == 0
-      self.metrics = None
-      if primary:
-        self.metrics = self.workdir.metrics(after=self.start)
-        self.resources.callback(self.metrics.close)
-      self.reporter = Reporter(experiment.total, self.start, visible=primary)
+      found = self._found()
+      if found:
+        self.start, self.history = found.step, found.extra.get('history', {})
+      self.state = experiment.split(found.state if found else experiment.init())
+      self.reporter = Reporter(experiment.total, self.start, visible=self.primary)
       self.resources.callback(self.reporter.close)
+      if found and not self.trunk:
+        self.checkpoints.set_aside(found.damage)
+      if self.workdir.claim(self.record, delete=self.delete) and not self.delete:
+        self.reporter.say(
+          f'{self.workdir} held the record of another configuration, of which no step was trained: '
+          'it is replaced'
+        )
+      self.checkpoints.prepare()
       self.resources = self.resources.pop_all()
+    for step, reason in found.damage.items() if found else ():
+      aside = '' if self.trunk else f' It is set aside as {step}.damaged; its steps are repeated.'
+      self.reporter.say(f'the checkpoint of step {step} is damaged: {reason}.{aside}')
     self.marked = self.start, self._busy()
     return self
+
+  def _found(self) -> Found | None:
+    """The state to begin with, if it is in a checkpoint."""
+    cfg, abstract = self.experiment.config, self.experiment.abstract_state
+    if not self.delete and self.checkpoints.steps:
+      found = self.checkpoints.newest(abstract)
+      for phase, seconds in found.extra['seconds'].items():
+        self.chrono.seconds[phase] += seconds
+      return found
+    if cfg.fork:
+      self.trunk = Workdir(cfg.fork)
+      return fork.restore(self.experiment, self.record, self.trunk, self.workdir)
+    return None
 
   def __exit__(self, *error: Any) -> None:
     self.resources.close()
@@ -139,8 +185,11 @@ class _Session:
           batch = next(batches)
         hyper = experiment.hyper(step)
         if step_fn is None:
+          self.reporter.say('compiling the training step')
+          before = chrono.seconds['compile']
           with chrono('compile'):
             step_fn = experiment.train_step().lower(self.state, batch, hyper).compile()
+          self.reporter.say(f'compiled in {chrono.seconds["compile"] - before:.0f} s')
         self._profile(step - self.start)
         with chrono('step'), jax.profiler.StepTraceAnnotation('train', step_num=step):
           self.state, metrics = step_fn(self.state, batch, hyper)
@@ -148,6 +197,7 @@ class _Session:
           self._flush()
           self.pending = step + 1, metrics, hyper
         self.checkpoints.wait(timeout=0)  # a failed save is news at once
+        faults.reached(f'at step {step + 1}')
         stop = stop_at(step + 1)
         self._boundary(step + 1, stop)
         if stop and step + 1 < total:
@@ -165,7 +215,7 @@ class _Session:
 
   def finish(self, result: dict[str, Any]) -> None:
     """Writes result.json and shows what is in it."""
-    if self.metrics:
+    if self.primary:
       self.workdir.finish(result)
     rows: dict[str, Any] = dict(self.scores)
     rows['parameters'] = f'{result["parameters"]:,}'
@@ -194,6 +244,7 @@ class _Session:
       text = '  '.join(f'{name} {number(value)}' for name, value in scores.items())
       self.reporter.say(f'step {done}/{total}  {text}')
     if save:
+      self._open_metrics()  # the lines of the steps before, which may be those of a trunk
       with self.chrono('checkpoint'):
         described = about(self.experiment.config.model, self.experiment.card)
         extra = {
@@ -252,8 +303,19 @@ class _Session:
     return self.chrono.running('step') + self.chrono.running('input')
 
   def _write(self, step: int, values: dict[str, Any]) -> None:
-    if self.metrics:
-      self.metrics.write(step, values)
+    if metrics := self._open_metrics():
+      metrics.write(step, values)
+
+  def _open_metrics(self) -> MetricsFile | None:
+    """Of the primary process; made when something is written: until then nothing was trained."""
+    if self.primary and self.metrics is None:
+      source = self.trunk.metrics_path if self.trunk else None
+      self.metrics = self.workdir.metrics(after=self.start, source=source)
+      self.resources.callback(self.metrics.close)
+      if lines := ', '.join(map(str, self.metrics.damaged)):
+        path = source or self.workdir.metrics_path
+        self.reporter.say(f'{path}: line {lines} cannot be read and is left out')
+    return self.metrics
 
   def _profile(self, session_step: int) -> None:
     profile = self.experiment.config.profile
@@ -266,6 +328,26 @@ class _Session:
     if profile.steps and session_step == profile.start + profile.steps:
       jax.block_until_ready(self.state)
       self.trace.close()
+
+
+def _devices() -> str:
+  """What a run is on."""
+  mesh = ' x '.join(f'{size} {axis}' for axis, size in jax.sharding.get_mesh().shape.items())
+  several = f' in {jax.process_count()} processes' if jax.process_count() > 1 else ''
+  return f'devices: {jax.device_count()} x {jax.devices()[0].device_kind}{several}, mesh {mesh}'
+
+
+def _described(experiment: Experiment) -> str:
+  """The model of a run."""
+  model = experiment.config.model
+  sizes = tree.flatten(experiment.abstract_state.model).values()
+  parameters = sum(leaf.size for leaf in sizes) // max(1, experiment.config.lanes.count)
+  name = variants.name_of(model) or 'ViT'
+  side = 'x'.join(map(str, model.image_size))
+  return (
+    f'model: {name}, {parameters:,} parameters, images of {side}x{model.in_channels}, '
+    f'{model.grid[0] * model.grid[1] + model.prefix} tokens of {model.width}, depth {model.depth}'
+  )
 
 
 def _due(step: int, every: int) -> bool:

@@ -1,4 +1,4 @@
-"""The directory of a run: whose it is, and what it holds."""
+"""The directory of a run: which run it belongs to, and what it holds."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import jax
 from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
 
+from vit_jax.architecture import MODELS
+from vit_jax.architecture.card import Card
 from vit_jax.checkpoints import formats
 from vit_jax.checkpoints.store import Checkpoints
 from vit_jax.core import paths, schema
 from vit_jax.core.errors import RunError
-from vit_jax.models import MODELS
 from vit_jax.training import config as config_lib
 from vit_jax.training.progress import MetricsFile
 
 
 class Workdir:
-  """A directory that holds a run, or shall hold one.
+  """A directory that holds a run, or will hold one.
 
   In it are config.json, the record of the run; metrics.jsonl; checkpoints/, one per step; profile/
   if one was asked for; and result.json once the run is complete.
@@ -45,12 +46,23 @@ class Workdir:
     """
     path = self.path / 'config.json'
     if not path.exists():
-      raise RunError(f'{self} holds no run: there is no config.json')
-    found = formats.record(paths.read_object(path), str(path))
-    whole = config_lib.to_plain(schema.complete(config_lib.Config, found))
-    if missing := schema.missing(found, whole):
-      raise RunError(f'{path} lacks {", ".join(missing)}: it is damaged')
-    return whole
+      raise RunError(f'{self} is not the directory of a run: config.json is missing')
+    stored, damage = None, ''
+    try:
+      stored = formats.record(paths.read_object(path), str(path))
+      whole = config_lib.to_plain(schema.complete(config_lib.Config, stored))
+      if missing := schema.missing(stored, whole):
+        damage = f'it lacks {", ".join(missing)}'
+      else:
+        return whole
+    except formats.LaterFormatError:
+      raise
+    except (RunError, ValueError, TypeError, AttributeError, KeyError) as error:
+      damage = str(error)
+    raise RunError(
+      f'{path}, the record of the run, is damaged: {damage}. Training writes it anew if it is '
+      'deleted, and then takes what it is asked to train for what was trained there.'
+    )
 
   def config(self) -> config_lib.Config:
     """The same, built."""
@@ -60,61 +72,98 @@ class Workdir:
     """The fields in which this run, if there is one, would compute something else than `record`."""
     if not self.exists:
       return {}
-    return schema.differences(
+    found = schema.differences(
       config_lib.without_free(self.record()), config_lib.without_free(record)
     )
+    if record['init']:  # what is unset is as the checkpoint had it, or an older version asked for
+      found = {name: (old, new) for name, (old, new) in found.items() if new is not None}
+    return found
 
-  def claim(self, record: Mapping[str, Any], *, delete: bool) -> None:
+  @property
+  def trained(self) -> bool:
+    """Whether anything is here that training has left: metrics, checkpoints or a result."""
+    metrics = self.metrics_path
+    return (
+      bool(self.checkpoints().steps)
+      or (self.path / 'result.json').exists()
+      or (metrics.is_file() and metrics.stat().st_size > 0)
+    )
+
+  def prepare(self) -> None:
+    """Makes the directory.
+
+    Raises:
+      RunError: if that is not possible.
+    """
+    if jax.process_index() == 0:
+      try:
+        self.path.mkdir(parents=True, exist_ok=True)
+      except OSError as error:
+        raise RunError(f'cannot write to --workdir={self}: {error.strerror}') from None
+    multihost_utils.sync_global_devices('workdir is there')
+
+  def claim(self, record: Mapping[str, Any], *, delete: bool) -> bool:
     """Makes this the directory of the run of `record`, deleting the run that is there if told to.
+
+    Returns:
+      Whether there was another record; without `delete` it must be one of which nothing is trained.
 
     Raises:
       RunError: if it cannot be written.
     """
+    replaced = False
     if jax.process_index() == 0:
+      try:
+        replaced = bool(self.changes(record))
+      except RunError:
+        replaced = True
       try:
         # Last what says which run this is: an interrupted deletion is repeated.
         for name in ('result.json', 'checkpoints', 'profile', 'metrics.jsonl', 'config.json'):
           if delete:
             paths.delete(self.path / name)
-        self.path.mkdir(parents=True, exist_ok=True)
       except OSError as error:
-        raise RunError(f'cannot write to --workdir={self}: {error.strerror}') from None
+        raise RunError(f'cannot delete the run in --workdir={self}: {error.strerror}') from None
       paths.write_json(self.path / 'config.json', formats.stamped(dict(record)))
     multihost_utils.sync_global_devices('workdir is ready')
+    return replaced
 
   @property
   def metrics_path(self) -> paths.Path:
     """Of metrics.jsonl."""
     return self.path / 'metrics.jsonl'
 
-  def metrics(self, *, after: int) -> MetricsFile:
-    """metrics.jsonl, open to be continued after a step."""
-    return MetricsFile(self.metrics_path, after=after)
+  def metrics(self, *, after: int, source: paths.Path | None = None) -> MetricsFile:
+    """metrics.jsonl, open to be continued after a step; `source` has what comes before."""
+    return MetricsFile(self.metrics_path, after=after, source=source)
 
   def checkpoints(self, **options: Any) -> Checkpoints:
     """The run's checkpoints, opened with the options of `Checkpoints`."""
     return Checkpoints(self.path / 'checkpoints', **options)
 
-  @property
-  def has_checkpoints(self) -> bool:
-    """Whether there is a directory for them."""
-    return (self.path / 'checkpoints').is_dir()
-
-  def model(self) -> Any:
-    """The configuration of the model in the newest checkpoint; None if there is none yet."""
-    if not self.has_checkpoints:
+  def described(self) -> tuple[Any, Card] | None:
+    """Model and card of the checkpoints; None if there is none that can be read."""
+    facts = self.checkpoints().facts()
+    if not facts:
       return None
-    checkpoints = self.checkpoints(read_only=True)
-    try:
-      facts = checkpoints.peek()[1] if checkpoints.latest is not None else None
-    finally:
-      checkpoints.close()
-    return schema.build(MODELS['vit'], facts['model'], 'the model').resolve() if facts else None
+    model = schema.build(MODELS['vit'], facts['model'], 'the model').resolve()
+    return model, Card.from_dict(facts['card'])
 
   def result(self) -> dict[str, Any] | None:
-    """The contents of result.json; None if the run is not complete."""
+    """The contents of result.json; None if the run is not complete.
+
+    Raises:
+      RunError: if it is damaged.
+    """
     path = self.path / 'result.json'
-    return paths.read_object(path) if path.exists() else None
+    if not path.exists():
+      return None
+    try:
+      return paths.read_object(path)
+    except RunError as error:
+      raise RunError(
+        f'{error}. Delete it: training writes it again from the last checkpoint.'
+      ) from None
 
   def finish(self, result: Mapping[str, Any]) -> None:
     """Writes result.json: the run is complete."""

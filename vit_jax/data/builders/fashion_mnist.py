@@ -55,7 +55,7 @@ def read_idx(path: paths.Path) -> np.ndarray:
   """A uint8 array from an IDX file, gzipped (with the suffix .gz) or not.
 
   Raises:
-    RunError: if the file is not there, is cut short or is no IDX file of bytes.
+    RunError: if the file is not there, is truncated or not an IDX file of bytes.
   """
   packed = path.with_name(path.name + '.gz')
   if not packed.exists() and not path.exists():

@@ -1,1 +1,1 @@
-"""Kernels written by hand, each beside the plain JAX that says what it computes."""
+"""Handwritten kernels, each next to a plain JAX implementation of the same function."""

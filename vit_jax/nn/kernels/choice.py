@@ -46,7 +46,7 @@ class Implementation(NamedTuple):
 
   Attributes:
     accepts: whether it gives right results, forward and backward.
-    run: takes num_heads, causal and length beside the arrays.
+    run: takes num_heads, causal and length in addition to the arrays.
     fused: whether scores stay out of the device's main memory.
   """
 

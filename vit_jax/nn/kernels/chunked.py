@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# Scores alive at a time, per device: large enough to keep every core busy, and small beside the
-# activations of a layer.
+# Scores alive at a time, per device: large enough to keep every core busy, and small compared with
+# the activations of a layer.
 SCORES = 2**24
 
 

@@ -1,7 +1,7 @@
 """Attention over short sequences on TPU: whole rows of scores in VMEM, never in HBM.
 
-At the lengths of images (50 to some 1,000 tokens) the scores of one head fit into the memory beside
-the processor, so nothing needs the blockwise softmax of flash attention: a kernel reads queries,
+At the lengths of images (50 to some 1,000 tokens) the scores of one head fit into the memory next
+to the processor, so nothing needs the blockwise softmax of flash attention: a kernel reads queries,
 keys and values once and writes the result once. The backward kernel recomputes the weights from
 the same three arrays; it needs neither the output nor any statistics of the forward pass.
 
@@ -323,7 +323,7 @@ def _dot(a, b, axes):
 
 
 def _put(ref, example, rows, lanes, heads):
-  """Writes the heads of a group beside each other."""
+  """Writes the heads of a group next to each other."""
   y = jnp.concatenate([y.astype(ref.dtype) for y in heads], axis=1)
   ref[example, rows, lanes] = y
 

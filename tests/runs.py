@@ -1,0 +1,105 @@
+"""Whole runs in tests: started as commands, cut off at named places, and compared."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from vit_jax.core import faults
+from vit_jax.evaluate import restore
+from vit_jax.nn import sharding
+from vit_jax.train import train
+
+ROOT = pathlib.Path(__file__).parent.parent
+TIMES = ('images_per_second',)
+
+
+def lines(workdir):
+  """metrics.jsonl, less what depends on the clock."""
+  text = (pathlib.Path(workdir) / 'metrics.jsonl').read_text()
+  rows = [json.loads(line) for line in text.splitlines()]
+  return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+
+
+def leaves(workdir, mesh='data'):
+  with jax.set_mesh(sharding.make_mesh(mesh)):
+    _, state = restore(str(workdir))
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def checkpoints(workdir):
+  """Names of what is in the directory of checkpoints."""
+  folder = pathlib.Path(workdir) / 'checkpoints'
+  return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+
+def assert_bit_identical(a, b):
+  for x, y in zip(leaves(a), leaves(b), strict=True):
+    np.testing.assert_array_equal(x, y)
+  assert lines(a) == lines(b)
+
+
+def assert_close(a, b):
+  for x, y in zip(lines(a), lines(b), strict=True):
+    assert x == pytest.approx(y, rel=1e-3, abs=1e-4)
+
+
+def command(workdir, config, *flags, devices=1, module='train', fault=''):
+  """A command line and environment; `config` is written to a file that returns it."""
+  path = pathlib.Path(workdir).with_suffix('.py')
+  path.write_text(
+    'import json\nfrom vit_jax.config import complete\n'
+    f'def get_config():\n  return complete(json.loads({config.to_json()!r}))\n'
+  )
+  flag = f'--xla_force_host_platform_device_count={devices}'
+  level = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+  env = {**os.environ, 'XLA_FLAGS': f'{flag} {level}', 'PYTHONPATH': str(ROOT)}
+  if fault:
+    env[faults.VARIABLE] = fault
+  args = [sys.executable, '-m', f'vit_jax.{module}', f'--config={path}', f'--workdir={workdir}']
+  return dict(args=[*args, *flags], env=env, text=True, cwd=ROOT)
+
+
+def run(workdir, config, *flags, **kwargs):
+  return subprocess.run(**command(workdir, config, *flags, **kwargs), capture_output=True)
+
+
+def start(workdir, config, *flags, **kwargs):
+  return subprocess.Popen(
+    **command(workdir, config, *flags, **kwargs), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+  )
+
+
+def killed(workdir, config, place, *flags, **kwargs):
+  """Runs a command that is killed at a place, for real."""
+  process = run(workdir, config, *flags, fault=f'kill {place}', **kwargs)
+  assert process.returncode == -9, (place, process.stdout, process.stderr)
+
+
+class CutOff(BaseException):
+  """Raised where a run in this process is cut off."""
+
+
+def cut_off(workdir, config, place):
+  """Trains in this process up to a place; saves that were begun come to their end."""
+
+  def stop(*_):
+    raise CutOff
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv(faults.VARIABLE, f'kill {place}')
+    patch.setattr(os, 'kill', stop)
+    with pytest.raises(CutOff):
+      train(config, str(workdir))
+
+
+def with_fault(workdir, config, fault, **options):
+  """Trains in this process with a fault."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv(faults.VARIABLE, fault)
+    return train(config, str(workdir), **options)

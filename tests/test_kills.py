@@ -1,0 +1,262 @@
+"""Runs that are killed, stopped and continued at places that `core.faults` names, not by clocks."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from tests.runs import (
+  ROOT,
+  assert_bit_identical,
+  assert_close,
+  checkpoints,
+  cut_off,
+  killed,
+  lines,
+  run,
+  start,
+  with_fault,
+)
+from vit_jax.core import faults
+from vit_jax.core.errors import RunError
+from vit_jax.train import train
+
+# Where one run is killed, place after place, and what is then in its directory of checkpoints.
+PLACES = {
+  'before open */4.orbax-checkpoint-tmp/_CHECKPOINT_METADATA': {'4.orbax-checkpoint-tmp'},
+  'before rename */checkpoints/4': {'4.orbax-checkpoint-tmp'},
+  'before mkdir */checkpoints/8.*': {'4'},
+  'in restore': {'4'},
+  'at step 7': {'4'},
+  'before rmdir */checkpoints/4.deleted/state': {'4.deleted', '8', '12'},
+  'before rename */result.json': {'8', '12'},
+}
+# These cost a start each, and show less.
+LONG = {
+  'before rename */config.json': set(),
+  'in compile': set(),
+  'before open */metrics.jsonl': set(),
+  'in eval': None,  # step 4 is being saved meanwhile
+  'before rename */checkpoints/8': {'4', '8.orbax-checkpoint-tmp'},
+  'before rename */checkpoints/4.deleted': {'4', '8', '12'},
+}
+
+
+@pytest.mark.parametrize('places', [PLACES, pytest.param(LONG, marks=pytest.mark.slow)])
+def test_kills_change_nothing(finished, tmp_path, places):
+  """SIGKILL to the process of a run, start-up, saving and deleting included, then the next."""
+  workdir, _, config = finished
+  for place, left in places.items():
+    killed(tmp_path / 'run', config, place, devices=8)
+    assert left is None or checkpoints(tmp_path / 'run') == left, place
+  last = run(tmp_path / 'run', config, devices=8)
+  assert last.returncode == 0, last.stderr
+  assert 'continuing' in last.stdout
+  assert_bit_identical(tmp_path / 'run', workdir)
+
+
+@pytest.mark.slow
+def test_kills_anywhere_change_nothing(finished, tmp_path):
+  """At steps and before operations on files that are drawn by lot."""
+  config = finished[2].copy_and_resolve_references().unlock()
+  config.update(total='400 steps', mesh='data')
+  config.checkpoint.every = '5 steps'
+  config.evals.test.every = '40 steps'
+  config = config.lock()
+  assert run(tmp_path / 'whole', config).returncode == 0
+  rng = random.Random(0)
+  for _ in range(20):
+    place = f'before any {tmp_path}/run/* {rng.randint(1, 60)}'
+    if rng.random() < 0.3:
+      place = f'at step {max([0, *map(int, steps(tmp_path / "run"))]) + rng.randint(1, 12)}'
+    killed(tmp_path / 'run', config, place)
+  assert run(tmp_path / 'run', config).returncode == 0
+  assert_bit_identical(tmp_path / 'run', tmp_path / 'whole')
+
+
+def steps(workdir):
+  return [name for name in checkpoints(workdir) if name.isdecimal()]
+
+
+def test_a_signal_saves_and_exits_cleanly(finished, tmp_path):
+  workdir, _, config = finished
+  process = run(tmp_path / 'run', config, devices=8, fault='sigterm at step 5')
+  assert process.returncode == 0, process.stderr
+  assert 'stopped by a signal at step 5 of 12' in process.stdout
+  assert max(map(int, steps(tmp_path / 'run'))) == 5
+  assert not (tmp_path / 'run' / 'result.json').exists()
+  train(config, str(tmp_path / 'run'))
+  assert_bit_identical(tmp_path / 'run', workdir)
+
+
+def test_so_does_the_keyboard(finished, tmp_path, capsys):
+  assert with_fault(tmp_path / 'run', finished[2], 'sigint at step 3') is None
+  assert 'stopped by a signal at step 3 of 12' in capsys.readouterr().out
+  assert checkpoints(tmp_path / 'run') == {'3'}
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize('mesh', ['2x2x2', pytest.param('1x8x1', marks=pytest.mark.slow)])
+def test_resuming_on_another_mesh(finished, tmp_path, digits, mesh):
+  workdir, _, config = finished
+  cut_off(tmp_path / 'run', config, 'at step 7')
+  train(digits(mesh=mesh, model__remat='full', optim__accumulate=2), str(tmp_path / 'run'))
+  assert_close(tmp_path / 'run', workdir)
+
+
+def test_a_restart_drops_what_came_after_the_checkpoint(finished, tmp_path):
+  workdir, _, config = finished
+  cut_off(tmp_path / 'run', config, 'at step 7')
+  assert lines(tmp_path / 'run')[-1]['step'] > 4
+  with (tmp_path / 'run' / 'metrics.jsonl').open('a') as file:
+    file.write('{"step": 7, "train/lo')  # a line cut short
+  train(config, str(tmp_path / 'run'))
+  assert_bit_identical(tmp_path / 'run', workdir)
+
+
+def test_a_run_without_its_result_computes_it_again(finished, tmp_path):
+  workdir, result, config = finished
+  shutil.copytree(workdir, tmp_path / 'run')
+  (tmp_path / 'run' / 'result.json').unlink()
+  again = train(config, str(tmp_path / 'run'))
+  assert again['metrics'] == result['metrics']
+  assert_bit_identical(tmp_path / 'run', workdir)
+
+
+@pytest.mark.parametrize(
+  'fault',
+  ['kill at noon', 'kill at step x', 'fail at step 3', 'kill in bed', 'kill before read *', 'kill',
+   'sigkill at step 3', 'kill before any * 0', 'kill before any * 3 4'],
+)  # fmt: skip
+def test_faults_that_make_no_sense(finished, tmp_path, fault):
+  with pytest.raises(RunError, match=r'VIT_JAX_FAULT=.* cannot be read'):
+    with_fault(tmp_path / 'run', finished[2], fault)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_faults_are_announced_and_count(tmp_path, monkeypatch, finished, capsys):
+  """The run says what it was asked for; operations are counted one by one."""
+  with pytest.raises(RunError, match=r'cannot write .*metrics\.jsonl: No space left on device'):
+    with_fault(tmp_path / 'run', finished[2], 'fail before open */metrics.jsonl')
+  assert 'VIT_JAX_FAULT: fail before open */metrics.jsonl' in capsys.readouterr().out
+  monkeypatch.setenv(faults.VARIABLE, f'fail before any {tmp_path}/x/* 3')
+  faults.arm()
+  (tmp_path / 'x').mkdir()  # not inside
+  (tmp_path / 'x' / 'a').write_text('1')
+  assert (tmp_path / 'x' / 'a').read_text() == '1'  # reading does not count
+  (tmp_path / 'x' / 'a').rename(tmp_path / 'x' / 'b')
+  with pytest.raises(OSError, match='No space left'):
+    shutil.rmtree(tmp_path / 'x')
+  assert (tmp_path / 'x' / 'b').exists()
+  shutil.rmtree(tmp_path / 'x')  # once only
+
+
+# --- several processes ---
+
+
+def free_port():
+  with socket.socket() as s:
+    s.bind(('127.0.0.1', 0))
+    return s.getsockname()[1]
+
+
+def start_two(workdir, config, *, fault=''):
+  """Two processes with four devices each; the second gets the fault."""
+  flags = f'--coordinator=127.0.0.1:{free_port()}', '--num_processes=2'
+  return [
+    start(workdir, config, *flags, f'--process_id={i}', devices=4, fault=fault if i else '')
+    for i in range(2)
+  ]
+
+
+def finish(processes):
+  outputs = [process.communicate() for process in processes]
+  for process, (out, err) in zip(processes, outputs, strict=True):
+    assert process.returncode == 0, (out, err)
+  return outputs[0][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mesh', ['4x2x1', '1x1x8'])
+def test_two_processes_get_the_losses_of_one(finished, tmp_path, digits, mesh):
+  """Each with half of the rows of a batch, and (1x1x8) both with all of them."""
+  workdir, result, _ = finished
+  finish(start_two(tmp_path / 'two', digits(mesh=mesh)))
+  two = json.loads((tmp_path / 'two' / 'result.json').read_text())
+  assert two['processes'] == 2
+  assert_close(tmp_path / 'two', workdir)
+  assert two['metrics'] == pytest.approx(result['metrics'], rel=1e-3)
+
+
+def test_one_process_continues_what_two_began(tmp_path, digits):
+  """One of two hears a signal; both stop at the same step, however long they take to agree."""
+  endless = dict(
+    total='1e9 steps', optim__schedule='wsd', checkpoint__every='0', evals__test__every='0'
+  )
+  out = finish(
+    start_two(tmp_path / 'run', digits(**endless, mesh='4x2x1'), fault='sigterm at step 3')
+  )
+  (saved,) = map(int, checkpoints(tmp_path / 'run'))
+  assert saved >= 3
+  assert f'stopped by a signal at step {saved} of 1000000000' in out
+  for name in ('run', 'whole'):
+    with_fault(tmp_path / name, digits(**endless), f'sigterm at step {saved + 3}')
+  one, two = lines(tmp_path / 'whole'), lines(tmp_path / 'run')
+  assert [row['step'] for row in one] == [row['step'] for row in two]
+  for x, y in zip(one[:30], two[:30], strict=True):
+    assert x == pytest.approx(y, rel=5e-3, abs=1e-3)
+
+
+HALVES = """
+import pathlib, shutil, sys
+import jax, jax.numpy as jnp, numpy as np
+from vit_jax.checkpoints.store import Checkpoints
+from vit_jax.launch.cluster import join
+from vit_jax.nn import sharding
+folder, port, own = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+join(f'127.0.0.1:{port}', 2, own)
+with jax.set_mesh(sharding.make_mesh('fsdp')) as mesh:
+  layout = jax.sharding.NamedSharding(jax.sharding.get_mesh(), jax.sharding.PartitionSpec('fsdp'))
+  make = lambda step: step * np.arange(512 * 64, dtype=np.float32).reshape(512, 64)
+  place = lambda a: jax.make_array_from_callback(a.shape, layout, lambda index: a[index])
+  checkpoints = Checkpoints(folder, keep=2)
+  checkpoints.prepare()
+  for step in (4, 8):
+    checkpoints.save(step, {'x': place(make(step))}, {'step': step})
+  checkpoints.wait()
+  multihost = jax.experimental.multihost_utils
+  multihost.sync_global_devices('saved')
+  if own == 0:  # what only the other one needs
+    shutil.rmtree(folder / '8' / 'state' / 'ocdbt.process_1')
+  multihost.sync_global_devices('damaged')
+  found = checkpoints.newest({'x': jax.ShapeDtypeStruct((512, 64), np.float32, sharding=layout)})
+  for shard in found.state['x'].addressable_shards:
+    np.testing.assert_array_equal(shard.data, make(4)[shard.index])
+  print(own, found.step, found.damage)
+  checkpoints.set_aside(found.damage)
+  assert checkpoints.steps == [4]
+"""
+
+
+@pytest.mark.slow
+def test_damage_that_one_of_two_processes_sees(tmp_path):
+  """Both go back to the same checkpoint, and neither waits for the other in vain."""
+  env = {**os.environ, 'PYTHONPATH': str(ROOT)}
+  env['XLA_FLAGS'] = os.environ['XLA_FLAGS'].replace('count=8', 'count=4')
+  args = [sys.executable, '-c', HALVES, str(tmp_path), str(free_port())]
+  processes = [
+    subprocess.Popen(
+      [*args, str(i)], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    for i in range(2)
+  ]
+  outputs = [process.communicate() for process in processes]
+  assert [process.returncode for process in processes] == [0, 0], outputs
+  assert "0 4 {8: 'another process could not read it'}" in outputs[0][0]
+  assert "1 4 {8: 'Error reading" in outputs[1][0]

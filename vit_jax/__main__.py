@@ -1,0 +1,22 @@
+"""The commands: `python -m vit_jax`."""
+
+from vit_jax import __version__
+
+COMMANDS = {
+  'train': 'train a model, or go on training it',
+  'evaluate': 'evaluate a run on its newest checkpoint',
+  'predict': 'classify images with a checkpoint of any dialect',
+  'inspect': 'say what is in a checkpoint',
+  'convert': 'convert a checkpoint from one dialect to another',
+  'models': 'list models by name, with parameters and GMACs',
+  'flops': 'say what a model costs, by part and by convention',
+  'plan': 'compile a run for chips that are not there: does it fit, how fast is it',
+  'data.pack': 'make the images of a data set smaller',
+  'scaling.fit': 'fit a scaling law to a table of runs',
+}
+
+if __name__ == '__main__':
+  print(f'vit_jax {__version__}: Vision Transformers in JAX\n')
+  for name, about in COMMANDS.items():
+    print(f'  python -m vit_jax.{name:<12} {about}')
+  print('\nEach of them explains itself with --help.')

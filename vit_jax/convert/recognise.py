@@ -1,0 +1,179 @@
+"""Who wrote a checkpoint, and what model is in it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from vit_jax.architecture.card import Card
+from vit_jax.convert import adapt, npz, openai, parts, timm, transformers
+from vit_jax.convert.dialects import DIALECTS
+from vit_jax.convert.opened import Opened
+from vit_jax.convert.source import Source
+from vit_jax.core import schema
+from vit_jax.core.errors import RunError
+from vit_jax.models.two_towers import TwoTowersConfig
+
+READERS: dict[str, Any] = {
+  'npz': npz, 'openai': openai, 'transformers': transformers, 'timm': timm
+}  # fmt: skip
+
+
+class UnrecognisedError(RunError):
+  """A checkpoint of no known dialect."""
+
+
+def recognise(source: Source) -> tuple[str, Any, dict[str, Any], Any, Card]:
+  """Who wrote a checkpoint, how, and what model is in it; raises RunError."""
+  for name, reader in READERS.items():
+    try:
+      style = reader.recognise(source)
+      if style is None:
+        continue
+      config, card = reader.architecture(source, style)
+      config = with_hints(config, source.hints, source.where)
+      config = schema.build(type(config), dataclasses.asdict(config), 'the model').resolve()
+    except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
+      raise RunError(f'{source.where}: the configuration makes no sense: {error}') from None
+    return name, reader, style, config, card
+  names = ', '.join(list(source.arrays)[:5])
+  raise UnrecognisedError(
+    f'{source.where} is of no known dialect ({", ".join(DIALECTS)}); its names begin with {names}'
+  )
+
+
+def with_hints(config: Any, hints: Mapping[str, Any], where: str) -> Any:
+  """What the caller says about the file; what is to be changed after reading comes later.
+
+  Raises:
+    RunError: for fields of one tower where there are two, or the other way round.
+  """
+  two = isinstance(config, TwoTowersConfig)
+  wrong = [name for name in hints if (name in ('image', 'text')) != two]
+  if wrong:
+    form = f'image={{{wrong[0]!r}: ...}}' if two else 'its fields by themselves'
+    raise RunError(f'{where} has {"two towers" if two else "one tower"}: give {form}')
+
+  def corrected(config: Any, hints: Mapping[str, Any]) -> Any:
+    fields = {k: v for k, v in hints.items() if k not in adapt.CHANGES}
+    return dataclasses.replace(config, **fields)
+
+  if not isinstance(config, TwoTowersConfig):
+    return corrected(config, hints)
+  image = corrected(config.image, hints.get('image', {}))
+  return dataclasses.replace(
+    config, image=image, text=corrected(config.text, hints.get('text', {}))
+  )
+
+
+def search(
+  names: Collection[str], prefix: str | None, ignore: str, attempt: Callable[[str], Source],
+  where: str,
+) -> tuple[Opened, Source]:  # fmt: skip
+  """The reading in which a model fits, if possible without ignoring any name; else the nearest.
+
+  Args:
+    names: of all arrays.
+    prefix: of the names to read; None to find it.
+    ignore: regular expression of names that may be missing, unexpected or misshapen.
+    attempt: makes the source of the names that begin with a prefix, without it.
+    where: they are.
+
+  Raises:
+    RunError: if there is no model, or there are several.
+  """
+  known = [p for p in parts.prefixes(names) if p]
+  if prefix is not None and not any(name.startswith(prefix) for name in names):
+    hint = f'; those of a model begin with {", ".join(known)}' if known else ''
+    raise RunError(f'{where} has no names that begin with prefix={prefix!r}{hint}')
+  candidates = [prefix] if prefix is not None else ['', *known]
+  errors: list[RunError] = []
+  nearest: list[tuple[Opened, Source]] = []
+  for pattern in ('', ignore) if ignore else ('',):
+    found, errors = {}, []
+    for candidate in candidates:
+      try:
+        opened, source = _interpreted(attempt(candidate), pattern)
+      except UnrecognisedError as error:
+        errors.append(error)
+        continue
+      except RunError as error:
+        if not candidate:  # a model, but not as it is said to be
+          raise
+        errors.append(error)
+        continue
+      found[candidate] = dataclasses.replace(opened, prefix=candidate), source
+      if not candidate and not opened.problems():
+        break
+    found = {p: pair for p, pair in found.items() if not _cuts(p, found)}
+    fitting = parts.maximal([p for p, (opened, _) in found.items() if not opened.problems()])
+    if len(fitting) > 1:
+      raise RunError(
+        f'{where} has a model behind each of the prefixes {", ".join(fitting)}: choose one with '
+        'prefix'
+      )
+    if fitting:
+      return found[fitting[0]]
+    nearest = sorted(found.values(), key=lambda pair: len(pair[0].problems())) or nearest
+  if nearest:
+    return nearest[0]
+  raise next((e for e in errors if not isinstance(e, UnrecognisedError)), errors[0])
+
+
+def _cuts(prefix: str, found: Mapping[str, tuple[Opened, Source]]) -> bool:
+  """Whether a prefix leaves out what is a part of the model behind a shorter one."""
+  for shorter, (opened, _) in found.items():
+    if prefix.startswith(shorter):
+      used = [f'{shorter}{name}' for name in opened.wanted if name in opened.arrays]
+      if not all(name.startswith(prefix) for name in used):
+        return True
+  return False
+
+
+def _interpreted(source: Source, ignore: str) -> tuple[Opened, Source]:
+  """A source as a model; where that fails, without the names that are ignored."""
+  less = dataclasses.replace(
+    source,
+    arrays={n: a for n, a in source.arrays.items() if not re.fullmatch(ignore, n)},
+    dropped=[n for n in source.arrays if re.fullmatch(ignore, n)],
+    notes=[],
+  )
+  whole = dict(source.arrays)
+  try:
+    opened = _as_model(source).ignoring(ignore)
+    if not ignore or not opened.problems():
+      return opened, source
+    first = None
+  except RunError as error:
+    opened, first = None, error
+  if ignore and less.dropped:
+    with contextlib.suppress(RunError):
+      other = _as_model(less)
+      # Ignored names that fit are read.
+      wanted = other.wanted
+      back = {n: whole[n] for n in less.dropped if wanted.get(n) == tuple(whole[n].shape)}
+      other = dataclasses.replace(other, arrays={**other.arrays, **back}).ignoring(ignore)
+      less.dropped = [name for name in less.dropped if name not in back]
+      if opened is None or not other.problems():
+        return other, less
+  if opened is None:
+    assert first is not None
+    raise first
+  return opened, source
+
+
+def _as_model(source: Source) -> Opened:
+  name, reader, style, config, card = recognise(source)
+  channels = (config.image if isinstance(config, TwoTowersConfig) else config).in_channels
+  card = adapt.card_for_channels(card, channels)
+  try:
+    made = reader.make_rules(config, adapt.abstract(config), style)
+  except (ValueError, OverflowError, TypeError) as error:
+    raise RunError(f'{source.where}: the configuration makes no sense: {error}') from None
+  return Opened(
+    card.dialect or name, config, card, source.arrays, made, reader.IGNORE, source.where,
+    changes=source.hints,
+  )  # fmt: skip

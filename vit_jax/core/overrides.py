@@ -1,0 +1,220 @@
+"""Fields of a configuration that are set by text: --config.model.width=64.
+
+Names that choose a class (`--config.data.crop.name=center`) are set first, the sections they change
+begin anew, and only then are values set: a name and its fields may be given together, in any order.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vit_jax.core import schema
+from vit_jax.core.errors import RunError, suggest
+
+UNSET = ('', 'None', 'none')
+_BOOLS = {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}
+
+
+def apply(
+  cls: type, given: Mapping[str, Any], items: Sequence[tuple[str, str]], root: str = 'config'
+) -> dict[str, Any]:
+  """A nested dict of fields of `cls`, with some of them set.
+
+  Args:
+    cls: a dataclass, as for `schema.complete`.
+    given: fields with values.
+    items: dotted names below `root`, and texts. 'None' or nothing unsets a field, and removes an
+      entry of `schema.choices`. Where a field of the same name is given twice, the last counts.
+    root: before the names, in messages.
+
+  Raises:
+    RunError: for a name that does not exist, or a text that is not of the field's type.
+  """
+  tree = _copy(given)
+  names = [(path.split('.'), text) for path, text in items]
+  for path, text in sorted(names, key=lambda item: len(item[0])):
+    if path[-1] == 'name':
+      _set(cls, tree, path, text, root)
+  for path, text in names:
+    if path[-1] != 'name':
+      _set(cls, tree, path, text, root)
+  return tree
+
+
+def _copy(tree: Any) -> Any:
+  return {k: _copy(v) for k, v in tree.items()} if isinstance(tree, Mapping) else tree
+
+
+def _set(cls: type, tree: dict[str, Any], path: list[str], text: str, where: str) -> None:
+  """Sets the field `path` below `where`, a section of class `cls` with the values `tree`."""
+  name, rest = path[0], path[1:]
+  fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+  if name not in fields:
+    raise RunError(f'unknown field {where}.{name}: {suggest(name, fields)}')
+  field, kind = fields[name], _plain(typing.get_type_hints(cls)[name])
+  where = f'{where}.{name}'
+  if 'choices' in field.metadata:
+    _set_entry(field, tree.setdefault(name, {}), rest, text, where)
+  elif 'choice' in field.metadata:
+    _set_chosen(field.metadata, tree.setdefault(name, {}), rest, text, where)
+  elif dataclasses.is_dataclass(kind):
+    if not rest:
+      inside = ', '.join(f'{where}.{each.name}' for each in dataclasses.fields(kind)[:3])
+      raise RunError(f'{where} is a section: set its fields, {inside}, ...')
+    _set(typing.cast(type, kind), tree.setdefault(name, {}), rest, text, where)
+  elif rest:
+    raise RunError(f'{where} is not a section: it has no field {rest[0]!r}')
+  else:
+    tree[name] = value(text, kind, field.default, where)
+
+
+def _set_entry(field: Any, entries: dict[str, Any], path: list[str], text: str, where: str) -> None:
+  """Sets a field of one of the sections that a person named."""
+  if not path:
+    if text not in UNSET:
+      raise RunError(f'{where} holds sections by name: {where}.NAME.{next(iter(entries), "name")}=')
+    entries.clear()
+    return
+  key, rest = path[0], path[1:]
+  if not rest:
+    if text not in UNSET:
+      raise RunError(f'{where}.{key} is a section: {where}.{key}=None removes it')
+    if entries.pop(key, None) is None:
+      raise RunError(
+        f'{where} has no {key!r}: {suggest(key, entries) if entries else "it is empty"}'
+      )
+    return
+  if key not in entries and rest != ['name']:
+    raise RunError(
+      f'{where} has no {key!r}: {suggest(key, entries) if entries else "it is empty"}; to add one, '
+      f'begin with --{where}.{key}.name={field.metadata["default"]}'
+    )
+  metadata = {'choice': field.metadata['choices'], 'default': field.metadata['default']}
+  _set_chosen(metadata, entries.setdefault(key, {}), rest, text, f'{where}.{key}')
+
+
+def _set_chosen(
+  metadata: Mapping[str, Any], tree: dict[str, Any], path: list[str], text: str, where: str
+) -> None:
+  """Sets the name of a section whose class is chosen, or a field of the class it has."""
+  registry = metadata['choice']
+  name = tree.get('name') or metadata['default']
+  if not path:
+    raise RunError(f'{where} is a section: choose with {where}.name={"|".join(registry)}')
+  if path == ['name']:
+    if text not in registry:
+      raise RunError(f'unknown {where}.name {text!r}: {suggest(text, registry)}')
+    if text != name:  # what is left would be of another class
+      tree.clear()
+    tree['name'] = text
+    return
+  if name is None:
+    raise RunError(f'{where}.name is missing: choose from {", ".join(registry)}')
+  _set(schema.pick(registry, name, where), tree, path, text, where)
+
+
+def value(text: str, kind: Any, default: Any, where: str) -> Any:
+  """A text as a value of a field's type.
+
+  Args:
+    text: from a command line.
+    kind: the type.
+    default: of the field; None where it may be left unset.
+    where: names the field in messages.
+  """
+  kind = _plain(kind)
+  origin = typing.get_origin(kind) or kind
+  if text in UNSET and (default is None or origin is not str):
+    if default is None:
+      return None
+    if origin is tuple and not default:
+      return ()
+    raise RunError(f'{where} cannot be unset: give a value')
+  if origin is str:
+    return '' if text == 'None' else text
+  try:
+    if origin is bool:
+      return _BOOLS[text.lower()]
+    if origin is int:
+      return _integer(text)
+    if origin is float:
+      return _float(text)
+    if origin is tuple:
+      return _tuple(text, typing.get_args(kind))
+  except (ValueError, KeyError, TypeError, OverflowError):
+    raise RunError(f'{where}={text!r}: {_expected(kind)} is expected') from None
+  raise TypeError(f'{where}: fields of type {kind} cannot be set by text')
+
+
+def _plain(kind: Any) -> Any:
+  """`X | None` as X."""
+  if typing.get_origin(kind) in (typing.Union, types.UnionType):
+    kinds = [k for k in typing.get_args(kind) if k is not type(None)]
+    return kinds[0] if len(kinds) == 1 else kind
+  return kind
+
+
+def _integer(text: Any) -> int:
+  if isinstance(text, int) and not isinstance(text, bool):
+    return text
+  try:
+    return int(text)
+  except ValueError:
+    number = float(text)  # 1e6
+    if number != int(number):
+      raise
+    return int(number)
+
+
+def _float(text: Any) -> float:
+  if isinstance(text, bool) or math.isnan(number := float(text)):
+    raise ValueError
+  return number
+
+
+def _tuple(text: str, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
+  """'32,32', '(32, 32)', '32' for a pair of equal numbers, or any nesting of them."""
+  try:
+    found = ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    found = tuple(part.strip() for part in text.split(','))
+  return _as(found, typing.cast(Any, tuple)[kinds] if kinds else tuple)
+
+
+def _as(found: Any, kind: Any) -> Any:
+  """What was read as a value of a type."""
+  origin = typing.get_origin(kind) or kind
+  if origin is tuple:
+    kinds = typing.get_args(kind)
+    endless = len(kinds) == 2 and kinds[1] is Ellipsis
+    if not isinstance(found, list | tuple):
+      found = (found,) if endless or not kinds else (found,) * len(kinds)
+    if not kinds:
+      return tuple(found)
+    if endless:
+      return tuple(_as(each, kinds[0]) for each in found)
+    if len(found) != len(kinds):
+      raise ValueError
+    return tuple(map(_as, found, kinds))
+  if origin is str:
+    if not isinstance(found, str):
+      raise ValueError
+    return found
+  return {int: _integer, float: _float, bool: bool}[origin](found)
+
+
+def _expected(kind: Any) -> str:
+  """A type in words."""
+  origin = typing.get_origin(kind) or kind
+  if origin is tuple:
+    kinds = typing.get_args(kind)
+    if len(kinds) == 2 and kinds[1] is Ellipsis:
+      return f'{_expected(kinds[0])}, or several with commas'
+    return ' and '.join(map(_expected, kinds)) if kinds else 'several values with commas'
+  return {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a text'}[origin]

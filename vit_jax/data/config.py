@@ -1,0 +1,80 @@
+"""What is said of data in the configuration of a run. Importing it loads no decoder."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from vit_jax.core import schema
+from vit_jax.core.errors import RunError, suggest
+from vit_jax.data.crops import CROPS
+from vit_jax.data.examples import Source, without_images
+from vit_jax.data.files import few
+from vit_jax.data.sources import SOURCES, open_split
+
+ON_CORRUPT = ('error', 'skip')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+  """Training data.
+
+  Where a data set has nothing to test on, a part of `train` can be held out by name, the same part
+  for every run: `split='train without fold 1/10'` here, `split='fold 1/10 of train'` in the
+  evaluation. Any fold of any number of folds will do, of any split; see `folds`.
+
+  Attributes:
+    source: where examples come from; see `sources`.
+    split: the one to train on.
+    crop: how images are brought to the model's size; see `crops`.
+    on_corrupt: an image that cannot be used (it does not decode, or has other channels than the
+      model takes) stops the run ('error') or counts for nothing in its batch ('skip'; the metric
+      `skipped` says how many).
+    cache: read all examples into memory, encoded, and keep them for all runs of the process: for
+      small data sets, where most of the time is spent looking examples up.
+    workers: processes that prepare batches; 0 uses threads of this process, up to 32 of them.
+      Processes are no faster: images are decoded outside of the interpreter's lock.
+  """
+
+  source: Any = schema.choice(SOURCES)
+  split: str = 'train'
+  crop: Any = schema.choice(CROPS, 'resize')
+  on_corrupt: str = 'error'
+  cache: bool = False
+  workers: int = 0
+
+  def __post_init__(self):
+    if self.on_corrupt not in ON_CORRUPT:
+      raise RunError(
+        f'unknown data.on_corrupt {self.on_corrupt!r}: {suggest(self.on_corrupt, ON_CORRUPT)}'
+      )
+
+  def open(self, split: str) -> Source:
+    """The examples of a split, or of a part of it."""
+    return open_split(self.source, split, cache=self.cache)
+
+  def open_training(self) -> Source:
+    """The examples to train on.
+
+    Raises:
+      RunError: if they cannot be read, or are all of one class.
+    """
+    source = self.open(self.split)
+    empty = without_images(source)
+    names = [name for name in source.class_names if name not in set(empty)]
+    if len(names) < 2:
+      others = f', and none of {few(empty)}' if empty else ''
+      raise RunError(
+        f'{source.name} has images of one class ({few(names)}){others}: there is nothing to learn'
+      )
+    return source
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """What the model expects of every image and label; class_names may be unknown."""
+
+  image_size: tuple[int, int]
+  channels: int
+  num_classes: int
+  class_names: tuple[str, ...] = ()
