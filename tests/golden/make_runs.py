@@ -16,11 +16,12 @@ import shutil
 import sys
 import tempfile
 
-os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = (
-  '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 '
-  '--xla_llvm_disable_expensive_passes=true'
-)
+if __name__ == '__main__':
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  os.environ['XLA_FLAGS'] = (
+    '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 '
+    '--xla_llvm_disable_expensive_passes=true'
+  )
 
 import jax
 import numpy as np
