@@ -110,7 +110,7 @@ def test_lengths_and_widths(way, length, head_dim):
 @pytest.mark.parametrize('way', WAYS)
 @pytest.mark.parametrize('bias', [0, 1, 2])
 @pytest.mark.parametrize(('masked', 'causal'), [(False, False), (True, False), (False, True)])
-@pytest.mark.parametrize('dtype', tiers(['float32', 'bfloat16'], 0))
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_biases_and_masks(way, bias, masked, causal, dtype):
   args = operands(1, 2, 50, 50, 4, 64, dtype, bias, masked)
   options = dict(num_heads=4, causal=causal)
@@ -161,7 +161,7 @@ def test_large_scores_do_not_overflow():
   ('mesh', 'changes'),
   tiers(
     [('1x1x1', dict(qk_norm=True)), ('4x1x2', dict(qk_norm=True)), ('2x2x2', dict(qk_norm=True)),
-     ('1x1x1', {}), ('2x4x1', {}), ('2x2x2', {}), ('2x4x1', dict(no_bias='key'))], 2, 4,
+     ('1x1x1', {}), ('2x4x1', {}), ('2x2x2', {}), ('2x4x1', dict(no_bias='key'))], 2, 4, 6,
   ),
 )  # fmt: skip
 def test_kernels_under_every_mesh(mesh, changes, monkeypatch):

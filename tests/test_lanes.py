@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.conftest import make_digits, tiers
+from tests.conftest import make_digits
 from tests.runs import assert_bit_identical, cut_off, leaves, lines
 from tests.test_step import assert_same, batch_of, build, run_each
 from vit_jax.core.errors import RunError
@@ -41,7 +41,7 @@ def shared(experiment, step):
   return experiment.layout.place(batch_of(experiment.config, step))
 
 
-@pytest.mark.parametrize(('layout', 'scan'), tiers([((1, 1, 1), True), ((2, 2, 2), False)], 0))
+@pytest.mark.parametrize(('layout', 'scan'), [((1, 1, 1), True), ((2, 2, 2), False)])
 def test_a_lane_is_the_run_alone(mesh, layout, scan):
   """On every mesh, layers scanned or not: learning rates and weight decays of their own."""
   own = [dict(zip(('lr', 'weight_decay', 'b1'), each, strict=True)) for each in LANES]

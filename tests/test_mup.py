@@ -71,7 +71,6 @@ def slopes(sizes, found):
   }
 
 
-@pytest.mark.slow
 def test_coordinate_check_of_width():
   """Activations move as much in wide models as in narrow ones (Yang et al. 2022, appendix D.1)."""
   got = slopes(WIDTHS, [moved(config_of(width)) for width in WIDTHS])
@@ -81,7 +80,6 @@ def test_coordinate_check_of_width():
   assert got['logits'] > 0.3, got
 
 
-@pytest.mark.slow
 def test_coordinate_check_of_depth():
   got = slopes(DEPTHS, [moved(config_of(depth=depth)) for depth in DEPTHS])
   assert max(map(abs, got.values())) < 0.15, got
