@@ -16,6 +16,7 @@ from experiments.sweep import load
 from experiments.sweeps import engines, worker
 from experiments.sweeps.jobs import Sweep, expand
 from tests import compiling
+from tests.conftest import make_digits
 from vit_jax.core import faults
 from vit_jax.core.errors import RunError
 from vit_jax.costs import flops
@@ -150,16 +151,19 @@ def test_budgets_in_hours_and_money():
 # --- jobs ---
 
 
-@pytest.fixture
-def sweep(digits):
+def sweep_of(config):
   """Two models, three durations each, two learning rates of which one is absurd."""
   models = [SMALL, design.resized(SMALL, width=16, mlp_dim=32)]
   cells = tuple(design.Cell('grid', model, 16, steps) for model in models for steps in (5, 10, 20))
-  config = digits(
-    model__pool='mean', optim__schedule='wsd', optim__warmup='2 steps', optim__clip=0.0,
-    checkpoint__every='100 steps', evals__test__every='100%',
-  )  # fmt: skip
   return Sweep(base=config, design=design.Design(cells), lanes=dict(lr=(3e-3, 1e30)))
+
+
+@pytest.fixture(scope='module')
+def sweep(data_dir):
+  return sweep_of(make_digits(
+    data_dir, model__pool='mean', optim__schedule='wsd', optim__warmup='2 steps', optim__clip=0.0,
+    checkpoint__every='100 steps', evals__test__every='100%',
+  ))  # fmt: skip
 
 
 def test_jobs_of_a_sweep(sweep):
@@ -195,9 +199,10 @@ def same(a, b):
   return {k: a.get(k) for k in known} == {k: b.get(k) for k in known}
 
 
-@pytest.fixture
-def done(sweep, tmp_path):
-  folder = tmp_path / 'done'
+@pytest.fixture(scope='module')
+def done(sweep, tmp_path_factory):
+  """Directory of the sweep that one worker has trained."""
+  folder = tmp_path_factory.mktemp('sweep') / 'done'
   assert worker.work(folder, expand(sweep), say=lambda text: None)
   return folder
 
@@ -274,30 +279,36 @@ import json, pathlib, sys
 from experiments.sweeps import worker
 from experiments.sweeps.jobs import Sweep, expand
 from tests.test_sweep import rebuilt
-assert worker.work(pathlib.Path(sys.argv[1]), expand(rebuilt(sys.argv[2])), poll=0.2)
+folder, path, jobs = sys.argv[1:]
+assert worker.work(pathlib.Path(folder), expand(rebuilt(path))[: int(jobs)], poll=0.2)
 """
 
 
 def rebuilt(path):
   """A sweep like that of the fixture, in another process."""
-  text = pathlib.Path(path).read_text()
-  config = config_lib.complete(json.loads(text))
-  models = [SMALL, design.resized(SMALL, width=16, mlp_dim=32)]
-  cells = tuple(design.Cell('grid', model, 16, steps) for model in models for steps in (5, 10, 20))
-  return Sweep(base=config, design=design.Design(cells), lanes=dict(lr=(3e-3, 1e30)))
+  return sweep_of(config_lib.complete(json.loads(pathlib.Path(path).read_text())))
 
 
-def begin(folder, path, fault=''):
-  env = {
-    **os.environ,
-    'XLA_FLAGS': compiling.flags(8),
-    'PYTHONPATH': str(ROOT),
-    faults.VARIABLE: fault,
-  }
+def begin(folder, path, fault='', jobs=8):
+  """A worker in a process of its own, which takes the first jobs only."""
+  env = {**os.environ, 'XLA_FLAGS': compiling.flags(8), 'PYTHONPATH': str(ROOT)}
   return subprocess.Popen(
-    [sys.executable, '-c', PROGRAM, str(folder), str(path)], env=env, cwd=ROOT, text=True,
-    stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    [sys.executable, '-c', PROGRAM, str(folder), str(path), str(jobs)], cwd=ROOT, text=True,
+    env={**env, faults.VARIABLE: fault}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
   )  # fmt: skip
+
+
+def test_what_a_killed_worker_has_begun_is_done_by_another(sweep, done, tmp_path):
+  path, folder = tmp_path / 'config.json', tmp_path / 'shared'
+  path.write_text(sweep.base.to_json())
+  doomed = begin(folder, path, 'kill before rename */result.json', jobs=2)
+  _, errors = doomed.communicate()
+  assert doomed.returncode == -signal.SIGKILL, errors
+  jobs = expand(sweep)[:2]
+  assert worker.work(folder, jobs, say=lambda text: None)
+  got, want = record(folder), record(done)
+  assert got.keys() == {f'{job.name}/{lane}' for job in jobs for lane in (0, 1)}
+  assert all(same(got[name], want[name]) for name in got)
 
 
 @pytest.mark.slow
@@ -318,21 +329,29 @@ def test_workers_share_a_sweep_and_survive_each_other(sweep, done, tmp_path):
   assert not [p for p in (folder / 'rows').iterdir() if p.suffix != '.jsonl']
 
 
-def test_the_command(tmp_path):
-  """Shows the committed sweep; nothing is trained."""
-  study = ROOT / 'experiments' / 'scaling' / 'classification.py'
-  args = [sys.executable, '-m', 'experiments.sweep', f'{study}:gpu', f'--dir={tmp_path / "x"}']
-  shown = subprocess.run([*args, '--dry-run'], capture_output=True, text=True, cwd=ROOT)
-  assert shown.returncode == 0, shown.stderr
-  assert 'H200' in shown.stdout
-  assert 'left out: isoflop 1e+13' in shown.stdout
+def test_the_command_shows(typed, tmp_path):
+  """The committed sweep; nothing is trained."""
+  study, to = ROOT / 'experiments' / 'scaling' / 'classification.py', f'--dir={tmp_path / "x"}'
+  status, out, errors = typed('experiments.sweep', f'{study}:gpu', to, '--dry-run')
+  assert status == 0, errors
+  assert 'H200' in out
+  assert 'left out: isoflop 1e+13' in out
   assert not (tmp_path / 'x').exists()
-  wrong = subprocess.run([*args, '--dry-rnu'], capture_output=True, text=True, cwd=ROOT)
-  assert wrong.returncode != 0
-  wrong = [*args[:3], f'{study}:gpuu', *args[4:], '--dry-run']
-  wrong = subprocess.run(wrong, capture_output=True, text=True, cwd=ROOT)
-  assert wrong.stderr.startswith('error: ')
-  assert 'choose from cpu, noise, beyond, gpu, pod' in wrong.stderr
+  assert typed('experiments.sweep', f'{study}:gpu', to, '--dry-rnu')[0] != 0
+  _, _, errors = typed('experiments.sweep', f'{study}:gpuu', to, '--dry-run')
+  assert errors.startswith('error: ')
+  assert 'choose from cpu, noise, beyond, gpu, pod' in errors
+
+
+def test_the_command_trains(typed, sweep, tmp_path, monkeypatch):
+  """In this process, which is past joining others."""
+  monkeypatch.setattr('vit_jax.launch.cluster.join', lambda: None)
+  path, study, folder = tmp_path / 'config.json', tmp_path / 'study.py', tmp_path / 'x'
+  path.write_text(sweep.base.to_json())
+  study.write_text(SWEEP)
+  status, _, errors = typed('experiments.sweep', f'{study}:{path}', f'--dir={folder}')
+  assert status == 0, errors
+  assert [row['status'] for row in record(folder).values()] == ['finished'] * 2
 
 
 SWEEP = """
