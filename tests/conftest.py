@@ -8,16 +8,19 @@ import sys
 import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'  # whatever else there is: TPUs are only compiled for
-# Eight devices; code that is compiled in half the time, and runs once, slowly.
+# Eight devices; code that is compiled in a fifth of the time, and runs once, slowly.
 os.environ['XLA_FLAGS'] = (
   '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 '
-  '--xla_llvm_disable_expensive_passes=true'
+  '--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false '
+  '--xla_cpu_parallel_codegen_split_count=1'
 )
 # One compilation cache for all workers and subprocesses of a session. An older one would hide how
-# long the tests take in a fresh clone; JAX_COMPILATION_CACHE_DIR keeps one all the same.
-if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-  os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='vit_jax_tests_')
-  atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+# long the tests take in a fresh clone; VIT_JAX_TEST_CACHE names one that is kept all the same.
+if 'PYTEST_XDIST_WORKER' not in os.environ:  # workers inherit what the first process has set
+  kept = os.environ.get('VIT_JAX_TEST_CACHE')
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = kept or tempfile.mkdtemp(prefix='vit_jax_tests_')
+  if not kept:
+    atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'

@@ -62,11 +62,14 @@ def operands(seed, batch, queries, keys, heads, head_dim, dtype, bias=0, masked=
 
 
 def run(function, q, k, v, dy, bias=None, mask=None):
-  if bias is None:
-    y, back = jax.vjp(lambda q, k, v: function(q, k, v, None, mask), q, k, v)
-  else:
-    y, back = jax.vjp(lambda q, k, v, bias: function(q, k, v, bias, mask), q, k, v, bias)
-  return [y, *back(dy)]
+  """The result and the gradients by q, k, v and, if there is one, the bias; one program."""
+
+  @jax.jit
+  def both(inputs, dy, mask):
+    y, back = jax.vjp(lambda *inputs: function(*inputs[:3], *(inputs[3:] or [None]), mask), *inputs)
+    return [y, *back(dy)]
+
+  return both((q, k, v) if bias is None else (q, k, v, bias), dy, mask)
 
 
 def close(got, want, dtype):
