@@ -221,6 +221,9 @@ def _differences(
       f'interpolation={ours.interpolation!r} of positions, for images of other sizes, becomes '
       f'{theirs.interpolation!r}'
     )
+  if ours.dtype != theirs.dtype:
+    found.append(f'dtype={ours.dtype!r} of activations is left out: others compute in '
+                 f'{theirs.dtype} unless they are told')  # fmt: skip
   for name in IMAGES:
     value, other = getattr(card, name), getattr(its_card, name)
     if name == 'size' and not told and (value != other or value[0] != value[1]):
