@@ -71,7 +71,7 @@ def test_a_trained_run_goes_everywhere(tmp_path, digits, capsys):
       assert (again.card.size, again.card.mean, again.card.std) == ((8, 8), (0.5,), (0.5,))
     else:
       assert 'class_names=' in out
-      assert "resize='area' is left out" in out
+      assert "resize='area' is dropped" in out
 
 
 # Of each: what a run may be, and who can hold it beside `vit_jax`.
@@ -122,10 +122,10 @@ def test_what_a_file_cannot_say_is_listed(tmp_path, capsys):
   vit_jax.save(model, tmp_path / 'run', 'vit_jax')
   _, out = converted(tmp_path / 'run', tmp_path, 'vit', capsys)
   for line in (
-    'size=(8, 24) is left out, vit has no place for it: give image_size=(8, 24)',
-    'mean=(0.286, 0.286, 0.286) is left out, vit has no place for it: it is read as (0.5, 0.5,',
-    'std=(0.353', "dtype='bfloat16' of activations is left out", "resize='area' is left out",
-    'crop=0.8 is left out', "class_names=('größer',",
+    'size=(8, 24) is dropped: vit has no place for it; pass image_size=(8, 24)',
+    'mean=(0.286, 0.286, 0.286) is dropped: vit has no place for it, and readers assume (0.5, 0.5',
+    'std=(0.353', "dtype='bfloat16' of activations is dropped", "resize='area' is dropped",
+    'crop=0.8 is dropped', "class_names=('größer',",
     "interpolation='bicubic_aa' of positions, for images of other sizes, becomes 'corner'",
   ):  # fmt: skip
     assert line in out
@@ -186,7 +186,7 @@ def test_names_that_are_not_of_the_classes(tmp_path, capsys):
   model = described(num_classes=7)
   vit_jax.save(model, tmp_path / 'run', 'vit_jax')
   path, out = converted(tmp_path / 'run', tmp_path, 'transformers', capsys)
-  assert '5 class names for 7 classes are left out' in out
+  assert '5 class names for 7 classes are dropped' in out
   assert len(json.loads((path / 'config.json').read_text())['id2label']) == 7
   assert vit_jax.load(path).config.num_classes == 7
 

@@ -161,7 +161,7 @@ def fitted(config: ViTConfig, leaves: Leaves, dialect: str) -> tuple[str, ViTCon
   fitting = [form for form, wrong in found if not wrong]
   if not fitting:
     form, wrong = min(found, key=lambda pair: len(pair[1]))
-    nearest = f' in {form.kind!r}, the nearest kind that it has' if form.kind else ''
+    nearest = f' (closest kind: {form.kind})' if form.kind else ''
     raise RunError(f'{dialect} cannot express {", ".join(wrong)}{nearest}')
   form = min(fitting, key=lambda form: len(_biases(config, form) ^ set(config.without)))
   return form.kind, *_in_form(config, leaves, form)
