@@ -34,6 +34,7 @@ from PIL import Image
 from vit_jax.nn import sharding
 from vit_jax.training import config as config_lib
 
+jax.devices()  # which reads the flags, before a test can set others
 ROOT = pathlib.Path(__file__).parent.parent
 
 absl.flags.FLAGS.mark_as_parsed()  # Grain's workers read flags

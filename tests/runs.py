@@ -56,9 +56,8 @@ def command(workdir, config, *flags, devices=1, module='train', fault=''):
     'import json\nfrom vit_jax.config import complete\n'
     f'def get_config():\n  return complete(json.loads({config.to_json()!r}))\n'
   )
-  flag = f'--xla_force_host_platform_device_count={devices}'
-  level = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
-  env = {**os.environ, 'XLA_FLAGS': f'{flag} {level}', 'PYTHONPATH': str(ROOT)}
+  flags = os.environ['XLA_FLAGS'].replace('device_count=8', f'device_count={devices}')
+  env = {**os.environ, 'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT)}
   if fault:
     env[faults.VARIABLE] = fault
   args = [sys.executable, '-m', f'vit_jax.{module}', f'--config={path}', f'--workdir={workdir}']

@@ -17,7 +17,6 @@ from vit_jax.architecture.card import Card
 
 pytestmark = pytest.mark.slow
 TINY = dict(depth=2, width=32, mlp_dim=64, num_heads=2, image_size=(32, 32))
-LEVEL = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 
 
 @pytest.fixture
@@ -25,7 +24,7 @@ def sh(tmp_path):
   """Runs `python -m ARGUMENTS` in a directory of its own; gives what it printed."""
 
   def call(*arguments, devices=1, status=0, **environment):
-    flags = f'--xla_force_host_platform_device_count={devices} {LEVEL}'
+    flags = os.environ['XLA_FLAGS'].replace('device_count=8', f'device_count={devices}')
     env = {**os.environ, 'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT), **environment}
     command = [sys.executable, '-m', *map(str, arguments)]
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
