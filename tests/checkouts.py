@@ -8,6 +8,8 @@ import sys
 import cv2
 import numpy as np
 
+from tests import compiling
+
 ROOT = pathlib.Path(__file__).parent.parent
 IGNORED = ('.git', '.venv', '.parity', 'runs', '__pycache__', '*.egg-info', 'golden', '.*_cache')
 
@@ -26,9 +28,15 @@ def copy(folder):
   return folder
 
 
-def environment(folder, data=None):
-  """Of commands in a copy: one device, and prepared data sets in `data`."""
+def environment(folder, data=None, tpu=False):
+  """Of commands in a copy: one device, and prepared data sets in `data`.
+
+  Args:
+    folder: of the copy.
+    data: by default inside it.
+    tpu: whether the commands compile for TPUs, too.
+  """
   env = {**os.environ, 'TFDS_DATA_DIR': str(data or folder / 'data'), 'PYTHONPATH': str(folder)}
   env['PATH'] = f'{pathlib.Path(sys.executable).parent}:{env["PATH"]}'
-  env['XLA_FLAGS'] = env['XLA_FLAGS'].replace('device_count=8', 'device_count=1')
+  env['XLA_FLAGS'] = compiling.flags(1, tpu)
   return env

@@ -1,26 +1,14 @@
-import atexit
 import functools
 import os
 import pathlib
 import runpy
-import shutil
 import sys
-import tempfile
+
+from tests import compiling
 
 os.environ['JAX_PLATFORMS'] = 'cpu'  # whatever else there is: TPUs are only compiled for
-# Eight devices; code that is compiled in a fifth of the time, and runs once, slowly.
-os.environ['XLA_FLAGS'] = (
-  '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 '
-  '--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false '
-  '--xla_cpu_parallel_codegen_split_count=1'
-)
-# One compilation cache for all workers and subprocesses of a session. An older one would hide how
-# long the tests take in a fresh clone; VIT_JAX_TEST_CACHE names one that is kept all the same.
-if 'PYTEST_XDIST_WORKER' not in os.environ:  # workers inherit what the first process has set
-  kept = os.environ.get('VIT_JAX_TEST_CACHE')
-  os.environ['JAX_COMPILATION_CACHE_DIR'] = kept or tempfile.mkdtemp(prefix='vit_jax_tests_')
-  if not kept:
-    atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+os.environ['XLA_FLAGS'] = compiling.CPU
+os.environ['JAX_COMPILATION_CACHE_DIR'] = compiling.cache()
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
@@ -34,8 +22,10 @@ from PIL import Image
 from vit_jax.nn import sharding
 from vit_jax.training import config as config_lib
 
-jax.devices()  # which reads the flags, before a test can set others
 ROOT = pathlib.Path(__file__).parent.parent
+
+jax.devices()  # now the flags are read, for the rest of this process
+os.environ['XLA_FLAGS'] = compiling.ANY
 
 absl.flags.FLAGS.mark_as_parsed()  # Grain's workers read flags
 

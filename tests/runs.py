@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests import compiling
 from vit_jax.core import faults
 from vit_jax.evaluate import restore
 from vit_jax.nn import sharding
@@ -56,8 +57,7 @@ def command(workdir, config, *flags, devices=1, module='train', fault=''):
     'import json\nfrom vit_jax.config import complete\n'
     f'def get_config():\n  return complete(json.loads({config.to_json()!r}))\n'
   )
-  flags = os.environ['XLA_FLAGS'].replace('device_count=8', f'device_count={devices}')
-  env = {**os.environ, 'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT)}
+  env = {**os.environ, 'XLA_FLAGS': compiling.flags(devices), 'PYTHONPATH': str(ROOT)}
   if fault:
     env[faults.VARIABLE] = fault
   args = [sys.executable, '-m', f'vit_jax.{module}', f'--config={path}', f'--workdir={workdir}']

@@ -84,9 +84,8 @@ def test_a_page_runs(tmp_path, data, page):
     if language not in ('bash', 'python'):
       continue
     command = {'bash': ['bash', '-euc', code], 'python': [sys.executable, '-c', code]}[language]
-    done = subprocess.run(
-      command, cwd=folder, env=checkouts.environment(folder, data), capture_output=True, text=True
-    )
+    env = checkouts.environment(folder, data, tpu='--topology' in code)
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     where = f'{page}, line {line}:\n{done.stdout}\n{done.stderr}'
     assert done.returncode == 0, where
     assert 'Traceback' not in done.stderr, where

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import vit_jax
+from tests import compiling
 from tests.conftest import ROOT
 from vit_jax.architecture.card import Card
 
@@ -24,8 +25,12 @@ def sh(tmp_path):
   """Runs `python -m ARGUMENTS` in a directory of its own; gives what it printed."""
 
   def call(*arguments, devices=1, status=0, **environment):
-    flags = os.environ['XLA_FLAGS'].replace('device_count=8', f'device_count={devices}')
-    env = {**os.environ, 'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT), **environment}
+    env = {
+      **os.environ,
+      'XLA_FLAGS': compiling.flags(devices),
+      'PYTHONPATH': str(ROOT),
+      **environment,
+    }
     command = [sys.executable, '-m', *map(str, arguments)]
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == status, (arguments, done.stdout, done.stderr)

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from tests import compiling
 from tests.runs import (
   ROOT,
   assert_bit_identical,
@@ -248,7 +249,7 @@ with jax.set_mesh(sharding.make_mesh('fsdp')) as mesh:
 def test_damage_that_one_of_two_processes_sees(tmp_path):
   """Both go back to the same checkpoint, and neither waits for the other in vain."""
   env = {**os.environ, 'PYTHONPATH': str(ROOT)}
-  env['XLA_FLAGS'] = os.environ['XLA_FLAGS'].replace('count=8', 'count=4')
+  env['XLA_FLAGS'] = compiling.flags(4)
   args = [sys.executable, '-c', HALVES, str(tmp_path), str(free_port())]
   processes = [
     subprocess.Popen(

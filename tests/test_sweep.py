@@ -15,6 +15,7 @@ import pytest
 from experiments.sweep import load
 from experiments.sweeps import engines, worker
 from experiments.sweeps.jobs import Sweep, expand
+from tests import compiling
 from vit_jax.core import faults
 from vit_jax.core.errors import RunError
 from vit_jax.costs import flops
@@ -287,7 +288,12 @@ def rebuilt(path):
 
 
 def begin(folder, path, fault=''):
-  env = {**os.environ, 'PYTHONPATH': str(ROOT), faults.VARIABLE: fault}
+  env = {
+    **os.environ,
+    'XLA_FLAGS': compiling.flags(8),
+    'PYTHONPATH': str(ROOT),
+    faults.VARIABLE: fault,
+  }
   return subprocess.Popen(
     [sys.executable, '-c', PROGRAM, str(folder), str(path)], env=env, cwd=ROOT, text=True,
     stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -350,8 +356,8 @@ def test_the_command_measures_and_trains(sweep, tmp_path):
   study.write_text(SWEEP)
   command = [sys.executable, '-m', 'experiments.sweep', f'{study}:{path}', f'--dir={folder}']
   run = functools.partial(
-    subprocess.run, cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)}, text=True,
-    capture_output=True,
+    subprocess.run, cwd=ROOT, text=True, capture_output=True,
+    env={**os.environ, 'XLA_FLAGS': compiling.flags(8), 'PYTHONPATH': str(ROOT)},
   )  # fmt: skip
   done = run([*command, '--calibrate'])
   assert done.returncode == 0, done.stderr

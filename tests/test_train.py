@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import vit_jax
+from tests import compiling
 from tests.conftest import ROOT
 from tests.runs import assert_bit_identical, command, cut_off, lines, run, with_fault
 from vit_jax.checkpoints import formats
@@ -320,7 +321,7 @@ for text, folder in zip(sys.argv[1::2], sys.argv[2::2]):
 def test_compiled_programs_are_kept(tmp_path, digits):
   """A process without a cache of its own writes one beside the run, unless it is told not to."""
   environment = {k: v for k, v in os.environ.items() if k != 'JAX_COMPILATION_CACHE_DIR'}
-  environment['XLA_FLAGS'] = os.environ['XLA_FLAGS'].replace('count=8', 'count=1')
+  environment['XLA_FLAGS'] = compiling.flags(1)
   config = functools.partial(digits, total='1 step', optim__warmup='0', model__depth=1)
   without, own = config(compilation_cache='').to_json(), config().to_json()
   alone(TRAIN, without, tmp_path / 'a' / 'run', own, tmp_path / 'b' / 'run', env=environment)
