@@ -1,21 +1,22 @@
 """Runs side by side, and runs that fork from others: the same as each by itself."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from tests.conftest import tiers
+from tests.conftest import make_digits, tiers
 from tests.runs import assert_bit_identical, cut_off, leaves, lines
-from tests.test_step import assert_same, batch_of, build
-from tests.test_step import run as run_step
+from tests.test_step import assert_same, batch_of, build, run_each
 from vit_jax.core.errors import RunError
 from vit_jax.nn import tree
 from vit_jax.train import train
 from vit_jax.training import lanes
 
-LRS, DECAYS, SEEDS = (1e-2, 3e-3, 3e-3), (0.1, 0.1, 0.3), (0, 0, 7)
+# Learning rate, weight decay and b1 of each lane.
+LANES = ((1e-2, 0.1, 0.9), (3e-3, 0.1, 0.8), (3e-3, 0.3, 0.9))
 
 
 def run_lanes(batches, steps=3, **changes):
@@ -43,26 +44,39 @@ def shared(experiment, step):
 @pytest.mark.parametrize(('layout', 'scan'), tiers([((1, 1, 1), True), ((2, 2, 2), False)], 0))
 def test_a_lane_is_the_run_alone(mesh, layout, scan):
   """On every mesh, layers scanned or not: learning rates and weight decays of their own."""
+  own = [dict(zip(('lr', 'weight_decay', 'b1'), each, strict=True)) for each in LANES]
   with mesh(*layout):
     got = run_lanes(
-      shared, model__scan=scan, lanes__lr=LRS, lanes__weight_decay=DECAYS, lanes__b1=(0.9, 0.8, 0.9)
-    )
-    for lane, b1 in enumerate((0.9, 0.8, 0.9)):
-      alone = run_step(
-        model__scan=scan, optim__lr=LRS[lane], optim__weight_decay=DECAYS[lane], optim__b1=b1
-      )
-      assert_same(got[lane], alone)
+      shared, model__scan=scan,
+      **{f'lanes__{name}': tuple(lane[name] for lane in own) for name in own[0]},
+    )  # fmt: skip
+    alone = run_each([
+      dict(model__scan=scan, **{f'optim__{name}': value for name, value in lane.items()})
+      for lane in own
+    ])  # fmt: skip
+  for each, want in zip(got, alone, strict=True):
+    assert_same(each, want)
   assert got[0][0][-1]['loss'] != pytest.approx(got[1][0][-1]['loss'], rel=1e-6)
 
 
-@pytest.mark.slow
-def test_seeds_of_their_own(digits, tmp_path):
+# Two lanes of seeds of their own, and between them one whose learning rate is far too large.
+APART = dict(lanes__lr=(1e-3, 1e30, 3e-3), lanes__seed=(0, 0, 7), total='8 steps', optim__clip=0.0)
+
+
+@pytest.fixture(scope='module')
+def side_by_side(data_dir, tmp_path_factory):
+  """Directory and result of these lanes, and of the last of them alone."""
+  folder = tmp_path_factory.mktemp('lanes')
+  alone = make_digits(data_dir, seed=7, optim__lr=3e-3, total='8 steps', optim__clip=0.0)
+  together = train(make_digits(data_dir, **APART), str(folder / 'all'))
+  return folder, together, train(alone, str(folder / 'alone'))
+
+
+def test_seeds_of_their_own(side_by_side):
   """Parameters, order of the data and augmentation: all that the seed of a run decides."""
-  config = digits(lanes__seed=SEEDS, lanes__lr=LRS)
-  result = train(config, str(tmp_path / 'all'))
-  rows = lines(tmp_path / 'all')
-  alone = train(digits(seed=SEEDS[2], optim__lr=LRS[2]), str(tmp_path / 'alone'))
-  for row, want in zip(rows, lines(tmp_path / 'alone'), strict=True):
+  folder, result, alone = side_by_side
+  rows = lines(folder / 'all')
+  for row, want in zip(rows, lines(folder / 'alone'), strict=True):
     got = {k: v[2] if isinstance(v, list) else v for k, v in row.items()}
     assert got == pytest.approx(want, rel=1e-3, abs=1e-4)
   for name, value in alone['metrics'].items():
@@ -72,27 +86,23 @@ def test_seeds_of_their_own(digits, tmp_path):
   assert rows[1]['train/loss'][0] != pytest.approx(rows[1]['train/loss'][2], rel=1e-4)
 
 
-@pytest.mark.slow
-def test_a_lane_that_diverges_leaves_the_others_alone(digits, tmp_path):
-  config = digits(lanes__lr=(3e-3, 1e30, 1e-3), total='8 steps', optim__clip=0.0)
-  result = train(config, str(tmp_path / 'run'))
+def test_a_lane_that_diverges_leaves_the_others_alone(side_by_side, digits, tmp_path):
+  folder, result, alone = side_by_side
   assert list(result['diverged']) == ['1']
   assert result['metrics']['test/loss'][1] is None
   assert min(result['metrics']['test/top1'][::2]) > 0.1
-  assert json.loads((tmp_path / 'run' / 'result.json').read_text()) == result
-  alone = train(digits(optim__lr=1e-3, total='8 steps', optim__clip=0.0), str(tmp_path / 'alone'))
+  assert json.loads((folder / 'all' / 'result.json').read_text()) == result
   assert result['metrics']['test/loss'][2] == pytest.approx(alone['metrics']['test/loss'], rel=1e-4)
   with pytest.raises(RunError, match='gradient norm'):
-    train(digits(lanes__lr=(1e30, 1e31), optim__clip=0.0), str(tmp_path / 'none'))
+    train(digits(**APART | dict(lanes__lr=(1e30, 1e31, 1e32))), str(tmp_path / 'none'))
 
 
-@pytest.mark.slow
-def test_lanes_that_were_killed_go_on(digits, tmp_path):
-  config = digits(lanes__lr=(3e-3, 1e30), lanes__seed=(0, 1), optim__clip=0.0)
-  want = train(config, str(tmp_path / 'whole'))
+def test_lanes_that_were_killed_go_on(side_by_side, digits, tmp_path):
+  folder, want, _ = side_by_side
+  config = digits(**APART)
   cut_off(tmp_path / 'killed', config, 'at step 6')
   got = train(config, str(tmp_path / 'killed'))
-  assert_bit_identical(tmp_path / 'killed', tmp_path / 'whole')
+  assert_bit_identical(tmp_path / 'killed', folder / 'all')
   assert got['metrics'] == want['metrics']
   assert got['diverged'] == want['diverged']
 
@@ -108,22 +118,31 @@ TRUNK = dict(optim__schedule='wsd', checkpoint__every='100 steps', total='12 ste
 SHORT = dict(TRUNK, total='9 steps', optim__cooldown='3 steps')
 
 
-@pytest.fixture
-def trunk(digits, tmp_path):
-  config = digits(**TRUNK, checkpoint__at=('4 steps', '6 steps'), checkpoint__keep=1)
-  train(config, str(tmp_path / 'trunk'))
-  assert {p.name for p in (tmp_path / 'trunk' / 'checkpoints').iterdir()} == {'4', '6', '12'}
-  return tmp_path / 'trunk'
+@pytest.fixture(scope='module')
+def trunk(data_dir, tmp_path_factory):
+  """Directory of a run with checkpoints to fork from; copy it to change it."""
+  folder = tmp_path_factory.mktemp('trunk') / 'trunk'
+  config = make_digits(data_dir, **TRUNK, checkpoint__at=('4 steps', '6 steps'), checkpoint__keep=1)
+  train(config, str(folder))
+  assert {p.name for p in (folder / 'checkpoints').iterdir()} == {'4', '6', '12'}
+  return folder
 
 
-def test_a_fork_is_the_run_from_scratch(digits, trunk, tmp_path):
+@pytest.fixture(scope='module')
+def scratch(data_dir, tmp_path_factory):
+  """Directory and result of the run that forks at step 6 must equal."""
+  folder = tmp_path_factory.mktemp('scratch') / 'scratch'
+  return folder, train(make_digits(data_dir, **SHORT), str(folder))
+
+
+def test_a_fork_is_the_run_from_scratch(digits, trunk, scratch, tmp_path):
   """Bit by bit: parameters, optimizer and every line of metrics.jsonl."""
-  scratch = train(digits(**SHORT), str(tmp_path / 'scratch'))
+  folder, result = scratch
   forked = train(digits(**SHORT, fork=str(trunk)), str(tmp_path / 'fork'))
   assert forked['forked'] == {'from': str(trunk), 'step': 6}
-  assert_bit_identical(tmp_path / 'fork', tmp_path / 'scratch')
-  assert forked['metrics'] == scratch['metrics']
-  assert forked['config_hash'] == scratch['config_hash']
+  assert_bit_identical(tmp_path / 'fork', folder)
+  assert forked['metrics'] == result['metrics']
+  assert forked['config_hash'] == result['config_hash']
   assert not np.array_equal(leaves(tmp_path / 'fork')[3], leaves(trunk)[3])
 
 
@@ -134,16 +153,16 @@ def test_a_fork_may_be_longer_than_its_trunk(digits, trunk, tmp_path):
   assert_bit_identical(tmp_path / 'fork', tmp_path / 'scratch')
 
 
-def test_a_fork_that_was_killed_goes_on_without_its_trunk(digits, trunk, tmp_path):
-  config = digits(**dict(SHORT, fork=str(trunk), checkpoint__every='2 steps'))
-  train(digits(**SHORT), str(tmp_path / 'scratch'))
+def test_a_fork_that_was_killed_goes_on_without_its_trunk(digits, trunk, scratch, tmp_path):
+  own = shutil.copytree(trunk, tmp_path / 'trunk')
+  config = digits(**dict(SHORT, fork=str(own), checkpoint__every='2 steps'))
   cut_off(tmp_path / 'fork', config, 'before mkdir */checkpoints')
   cut_off(tmp_path / 'fork', config, 'at step 9')
   assert (tmp_path / 'fork' / 'checkpoints' / '8').exists()
-  (trunk / 'config.json').unlink()
+  (own / 'config.json').unlink()
   result = train(config, str(tmp_path / 'fork'))
   assert result['forked']['step'] == 6
-  assert_bit_identical(tmp_path / 'fork', tmp_path / 'scratch')
+  assert_bit_identical(tmp_path / 'fork', scratch[0])
 
 
 def test_lanes_fork_too(digits, tmp_path):

@@ -44,6 +44,7 @@ logging.getLogger('absl').addFilter(
 # In the directory of a checkpoint, as Orbax names them.
 _FACTS, _ARRAYS = '_CHECKPOINT_METADATA', 'state'
 _AT_A_TIME = 64  # arrays that are read at once
+_SMALL = 2**20  # bytes of an array that one replica writes alone
 # Directories that a kill leaves behind.
 _PARTIAL = ('.orbax-checkpoint-tmp', '.deleted')
 
@@ -135,8 +136,12 @@ class Checkpoints:
     sums = _checksums(leaves)
     arrays = {name: [str(a.dtype), list(a.shape), sums[name]] for name, a in leaves.items()}
     facts = _sealed(formats.stamped({**extra, 'arrays': arrays}))
+    # Replicas share the writing of an array, but for small ones: a cut is a program to compile.
+    saving = ocp.options.ArrayOptions.Saving(min_slice_bytes_for_replica_parallel=_SMALL)
+    context = ocp.Context(array_options=ocp.options.ArrayOptions(saving=saving))
     try:
-      response = ocp.save_async(str(self.directory / str(step)), leaves, custom_metadata=facts)
+      with context:
+        response = ocp.save_async(str(self.directory / str(step)), leaves, custom_metadata=facts)
     except Exception as error:
       raise self._failure(step, error) from error
     self._pending = step, self._worker.submit(self._finish, response)
