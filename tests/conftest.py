@@ -87,7 +87,8 @@ def typed(capsys, monkeypatch):
 
   def call(module, *arguments):
     monkeypatch.setattr(sys, 'argv', [module, *map(str, arguments)])
-    monkeypatch.delitem(sys.modules, module, raising=False)
+    for name in (module, f'{module}.__main__'):  # or running it once more would be a warning
+      monkeypatch.delitem(sys.modules, name, raising=False)
     capsys.readouterr()
     status = 0
     try:

@@ -511,7 +511,7 @@ def test_a_configuration_that_is_none(hub):
   (hub / 'config.json').write_text('[' * 100_000)
   refused(hub, 'is not JSON')
   (hub / 'config.json').write_text('[1]')
-  refused(hub, 'no JSON object')
+  refused(hub, 'not contain a JSON object')
 
 
 def test_sharded_safetensors(hub):
@@ -548,7 +548,7 @@ def test_a_damaged_run(tmp_path):
     (
       'vit',
       dict(qk_norm=True),
-      r'qk_norm=True\. Dialects that can hold this model: timm, vit_jax$',
+      r'qk_norm=True.*\. Dialects that can hold this model: timm, vit_jax$',
     ),
     ('big_vision', dict(registers=2), 'cannot express registers=2'),
     ('transformers', dict(parallel=True, mlp='gelu'), 'parallel'),
@@ -578,7 +578,7 @@ def test_targets_appear_whole_or_not_at_all(tmp_path, monkeypatch):
   path = tmp_path / 'model.npz'
   vit_jax.save(model, path, 'vit')
   before = path.read_bytes()
-  with pytest.raises(RunError, match='exists already'):
+  with pytest.raises(RunError, match='already exists'):
     vit_jax.save(model, path, 'vit')
   with pytest.raises(RunError, match=r'a file that ends in \.npz'):
     vit_jax.save(model, tmp_path / 'model', 'vit')

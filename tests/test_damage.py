@@ -3,17 +3,15 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import vit_jax
-from tests.runs import ROOT, assert_bit_identical, checkpoints, leaves, lines
-from vit_jax import inspect
+from tests.runs import assert_bit_identical, checkpoints, leaves, lines
 from vit_jax.checkpoints import store
 from vit_jax.core.errors import RunError
 from vit_jax.evaluate import evaluate
@@ -175,37 +173,37 @@ def test_training_goes_on_from_the_checkpoint_before(finished, run, capsys):
   assert_bit_identical(run, workdir)
 
 
-def test_everything_else_names_the_checkpoint_before(finished, run):
+def test_everything_else_names_the_checkpoint_before(finished, run, typed, tmp_path):
   """evaluate, inspect, predict, convert and Python; and then they take it."""
-  workdir, result, _ = finished
+  workdir, _, _ = finished
   damage(run)
-  names = (
-    r'checkpoints/12 is damaged: .*\. The last good one before it is that of step 8: .* --step=8'
+  cv2.imwrite(str(tmp_path / 'image.png'), np.zeros((8, 8), np.uint8))
+  one = re.compile(
+    r'(?:starting JAX\n)?error: the checkpoint .*/12 is damaged: .*\. The last good one before it '
+    r'is that of step 8: .* --step=8; .*\n'
   )
-  with pytest.raises(RunError, match=names):
-    evaluate(str(run))
-  with pytest.raises(RunError, match=names):
+  for module, *arguments in (
+    ('evaluate', f'--workdir={run}'),
+    ('inspect', run),
+    ('predict', run, tmp_path / 'image.png'),
+    ('convert', run, tmp_path / 'x.npz', '--to=vit'),
+  ):
+    status, _, error = typed(f'vit_jax.{module}', *arguments)
+    assert status == 1
+    assert one.fullmatch(error)
+    status, out, error = typed(f'vit_jax.{module}', *arguments, '--step=8')
+    assert (status, 'error' in error) == (0, False)
+    assert 'step 8' in out or module != 'evaluate'
+    status, _, error = typed(f'vit_jax.{module}', *arguments, '--step=9')
+    assert (status, 'has no checkpoint of step 9: there are 8, 12' in error) == (1, True)
+  with pytest.raises(RunError, match=r'is damaged'):
     vit_jax.load(run)
-  assert evaluate(str(run), step=8)['test/loss'] != result['metrics']['test/loss']
   before = vit_jax.load(workdir, step=8)
   for x, y in zip(jax.tree.leaves(vit_jax.load(run, step=8)), jax.tree.leaves(before), strict=True):
     np.testing.assert_array_equal(x, y)
-  with pytest.raises(RunError, match='has no checkpoint of step 9: there are 8, 12'):
-    inspect.main(str(run), names=False, changes={'step': 9})
-  assert inspect.main(str(run), names=False, changes={'step': 8}) == 0
-  assert checkpoints(run) == {'8', '12'}  # who only reads changes nothing
-
-
-def test_the_commands_say_it_in_one_line(run, tmp_path):
-  damage(run)
-  args = [sys.executable, '-m', 'vit_jax.convert', str(run), str(tmp_path / 'x.npz'), '--to=vit']
-  refused = subprocess.run(args, capture_output=True, text=True, cwd=ROOT)
-  assert refused.returncode == 1
-  assert re.fullmatch(r'error: the checkpoint .* is damaged.* --step=8;.*\n', refused.stderr)
-  done = subprocess.run([*args, '--step=8'], capture_output=True, text=True, cwd=ROOT)
-  assert done.returncode == 0, done.stderr
   with pytest.raises(RunError, match='step=8 picks a checkpoint of a run'):
     vit_jax.load(tmp_path / 'x.npz', step=8)
+  assert checkpoints(run) == {'8', '12'}  # who only reads changes nothing
 
 
 def test_a_run_without_a_sound_checkpoint_says_how_to_begin_again(finished, run):

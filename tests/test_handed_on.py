@@ -11,7 +11,8 @@ import pytest
 
 import vit_jax
 from tests.test_convert import SIZES, make, place
-from vit_jax.architecture.card import Card
+from vit_jax.architecture.card import Card, about
+from vit_jax.checkpoints.store import Checkpoints
 from vit_jax.convert import __main__ as convert
 from vit_jax.convert import files
 from vit_jax.convert.dialects import DIALECTS
@@ -70,7 +71,7 @@ def test_a_trained_run_goes_everywhere(tmp_path, digits, capsys):
       assert (again.card.size, again.card.mean, again.card.std) == ((8, 8), (0.5,), (0.5,))
     else:
       assert 'class_names=' in out
-      assert "resize='area' is left out" in out
+      assert "resize='area' is dropped" in out
 
 
 # Of each: what a run may be, and who can hold it beside `vit_jax`.
@@ -117,16 +118,18 @@ def described(**changes):
 
 
 def test_what_a_file_cannot_say_is_listed(tmp_path, capsys):
-  vit_jax.save(described(image_size=(8, 24)), tmp_path / 'run', 'vit_jax')
+  model = described(image_size=(8, 24), dtype='bfloat16')
+  vit_jax.save(model, tmp_path / 'run', 'vit_jax')
   _, out = converted(tmp_path / 'run', tmp_path, 'vit', capsys)
   for line in (
-    'size=(8, 24) is left out, vit has no place for it: give image_size=(8, 24)',
-    'mean=(0.286, 0.286, 0.286) is left out, vit has no place for it: it is read as (0.5, 0.5,',
-    'std=(0.353', "resize='area' is left out", 'crop=0.8 is left out', "class_names=('größer',",
+    'size=(8, 24) is dropped: vit has no place for it; pass image_size=(8, 24)',
+    'mean=(0.286, 0.286, 0.286) is dropped: vit has no place for it, and readers assume (0.5, 0.5',
+    'std=(0.353', "dtype='bfloat16' of activations is dropped", "resize='area' is dropped",
+    'crop=0.8 is dropped', "class_names=('größer',",
     "interpolation='bicubic_aa' of positions, for images of other sizes, becomes 'corner'",
   ):  # fmt: skip
     assert line in out
-  assert len([line for line in out.splitlines() if line.startswith('note: ')]) == 7
+  assert len([line for line in out.splitlines() if line.startswith('note: ')]) == 8
 
 
 @pytest.mark.parametrize('dialect', ['timm', 'transformers', 'vit_jax'])
@@ -183,9 +186,18 @@ def test_names_that_are_not_of_the_classes(tmp_path, capsys):
   model = described(num_classes=7)
   vit_jax.save(model, tmp_path / 'run', 'vit_jax')
   path, out = converted(tmp_path / 'run', tmp_path, 'transformers', capsys)
-  assert '5 class names for 7 classes are left out' in out
+  assert '5 class names for 7 classes are dropped' in out
   assert len(json.loads((path / 'config.json').read_text())['id2label']) == 7
   assert vit_jax.load(path).config.num_classes == 7
+
+
+def test_lanes_are_refused_by_name(tmp_path):
+  model = described()
+  checkpoints = Checkpoints(tmp_path / 'run' / 'checkpoints')
+  checkpoints.save(0, {'model': model}, {**about(model.config, model.card), 'lanes': 3})
+  checkpoints.close()
+  with pytest.raises(RunError, match=r'holds 3 models side by side.*without config\.lanes'):
+    convert.main(str(tmp_path / 'run'), str(tmp_path / 'out'), 'timm', {})
 
 
 def test_a_grid_that_no_file_can_tell_is_refused(tmp_path):

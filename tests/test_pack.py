@@ -77,9 +77,9 @@ def test_quality(photos):
 def test_mistakes(photos, tmp_path):
   sources = {'test': Folder(str(photos)).open('test')}
   pack(sources, str(tmp_path / 'done'), size=16)
-  with pytest.raises(RunError, match='is there already'):
+  with pytest.raises(RunError, match='already exists'):
     pack(sources, str(tmp_path / 'done'))
-  with pytest.raises(RunError, match='no name for a data set'):
+  with pytest.raises(RunError, match='not a valid name for a data set'):
     pack(sources, str(tmp_path / 'pets-256'))
   given = dict(
     source=str(photos), target=str(tmp_path / 'other'), splits='test', size=16, format='jpg',

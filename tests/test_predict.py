@@ -175,7 +175,7 @@ def test_commands(checkpoint, photos, tmp_path):
   done = typed('vit_jax.convert', checkpoint, tmp_path / 'new', '--to=timm')
   assert done.returncode == 1
   assert done.stderr.startswith('error: ')
-  assert 'exists already' in done.stderr
+  assert 'already exists' in done.stderr
   assert 'Traceback' not in done.stderr
   done = typed('vit_jax.predict', checkpoint, photos / 'a.png', '--colour=red')
   assert done.stderr.startswith("error: unknown field 'colour' of a model")

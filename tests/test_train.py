@@ -260,13 +260,14 @@ def test_what_the_devices_cannot_divide(tmp_path, digits, changes, message):
   assert not (tmp_path / 'run' / 'config.json').exists()
 
 
-def test_accumulation_that_the_devices_cannot_divide(tmp_path, digits):
+def test_accumulation_that_the_devices_cannot_divide(tmp_path, digits, typed):
   """Through the command: it ended in a traceback from within JAX."""
-  process = run(tmp_path / 'run', digits(batch_size=8), '--config.optim.accumulate=4', devices=4)
-  assert process.returncode == 1
-  last = process.stderr.splitlines()[-1]
-  assert last.startswith('error: optim.accumulate=4 does not divide batch_size=8, of which')
-  assert 'choose it from 1, 2, or a batch_size that is a multiple of 16' in process.stderr
+  arguments = command(tmp_path / 'run', digits(batch_size=8, mesh='4x1x2'))['args'][3:]
+  status, _, error = typed('vit_jax.train', *arguments, '--config.optim.accumulate=4')
+  assert status == 1
+  error = error.removeprefix('starting JAX\n')
+  assert error.startswith('error: optim.accumulate=4 does not divide batch_size=8, of which each')
+  assert error.endswith('choose it from 1, 2, or a batch_size that is a multiple of 16\n')
   assert not (tmp_path / 'run').exists()
 
 

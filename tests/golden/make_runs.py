@@ -16,11 +16,12 @@ import shutil
 import sys
 import tempfile
 
-if __name__ == '__main__':
+if __name__ == '__main__':  # as the tests that go on with these runs
   os.environ['JAX_PLATFORMS'] = 'cpu'
   os.environ['XLA_FLAGS'] = (
     '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 '
-    '--xla_llvm_disable_expensive_passes=true'
+    '--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false '
+    '--xla_cpu_parallel_codegen_split_count=1'
   )
 
 import jax

@@ -1,5 +1,8 @@
 """The JAX dialects and Meta's, against the loaders that timm has for them."""
 
+import argparse
+import collections
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import vit_jax
+from tests.parity import references
 from tests.parity.references import numpy, timm
 from tests.parity.test_images import close, images, torch_images
 from vit_jax.nn import tree
@@ -112,3 +116,48 @@ def test_metas_state_dicts_are_read_by_timm(tmp_path, dialect, variant, name, co
       np.testing.assert_array_equal(tree.flatten(again)[leaf], value, leaf)
     x = images((32, 32, 3))
     np.testing.assert_array_equal(again(x), model(x))
+
+
+def state(seed):
+  torch.manual_seed(seed)
+  module = timm.create_model('vit_small_patch16_224', img_size=32, num_classes=5, **SMALL)
+  return references.shake(module, seed)
+
+
+def test_timm_and_we_take_the_same_weights_of_a_training_checkpoint(tmp_path):
+  """As timm's own CheckpointSaver writes it, optimizer and arguments included."""
+  raw, average = state(0), state(1)
+  optimizer = torch.optim.AdamW(raw.parameters())
+  raw(torch.zeros(1, 3, 32, 32)).sum().backward()
+  optimizer.step()
+  saved = {
+    'epoch': 3, 'arch': 'vit_small_patch16_224', 'state_dict': raw.state_dict(),
+    'optimizer': optimizer.state_dict(), 'version': 2, 'args': argparse.Namespace(lr=0.1),
+    'state_dict_ema': average.state_dict(), 'metric': 81.2,
+  }  # fmt: skip
+  alone = {key: value for key, value in saved.items() if 'ema' not in key}
+  for name, content in (('both', saved), ('raw', alone)):
+    torch.save(content, tmp_path / f'{name}.pth.tar')
+    theirs = timm.create_model('vit_small_patch16_224', img_size=32, num_classes=5, **SMALL)
+    timm.models.load_checkpoint(theirs, str(tmp_path / f'{name}.pth.tar'))
+    ours = vit_jax.load(tmp_path / f'{name}.pth.tar', num_heads=3)
+    compare(ours, theirs)
+  compare(vit_jax.load(tmp_path / 'both.pth.tar', num_heads=3, part='state_dict'), raw)
+
+
+@pytest.mark.parametrize('wrap', ['module', 'lightning', 'compiled', 'parallel'])
+def test_what_else_torch_saves(tmp_path, wrap):
+  module = state(0)
+  if wrap == 'module':
+    torch.save(module, tmp_path / 'file.pt')
+  elif wrap == 'lightning':
+    task = torch.nn.Module()
+    task.net, task.criterion = module, torch.nn.Linear(5, 5)
+    task.register_buffer('seen', torch.zeros(3, dtype=torch.complex64))
+    torch.save({'state_dict': task.state_dict(), 'hyper_parameters': {'lr': torch.tensor(0.1)},
+                'callbacks': {torch.Size([2]): collections.defaultdict(list)}, 'lr_schedulers': []},
+               tmp_path / 'file.pt')  # fmt: skip
+  else:
+    prefix = {'compiled': '_orig_mod.', 'parallel': 'module.'}[wrap]
+    torch.save({f'{prefix}{k}': v for k, v in module.state_dict().items()}, tmp_path / 'file.pt')
+  compare(vit_jax.load(tmp_path / 'file.pt', num_heads=3), module)

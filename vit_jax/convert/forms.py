@@ -37,7 +37,7 @@ class Form:
   """The models that one class of another program can hold.
 
   Attributes:
-    kind: of model, as the modules of the dialect call it.
+    kind: of model, as the modules of the dialect call it; '' where there is one only.
     takes: values of fields; see `PLAIN`.
     without: sets of parts that may have no biases. The others get biases of zeros.
     rows: for which tokens learned positions may have rows; see `ViTArchitecture.posemb_tokens`.
@@ -60,13 +60,13 @@ def _subsets(*groups: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
 _JAX = dict(mlp=('gelu_tanh',), eps=(1e-6,), representation_size=None)
 _STEM = dict(stem_width=None, stem_convention=('bit',))
 _VIT = (
-  Form('token', {**_JAX, **_STEM}),
-  Form('mean', {**_JAX, **_STEM, 'class_token': (False,), 'pool': ('mean',)}),
+  Form('', {**_JAX, **_STEM}),
+  Form('', {**_JAX, **_STEM, 'class_token': (False,), 'pool': ('mean',)}),
 )
 _FIXED = dict(posemb=('learned', 'sincos2d'))
 _BIG_VISION = (
-  Form('token', {**_JAX, **_FIXED}, rows=('patches',)),
-  Form('pooled', {**_JAX, **_FIXED, 'class_token': (False,), 'pool': ('mean', 'map')}),
+  Form('', {**_JAX, **_FIXED}, rows=('patches',)),
+  Form('', {**_JAX, **_FIXED, 'class_token': (False,), 'pool': ('mean', 'map')}),
 )
 _HEADLESS = dict(num_classes=(0,))
 _HF = dict(mlp=GELUS)
@@ -161,8 +161,8 @@ def fitted(config: ViTConfig, leaves: Leaves, dialect: str) -> tuple[str, ViTCon
   fitting = [form for form, wrong in found if not wrong]
   if not fitting:
     form, wrong = min(found, key=lambda pair: len(pair[1]))
-    raise RunError(f'{dialect} cannot express {", ".join(wrong)} in the nearest that it has, '
-                   f'{form.kind!r}')  # fmt: skip
+    nearest = f' (closest kind: {form.kind})' if form.kind else ''
+    raise RunError(f'{dialect} cannot express {", ".join(wrong)}{nearest}')
   form = min(fitting, key=lambda form: len(_biases(config, form) ^ set(config.without)))
   return form.kind, *_in_form(config, leaves, form)
 

@@ -118,7 +118,9 @@ class Opened:
     try:
       refuse(self.problems(), f'{self.where}{which}')
     except RunError as error:
-      raise RunError(f'{error}\nNames that may differ are given with ignore.') from None
+      raise RunError(
+        f'{error}\nTo load it anyway, pass the names that may differ as ignore=REGEX.'
+      ) from None
 
   def _fresh_arrays(self) -> dict[str, np.ndarray]:
     model = jax.jit(lambda key: models.create(self.config, nnx.Rngs(key)))(jax.random.key(0))

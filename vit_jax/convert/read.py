@@ -79,8 +79,8 @@ def model_of(opened: Opened, patch_method: str = 'bilinear') -> Any:
   config, card, changes = opened.config, opened.card, opened.changes
   classes = changes.get('num_classes')
   if classes and classes != getattr(config, 'num_classes', classes):
-    names = ', and class names are left out' if card.class_names else ''
-    notes.say(f'{opened.where}: the head is a new one of zeros for {classes} classes{names}')
+    names = ', and class names are dropped' if card.class_names else ''
+    notes.say(f'{opened.where}: the head for {classes} classes is new, initialised to zero{names}')
   if isinstance(config, TwoTowersConfig):
     wanted = changes.get('image', {})
     image, card, part = adapt.adapt(
@@ -177,19 +177,18 @@ def _open_file(
   outside = [name for name in arrays if not name.startswith(opened.prefix)]
   if outside:
     source.notes.append(
-      f'what begins with {opened.prefix!r} is read, without that; left out are '
-      f'{notes.names(outside)}'
+      f'only names that begin with {opened.prefix!r} are read; not read: {notes.names(outside)}'
     )
   counts = {name: len(inside) for name, inside in whole.items() if name}
   if len(counts) > 1 and not part:
-    source.notes.append(f'{f"part {chosen!r}" if chosen else "what is in no part"} is read'
-                        f'{_others(counts, chosen)}')  # fmt: skip
+    which = f'part {chosen!r}' if chosen else 'what is in no part'
+    source.notes.append(f'{which} is read{_others(counts, chosen)}')
   return dataclasses.replace(opened, part=chosen, parts=counts), source
 
 
 def _others(whole: Mapping[str, Any], chosen: str) -> str:
   names = [name for name in whole if name not in ('', chosen)]
-  return f'; other parts are {", ".join(names)}: choose with part' if names else ''
+  return f'; other parts: {", ".join(names)} (choose with part)' if names else ''
 
 
 def _open_run(path: paths.Path, hints: Mapping[str, Any], part: str, step: int | None) -> Opened:
@@ -234,7 +233,7 @@ def _with_right_names(opened: Opened) -> Opened:
   if not names or len(names) == classes:
     return opened
   notes.say(
-    f'{opened.where}: {len(names)} class names for {classes} classes are left out: '
+    f'{opened.where}: {len(names)} class names for {classes} classes are dropped: '
     f'{notes.shown(names)}'
   )
   return dataclasses.replace(opened, card=dataclasses.replace(opened.card, class_names=()))
@@ -245,10 +244,10 @@ def _say_what_is_read(opened: Opened, source: Source) -> None:
   for text in source.notes:
     notes.say(f'{opened.where}: {text}')
   if left := [*source.dropped, *opened.unread]:
-    notes.say(f'{opened.where}: left out are {notes.names(left)}')
+    notes.say(f'{opened.where}: not read: {notes.names(left)}')
   if opened.fresh:
     notes.say(
-      f'{opened.where}: missing, or of another shape, and therefore as in a fresh model are '
+      f'{opened.where}: missing or misshapen, so initialised as in a fresh model: '
       f'{notes.names(opened.fresh)}'
     )
 
@@ -260,12 +259,12 @@ def _say_what_is_guessed(opened: Opened, source: Source) -> None:
     fields = [f for f in ('num_heads', 'mlp', 'pool') if f not in opened.changes]
     values = ', '.join(f'{field}={getattr(config, field)!r}' for field in fields)
     if values:
-      notes.say(f'{opened.where}: without a configuration beside it, {values} is a guess')
+      notes.say(f'{opened.where}: no configuration beside the weights; guessing {values}')
   given = source.config.get('pretrained_cfg') or source.config
   if not (source.preprocessor or source.config.get('preprocess_cfg') or given.get('mean')):
     height, width = card.size
     notes.say(
-      f'{opened.where}: nothing beside it says how images are prepared; the usual is taken, '
+      f'{opened.where}: nothing beside the weights says how images are prepared; assuming '
       f'{height}x{width}, mean {card.mean}, std {card.std}, resize={card.resize!r}, '
       f'crop={card.crop:.3g}'
     )

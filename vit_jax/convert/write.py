@@ -215,25 +215,28 @@ def _differences(
     if getattr(ours, name) != getattr(written, name):
       found.append(f'{name}={getattr(ours, name)} is multiplied into the parameters')
   if ours.mask_token and not written.mask_token:
-    found.append('mask_token is left out: only pre-training uses it')
+    found.append('mask_token is dropped: only pre-training uses it')
   if written.posemb == 'learned' and ours.interpolation != theirs.interpolation:
     found.append(
       f'interpolation={ours.interpolation!r} of positions, for images of other sizes, becomes '
       f'{theirs.interpolation!r}'
     )
+  if ours.dtype != theirs.dtype:
+    found.append(f'dtype={ours.dtype!r} of activations is dropped: other programs compute in '
+                 f'{theirs.dtype} unless told otherwise')  # fmt: skip
   for name in IMAGES:
     value, other = getattr(card, name), getattr(its_card, name)
     if name == 'size' and not told and (value != other or value[0] != value[1]):
-      found.append(f'size={value} is left out, {dialect} has no place for it: give '
-                   f'image_size={value} when it is read')  # fmt: skip
+      found.append(f'size={value} is dropped: {dialect} has no place for it; pass '
+                   f'image_size={value} to read it')  # fmt: skip
     elif value == other:
       continue
     elif told and other != ():
-      found.append(f'{name}={notes.shown(value)} becomes {notes.shown(other)}, the nearest that '
-                   f'{dialect} has')  # fmt: skip
+      found.append(f'{name}={notes.shown(value)} becomes {notes.shown(other)}, the closest that '
+                   f'{dialect} offers')  # fmt: skip
     else:
-      assumed = f': it is read as {notes.shown(other)}' if other != () else ''
-      found.append(f'{name}={notes.shown(value)} is left out, {dialect} has no place for it'
+      assumed = f', and readers assume {notes.shown(other)}' if other != () else ''
+      found.append(f'{name}={notes.shown(value)} is dropped: {dialect} has no place for it'
                    f'{assumed}')  # fmt: skip
   return found
 

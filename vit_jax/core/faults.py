@@ -3,7 +3,8 @@
 `VIT_JAX_FAULT='ACTION PLACE' python -m vit_jax.train ...` does ACTION once, at a place that is
 named by what the run does there, not by a clock:
 
-    kill at step 7                                   after step 7, before it is reported or saved
+    kill at step 7                                   after step 7, before it is reported or saved,
+                                                     and once earlier saves are complete
     kill in restore                                  on entering a phase: init, restore, input,
                                                      compile, step, eval or checkpoint
     kill before rename */checkpoints/8               everything is written, nothing is committed
@@ -24,6 +25,7 @@ import fnmatch
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from vit_jax.core.errors import RunError
@@ -77,9 +79,15 @@ def arm() -> str:
   return text
 
 
-def reached(place: str) -> None:
-  """Says that the run is at a place; costs one comparison where no fault is asked for."""
+def reached(place: str, first: Callable[[], object] = lambda: None) -> None:
+  """Says that the run is at a place; costs one comparison where no fault is asked for.
+
+  Args:
+    place: where it is.
+    first: what to wait for if a fault is due, so that its outcome does not depend on a race.
+  """
   if _armed is not None and _armed.place == place:
+    first()
     _armed.strike()
 
 

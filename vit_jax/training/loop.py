@@ -197,7 +197,7 @@ class _Session:
           self._flush()
           self.pending = step + 1, metrics, hyper
         self.checkpoints.wait(timeout=0)  # a failed save is news at once
-        faults.reached(f'at step {step + 1}')
+        faults.reached(f'at step {step + 1}', self.checkpoints.wait)
         stop = stop_at(step + 1)
         self._boundary(step + 1, stop)
         if stop and step + 1 < total:
