@@ -7,11 +7,9 @@ programs. May be run while the sweep goes on.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import pathlib
-from typing import Any
 
 from vit_jax.core import command
 from vit_jax.core.errors import RunError
@@ -32,12 +30,8 @@ def budgets_of(text: str) -> list[float]:
   return found
 
 
-def main(
-  dir: pathlib.Path, budget: str, out: pathlib.Path | None, y: str, changes: dict[str, Any]
-) -> None:
+def main(dir: pathlib.Path, budget: str, out: pathlib.Path | None, y: str) -> None:
   """The command."""
-  if changes:
-    raise RunError(f'unknown option --{next(iter(changes))}')
   asked = budgets_of(budget)
   # Matplotlib is asked for before anything is computed.
   from experiments.sweeps import page, plots, words
@@ -55,15 +49,17 @@ def main(
   print(f'{out}/report.html, {out}/card.json')
 
 
-def parser() -> argparse.ArgumentParser:
-  """Of the command line."""
-  found = argparse.ArgumentParser(description='The report of a sweep.')
-  found.add_argument('dir', type=pathlib.Path, help='of the sweep')
-  found.add_argument('--budget', default='', help='training FLOPs to give advice for, by commas')
-  found.add_argument('--out', type=pathlib.Path, help='where to write, if not to DIR')
-  found.add_argument('--y', default='', help='column of the loss, if not test_loss')
-  return found
-
-
 if __name__ == '__main__':
-  command.run(parser(), main)
+  parser = command.Parser(
+    'experiments.report', 'Writes the report of a sweep, which may still be running.',
+    ('runs/fashion', 'runs/fashion --budget=1e12,1e13 --out=report'),
+  )  # fmt: skip
+  parser.add_argument('dir', type=pathlib.Path, help='directory of the sweep')
+  parser.add_argument(
+    '--budget', default='', metavar='FLOPS', help='training FLOPs to give advice for, by commas'
+  )
+  parser.add_argument(
+    '--out', type=pathlib.Path, metavar='DIR', help="where to write (the sweep's directory)"
+  )
+  parser.add_argument('--y', default='', metavar='COLUMN', help='of the loss (test_loss)')
+  command.run(parser, main)

@@ -7,7 +7,6 @@ interrupted. With --engine the command is given to Slurm, to GKE through xpk, or
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import pathlib
@@ -116,7 +115,7 @@ def main(
 ) -> int:  # fmt: skip
   """The command; returns its exit status."""
   if changes and engine == 'here':
-    raise RunError(f'unknown option --{next(iter(changes))}')
+    raise RunError(f'unknown argument --{next(iter(changes))} (--help lists all arguments)')
   if calibrate and engine != 'here':
     raise RunError('--calibrate measures the machine it is run on: leave --engine out')
   found = load(sweep)
@@ -161,14 +160,25 @@ def _json(sweep: Sweep, jobs: Sequence[Job], machine: Any) -> str:
 
 
 if __name__ == '__main__':
-  parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
+  parser = command.Parser(
+    'experiments.sweep', 'Trains a sweep; any number of workers may run the same command.',
+    ('experiments/scaling/classification.py:cpu --dir=runs/fashion --dry-run',
+     'experiments/scaling/classification.py:gpu --dir=/shared/gpu --engine=slurm --workers=8'),
+  )  # fmt: skip
   parser.add_argument('sweep', help='file with get_sweep(profile), and :profile')
-  parser.add_argument('--dir', type=pathlib.Path, required=True, help='of the sweep')
-  parser.add_argument('--dry-run', action='store_true', help='only show what would be trained')
-  parser.add_argument('--json', action='store_true', help='the same as JSON')
-  parser.add_argument('--calibrate', action='store_true', help='measure the speed of this machine')
-  parser.add_argument('--retry', action='store_true', help='train again what has failed')
-  parser.add_argument('--engine', default='here', choices=('here', *engines.NAMES))
-  parser.add_argument('--workers', type=int, default=1, help='how many to start with --engine')
-  parser.add_argument('--submit', action='store_true', help='with --engine: not only print')
+  parser.add_argument(
+    '--dir', type=pathlib.Path, required=True, metavar='DIR', help='directory of the sweep'
+  )
+  parser.switch('--dry-run', 'only show what would be trained')
+  parser.switch('--json', 'the same as JSON')
+  parser.switch('--calibrate', 'measure the speed of this machine first')
+  parser.switch('--retry', 'train failed runs again')
+  parser.add_argument(
+    '--engine', default='here', choices=('here', *engines.NAMES),
+    help='who starts the workers; its options are written --NAME=VALUE (here)',
+  )  # fmt: skip
+  parser.add_argument(
+    '--workers', type=int, default=1, metavar='N', help='how many the engine starts (1)'
+  )
+  parser.switch('--submit', 'with --engine: submit the jobs instead of printing them')
   command.run(parser, main)

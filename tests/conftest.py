@@ -3,6 +3,7 @@ import os
 import pathlib
 import runpy
 import sys
+import time
 
 from tests import compiling
 
@@ -28,6 +29,15 @@ jax.devices()  # now the flags are read, for the rest of this process
 os.environ['XLA_FLAGS'] = compiling.ANY
 
 absl.flags.FLAGS.mark_as_parsed()  # Grain's workers read flags
+
+
+# Continuous integration has an hour: tests that would start later are skipped, and counted.
+_END = time.monotonic() + float(os.environ.get('VIT_JAX_TEST_SECONDS', 'inf'))
+
+
+def pytest_runtest_setup():
+  if time.monotonic() > _END:
+    pytest.skip('no time left (VIT_JAX_TEST_SECONDS)')
 
 
 @pytest.fixture(scope='session')

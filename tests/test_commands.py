@@ -88,7 +88,8 @@ def configured(monkeypatch):
     (['extra'], "unexpected argument 'extra'"),
     (['--confg=x'], 'unknown argument --confg: did you mean --config'),
     (['--overwrit'], 'unknown argument --overwrit: did you mean --overwrite'),
-    (['--process_id=1'], 'given together'),
+    (['--overwrite=maybe'], '--overwrite=maybe: write --overwrite, --overwrite=true or'),
+    (['--process_id=1'], 'must be given together'),
     (['--num_processes=two'], "argument --num_processes: invalid int value: 'two'"),
   ],
 )
@@ -252,9 +253,10 @@ def test_with_init_the_checkpoint_decides_what_the_command_line_does_not(configu
 # --- what commands say ---
 
 
-@pytest.mark.parametrize('name', COMMANDS)
-def test_help(name, typed):
-  module = f'vit_jax.{name}'
+@pytest.mark.parametrize(
+  'module', [*(f'vit_jax.{name}' for name in COMMANDS), 'experiments.sweep', 'experiments.report']
+)
+def test_help(module, typed):
   status, out, _ = typed(module, '--help')
   assert status == 0
   assert f'usage: python -m {module}' in out

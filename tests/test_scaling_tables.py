@@ -124,11 +124,11 @@ def test_a_byte_order_mark(make):
 
 def test_a_word_among_numbers():
   table = Table({'flops': ['1e18', 'about 2e18', '', '4e18'], 'n': [1, 2, 3, 4]})
-  with pytest.raises(RunError, match=r"holds words: about 2e18 in row 1 .*where='flops>0'"):
+  with pytest.raises(RunError, match=r"holds text: about 2e18 in row 1 .*where='flops>0'"):
     numbers(table, 'flops')
   np.testing.assert_array_equal(numbers(where(table, 'flops>0'), 'flops')[0], [1e18, 4e18])
   assert where(table, 'flops>=2e18')['n'].tolist() == [4]
-  with pytest.raises(RunError, match='holds words'):
+  with pytest.raises(RunError, match='holds text'):
     numbers({'flops': ['1_000', '2']}, 'flops')  # a number to Python, a name to people
 
 
@@ -179,7 +179,7 @@ def test_where_takes_any_mapping_and_keeps_metadata():
     ('', 'not a condition'),
     ('model=L/16,', 'not a condition'),
     ('flops<=big', "'big' is none"),
-    ('model<L', 'holds words'),
+    ('model<L', 'holds text'),
     ('flops>1e30', 'none of 4 rows'),
     ('0<flops<1', 'not a condition'),
   ],
@@ -215,7 +215,7 @@ def test_numbers():
     RunError, match=r"'error' must be positive and finite, .* 1 of 4 rows: nan in row 1"
   ):
     numbers(RUNS, 'flops', 'error')
-  with pytest.raises(RunError, match=r'holds words: L/16 in row 0 .from 0; 4 of 4 rows.$'):
+  with pytest.raises(RunError, match=r'holds text: L/16 in row 0 .from 0; 4 of 4 rows.$'):
     numbers(RUNS, 'model')
   with pytest.raises(RunError, match='differ in length'):
     numbers({'a': [1, 2], 'b': [1]}, 'a', 'b')

@@ -147,9 +147,8 @@ FAMILIES: dict[str, Family] = {
 }  # fmt: skip
 
 
-# Sizes that come with patches of 14 pixels; families with patches of 14 throughout.
-_FOURTEEN = ('So400m', 'H', 'g', 'G', 'e', '22B')
-_FOURTEEN_FAMILIES = ('dinov2', 'dinov2-reg', 'eva02')
+# Sizes, families, and sizes of one family that are published with patches of 14 pixels.
+_FOURTEEN = {'So400m', 'H', 'g', 'G', 'e', '22B', 'dinov2', 'dinov2-reg', 'eva02', 'clip:L'}
 
 
 def names() -> list[str]:
@@ -157,7 +156,7 @@ def names() -> list[str]:
   found = []
   for family, table in FAMILIES.items():
     for size in table.sizes:
-      fourteen = family in _FOURTEEN_FAMILIES or size in _FOURTEEN
+      fourteen = bool(_FOURTEEN & {size, family, f'{family}:{size}'})
       patch = 14 if fourteen and family != 'siglip2-naflex' else 16
       found.append(f'{family}:{size}/{patch}'.removeprefix(':'))
   return [*found, 'R+Ti/16', 'R26+S/32', 'R26+B/32', 'R50+B/16', 'R50+L/32']

@@ -267,7 +267,8 @@ class Checkpoints:
         continue
       raise RunError(
         f'{damaged}. The last good one before it is that of step {good}: evaluate, predict, '
-        f'inspect and convert take --step={good}; training that is started again goes on from it.'
+        f'inspect and convert take --step={good} (and init takes what is converted); training that '
+        'is started again goes on from it.'
       )
     raise RunError(f'{damaged}. There is no good one before it.')
 

@@ -33,7 +33,7 @@ def describe(result: Plan) -> dict[str, str]:
   moved = ', '.join(f'{c.count} {c.kind} {c.bytes / plan.GIB:.3f} GiB' for c in result.collectives)
   took = f'{result.trace_time:.0f} s to trace, {result.compile_time:.0f} s to compile'
   if not (result.step_time and result.compiler_time and result.mfu):
-    step = 'not predicted by the compiler of GPUs'
+    step = 'not predicted: the GPU compiler gives no times'
     return rows | {'step': step, 'collectives': moved or 'none', 'compile': took}
   rows |= {
     'step': f'{ms(result.step_time)} = {ms(result.compiler_time)} by the compiler'

@@ -138,7 +138,7 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
     patch = source.hints.get('patch_size') or 16
     if kernel[0] % patch**2:
       raise RunError(
-        f'{source.where}: {kernel[0]} inputs are no patch of side {patch}: give patch_size'
+        f'{source.where}: {kernel[0]} inputs do not make a patch of side {patch}: give patch_size'
       )
     found |= dict(patch_size=patch, in_channels=kernel[0] // patch**2, interpolation='bilinear_aa')
   else:

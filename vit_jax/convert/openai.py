@@ -97,7 +97,7 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
   stats = source.config.get('preprocess_cfg', {})
   resize = stats.get('interpolation', 'bicubic')
   if resize not in ('bilinear', 'bicubic'):
-    source.notes.append(f'interpolation={resize!r} is not known here: bicubic')
+    source.notes.append(f'interpolation={resize!r} is not supported: bicubic')
     resize = 'bicubic'
   card = Card(
     'openai',

@@ -198,8 +198,8 @@ def _open_run(path: paths.Path, hints: Mapping[str, Any], part: str, step: int |
     raise RunError(f'{path} was written by an older version, without a description of its model')
   if extra.get('lanes'):
     raise RunError(
-      f'{path} holds {extra["lanes"]} models side by side, of which none can be read alone: '
-      'train the one that is wanted without config.lanes'
+      f'{path} holds {extra["lanes"]} models trained side by side (config.lanes), which '
+      'cannot be loaded separately: train the one you want without config.lanes'
     )
   inside = {
     part: [name for name in shapes if name.startswith(f'{part}/')] for part in ('ema', 'model')

@@ -37,11 +37,11 @@ def recognise(source: Source) -> tuple[str, Any, dict[str, Any], Any, Card]:
       config = with_hints(config, source.hints, source.where)
       config = schema.build(type(config), dataclasses.asdict(config), 'the model').resolve()
     except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
-      raise RunError(f'{source.where}: the configuration makes no sense: {error}') from None
+      raise RunError(f'{source.where}: the configuration is inconsistent: {error}') from None
     return name, reader, style, config, card
   names = ', '.join(list(source.arrays)[:5])
   raise UnrecognisedError(
-    f'{source.where} is of no known dialect ({", ".join(DIALECTS)}); its names begin with {names}'
+    f'{source.where} is in no known dialect ({", ".join(DIALECTS)}); its names begin with {names}'
   )
 
 
@@ -172,7 +172,7 @@ def _as_model(source: Source) -> Opened:
   try:
     made = reader.make_rules(config, adapt.abstract(config), style)
   except (ValueError, OverflowError, TypeError) as error:
-    raise RunError(f'{source.where}: the configuration makes no sense: {error}') from None
+    raise RunError(f'{source.where}: the configuration is inconsistent: {error}') from None
   return Opened(
     card.dialect or name, config, card, source.arrays, made, reader.IGNORE, source.where,
     changes=source.hints,

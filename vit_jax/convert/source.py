@@ -61,7 +61,7 @@ class Source:
   def integer(self, value: Any, name: str) -> int:
     """A whole number from a configuration file, at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-      raise RunError(f'{self.where}: {name} is {value!r} in the configuration beside it')
+      raise RunError(f'{self.where}: {name} is {value!r} in the configuration next to it')
     return value
 
   def heads(

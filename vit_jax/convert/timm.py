@@ -148,7 +148,7 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[ViTConfig, Card
   given = source.config.get('pretrained_cfg') or source.config
   name = str(source.config.get('architecture') or '').partition('.')[0]
   if UNKNOWN.fullmatch(name) or any(args.get(option) for option in ODD):
-    raise RunError(f'{source.where}: the architecture {name or "in model_args"} is not known here')
+    raise RunError(f'{source.where}: the architecture {name or "in model_args"} is not supported')
   block, has = 'blocks.0.', source.__contains__
   meta = style['glu'] in ('w12', 'w123')
   width, channels, patch, _ = source.shape('patch_embed.proj.weight', 4)
@@ -257,7 +257,7 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[ViTConfig, Card
   pool = args.get('global_pool') or source.config.get('global_pool')
   pools = {'avg': 'mean', 'map': 'map', 'token': 'token'}
   if pool and pool not in pools:
-    raise RunError(f'{source.where}: pooling {pool!r} is not known here')
+    raise RunError(f'{source.where}: pooling {pool!r} is not supported')
   if has('attn_pool.latent'):
     found['pool'] = 'map'
   elif pool:
@@ -304,11 +304,11 @@ def _card(source: Source, name: str, given: dict, config: ViTConfig, meta: bool)
   if given.get('crop_mode') == 'squash' and card['crop'] == 1:
     card['crop'] = 0.0
   elif given.get('crop_mode', 'center') != 'center':
-    source.notes.append(f'crop_mode={given["crop_mode"]!r} is not known here: a central crop')
+    source.notes.append(f'crop_mode={given["crop_mode"]!r} is not supported: a central crop')
   if given.get('interpolation') in ('bilinear', 'bicubic'):
     card['resize'] = given['interpolation']
   elif given.get('interpolation'):
-    source.notes.append(f'interpolation={given["interpolation"]!r} is not known here: bicubic')
+    source.notes.append(f'interpolation={given["interpolation"]!r} is not supported: bicubic')
   labels = given.get('label_names') or source.config.get('label_names') or ()
   if len(labels) == config.num_classes:
     card['class_names'] = tuple(map(str, labels))

@@ -119,13 +119,11 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
   found['mlp_dim'] = source.shape(down, 2)[1]
   gated = any(has(base + n) for n in names['gate'])
   if gated and dino and not kind.startswith('dinov2') and found['mlp'] != 'swiglu' and given:
-    raise RunError(
-      f'{source.where}: a gated MLP with {given.get("hidden_act")!r} is not known here'
-    )
+    raise RunError(f'{source.where}: a gated MLP with {given.get("hidden_act")!r} is not supported')
   if gated:
     found['mlp'] = 'swiglu'
   elif found['mlp'] in ('swiglu', ''):
-    raise RunError(f'{source.where}: hidden_act={given.get("hidden_act")!r} is not known here')
+    raise RunError(f'{source.where}: hidden_act={given.get("hidden_act")!r} is not supported')
   without = []
   for part in ('query', 'key', 'value'):
     old_name, new_name = f'attention.attention.{part}.bias', f'attention.{part[0]}_proj.bias'
@@ -179,7 +177,7 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
   if has(f'{prefix}pooler.dense.weight'):
     found['representation_size'] = source.shape(f'{prefix}pooler.dense.weight', 2)[0]
     if given.get('pooler_act', 'tanh') != 'tanh':
-      raise RunError(f'{source.where}: pooler_act={given["pooler_act"]!r} is not known here')
+      raise RunError(f'{source.where}: pooler_act={given["pooler_act"]!r} is not supported')
   _check_config(source, found)
   config = ViTConfig(**found)
   return config, _card(source, kind, config.image_size, config.num_classes)
@@ -271,7 +269,7 @@ def _towers(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
 def _activation(source: Source, given: dict[str, Any], kind: str) -> str:
   name = given.get('hidden_act', 'quick_gelu' if kind == 'clip' else 'gelu_pytorch_tanh')
   if name not in ACTIVATIONS or name == 'silu':
-    raise RunError(f'{source.where}: hidden_act={name!r} is not known here')
+    raise RunError(f'{source.where}: hidden_act={name!r} is not supported')
   return ACTIVATIONS[name]
 
 
@@ -284,7 +282,7 @@ def _card(source: Source, kind: str, size: tuple[int, int], classes: int) -> Car
     share = min(inner) / min(outer) if crop and inner and outer else 1.0 if crop else 0.0
   resample = {2: 'bilinear', 3: 'bicubic'}.get(given.get('resample', 0), known['resize'])
   if given.get('resample', 2) not in (2, 3):
-    source.notes.append(f'resample={given["resample"]!r} is not known here: {resample} instead')
+    source.notes.append(f'resample={given["resample"]!r} is not supported: {resample} instead')
   labels = source.config.get('id2label') or {}
   names = tuple(str(labels.get(str(i), labels.get(i, i))) for i in range(classes))
   if len(labels) != classes or names == tuple(f'LABEL_{i}' for i in range(classes)):

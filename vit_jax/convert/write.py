@@ -134,7 +134,7 @@ def _plan(model: Any, leaves: Leaves, card: Card, dialect: str) -> _Plan:
   if two and dialect in ('timm', 'dinov2', 'dinov3'):
     raise RunError(f'{dialect} has no text towers')
   if two and model.image.pool == 'map' and dialect in ('openai', 'vit', 'vit-linen'):
-    raise RunError(f'{dialect} has no towers with a map head')
+    raise RunError(f'{dialect} cannot express towers with a map head')
   kind, config = '', model
   if not two:
     kind, config, leaves = forms.fitted(model, leaves, dialect)

@@ -23,6 +23,7 @@ class Parser(argparse.ArgumentParser):
       about: what it does.
       examples: arguments of real command lines.
     """
+    self.switches: list[str] = []
     lines = [f'  python -m {module} {example}' for example in examples]
     super().__init__(
       prog=f'python -m {module}', description=about + '\n\nexamples:\n' + '\n'.join(lines),
@@ -30,22 +31,36 @@ class Parser(argparse.ArgumentParser):
     )  # fmt: skip
 
   def switch(self, name: str, help: str) -> None:
-    """A flag that is given or not: --name, or --name=false."""
-    self.add_argument(name, nargs='?', const=True, default=False, type=_bool, metavar='', help=help)
+    """A flag that is given or not: --name, which may also be written --name=true or =false."""
+    self.add_argument(name, action='store_true', help=help)
+    self.switches.append(name)
+
+  def known(self) -> tuple[argparse.Namespace, list[str]]:
+    """The arguments of this process that have a flag, and the others; raises RunError."""
+    found = []
+    for text in sys.argv[1:]:
+      name, equals, value = text.partition('=')
+      if not equals or name not in self.switches:
+        found.append(text)
+      elif value.lower() not in ('true', 'false', '1', '0'):
+        self.error(f'{text}: write {name}, {name}=true or {name}=false')
+      elif value.lower() in ('true', '1'):
+        found.append(name)
+    return self.parse_known_args(found)
 
   def error(self, message: str) -> Any:
     """Raises RunError."""
     raise RunError(f'{message} (--help lists all arguments)')
 
 
-def run(parser: argparse.ArgumentParser, main: Callable[..., int | None]) -> None:
+def run(parser: Parser, main: Callable[..., int | None]) -> None:
   """Calls `main` with the parsed arguments and leaves with its exit status, or 1 on RunError.
 
   Arguments that the parser does not know but that are written --field=value reach `main` as
   `changes`, a dict for `vit_jax.load`; a `main` without that parameter takes none.
   """
   with errors():
-    known, rest = parser.parse_known_args()
+    known, rest = parser.known()
     arguments = dict(vars(known))
     given = pairs(rest, parser)
     if 'changes' in inspect.signature(main).parameters:
@@ -92,12 +107,6 @@ def refuse(name: str, parser: argparse.ArgumentParser) -> None:
 
 def _flags(parser: argparse.ArgumentParser) -> list[str]:
   return [name for action in parser._actions for name in action.option_strings]
-
-
-def _bool(text: str) -> bool:
-  if text.lower() not in ('true', 'false', '1', '0'):
-    raise argparse.ArgumentTypeError('write true or false')
-  return text.lower() in ('true', '1')
 
 
 def _literal(value: str) -> Any:

@@ -35,7 +35,7 @@ class Tfds:
   Attributes:
     dataset: its name, with '/config' and ':version' where needed, as for `tfds.builder`.
     dir: where prepared data sets live; '' means TFDS_DATA_DIR or ~/tensorflow_datasets.
-    manual_dir: the raw files, for builders of the project's own that need some.
+    manual_dir: raw files, for those of the project's builders that need them.
   """
 
   dataset: str

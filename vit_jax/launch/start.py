@@ -40,7 +40,7 @@ def run(parser: command.Parser, main: Callable[..., object], *, config: bool = F
   several.add_argument('--process_id', type=int, metavar='I', help='of this one, from 0')
   parser.epilog = FIELDS
   with command.errors():
-    known, rest = parser.parse_known_args()
+    known, rest = parser.known()
     arguments = vars(known)
     join_with = tuple(arguments.pop(n) for n in ('coordinator', 'num_processes', 'process_id'))
     arguments |= _configured(arguments.pop('config'), command.pairs(rest, parser), parser)
@@ -49,7 +49,7 @@ def run(parser: command.Parser, main: Callable[..., object], *, config: bool = F
       if name not in wanted:
         arguments.pop(name)
     if any(value is not None for value in join_with) and None in join_with:
-      raise RunError('--coordinator, --num_processes and --process_id are given together')
+      raise RunError('--coordinator, --num_processes and --process_id must be given together')
     if join_with[2] in (None, 0):
       print('starting JAX', file=sys.stderr, flush=True)
     _start(*join_with)

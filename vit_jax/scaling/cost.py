@@ -66,7 +66,7 @@ class Machine:
   def run_seconds(
     self, model: ViTArchitecture, batch_size: int, steps: int, lanes: int = 1
   ) -> float:
-    """Of so many steps, and of what every run takes beside them."""
+    """Of so many steps, and of what every run takes in addition."""
     return self.fixed + steps * self.step_seconds(model, batch_size, lanes)
 
   def money(self, seconds: float) -> float:

@@ -191,7 +191,7 @@ def within(total: float, make: Callable[[float], Design], *, low: float) -> Desi
     RunError: if it is not.
   """
   if make(low).flops > total:
-    raise RunError(f'{total:.3g} FLOPs do not pay for a design up to {low:.3g}')
+    raise RunError(f'{total:.3g} FLOPs are not enough for a design up to {low:.3g}')
   high = max(low, total)
   for _ in range(40):
     middle = math.sqrt(low * high)

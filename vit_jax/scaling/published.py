@@ -23,7 +23,7 @@ def load(name: str) -> Table:
     RunError: there is none of that name.
   """
   if name not in TABLES:
-    raise RunError(f'there is no published table {name!r}; {suggest(name, TABLES)}')
+    raise RunError(f'unknown published table {name!r}; {suggest(name, TABLES)}')
   return TABLES[name]()
 
 

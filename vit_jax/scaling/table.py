@@ -175,7 +175,7 @@ def floats(values: Any, name: str) -> np.ndarray:
   """A column as float64; integers may be of any size.
 
   Raises:
-    RunError: if it holds words, or is no column.
+    RunError: if it holds text, or is not a column.
   """
   values = np.asarray(values)
   if values.ndim != 1:
@@ -187,7 +187,7 @@ def floats(values: Any, name: str) -> np.ndarray:
   if words:
     out = f"; where='{name}>0' leaves them out" if len(words) < len(cells) else ''
     raise RunError(
-      f'column {name!r} holds words: {values[words[0]]!s} in row {words[0]} (from 0; '
+      f'column {name!r} holds text: {values[words[0]]!s} in row {words[0]} (from 0; '
       f'{len(words)} of {len(cells)} rows){out}'
     )
   return np.array(cells, np.float64)
@@ -206,7 +206,7 @@ def _compare(values: np.ndarray, sign: str, value: str, condition: str) -> np.nd
     cells = [_number(cell) for cell in values.tolist()]
     if number is None or all(cell is None or np.isnan(cell) for cell in cells):
       known = ', '.join(sorted(set(map(str, values)))[:5])
-      raise RunError(f'{condition!r}: the column holds words ({known}), which = and != compare')
+      raise RunError(f'{condition!r}: the column holds text ({known}), which = and != compare')
     return OPERATORS[sign](np.array([np.nan if c is None else c for c in cells]), number)
   return OPERATORS[sign](values, number if numeric else value)
 

@@ -90,9 +90,9 @@ class Config:
     init: a checkpoint of any dialect to start from instead of random parameters. Its architecture
       takes the place of model.variant; the fields of model that are set change it as `vit_jax.load`
       does, and the head is replaced if the data set has another number of classes.
-    fork: directory of another run that does the same up to some step, such as one that has not
-      begun its cooldown yet: this run begins with the newest checkpoint there of what both have in
-      common, and ends as if it had done it all by itself.
+    fork: directory of a run that is identical up to some step, for example one that has not begun
+      its cooldown: this run starts from the newest checkpoint that both have in common, and ends as
+      if it had been trained from the start.
     lanes: several runs in one program.
     compilation_cache: directory, relative to the run's, where compiled programs are kept for the
       next start; '' for none. Where JAX_COMPILATION_CACHE_DIR is set, that is used.
@@ -160,7 +160,7 @@ _TAKEN = ('task.mean', 'task.std')
 def started(
   config: ml_collections.ConfigDict, insisted: Collection[str]
 ) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
-  """With `init` the checkpoint decides what the model is, and a command line what shall change.
+  """With `init` the checkpoint decides what the model is, and the command line what changes.
 
   Args:
     config: of a file, with the fields of the command line set.
