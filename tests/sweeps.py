@@ -1,12 +1,42 @@
-"""Tables of sweeps that were never run: losses follow a known law."""
+"""Sweeps: small ones to be run, and tables of some that never were, with a known law of the losses.
+
+Imported by processes that have yet to join others: nothing here starts JAX.
+"""
 
 import json
+import pathlib
 
 import numpy as np
 
+from experiments.sweeps.jobs import Sweep
 from vit_jax.architecture.vit import ViTArchitecture
 from vit_jax.costs import flops
 from vit_jax.scaling import design
+from vit_jax.training import config as config_lib
+
+BASE = ViTArchitecture(
+  'mu/4', image_size=(8, 8), in_channels=1, num_classes=10, pool='mean'
+).resolve()
+SMALL = design.resized(BASE, head_dim=4, width=8, mlp_dim=16)
+
+
+def sweep_of(config):
+  """Two models, three durations each, two learning rates of which one is absurd."""
+  models = [SMALL, design.resized(SMALL, width=16, mlp_dim=32)]
+  cells = tuple(design.Cell('grid', model, 16, steps) for model in models for steps in (5, 10, 20))
+  return Sweep(base=config, design=design.Design(cells), lanes=dict(lr=(3e-3, 1e30)))
+
+
+def rebuilt(path):
+  """A sweep as `sweep_of` makes it, of the configuration in a file."""
+  return sweep_of(config_lib.complete(json.loads(pathlib.Path(path).read_text())))
+
+
+def small(path):
+  """Two runs of a sweep as `rebuilt` makes it."""
+  whole = rebuilt(path)
+  return Sweep(base=whole.base, design=design.Design(whole.design.cells[::5]))
+
 
 # L = E + A / N^a + B / D^b; the best size grows as compute^(b / (a + b)).
 TRUTH = dict(A=8.0, B=5.0, E=0.4, a=0.42, b=0.38)

@@ -205,6 +205,9 @@ def test_unsetting(configured):
 def test_evaluations_come_and_go(configured):
   assert configured(DIGITS, '--config.evals.test=None')['config']['evals'] == {}
   assert configured(DIGITS, '--config.evals=None')['config']['evals'] == {}
+  one = ('--config.evals.val.name=classification', '--config.evals.val.split=train')
+  found = configured(DIGITS, *one, '--config.evals=None')['config']['evals']
+  assert [(name, section['split']) for name, section in found.items()] == [('val', 'train')]
   found = configured(
     DIGITS, '--config.evals.held.split=train', '--config.evals.held.name=classification'
   )['config']['evals']  # fmt: skip

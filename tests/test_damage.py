@@ -166,7 +166,7 @@ def test_training_goes_on_from_the_checkpoint_before(finished, run, capsys):
   damage(run)
   again = train(config, str(run))
   out = capsys.readouterr().out
-  assert re.search(r'the checkpoint of step 12 is damaged: .* set aside as 12\.damaged', out)
+  assert re.search(r'the checkpoint of step 12 is damaged: .* renamed to 12\.damaged,', out)
   assert 'at step 8 of 12' in out
   assert again['metrics'] == result['metrics']
   assert checkpoints(run) == {'8', '12', '12.damaged'}

@@ -224,7 +224,7 @@ def test_other_evaluations_that_are_not_there(tmp_path, data_dir):
 
 def test_folds_are_packed_under_names(tmp_path):
   folder = toys.toy(tmp_path / 'toy', 4, 0)
-  given = dict(size=16, format='jpg', quality=90, on_corrupt='error', changes={})
+  given = dict(size=16, format='jpg', quality=90, on_corrupt='error')
   splits = 'train=train without fold 1/4,test=fold 1/4 of train'
   pack.main(str(folder), str(tmp_path / 'data' / 'toy'), splits, **given)
   packed = Tfds('toy', dir=str(tmp_path / 'data'))

@@ -20,6 +20,8 @@ import pytest
 import vit_jax
 from tests.conftest import ROOT
 from tests.golden import make_runs
+from vit_jax.architecture import TwoTowersArchitecture
+from vit_jax.architecture.card import Card
 from vit_jax.checkpoints import formats
 from vit_jax.core.errors import RunError
 from vit_jax.nn import tree
@@ -27,14 +29,15 @@ from vit_jax.training import config as config_lib
 from vit_jax.training.workdir import Workdir
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'runs'
-RUNS = [f'{f}/{n}' for f in sorted(os.listdir(GOLDEN)) for n in make_runs.RUNS]
-SAVED = [f'{f}/{n}' for f in sorted(os.listdir(GOLDEN)) for n in ('saved_vit', 'saved_towers')]
+FORMATS = sorted(os.listdir(GOLDEN))
+SAVED = sorted(f'{path.parent.name}/{path.name}' for path in GOLDEN.glob('*/saved_*'))
 
 
 def test_every_format_has_its_runs():
-  assert {path.name for path in GOLDEN.iterdir()} >= {str(i) for i in range(formats.FORMAT)}
-  for name in RUNS + SAVED:
-    assert (GOLDEN / name / 'expected.json').exists()
+  assert {*FORMATS} >= {str(i) for i in range(formats.FORMAT)}
+  assert runs_of('0') == ['fork', 'lanes', 'plain', 'started', 'trunk', 'unrolled']
+  for path in GOLDEN.glob('*/*'):
+    assert (path / 'expected.json').exists()
 
 
 @pytest.fixture
@@ -45,22 +48,27 @@ def place(tmp_path, data_dir, monkeypatch):
   return tmp_path
 
 
+def runs_of(made):
+  """Names of the golden runs of a format."""
+  return sorted(path.parent.name for path in (GOLDEN / made).glob('*/metrics.jsonl'))
+
+
 def record(folder):
   return json.loads((folder / 'expected.json').read_text())
 
 
-@pytest.mark.parametrize('made', sorted({name.partition('/')[0] for name in RUNS}))
+@pytest.mark.parametrize('made', FORMATS)
 def test_golden_runs_go_on(place, made):
   """More than ten seconds: a process of their own, with the flags of XLA that made them.
 
   All of one format in one process, for the sake of its start.
   """
   expected = {}
-  for name in make_runs.RUNS:
+  for name in runs_of(made):
     folder = place / name
     shutil.copytree(GOLDEN / made / name, folder)
     expected[name] = record(folder)
-    config = config_lib.complete(Workdir(folder).record())
+    config, _ = config_lib.started(make_runs.configuration(name), ())
     assert not Workdir(folder).changes(config_lib.to_dict(config)), name
     step = expected[name]['step']
     restored = make_runs.arrays(folder / 'checkpoints', step)
@@ -105,7 +113,9 @@ def test_a_record_of_a_later_version_is_refused(tmp_path):
 
 def test_a_new_field_needs_a_migration():
   """Else runs of today would be continued with whatever its default will be."""
+  models = {'two_towers=': TwoTowersArchitecture, 'card=': Card}  # of checkpoints
   names = sorted(fields(config_lib.Config))
+  names += [name for path, cls in models.items() for name in sorted(fields(cls, path))]
   path = pathlib.Path(__file__).parent / 'golden' / 'fields.json'
   if os.environ.get('VIT_JAX_WRITE_GOLDEN'):
     path.write_text(json.dumps({'format': formats.FORMAT, 'fields': names}, indent=0) + '\n')

@@ -196,7 +196,7 @@ def test_lanes_are_refused_by_name(tmp_path):
   checkpoints = Checkpoints(tmp_path / 'run' / 'checkpoints')
   checkpoints.save(0, {'model': model}, {**about(model.config, model.card), 'lanes': 3})
   checkpoints.close()
-  with pytest.raises(RunError, match=r'holds 3 models side by side.*without config\.lanes'):
+  with pytest.raises(RunError, match=r'holds 3 models trained side by side.*without config\.lanes'):
     convert.main(str(tmp_path / 'run'), str(tmp_path / 'out'), 'timm', {})
 
 

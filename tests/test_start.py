@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 import vit_jax
+from tests import runs
 from tests.conftest import ROOT
 from vit_jax.architecture.card import Card
 from vit_jax.nn import tree
+from vit_jax.training.workdir import Workdir
 
 FOLDER = f'--config={ROOT}/configs/image_folder.py'
 SHORT = ('--config.total=2 steps', '--config.batch_size=8', '--config.optim.warmup=0',
@@ -98,6 +100,49 @@ def test_the_command_line_wins(typed, published, photos, tmp_path):
   assert 'head: kept' in out
   assert 'task.mean' not in out
   assert record(tmp_path / 'run')['data']['crop']['method'] == 'bilinear'
+
+
+def test_what_the_checkpoint_decided_is_kept(typed, published, photos, tmp_path, monkeypatch):
+  """Ten classes for three names, and an evaluation with another method than the checkpoint's."""
+  shutil.copytree(published / 'timm', tmp_path / 'timm')
+  shutil.copytree(photos, tmp_path / 'photos')
+  monkeypatch.chdir(tmp_path)
+  command = (
+    'vit_jax.train', f'{FOLDER}:photos', '--config.init=timm', *SHORT, '--config.total=4 steps',
+    '--config.optim.lr=1e-3', '--config.model.num_classes=10', '--config.log.every=1',
+    '--config.evals.test.crop.method=area', '--config.evals.test.every=4',
+    '--config.checkpoint.every=2', '--config.compilation_cache=',
+  )  # fmt: skip
+  status, out, err = typed(*command, '--workdir=whole')
+  assert status == 0, err
+  shutil.copytree('whole', 'again')
+  shutil.rmtree('again/checkpoints/4')
+  (tmp_path / 'again' / 'result.json').unlink()
+  shutil.rmtree('timm')  # it is needed once
+  status, out, err = typed(*command, '--workdir=again', '--config.model.remat=full')
+  assert status == 0, err
+  assert 'continuing again at step 2 of 4' in out
+  runs.assert_bit_identical('whole', 'again')
+  assert json.loads((tmp_path / 'again' / 'result.json').read_text())['step'] == 4
+  facts = Workdir('again').checkpoints().facts()
+  assert facts['model']['remat'] == 'full'
+  # Another command is another run.
+  for change, named in (
+    ('--config.evals=None', 'evals.test: '), ('--config.data.crop.method=area', 'data.crop.method'),
+    ('--config.model.pool=mean', "model.pool: None -> 'mean'"),
+  ):  # fmt: skip
+    given = [text for text in command if 'evals' not in change or 'evals' not in text]
+    status, _, err = typed(*given, '--workdir=again', change)
+    assert status == 1
+    assert named in err
+  # Names decide, although there are fewer of them than logits.
+  shutil.rmtree('again/checkpoints/4')
+  (tmp_path / 'again' / 'result.json').unlink()
+  for split in ('train', 'test'):
+    (tmp_path / 'photos' / split / 'fox').rename(tmp_path / 'photos' / split / 'ant')
+  status, _, err = typed(*command, '--workdir=again')
+  assert status == 1
+  assert 'classes that the model does not know, ant' in err
 
 
 def test_heads_are_kept_for_the_same_classes_in_their_new_order(typed, photos, tmp_path):

@@ -17,17 +17,14 @@ from experiments.sweeps import engines, worker
 from experiments.sweeps.jobs import Sweep, expand
 from tests import compiling
 from tests.conftest import make_digits
+from tests.sweeps import BASE, SMALL, sweep_of
 from vit_jax.core import faults
 from vit_jax.core.errors import RunError
 from vit_jax.costs import flops
-from vit_jax.models.vit import ViTConfig
 from vit_jax.scaling import cost, design
 from vit_jax.train import train
-from vit_jax.training import config as config_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
-BASE = ViTConfig('mu/4', image_size=(8, 8), in_channels=1, num_classes=10, pool='mean').resolve()
-SMALL = design.resized(BASE, head_dim=4, width=8, mlp_dim=16)
 
 
 # --- designs ---
@@ -151,13 +148,6 @@ def test_budgets_in_hours_and_money():
 # --- jobs ---
 
 
-def sweep_of(config):
-  """Two models, three durations each, two learning rates of which one is absurd."""
-  models = [SMALL, design.resized(SMALL, width=16, mlp_dim=32)]
-  cells = tuple(design.Cell('grid', model, 16, steps) for model in models for steps in (5, 10, 20))
-  return Sweep(base=config, design=design.Design(cells), lanes=dict(lr=(3e-3, 1e30)))
-
-
 @pytest.fixture(scope='module')
 def sweep(data_dir):
   return sweep_of(make_digits(
@@ -278,15 +268,10 @@ PROGRAM = """
 import json, pathlib, sys
 from experiments.sweeps import worker
 from experiments.sweeps.jobs import Sweep, expand
-from tests.test_sweep import rebuilt
+from tests.sweeps import rebuilt
 folder, path, jobs = sys.argv[1:]
 assert worker.work(pathlib.Path(folder), expand(rebuilt(path))[: int(jobs)], poll=0.2)
 """
-
-
-def rebuilt(path):
-  """A sweep like that of the fixture, in another process."""
-  return sweep_of(config_lib.complete(json.loads(pathlib.Path(path).read_text())))
 
 
 def begin(folder, path, fault='', jobs=8):
@@ -357,15 +342,9 @@ def test_the_command_trains(typed, sweep, tmp_path, monkeypatch):
 SWEEP = """
 import json
 from experiments.sweeps.jobs import Sweep
-from tests.test_sweep import small
+from tests.sweeps import small
 get_sweep = lambda path: small(path)
 """
-
-
-def small(path):
-  """Two runs of a sweep like that of the fixture."""
-  whole = rebuilt(path)
-  return Sweep(base=whole.base, design=design.Design(whole.design.cells[::5]))
 
 
 @pytest.mark.slow

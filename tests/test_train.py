@@ -202,7 +202,7 @@ def test_a_start_that_failed_does_not_stand_in_the_way(finished, tmp_path, digit
   cut_off(run, digits(optim__lr=1.0), 'in compile')
   assert {p.name for p in run.iterdir()} == {'config.json', 'checkpoints'}
   cut_off(run, config, 'in compile')
-  assert 'of which no step was trained: it is replaced' in capsys.readouterr().out
+  assert 'that had not trained a step: it is replaced' in capsys.readouterr().out
   (run / 'config.json').write_text('{"total": ')
   assert train(config, str(run))['config_hash'] == result['config_hash']
   assert 'it is replaced' in capsys.readouterr().out

@@ -1,4 +1,6 @@
-"""Goes on with golden runs: `python -m tests.golden.go_on OUT RUN...`.
+"""Goes on with golden runs by the configurations that began them.
+
+    python -m tests.golden.go_on OUT RUN...
 
 The caller sets the flags of XLA that they were made with. OUT gets, as JSON, the kind of machine
 that this is and what training returned for each run.
@@ -11,14 +13,14 @@ import sys
 from absl import flags
 
 from tests.golden import make_runs
-from vit_jax import config as config_lib
+from vit_jax.training import config as config_lib
 from vit_jax.training.loop import train
-from vit_jax.training.workdir import Workdir
 
 if __name__ == '__main__':
   flags.FLAGS.mark_as_parsed()  # Grain's workers read flags
   out, *runs = sys.argv[1:]
   found = {'machine': make_runs.machine()}
   for run in runs:
-    found[run] = train(config_lib.complete(Workdir(pathlib.Path(run)).record()), run)['metrics']
+    config, wishes = config_lib.started(make_runs.configuration(run), ())
+    found[run] = train(config, run, wishes=wishes)['metrics']
   pathlib.Path(out).write_text(json.dumps(found))

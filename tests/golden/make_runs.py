@@ -1,6 +1,6 @@
 r"""Runs and checkpoints as this version leaves them, for later versions to go on with.
 
-    python -m tests.golden.make_runs tests/golden/runs/FORMAT
+    python -m tests.golden.make_runs
 
 Each run is trained to its end. Kept are its record, its metrics up to the checkpoint that it is
 resumed from, that checkpoint, and in `expected.json` what must come out: all metrics, and a digest
@@ -13,7 +13,6 @@ import os
 import pathlib
 import platform
 import shutil
-import sys
 import tempfile
 
 if __name__ == '__main__':  # as the tests that go on with these runs
@@ -30,6 +29,7 @@ from absl import flags
 
 import vit_jax
 from vit_jax import config as config_lib
+from vit_jax.checkpoints import formats
 
 STEP = 6
 BASE = dict(
@@ -97,22 +97,25 @@ def arrays(folder, step):
     return checkpointer.load(step, wanted)
 
 
-def make(name, changes, target):
-  """One run."""
-  from vit_jax.train import train
-
-  at = AT.get(name, STEP)
-  config = config_lib.complete(dict(BASE)).unlock()
-  crop = changes.pop('data.crop', None)
-  given = json.loads(json.dumps(BASE))
-  if crop:
+def configuration(name):
+  """As a configuration file and a command line make it."""
+  given, changes = json.loads(json.dumps(BASE)), dict(RUNS[name])
+  if crop := changes.pop('data.crop', None):
     given['data']['crop'] = crop
   if name == 'started':
     for field in UNSET:
       del given['model'][field]
   config = config_lib.complete(given).unlock()
   config.update_from_flattened_dict(changes)
-  result = train(config.lock(), name)
+  return config_lib.complete(config.to_dict())
+
+
+def make(name, target):
+  """One run."""
+  from vit_jax.train import train
+
+  at = AT.get(name, STEP)
+  result = train(configuration(name), name)
   run = pathlib.Path(name)
   expected = {
     'step': at, 'total': result['step'], 'metrics': result['metrics'], 'machine': machine(),
@@ -141,8 +144,8 @@ def saved(target):
   """Models as `vit_jax.save` writes them in its own dialect."""
   from flax import nnx
 
-  from vit_jax import tree
   from vit_jax.models.two_towers import TwoTowersConfig
+  from vit_jax.nn import tree
 
   rng = np.random.default_rng(0)
   small = dict(width=16, depth=2, mlp_dim=32, num_heads=2)
@@ -164,11 +167,11 @@ def saved(target):
 
 if __name__ == '__main__':
   flags.FLAGS.mark_as_parsed()
-  target = pathlib.Path(sys.argv[1]).absolute()
-  target.mkdir(parents=True)
+  target = (pathlib.Path(__file__).parent / 'runs' / str(formats.FORMAT)).absolute()
+  target.mkdir(parents=True)  # nothing is made twice
   os.chdir(tempfile.mkdtemp())
   vit_jax.save(vit_jax.create('mu/4', image_size=(8, 8), in_channels=1, num_classes=10, depth=2,
                               width=16, mlp_dim=32, num_heads=2), 'start.npz', 'vit')  # fmt: skip
-  for name, changes in RUNS.items():
-    make(name, dict(changes), target)
+  for name in RUNS:
+    make(name, target)
   saved(target)

@@ -20,7 +20,7 @@ class LaterFormatError(RunError):
 
 
 def _numbered(record: dict[str, Any]) -> None:
-  """0 to 1: a number. Records of 0 may be older than some fields."""
+  """0 to 1: the number itself. Records of format 0 may be older than some fields."""
   record.setdefault('fork', '')
   record.setdefault('lanes', {name: [] for name in ('lr', 'weight_decay', 'b1', 'b2', 'seed')})
   record.setdefault('compilation_cache', '')
@@ -28,22 +28,38 @@ def _numbered(record: dict[str, Any]) -> None:
   record.get('model', {}).setdefault('mup_depth', 0)
   record.get('checkpoint', {}).setdefault('at', [])
   record.get('data', {}).setdefault('cache', False)
-  for name in ('mean', 'std'):  # what is unset now was this
-    if record.get('task', {}).get(name) == [0.5]:
-      record['task'][name] = None
-  # Crops resampled by area, whatever the checkpoint was trained with.
+  if record.get('init'):  # which took the place of the variant
+    record.get('model', {})['variant'] = ''
   sections = (record.get('data', {}), *record.get('evals', {}).values())
   for crop in (section['crop'] for section in sections if 'crop' in section):
-    crop.setdefault('method', 'area' if record.get('init') else None)
+    crop.setdefault('method', 'area')  # whatever the checkpoint was trained with
   source = record.get('data', {}).get('source', {})
   if source.get('name') == 'synthetic':
     source.setdefault('channels', 3)
 
 
+def meant(number: int, name: str, old: Any, new: Any, *, init: bool) -> bool:
+  """Whether a run of format `number` had the value `old` of a field that its command leaves unset.
+
+  In format 0 these fields had defaults, which its records hold; with `init` all fields of a
+  configuration file were recorded, although the checkpoint decided.
+  """
+  defaults = {'mean': [0.5], 'std': [0.5], 'method': 'area'}
+  return number == 0 and new is None and (init or defaults.get(name.rpartition('.')[2]) == old)
+
+
+def _decided(facts: dict[str, Any]) -> None:
+  """0 to 1: what was decided beyond the record, and the classes of the data."""
+  if 'card' in facts:
+    images = {name: facts['card'][name] for name in ('mean', 'std')}
+    facts['decided'] = {'model': facts['model'], 'task': images}
+    facts['classes'] = facts['card']['class_names']
+
+
 # What turns a configuration of format i into one of format i + 1.
 RECORDS: tuple[Callable[[dict[str, Any]], None], ...] = (_numbered,)
 # The same for what checkpoints say of themselves.
-FACTS: tuple[Callable[[dict[str, Any]], None], ...] = (lambda facts: None,)
+FACTS: tuple[Callable[[dict[str, Any]], None], ...] = (_decided,)
 
 
 def stamped(value: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
@@ -137,8 +138,8 @@ class Checkpoints:
     arrays = {name: [str(a.dtype), list(a.shape), sums[name]] for name, a in leaves.items()}
     facts = _sealed(formats.stamped({**extra, 'arrays': arrays}))
     # Replicas share the writing of an array, but for small ones: a cut is a program to compile.
-    saving = ocp.options.ArrayOptions.Saving(min_slice_bytes_for_replica_parallel=_SMALL)
-    context = ocp.Context(array_options=ocp.options.ArrayOptions(saving=saving))
+    context = ocp.Context()
+    context.array.saving.min_slice_bytes_for_replica_parallel = _SMALL
     try:
       with context:
         response = ocp.save_async(str(self.directory / str(step)), leaves, custom_metadata=facts)
@@ -335,7 +336,7 @@ class Checkpoints:
       raise
     except Exception as error:
       reason = _first_line(error)
-      if isinstance(error, PermissionError) or 'PERMISSION_DENIED' in reason:
+      if _is_out_of_reach(error):
         raise RunError(f'cannot read the checkpoint {path}: {reason}') from error
       raise self._damaged(step, reason) from error
 
@@ -380,6 +381,17 @@ def checksum(array: Any) -> int:
   """
   array = np.asarray(array)
   return int(array.view(f'u{array.dtype.itemsize}').sum(dtype=np.uint32))
+
+
+def _is_out_of_reach(error: Exception) -> bool:
+  """Whether an error is of the file system, rather than of what is, or is not, in it."""
+  missing = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+  for each in (error, error.__cause__):
+    if isinstance(each, OSError) and not isinstance(each, missing):
+      return True
+  number = re.search(r'OS error (\d+)', str(error))  # as TensorStore writes it
+  absent = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+  return 'PERMISSION_DENIED' in str(error) or (bool(number) and int(number[1]) not in absent)
 
 
 def _sealed(facts: Mapping[str, Any]) -> dict[str, Any]:

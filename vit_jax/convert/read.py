@@ -221,6 +221,9 @@ def _open_run(path: paths.Path, hints: Mapping[str, Any], part: str, step: int |
   }
   loaded = checkpoints.part(inside[chosen], step)
   kind = TwoTowersConfig if extra['kind'] == 'two_towers' else ViTConfig
+  whole = schema.complete(kind, extra['model'], 'the model')
+  if missing := schema.missing(extra['model'], whole):  # of which today's default says nothing
+    raise RunError(f'{path} does not say what model it holds: it lacks {", ".join(missing)}')
   config = with_hints(schema.build(kind, extra['model'], 'the model'), hints, str(path)).resolve()
   counts = {part: len(names) for part, names in inside.items()}
   return Opened('vit_jax', config, Card.from_dict(extra['card']), arrays, None, '', str(path),

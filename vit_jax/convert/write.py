@@ -65,6 +65,8 @@ def save(
     raise RunError(f'a checkpoint of {dialect} is a file that ends in {suffix}, not {path.name}')
   if suffix == 'folder' and path.suffix in ('.npz', '.safetensors'):
     raise RunError(f'a checkpoint of {dialect} is a folder: {path.with_suffix("")}')
+  if overwrite and (path / 'metrics.jsonl').exists():
+    raise RunError(f'{path} is the directory of a run, which is not overwritten: choose another')
   card = model.card or _plain_card(model.config)
   if dialect == 'vit_jax':
     return _save_run(path, model, card, overwrite)

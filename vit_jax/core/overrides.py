@@ -1,7 +1,8 @@
 """Fields of a configuration that are set by text: --config.model.width=64.
 
-Names that choose a class (`--config.data.crop.name=center`) are set first, the sections they change
-begin anew, and only then are values set: a name and its fields may be given together, in any order.
+Entries are removed first (`--config.evals=None`), then names that choose a class are set
+(`--config.data.crop.name=center`), with which the sections they change begin anew, and then values:
+a name and its fields may be given together, in any order.
 """
 
 from __future__ import annotations
@@ -37,14 +38,20 @@ def apply(
     RunError: for a name that does not exist, or a text that is not of the field's type.
   """
   tree = _copy(given)
-  names = [(path.split('.'), text) for path, text in items]
-  for path, text in sorted(names, key=lambda item: len(item[0])):
-    if path[-1] == 'name':
-      _set(cls, tree, path, text, root)
-  for path, text in names:
-    if path[-1] != 'name':
-      _set(cls, tree, path, text, root)
+  wanted = [(name.split('.'), text) for name, text in items]
+  first = [item for item in wanted if _removes(cls, *item)]
+  rest = [item for item in wanted if item not in first]
+  names = sorted((item for item in rest if item[0][-1] == 'name'), key=lambda item: len(item[0]))
+  for path, text in (*first, *names, *(item for item in rest if item[0][-1] != 'name')):
+    _set(cls, tree, path, text, root)
   return tree
+
+
+def _removes(cls: type, path: list[str], text: str) -> bool:
+  """Whether all sections that a person named go, or one: `evals=None`, `evals.test=None`."""
+  fields = {field.name: field for field in dataclasses.fields(cls)}
+  named = path[0] in fields and 'choices' in fields[path[0]].metadata
+  return named and len(path) < 3 and text in UNSET
 
 
 def _copy(tree: Any) -> Any:

@@ -1,7 +1,8 @@
-"""Files and directories. The only room that makes paths from strings, and the only one that opens.
+"""Files and directories: the only module that makes paths from strings.
 
-Everything else asks `at` for a path and goes on with what pathlib's paths can do. Object stores
-will be another kind of path that `at` returns.
+Everything else asks `at` for a path and goes on with what pathlib's paths can do; libraries that
+open files themselves (TensorStore, safetensors, zipfile, TFDS) get such a path. Object stores will
+be another kind of path that `at` returns.
 """
 
 from __future__ import annotations
@@ -94,13 +95,15 @@ def read_json(path: Path) -> Any:
   """A value from a JSON file.
 
   Raises:
-    RunError: if it is not there, or not JSON.
+    RunError: if it is not there, cannot be read, or is not JSON.
   """
   try:
     return json.loads(path.read_text())
   except FileNotFoundError:
     raise RunError(f'there is no file {path}') from None
-  except (ValueError, OSError, RecursionError) as error:
+  except OSError as error:
+    raise RunError(f'cannot read {path}: {error.strerror}') from error
+  except (ValueError, RecursionError) as error:
     raise RunError(f'{path} is not JSON: {error}') from None
 
 
@@ -140,9 +143,15 @@ def target(path: Path, *, overwrite: bool) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=path.parent))
     yield place / path.name
-    if path.is_dir():
-      shutil.rmtree(path)
-    (place / path.name).replace(path)
+    old = place / 'old'
+    if path.exists():
+      path.replace(old)
+    try:
+      (place / path.name).replace(path)
+    except OSError:
+      if old.exists():
+        old.replace(path)
+      raise
   except OSError as error:
     raise RunError(f'cannot write {path}: {error}') from None
   finally:

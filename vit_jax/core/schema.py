@@ -115,6 +115,44 @@ def missing(given: Mapping[str, Any], whole: Mapping[str, Any], path: str = '') 
   return found
 
 
+def decided(asked: Any, resolved: Any) -> dict[str, Any]:
+  """What `resolved` says where `asked`, of the same classes, leaves a field unset: nested names."""
+  found = {}
+  for name, value in _items(asked):
+    other = dict(_items(resolved))[name]
+    if value is None:
+      inside = other
+    elif isinstance(value, dict) or dataclasses.is_dataclass(value):
+      inside = decided(value, other) or None
+    else:
+      continue
+    if inside is not None:
+      found[name] = inside
+  return found
+
+
+def filled(section: Any, known: Mapping[str, Any]) -> Any:
+  """`section` with its unset fields set to what `decided` once gave, also after a detour by JSON.
+
+  Raises:
+    RunError: for a value of another type.
+  """
+  if isinstance(section, dict):
+    return {n: filled(value, known[n]) if n in known else value for n, value in section.items()}
+  types, changes = typing.get_type_hints(type(section)), {}
+  for name, value in _items(section):
+    if name in known and value is None:
+      changes[name] = _checked(known[name], types[name], name)
+    elif name in known and isinstance(known[name], Mapping):
+      changes[name] = filled(value, known[name])
+  return dataclasses.replace(section, **changes)
+
+
+def _items(section: Any) -> list[tuple[str, Any]]:
+  """Names and values of a dataclass, or of a dict of them."""
+  return list(section.items() if isinstance(section, dict) else vars(section).items())
+
+
 def pick(registry: Mapping[str, type], name: str, path: str) -> type:
   """The class of a name; raises RunError."""
   if name not in registry:

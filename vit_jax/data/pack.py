@@ -152,12 +152,9 @@ def _summary(source: Source) -> list[str]:
 
 
 def main(
-  source: str, target: str, splits: str, size: int, format: str, quality: int, on_corrupt: str,
-  changes: dict,
-) -> None:  # fmt: skip
+  source: str, target: str, splits: str, size: int, format: str, quality: int, on_corrupt: str
+) -> None:
   """Opens the splits and packs them."""
-  if changes:
-    raise RunError(f'unknown argument --{next(iter(changes))}')
   if size < 1 or not 1 <= quality <= 100:
     raise RunError('--size must be at least 1, --quality between 1 and 100')
   path = paths.at(source)
@@ -173,7 +170,11 @@ def main(
     print(line)
   done = pack(sources, target, size=size, format=format, quality=quality, on_corrupt=on_corrupt)
   size_mb = sum(file.stat().st_size for file in done.iterdir()) / 1e6
-  print(f'{done}: {sum(map(len, sources.values())):,} images, {size_mb:,.1f} MB')
+  packed = Tfds(dataset=done.parent.name, dir=str(done.parent.parent))
+  written = sum(len(open_split(packed, name)) for name in sources)
+  left_out = sum(map(len, sources.values())) - written
+  rest = f', {left_out:,} left out' if left_out else ''
+  print(f'{done}: {written:,} images, {size_mb:,.1f} MB{rest}')
 
 
 if __name__ == '__main__':

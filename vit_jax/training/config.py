@@ -89,7 +89,7 @@ class Config:
   Attributes:
     init: a checkpoint of any dialect to start from instead of random parameters. Its architecture
       takes the place of model.variant; the fields of model that are set change it as `vit_jax.load`
-      does, and the head is replaced if the data set has another number of classes.
+      does, and the head is replaced unless it is for the same classes by name.
     fork: directory of a run that is identical up to some step, for example one that has not begun
       its cooldown: this run starts from the newest checkpoint that both have in common, and ends as
       if it had been trained from the start.
@@ -131,6 +131,8 @@ def complete(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
   Every field of `Config` is present, so that each can be changed on the command line.
   """
   tree = schema.complete(Config, config, unset=config_dict.placeholder)
+  if tree['init']:
+    tree['model']['variant'] = ''  # the checkpoint takes its place
   tree = ml_collections.ConfigDict(tree)
   return tree.lock()
 
@@ -178,10 +180,9 @@ def started(
     section, _, field = name.rpartition('.')
     node = tree[section]
     if name not in insisted and node.get(field) is not None:
-      value, node[field] = node[field], None
+      value, node[field] = node[field], '' if field == 'variant' else None
       if field != 'variant':
         wishes[name] = value
-  tree['model']['variant'] = tree['model']['variant'] or ''
   return complete(tree), wishes
 
 

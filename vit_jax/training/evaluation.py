@@ -31,7 +31,7 @@ def restore(
   """
   run = Workdir(workdir)
   cfg = run.config() if config is None else schema.build(config_lib.Config, config)
-  experiment = lanes.experiment(cfg, run.described())
+  experiment = lanes.experiment(cfg, run.known())
   state, _ = run.checkpoints().restore(experiment.abstract_state, step)
   return experiment, state
 

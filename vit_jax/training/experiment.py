@@ -14,6 +14,7 @@ from flax import nnx
 from vit_jax import models
 from vit_jax.architecture.card import Card
 from vit_jax.convert import read
+from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.data import folds
 from vit_jax.data.classes import aligned
@@ -27,6 +28,7 @@ from vit_jax.optim import schedules
 from vit_jax.training import config as config_lib
 from vit_jax.training.initial import Start
 from vit_jax.training.state import State, init_state, train_step
+from vit_jax.training.workdir import Known
 
 
 class Experiment:
@@ -37,50 +39,46 @@ class Experiment:
     source: the training data.
     shape: what the model expects of images and labels.
     layout: of training batches over processes and devices.
+    decided: what the configuration leaves unset, as it was decided; see `schema.decided`.
     total: steps of the run.
     abstract_state: shapes, dtypes and layouts of the state as checkpoints hold it.
-    class_names: of the logits, or nothing if the run has another number of them.
+    class_names: of the labels, or nothing if they have no names.
     notes: what was decided about the run's start, a line each.
   """
 
   def __init__(
-    self, cfg: config_lib.Config, stored: tuple[Any, Card] | None = None,
+    self, cfg: config_lib.Config, known: Known | None = None,
     wishes: Mapping[str, Any] | None = None,
   ):  # fmt: skip
     """Opens everything but checkpoints.
 
     Args:
       cfg: of the run.
-      stored: model and card of the run's newest checkpoint, if it has one. Its classes are those
-        of the run, whatever their numbers in the data are now. With `cfg.init` its model is that of
-        the run, so that the checkpoint the run started from is needed only once.
+      known: of the run's checkpoints, if it has any: what `cfg` leaves open was decided then, from
+        files that may be gone by now, and classes keep the numbers that they had.
       wishes: see `config.started`.
 
     Raises:
       RunError: for anything in `cfg` that is contradictory or not there.
     """
-    self._start: Start | None = None
-    if not cfg.init:
-      model = cfg.model.resolve()
-    elif stored:
-      model = stored[0]
-    else:
-      self._start = Start(cfg.init, cfg.model)
-      model = self._start.model
+    asked = cfg
+    if known:
+      cfg = schema.filled(cfg, known.decided)
+    self._start = Start(cfg.init, cfg.model) if cfg.init and not known else None
     self.layout = BatchLayout(cfg.batch_size)
     self.source = cfg.data.open_training()
-    names = tuple(self.source.class_names)
-    if stored and stored[1].class_names:
-      names = stored[1].class_names
-      self.source = aligned(self.source, names)
+    self.class_names = tuple(self.source.class_names)
+    if known and known.class_names:
+      self.class_names = known.class_names
+      self.source = aligned(self.source, self.class_names)
+    model, card = cfg.model, Card('vit_jax', (1, 1), (0.5,), (0.5,), 'area')
     if self._start:
-      self._start.set_classes(names)
-      model = self._start.model
-    if cfg.init:
-      cfg = _as_known(cfg, self._start.card if self._start else stored[1])  # type: ignore
-    model = dataclasses.replace(model, num_classes=model.num_classes or len(names))
-    self.config = dataclasses.replace(cfg, model=model)
-    self.class_names = names if len(names) == model.num_classes else ()
+      self._start.set_classes(self.class_names)
+      model, card = self._start.model, self._start.card
+    model = model.resolve()
+    model = dataclasses.replace(model, num_classes=model.num_classes or len(self.class_names))
+    self.config = dataclasses.replace(_prepared(cfg, card), model=model)
+    self.decided = schema.decided(asked, self.config)
     self.notes: list[str] = []
     if self._start:
       self._start.compare(wishes or {}, _flat(dict(model=model, task=cfg.task)))
@@ -196,9 +194,8 @@ class Experiment:
     crops = [evaluator.crop for evaluator in config.evals.values()]
     fraction = getattr(crops[0], 'fraction', 0.0) if crops else 0.0
     method = crops[0].method if crops else config.data.crop.method
-    return Card(
-      'vit_jax', self.shape.image_size, mean, std, method or 'area', fraction, self.class_names
-    )
+    names = self.class_names if len(self.class_names) == self.shape.num_classes else ()
+    return Card('vit_jax', self.shape.image_size, mean, std, method, fraction, names)
 
   def evaluators(self) -> dict[str, Any]:
     """Functions from a model to (name, value) pairs, by name.
@@ -238,8 +235,8 @@ class Experiment:
     }
 
 
-def _as_known(cfg: config_lib.Config, card: Card) -> config_lib.Config:
-  """A run that prepares images as a checkpoint expects them, where it does not say how itself."""
+def _prepared(cfg: config_lib.Config, card: Card) -> config_lib.Config:
+  """A run that prepares images as a card says, where it does not say how itself."""
 
   def known(section: Any, **values: Any) -> Any:
     unset = {name: value for name, value in values.items() if getattr(section, name) is None}

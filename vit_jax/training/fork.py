@@ -67,7 +67,7 @@ def ways_on(cfg: config_lib.Config, workdir: Workdir, changes: Iterable[str]) ->
   if not all(map(judged_by_step, changes)):
     return ''
   try:
-    shared, steps = _shared(lanes.experiment(cfg, workdir.described()), workdir)
+    shared, steps = _shared(lanes.experiment(cfg, workdir.known()), workdir)
   except RunError:
     return ''
   if not workdir.checkpoints().steps:
@@ -91,7 +91,7 @@ def judged_by_step(name: str) -> bool:
 
 def _shared(experiment: Experiment, there: Workdir) -> tuple[int, list[int]]:
   """Until which step both runs are the same, and the checkpoints that the other has until then."""
-  other = lanes.experiment(there.config(), there.described())
+  other = lanes.experiment(there.config(), there.known())
   common = min(other.total, experiment.total)
   for step in range(common):
     if any((a != b).any() for a, b in zip(other.hyper(step), experiment.hyper(step), strict=True)):

@@ -55,7 +55,7 @@ def train(
     The contents of result.json, or None if a signal stopped the run (it can be continued).
 
   Raises:
-    RunError: for anything that the person who started the run can mend.
+    RunError: for anything that the person who started the run can fix.
   """
   if fault := faults.arm():
     print(f'{faults.VARIABLE}: {fault}')
@@ -73,8 +73,10 @@ def train(
         return result
       say(_devices())
       say(f'opening the data: {cfg.data.split} and what is evaluated on')
-      stored = None if delete else workdir.described()
-      experiment = lanes.experiment(cfg, stored, wishes or {})
+      known = None if delete else workdir.known()
+      if not known and cfg.fork:
+        known = Workdir(cfg.fork).known()
+      experiment = lanes.experiment(cfg, known, wishes or {})
       workdir.prepare()
     with _Session(experiment, workdir, record, chrono, delete=bool(delete)) as session:
       if not session.run():
@@ -130,6 +132,7 @@ class _Session:
   def __enter__(self) -> _Session:
     """Restores or initialises the state, and only then makes the directory that of this run."""
     experiment, cfg = self.experiment, self.experiment.config
+    aside: dict[int, str] = {}
     with self.resources, self.chrono('init'):
       self.evaluators = experiment.evaluators()
       for line in (*experiment.summary(self.evaluators), _described(experiment), *experiment.notes):
@@ -143,17 +146,18 @@ class _Session:
       self.reporter = Reporter(experiment.total, self.start, visible=self.primary)
       self.resources.callback(self.reporter.close)
       if found and not self.trunk:
-        self.checkpoints.set_aside(found.damage)
+        renamed = self.checkpoints.set_aside(found.damage)
+        aside = {step: path.name for step, path in zip(found.damage, renamed, strict=True)}
       if self.workdir.claim(self.record, delete=self.delete) and not self.delete:
         self.reporter.say(
-          f'{self.workdir} held the record of another configuration, of which no step was trained: '
+          f'{self.workdir} held the record of another configuration that had not trained a step: '
           'it is replaced'
         )
       self.checkpoints.prepare()
       self.resources = self.resources.pop_all()
     for step, reason in found.damage.items() if found else ():
-      aside = '' if self.trunk else f' It is set aside as {step}.damaged; its steps are repeated.'
-      self.reporter.say(f'the checkpoint of step {step} is damaged: {reason}.{aside}')
+      done = f' It is renamed to {aside[step]}, and its steps are repeated.' if aside else ''
+      self.reporter.say(f'the checkpoint of step {step} is damaged: {reason}.{done}')
     self.marked = self.start, self._busy()
     return self
 
@@ -249,6 +253,7 @@ class _Session:
         described = about(self.experiment.config.model, self.experiment.card)
         extra = {
           'seconds': dict(self.chrono.seconds), 'history': self.history, **described,
+          'decided': self.experiment.decided, 'classes': self.experiment.class_names,
           'lanes': self.experiment.config.lanes.count,
         }  # fmt: skip
         state = self.experiment.stack(self.state)

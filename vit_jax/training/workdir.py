@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
 
-from vit_jax.architecture import MODELS
-from vit_jax.architecture.card import Card
 from vit_jax.checkpoints import formats
 from vit_jax.checkpoints.store import Checkpoints
 from vit_jax.core import paths, schema
 from vit_jax.core.errors import RunError
 from vit_jax.training import config as config_lib
 from vit_jax.training.progress import MetricsFile
+
+
+class Known(NamedTuple):
+  """What the checkpoints of a run say of it where its record leaves something open.
+
+  Attributes:
+    decided: values of unset fields, nested; see `schema.decided`.
+    class_names: of the labels that it was trained on, or nothing if they have none.
+  """
+
+  decided: Mapping[str, Any]
+  class_names: tuple[str, ...]
 
 
 class Workdir:
@@ -75,9 +85,11 @@ class Workdir:
     found = schema.differences(
       config_lib.without_free(self.record()), config_lib.without_free(record)
     )
-    if record['init']:  # what is unset is as the checkpoint had it, or an older version asked for
-      found = {name: (old, new) for name, (old, new) in found.items() if new is not None}
-    return found
+    number = paths.read_object(self.path / 'config.json').get('format', 0)
+    return {
+      name: (old, new) for name, (old, new) in found.items()
+      if not formats.meant(number, name, old, new, init=bool(record['init']))
+    }  # fmt: skip
 
   @property
   def trained(self) -> bool:
@@ -141,13 +153,10 @@ class Workdir:
     """The run's checkpoints, opened with the options of `Checkpoints`."""
     return Checkpoints(self.path / 'checkpoints', **options)
 
-  def described(self) -> tuple[Any, Card] | None:
-    """Model and card of the checkpoints; None if there is none that can be read."""
+  def known(self) -> Known | None:
+    """What the newest checkpoint says that can be read; None if there is none."""
     facts = self.checkpoints().facts()
-    if not facts:
-      return None
-    model = schema.build(MODELS['vit'], facts['model'], 'the model').resolve()
-    return model, Card.from_dict(facts['card'])
+    return Known(facts.get('decided', {}), tuple(facts.get('classes', ()))) if facts else None
 
   def result(self) -> dict[str, Any] | None:
     """The contents of result.json; None if the run is not complete.
