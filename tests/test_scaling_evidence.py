@@ -87,7 +87,7 @@ def test_only_what_is_not_identified_is_called_so(run):
   status, out, _ = run(data, '--law=chinchilla', '--json', x='n,d')
   card = json.loads(out)
   assert status == 0
-  assert 'loss is not shown to depend on d beside n' in card['doubts'][0]
+  assert 'loss is not shown to depend on d in addition to n' in card['doubts'][0]
   assert {name for name, ends in card['ci'].items() if ends[1] is None} == {'B', 'b', 'E'}
   low, high = card['ci']['a']
   assert low < 0.35 < high < 0.5
@@ -98,7 +98,7 @@ def test_only_what_is_not_identified_is_called_so(run):
   n = np.geomspace(1e6, 1e9, 25)
   data = {'n': n, 'd': 20 * n, 'loss': (1.8 + 480 * n**-0.35) * noise}
   found = json.loads(run(data, '--law=chinchilla', '--json', x='n,d')[1])
-  assert all('beside' in doubt for doubt in found['doubts'])
+  assert all('in addition to' in doubt for doubt in found['doubts'])
   assert {name for name, ends in found['ci'].items() if ends[1] is None} == set('ABEab')
 
 

@@ -6,23 +6,27 @@ import dataclasses
 import math
 from typing import Any
 
-from vit_jax.architecture import variants
-from vit_jax.convert import adapt, arguments, notes, read
+from etils import epy
+
+from vit_jax.architecture import TwoTowersArchitecture, ViTArchitecture, variants
+from vit_jax.convert import arguments
 from vit_jax.core import command
 from vit_jax.core.errors import RunError
-from vit_jax.models.two_towers import TwoTowersConfig
-from vit_jax.models.vit import ViTConfig
+
+# Arguments are checked before JAX is there.
+with epy.lazy_imports():
+  from vit_jax.convert import adapt, notes, read
 
 
 def describe(config: Any) -> list[str]:
   """The architecture, one line per fact; of an image tower only what differs from the original."""
-  if isinstance(config, TwoTowersConfig):
+  if isinstance(config, TwoTowersArchitecture):
     lines = [f'image  {line}' for line in describe(config.image)]
     text = dataclasses.asdict(config.text)
     shown = ('width', 'depth', 'mlp_dim', 'num_heads', 'mlp', 'vocab_size', 'context_length',
              'num_classes', 'causal', 'pool')  # fmt: skip
     return lines + [f'text   {name} {text[name]}' for name in shown]
-  assert isinstance(config, ViTConfig)
+  assert isinstance(config, ViTArchitecture)
   name = variants.name_of(config)
   lines = [f'variant {name}'] if name else []
   always = (*variants.NUMBERS, 'patch_size', 'image_size', 'num_classes')
@@ -77,5 +81,4 @@ if __name__ == '__main__':
   )  # fmt: skip
   parser.add_argument('checkpoint', help='npz, safetensors or PyTorch file; folder; run directory')
   parser.add_argument('--no-names', dest='names', action='store_false', help='not every array')
-  arguments.add_choice(parser)
-  command.run(parser, main)
+  arguments.run(parser, main)

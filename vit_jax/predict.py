@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import sys
+import typing
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from etils import epy
 
+from vit_jax.architecture import ViTArchitecture
 from vit_jax.architecture.card import Card
-from vit_jax.convert import arguments, notes, read
-from vit_jax.convert.opened import Opened
+from vit_jax.convert import arguments
 from vit_jax.core import command
 from vit_jax.core.errors import RunError
 from vit_jax.core.paths import Path, at
-from vit_jax.data import crops, files, preprocess
-from vit_jax.models.vit import ViT, ViTConfig
+
+# Arguments are checked before JAX is there.
+with epy.lazy_imports():
+  import jax
+  import jax.numpy as jnp
+
+  from vit_jax.convert import notes, read
+  from vit_jax.data import crops, files, preprocess
+
+if typing.TYPE_CHECKING:
+  from vit_jax.convert.opened import Opened
+  from vit_jax.models.vit import ViT
 
 
 def prepare(image: np.ndarray, card: Card) -> np.ndarray:
@@ -140,7 +150,7 @@ def main(
 def _check_head(opened: Opened) -> None:
   """Raises RunError unless a checkpoint has a head for classification that was trained."""
   classes = getattr(opened.config, 'num_classes', 0)
-  if not isinstance(opened.config, ViTConfig):
+  if not isinstance(opened.config, ViTArchitecture):
     raise RunError(f'{opened.where} has two towers and no head for classification')
   wanted = opened.changes.get('num_classes', classes)
   if not wanted:
@@ -189,5 +199,4 @@ if __name__ == '__main__':
   parser.add_argument(
     '--labels', metavar='FILE', help="class names, one per line, instead of the checkpoint's"
   )
-  arguments.add_choice(parser)
-  command.run(parser, main)
+  arguments.run(parser, main)

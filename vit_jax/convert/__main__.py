@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from vit_jax.convert import arguments, notes, read, write
+from etils import epy
+
+from vit_jax.convert import arguments
 from vit_jax.convert.dialects import DIALECTS
 from vit_jax.core import command
+
+# Arguments are checked before JAX is there.
+with epy.lazy_imports():
+  from vit_jax.convert import notes, read, write
 
 
 def main(
@@ -36,5 +42,4 @@ if __name__ == '__main__':
     help='float32, bfloat16 or float16',
   )  # fmt: skip
   parser.switch('--overwrite', 'replace TARGET if it is there')
-  arguments.add_choice(parser)
-  command.run(parser, main)
+  arguments.run(parser, main)

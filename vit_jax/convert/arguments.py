@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
+from collections.abc import Callable
+
+from vit_jax.architecture import ViTArchitecture
+from vit_jax.core import command
 
 
-def add_choice(parser: argparse.ArgumentParser) -> None:
-  """What of a file or a run to read: `step`, `part`, `prefix` and `ignore` of `read.load`."""
+def run(parser: command.Parser, main: Callable[..., int | None]) -> None:
+  """As `command.run`; `main` also gets `step`, `part`, `prefix` and `ignore` of `read.load`.
+
+  Its `changes` are fields of the model.
+  """
   parser.add_argument(
     '--step', type=int, metavar='N', help='of a run: which checkpoint, if not the newest'
   )
@@ -18,3 +25,5 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
     '--ignore', default='', metavar='REGEX',
     help='names that may be missing, unexpected or misshapen',
   )  # fmt: skip
+  fields = [field.name for field in dataclasses.fields(ViTArchitecture)]
+  command.run(parser, main, fields=(*fields, 'image', 'text'))

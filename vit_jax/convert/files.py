@@ -180,7 +180,7 @@ def write_safetensors(
 
 
 def facts(path: paths.Path) -> dict[str, str]:
-  """What the header of a safetensors file says beside its arrays."""
+  """What the header of a safetensors file says in addition to its arrays."""
   try:
     with safetensors.safe_open(path, 'numpy') as file:
       return file.metadata() or {}

@@ -16,7 +16,7 @@ from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.models.vit import ViTConfig
 
 PREFIXES = ('', 'params/', 'opt/target/', 'params/img/', 'opt/target/img/', 'img/')
-# Optimizer state and counters that training checkpoints have beside the parameters.
+# Optimizer state and counters that training checkpoints have besides the parameters.
 IGNORE = r'(opt|extra|states?|step|opt/state)(/.*)?'
 POSEMB = ('pos_embedding', 'Transformer/posembed_input/pos_embedding', 'Transformer/pos_embedding')
 # Where the parameters of a map head are when it is not a module of its own.

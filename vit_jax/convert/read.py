@@ -153,7 +153,7 @@ def _open_file(
   whole = files.parts(file)
   config: dict[str, Any] = {}
   preprocessor: dict[str, Any] = {}
-  # A configuration lies beside weights of its own kind only.
+  # A configuration counts only next to weights of its own kind.
   if path.is_dir() or file.suffix in ('.safetensors', '.bin') or file.name.endswith('.index.json'):
     beside = [folder / name for name in SIDECARS if (folder / name).exists()]
     config = paths.read_object(beside[0]) if beside else {}
@@ -256,18 +256,18 @@ def _say_what_is_read(opened: Opened, source: Source) -> None:
 
 
 def _say_what_is_guessed(opened: Opened, source: Source) -> None:
-  """Notes on what nothing beside the weights tells."""
+  """Notes on what no file next to the weights says."""
   config, card = opened.config, opened.card
   if isinstance(config, ViTConfig) and opened.dialect not in JAX and not source.config:
     fields = [f for f in ('num_heads', 'mlp', 'pool') if f not in opened.changes]
     values = ', '.join(f'{field}={getattr(config, field)!r}' for field in fields)
     if values:
-      notes.say(f'{opened.where}: no configuration beside the weights; guessing {values}')
+      notes.say(f'{opened.where}: no configuration next to the weights; guessing {values}')
   given = source.config.get('pretrained_cfg') or source.config
   if not (source.preprocessor or source.config.get('preprocess_cfg') or given.get('mean')):
     height, width = card.size
     notes.say(
-      f'{opened.where}: nothing beside the weights says how images are prepared; assuming '
+      f'{opened.where}: no file next to the weights says how images are prepared; assuming '
       f'{height}x{width}, mean {card.mean}, std {card.std}, resize={card.resize!r}, '
       f'crop={card.crop:.3g}'
     )

@@ -1,4 +1,4 @@
-"""An open checkpoint: its arrays by name, and what lies beside them."""
+"""An open checkpoint: its arrays by name, and the files next to them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Source:
   Attributes:
     where: its path, for messages.
     arrays: by name.
-    config: of config.json or open_clip_config.json beside it; empty if there is none.
+    config: of config.json or open_clip_config.json next to it; empty if there is none.
     preprocessor: of preprocessor_config.json, likewise.
     hints: fields of the model's configuration that the caller knows better.
     dropped: names of arrays that are parameters of something else than the model.

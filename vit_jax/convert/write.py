@@ -46,7 +46,7 @@ def save(
 
   Args:
     model: `models.vit.ViT` or `models.two_towers.TwoTowers`.
-    path: of a file, or of a folder where the dialect has a configuration beside the weights. It
+    path: of a file, or of a folder where the dialect has a configuration next to the weights. It
       appears when it is complete.
     dialect: one of `DIALECTS`.
     dtype: 'float32', 'bfloat16' or 'float16'.
@@ -103,7 +103,7 @@ class _Plan:
   Attributes:
     config, leaves: of the model in a form of the dialect.
     rules: from the leaves to its arrays.
-    beside: contents of the JSON files beside the weights, by name.
+    beside: contents of the JSON files next to the weights, by name.
     facts: in the header of a safetensors file.
     notes: on what the files say otherwise than the model, or not at all.
   """

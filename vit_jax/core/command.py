@@ -6,7 +6,7 @@ import argparse
 import ast
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from vit_jax.core.errors import RunError, suggest
@@ -53,16 +53,24 @@ class Parser(argparse.ArgumentParser):
     raise RunError(f'{message} (--help lists all arguments)')
 
 
-def run(parser: Parser, main: Callable[..., int | None]) -> None:
+def run(
+  parser: Parser, main: Callable[..., int | None], *, fields: Collection[str] | None = None
+) -> None:
   """Calls `main` with the parsed arguments and leaves with its exit status, or 1 on RunError.
 
-  Arguments that the parser does not know but that are written --field=value reach `main` as
-  `changes`, a dict for `vit_jax.load`; a `main` without that parameter takes none.
+  Args:
+    parser: of the arguments.
+    main: gets them by name. Those that the parser does not know but that are written --field=value
+      reach it as `changes`, a dict; without that parameter it takes none.
+    fields: names that `changes` may have; any, if not given.
   """
   with errors():
     known, rest = parser.known()
     arguments = dict(vars(known))
     given = pairs(rest, parser)
+    unknown = [name for name, _ in given if fields is not None and name not in fields]
+    if unknown:
+      refuse(unknown[0], parser, fields or ())
     if 'changes' in inspect.signature(main).parameters:
       arguments['changes'] = {name: _literal(value) for name, value in given}
     elif given:
@@ -100,9 +108,10 @@ def pairs(rest: Sequence[str], parser: argparse.ArgumentParser) -> list[tuple[st
   return out
 
 
-def refuse(name: str, parser: argparse.ArgumentParser) -> None:
-  """Raises RunError: there is no such flag."""
-  raise RunError(f'unknown argument --{name}: {suggest(f"--{name}", _flags(parser))}')
+def refuse(name: str, parser: argparse.ArgumentParser, fields: Collection[str] = ()) -> None:
+  """Raises RunError: there is no such flag, or field."""
+  there = [*_flags(parser), *(f'--{field}' for field in fields)]
+  raise RunError(f'unknown argument --{name}: {suggest(f"--{name}", there)}')
 
 
 def _flags(parser: argparse.ArgumentParser) -> list[str]:

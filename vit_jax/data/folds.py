@@ -64,7 +64,7 @@ def overlap(one: str, other: str) -> bool:
   if a.split != b.split:
     return False
   if a.count != b.count or a.count == 1:
-    return True  # but for luck
+    return True  # with folds of different numbers, almost certainly
   if a.rest and b.rest:
     return a.count > 2 or a.number == b.number
   return (a.number == b.number) == (a.rest == b.rest)
@@ -126,7 +126,7 @@ def _deal(source: Source, count: int):
 
   In every `count` examples that follow each other, classes one after the other where labels are
   known, each fold gets one: all folds have as many, up to one, of all examples and of each class.
-  Which gets which is random, lest a data set with a period of its own fall into classes.
+  Which gets which is random, so that a data set with a period of its own is not cut by class.
   """
   import numpy as np
 

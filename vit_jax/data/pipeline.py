@@ -187,7 +187,7 @@ class _Fill:
 
   def _refuse(self, name: str, error: ValueError) -> None:
     """Raises RunError about an image that cannot be used, or logs that it is skipped."""
-    message, fix = f'corrupt image {name}: {error}', 'Mend it'
+    message, fix = f'corrupt image {name}: {error}', 'Repair it'
     if isinstance(error, MisfitError):
       message, fix = f'{name} {error}', 'Convert it'
       if error.channels:

@@ -173,7 +173,7 @@ class TfdsSource:
     for name in ('dataset_info.json', 'features.json'):
       with _damage(folder / name, remedy):
         stored[name] = paths.read_object(folder / name)
-    # Of types it does not know TFDS asks TensorFlow, and laments at length where there is none.
+    # For types it does not know TFDS asks TensorFlow, and warns at length if there is none.
     with _damage(folder, remedy), contextlib.redirect_stderr(io.StringIO()):
       builder: Any = tfds.builder_from_directory(str(folder))
       features, splits = builder.info.features, builder.info.splits

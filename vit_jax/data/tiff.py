@@ -57,7 +57,7 @@ class Header:
 
   @property
   def has_alpha(self) -> bool:
-    """Whether the last sample is the only one beside those of a picture, and alpha.
+    """Whether the last sample is the only one besides those of a picture, and alpha.
 
     Where it is not said what the sample is, four are taken for RGB and alpha, as by libtiff.
     """

@@ -30,7 +30,7 @@ class Machine:
     memory: bytes on each; 0 if not known.
     price: of an hour of one chip.
     currency: of the price.
-    fixed: seconds that a run takes beside its steps: start, compilation, evaluation.
+    fixed: seconds that a run takes in addition to its steps: start, compilation, evaluation.
     error: geometric standard deviation of measured over predicted steps; None where there were
       too few to tell.
   """

@@ -119,7 +119,7 @@ def doubts(
     out.append(f'{y} is not monotone: it both falls and rises along {x[0]}, and {law.name} cannot')
   for i, p, _ in [] if turned else unseen:
     others = ' and '.join(name for k, name in enumerate(x) if k != i)
-    beside = f' beside {others}' if others else ''
+    beside = f' in addition to {others}' if others else ''
     out.append(
       f'{y} is not shown to depend on {x[i]}{beside} (F-test, p = {p:.2g}): no law in {x[i]} can '
       'be identified'

@@ -79,8 +79,8 @@ def ways_on(cfg: config_lib.Config, workdir: Workdir, changes: Iterable[str]) ->
     )
   return (
     f'They part after step {shared}, and the checkpoints there are of later steps '
-    f'({_listed(workdir)}), so none can be gone on from: --config.init={workdir} with another '
-    '--workdir starts from its weights.\n'
+    f'({_listed(workdir)}), so this run cannot continue from any of them: '
+    f'--config.init={workdir} with another --workdir starts from its weights.\n'
   )
 
 

@@ -70,8 +70,8 @@ class Workdir:
     except (RunError, ValueError, TypeError, AttributeError, KeyError) as error:
       damage = str(error)
     raise RunError(
-      f'{path}, the record of the run, is damaged: {damage}. Training writes it anew if it is '
-      'deleted, and then takes what it is asked to train for what was trained there.'
+      f'{path}, the record of the run, is damaged: {damage}. If it is deleted, training '
+      'writes it again, and assumes that what it is asked to train is what was trained there.'
     )
 
   def config(self) -> config_lib.Config:
