@@ -1,6 +1,7 @@
 """How programs of the tests are compiled. Asked before JAX is imported, which is not done here."""
 
 import atexit
+import importlib.metadata
 import os
 import shutil
 import tempfile
@@ -11,7 +12,9 @@ ANY = (
   '--xla_llvm_disable_expensive_passes=true'
 )
 # In a fifth of the time, for CPUs alone: the compiler of TPUs does not know these flags.
-CPU = f'{ANY} --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
+CPU = f'{ANY} --xla_cpu_parallel_codegen_split_count=1'
+if importlib.metadata.version('jaxlib').startswith('0.10.'):  # later ones do not know it
+  CPU += ' --xla_cpu_use_fusion_emitters=false'
 
 
 def flags(devices, tpu=False):

@@ -178,4 +178,4 @@ def test_commands(checkpoint, photos, tmp_path):
   assert 'already exists' in done.stderr
   assert 'Traceback' not in done.stderr
   done = typed('vit_jax.predict', checkpoint, photos / 'a.png', '--colour=red')
-  assert done.stderr.startswith("error: unknown argument --colour")
+  assert done.stderr.startswith('error: unknown argument --colour')
