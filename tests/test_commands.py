@@ -88,6 +88,16 @@ def configured(monkeypatch):
     (['extra'], "unexpected argument 'extra'"),
     (['--confg=x'], 'unknown argument --confg: did you mean --config'),
     (['--overwrit'], 'unknown argument --overwrit: did you mean --overwrite'),
+    (['--config.seed=-1'], 'seed=-1 must be at least 0 and less than 2^32'),
+    (['--config.lanes.seed=0,-1'], 'seed=-1 must be at least 0'),
+    (
+      ['--config.evals.test.crop.name=center', '--config.evals.test.crop.fraction=2'],
+      'the fraction of a central crop is more than 0 and at most 1: 2.0',
+    ),
+    (['--config.data.crop.name=random_resized', '--config.data.crop.min_area=2'], '0 < min_area'),
+    (['--config.optim.lr=-1'], 'optim.lr=-1.0 must be at least 0'),
+    (['--config.optim.b2=1'], 'optim.b2=1.0 must be at least 0 and less than 1'),
+    (['--config.model.image_size=32xx48'], "model.image_size='32xx48'"),
     (['--overwrite=maybe'], '--overwrite=maybe: write --overwrite, --overwrite=true or'),
     (['--process_id=1'], 'must be given together'),
     (['--num_processes=two'], "argument --num_processes: invalid int value: 'two'"),
@@ -105,6 +115,7 @@ def test_mistakes_are_one_line(refused, tmp_path, flags, message):
     ('configs/none.py', 'there is no file .*configs/none.py: did you mean .*configs/tfds.py'),
     ('nowhere/none.py', 'there is no file nowhere/none.py: nowhere has no Python files'),
     ('configs/digits', 'there is no file'),
+    ('configs/digits.py:foo', 'configs/digits.py takes no argument: leave :foo out'),
     ('configs/fashion_mnist.py:quik', "unknown recipe 'quik': choose from quick, full"),
     ('Makefile', 'Makefile is not a Python file'),
   ],
@@ -164,6 +175,25 @@ def test_mistakes_are_answered_before_jax_is_there(arguments, message):
   assert done.stdout == '1\n[]\n'
   assert done.stderr.startswith('error: ')
   assert message in done.stderr
+
+
+def test_what_reads_like_nothing_is_a_value(configured):
+  """posemb='none' is a kind of positions; only None unsets."""
+  found = configured(
+    DIGITS, '--config.model.posemb=none', '--config.model.image_size=8x16',
+    '--config.model.rope=None',
+  )['config']['model']  # fmt: skip
+  assert found['posemb'] == 'none'
+  assert found['image_size'] == [8, 16]
+  assert found['rope'] is None
+
+
+def test_commands_are_modules():
+  done = subprocess.run(
+    [sys.executable, '-m', 'vit_jax', 'train', '--workdir=x'], capture_output=True, text=True
+  )
+  assert done.returncode == 1
+  assert 'python -m vit_jax.train' in done.stderr
 
 
 def test_a_name_and_its_fields_in_one_line(configured):

@@ -134,7 +134,7 @@ def test_names_that_are_not_utf8(folder, tmp_path, capsys):
   _, classes, said = found(folder)
   assert classes[0] == 'caf\\xe9'
   assert 'caf\\xe9, dog, fox' in said
-  pack.main(str(folder), str(tmp_path / 'data' / 'toy'), 'train', 32, 'jpg', 90, 'error', {})
+  pack.main(str(folder), str(tmp_path / 'data' / 'toy'), 'train', 32, 'jpg', 90, 'error')
   assert 'caf\\xe9' in capsys.readouterr().out
 
 
@@ -198,7 +198,7 @@ def test_every_command_says_what_it_found(folder, tmp_path, capsys):
   out = capsys.readouterr().out.splitlines()
   assert [out.count(line) for line in lines] == [1] * 5
   assert out.index(min(lines)) < next(i for i, line in enumerate(out) if line.startswith('step'))
-  pack.main(str(folder), str(tmp_path / 'data' / 'toy'), 'train,test', 32, 'jpg', 90, 'error', {})
+  pack.main(str(folder), str(tmp_path / 'data' / 'toy'), 'train,test', 32, 'jpg', 90, 'error')
   assert lines <= set(capsys.readouterr().out.splitlines())
   assert len(Tfds('toy', dir=str(tmp_path / 'data')).open('train')) == 7
   paths = predict.images_in([str(folder / 'train')])

@@ -83,11 +83,11 @@ def test_mistakes(photos, tmp_path):
     pack(sources, str(tmp_path / 'pets-256'))
   given = dict(
     source=str(photos), target=str(tmp_path / 'other'), splits='test', size=16, format='jpg',
-    quality=90, on_corrupt='error', changes={},
+    quality=90, on_corrupt='error',
   )  # fmt: skip
   for change, message in (
     (dict(quality=0), '--quality between'), (dict(splits='valid'), 'no directory'),
-    (dict(changes={'siez': 3}), 'unknown argument --siez'), (dict(source='nowhere'), 'nowhere'),
+    (dict(source='nowhere'), 'nowhere'),
   ):  # fmt: skip
     with pytest.raises(RunError, match=message):
       main(**{**given, **change})
@@ -108,7 +108,7 @@ def test_corrupt_images(photos, tmp_path, caplog):
 
 def test_what_becomes_of_channels_is_said(tmp_path, capsys):
   folder = toys.toy(tmp_path / 'toy', 1, 0, alpha=True)
-  arguments = dict(size=16, format='jpg', quality=90, on_corrupt='error', changes={})
+  arguments = dict(size=16, format='jpg', quality=90, on_corrupt='error')
   main(str(folder), str(tmp_path / 'data' / 'small'), 'train', **arguments)
   assert f'{folder}/train: alpha is dropped in the first image' in capsys.readouterr().out
   for name, array in (('five', np.zeros((8, 8, 5), np.uint8)), ('deep', np.zeros((8, 8), '>u2'))):

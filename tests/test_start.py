@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import vit_jax
 from tests import runs
@@ -168,6 +169,81 @@ def test_heads_are_kept_for_the_same_classes_in_their_new_order(typed, photos, t
   assert not np.asarray(vit_jax.load(tmp_path / 'other').head.kernel[...]).any()
 
 
+def test_a_head_with_more_classes_is_matched_by_name(typed, photos, tmp_path):
+  """Cat, dog and fox are known; the data have only dog and fox, whose numbers are others."""
+  model = shaken(vit_jax.create('S/16', num_classes=3, image_size=(32, 32), **TINY))
+  model.card = Card('vit_jax', (32, 32), class_names=('fox', 'cat', 'dog'))
+  vit_jax.save(model, tmp_path / 'start', 'vit_jax')
+  shutil.copytree(photos, tmp_path / 'two')
+  for split in ('train', 'test'):
+    shutil.rmtree(tmp_path / 'two' / split / 'cat')
+  arguments = (f'{FOLDER}:{tmp_path}/two', f'--config.init={tmp_path}/start', *SHORT)
+  status, out, err = typed(
+    'vit_jax.train', f'--workdir={tmp_path}/run', '--config.model.num_classes=3', *arguments
+  )
+  assert status == 0, err
+  assert 'with its 3 classes, matched by name' in out
+  tuned = vit_jax.load(tmp_path / 'run')
+  assert tuned.card.class_names == ('fox', 'cat', 'dog')
+  np.testing.assert_array_equal(tuned.head.kernel[...], model.head.kernel[...])
+  # Where a class is not among them, there is no other way than a new head.
+  (tmp_path / 'two' / 'train' / 'fox').rename(tmp_path / 'two' / 'train' / 'ant')
+  (tmp_path / 'two' / 'test' / 'fox').rename(tmp_path / 'two' / 'test' / 'ant')
+  status, out, err = typed(
+    'vit_jax.train', f'--workdir={tmp_path}/new', '--config.model.num_classes=3', *arguments
+  )
+  assert status == 0, err
+  assert 'head: new, for 3 classes' in out
+  assert 'keeps it' not in out
+  assert 'but the data have 2 classes: the checkpoints will not name them' in out
+
+
+def test_what_of_a_file_is_read(typed, published, photos, tmp_path):
+  """Behind the path, and the messages that ask for it say so."""
+  command = ('vit_jax.train', f'{FOLDER}:{photos}', f'--workdir={tmp_path}/run', *SHORT)
+  status, _, err = typed('vit_jax.convert', f'{published}/plain.npz', tmp_path / 'a', '--to=timm')
+  assert status == 0, err
+  names = safetensors.numpy.load_file(tmp_path / 'a' / 'model.safetensors')
+  both = {f'{part}.{n}': a for part in ('student', 'momentum') for n, a in names.items()}
+  path = tmp_path / 'both.safetensors'
+  safetensors.numpy.save_file(both, path)
+  status, _, err = typed(*command, f'--config.init={path}', '--config.model.num_heads=2')
+  assert status == 1
+  assert 'choose one with prefix' in err
+  assert f"--config.init='{path}?" in err
+  status, _, err = typed(*command, f'--config.init={path}?prefx=momentum.')
+  assert status == 1
+  assert 'did you mean prefix' in err
+  status, _, err = typed(
+    *command, f'--config.init={path}?prefix=momentum.', '--config.model.num_heads=2'
+  )
+  assert status == 0, err
+  start = vit_jax.load(published / 'plain.npz')
+  for name, leaf in tree.flatten(vit_jax.load(tmp_path / 'run')).items():
+    if not name.startswith('head'):
+      np.testing.assert_array_equal(leaf, tree.flatten(start)[name])
+
+
+@pytest.mark.parametrize(
+  ('option', 'message'),
+  [
+    ('--config.model.variant=L/14', 'model.variant and init='),
+    ('--config.model.width=64', 'Leave out what contradicts it: model.width=64'),
+    ('--config.model.registers=4', 'Leave out what contradicts it: model.registers=4'),
+  ],
+)
+def test_what_contradicts_the_checkpoint_is_named(
+  typed, published, photos, tmp_path, option, message
+):
+  status, _, err = typed(
+    'vit_jax.train', f'{FOLDER}:{photos}', f'--workdir={tmp_path}/run',
+    f'--config.init={published}/timm', *SHORT, option,
+  )  # fmt: skip
+  assert status == 1
+  assert message in err
+  assert not (tmp_path / 'run').exists() or not list((tmp_path / 'run').iterdir())
+
+
 @pytest.fixture(scope='module')
 def run(tmp_path_factory, photos):
   """A run that tells the three colours apart, on data of its own."""
@@ -205,6 +281,23 @@ def test_evaluation_refuses_classes_the_run_does_not_know(typed, moved):
   status, _, err = typed('vit_jax.evaluate', f'--workdir={folder}/run', option)
   assert status == 1
   assert 'classes that the model does not know, ant; it knows cat, dog, fox' in err
+
+
+def test_evaluation_needs_no_training_data(typed, moved):
+  folder, option = moved
+  shutil.rmtree(folder / 'photos' / 'train')
+  status, out, err = typed('vit_jax.evaluate', f'--workdir={folder}/run', option)
+  assert status == 0, err
+  assert next(line for line in out.splitlines() if 'test/top1' in line).split()[3] == '1'
+  status, _, err = typed('vit_jax.evaluate', f'--workdir={folder}/run', '--config.evals=None')
+  assert status == 1
+  assert 'no evaluations' in err
+  status, _, err = typed(
+    'vit_jax.evaluate', f'--workdir={folder}/run', f'{FOLDER}:{folder}/photos',
+    '--config.model.variant=mu/16', '--config.model.width=64', '--config.model.image_size=32',
+  )  # fmt: skip
+  assert status == 1
+  assert 'Leave it out to evaluate as the run does' in err
 
 
 def test_labels_follow_names_not_numbers(typed, moved):

@@ -117,7 +117,8 @@ def test_splitting_layers_and_stacking_them(mesh):
       np.testing.assert_array_equal(got[name], leaf)
 
 
-@pytest.mark.parametrize('layout', [None, (2, 2, 2)])
+# (8, 1, 1): one example on each device at a time.
+@pytest.mark.parametrize('layout', [None, (2, 2, 2), (8, 1, 1)])
 def test_accumulation_gives_the_same_training(plain, mesh, layout):
   if layout is None:
     assert_same(run(optim__accumulate=4), plain)

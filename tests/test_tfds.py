@@ -103,7 +103,9 @@ def test_versions(pets):
   assert read(pets) == read(pets, 'pets:0.9.0') == RIGHT
   refused(pets, 'no version 9.9.9', '0.9.0, 0.10.0, 1.0.0', dataset='pets:9.9.9')
   refused(pets, 'no version 1.0', dataset='pets:1.0')
-  for name in ('1.0.0', '0.10.0', '0.9.0'):
+  pets.with_name('2.0.0').mkdir()
+  refused(pets, '2.0.0 is not complete', 'data.source.dataset=pets:1.0.0')
+  for name in ('2.0.0', '1.0.0', '0.10.0', '0.9.0'):
     shutil.rmtree(pets.with_name(name))
   refused(pets, 'is not complete', 'incomplete.ABC123_1.0.0', 'prepare it again')
 

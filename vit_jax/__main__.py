@@ -1,5 +1,7 @@
 """The commands: `python -m vit_jax`."""
 
+import sys
+
 from vit_jax import __version__
 
 COMMANDS = {
@@ -16,6 +18,9 @@ COMMANDS = {
 }
 
 if __name__ == '__main__':
+  if sys.argv[1:] and sys.argv[1] not in ('-h', '--help'):
+    near = sys.argv[1] if sys.argv[1] in COMMANDS else 'COMMAND'
+    sys.exit(f'error: commands are modules: python -m vit_jax.{near} ARGUMENT...')
   print(f'vit_jax {__version__}: Vision Transformers in JAX\n')
   for name, about in COMMANDS.items():
     print(f'  python -m vit_jax.{name:<12} {about}')

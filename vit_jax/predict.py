@@ -153,7 +153,9 @@ def _check_head(opened: Opened) -> None:
   if not isinstance(opened.config, ViTArchitecture):
     raise RunError(f'{opened.where} has two towers and no head for classification')
   wanted = opened.changes.get('num_classes', classes)
-  if not wanted:
+  if opened.changes.get('num_classes') == 0:
+    raise RunError('num_classes=0 takes away the head that predictions come from: leave it out')
+  if not classes:
     raise RunError(f'{opened.where} has no head for classification: it only gives features')
   if wanted != classes:
     raise RunError(

@@ -7,6 +7,7 @@ import re
 from typing import Any, NamedTuple
 
 from vit_jax.core.errors import RunError
+from vit_jax.costs import chips
 
 # Without these the library of TPUs looks for the machine it would run on, and complains; that of
 # GPUs refuses to compile without a driver.
@@ -95,8 +96,10 @@ def devices(name: str) -> list[Any]:
     topology = topologies.get_topology_desc(platform=platform, topology_name=name, **options)
   except Exception as error:
     lines = str(error).strip().splitlines() or [repr(error)]
+    known = ', '.join(chip.name for chip in chips.CHIPS.values())
     raise RunError(
-      f'--topology={name}: {lines[0]}\nIts compiler is in pip install "vit_jax[{extra}]".'
+      f'--topology={name}: {lines[0]}\nKnown TPUs: {known}. Its '
+      f'compiler is in pip install "vit_jax[{extra}]".'
     ) from None
   return list(topology.devices)
 

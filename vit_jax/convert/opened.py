@@ -119,7 +119,8 @@ class Opened:
       refuse(self.problems(), f'{self.where}{which}')
     except RunError as error:
       raise RunError(
-        f'{error}\nTo load it anyway, pass the names that may differ as ignore=REGEX.'
+        f'{error}\nTo load it anyway, give the names that may differ: --ignore=REGEX (in Python '
+        'ignore=REGEX).'
       ) from None
 
   def _fresh_arrays(self) -> dict[str, np.ndarray]:

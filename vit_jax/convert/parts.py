@@ -41,7 +41,9 @@ def pick(parts: Mapping[str, Arrays], part: str, where: str) -> str:
   models = [name for name, arrays in parts.items() if name and prefixes(arrays)]
   known = [name for name in ORDER if name in models]
   if not known and len(models) > 1:
-    raise RunError(f'{where} has a model in each of {", ".join(models)}: choose one with part')
+    raise RunError(
+      f'{where} has a model in each of {", ".join(models)}: choose one with part (--part=NAME)'
+    )
   return (*known, *models, '')[0]
 
 

@@ -113,7 +113,7 @@ def search(
     if len(fitting) > 1:
       raise RunError(
         f'{where} has a model behind each of the prefixes {", ".join(fitting)}: choose one with '
-        'prefix'
+        'prefix (--prefix=NAME)'
       )
     if fitting:
       return found[fitting[0]]

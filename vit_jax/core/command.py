@@ -67,11 +67,12 @@ def run(
   with errors():
     known, rest = parser.known()
     arguments = dict(vars(known))
-    given = pairs(rest, parser)
+    takes_more = 'changes' in inspect.signature(main).parameters
+    given = pairs(rest, parser, fields=takes_more)
     unknown = [name for name, _ in given if fields is not None and name not in fields]
     if unknown:
       refuse(unknown[0], parser, fields or ())
-    if 'changes' in inspect.signature(main).parameters:
+    if takes_more:
       arguments['changes'] = {name: _literal(value) for name, value in given}
     elif given:
       refuse(given[0][0], parser)
@@ -94,8 +95,13 @@ class errors:  # noqa: N801  it is used as a function
     return False
 
 
-def pairs(rest: Sequence[str], parser: argparse.ArgumentParser) -> list[tuple[str, str]]:
-  """Names and texts of arguments written --name=value; raises RunError for others."""
+def pairs(
+  rest: Sequence[str], parser: argparse.ArgumentParser, *, fields: bool = True
+) -> list[tuple[str, str]]:
+  """Names and texts of arguments written --name=value; raises RunError for others.
+
+  `fields`: whether there are names that the parser does not know.
+  """
   out = []
   for text in rest:
     name, equals, value = text.removeprefix('--').partition('=')
@@ -103,7 +109,8 @@ def pairs(rest: Sequence[str], parser: argparse.ArgumentParser) -> list[tuple[st
       raise RunError(f'unexpected argument {text!r}: flags are written --name=value')
     if not equals:
       near = suggest(text, _flags(parser))
-      raise RunError(f'unknown argument {text}: {near} (fields are written {text}=VALUE)')
+      written = f' (fields are written {text}=VALUE)' if fields else ''
+      raise RunError(f'unknown argument {text}: {near}{written}')
     out.append((name, value))
   return out
 

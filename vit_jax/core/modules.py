@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import traceback
 from typing import Any
 
@@ -36,7 +37,10 @@ def call(name: str, function: str) -> Any:
     spec.loader.exec_module(module)
     if not hasattr(module, function):
       raise RunError(f'{path} has no function {function}')
-    return getattr(module, function)(*([argument[1:]] if argument[1:] else []))
+    call = getattr(module, function)
+    if argument[1:] and not inspect.signature(call).parameters:
+      raise RunError(f'{path} takes no argument: leave {argument} out')
+    return call(*([argument[1:]] if argument[1:] else []))
   except RunError:
     raise
   except ValueError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError, suggest
 
-UNSET = ('', 'None', 'none')
+UNSET = ('', 'None')
 _BOOLS = {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}
 
 
@@ -190,7 +191,8 @@ def _tuple(text: str, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
   try:
     found = ast.literal_eval(text)
   except (ValueError, SyntaxError):
-    found = tuple(part.strip() for part in text.split(','))
+    whole = re.fullmatch(r'\d+(x\d+)+', text)  # an image size, as elsewhere
+    found = tuple(part.strip() for part in text.split('x' if whole else ','))
   return _as(found, typing.cast(Any, tuple)[kinds] if kinds else tuple)
 
 

@@ -76,6 +76,13 @@ class Center(Crop):
   central = True
   fraction: float = 0.875  # type: ignore
 
+  def __post_init__(self):
+    super().__post_init__()
+    if not 0 < self.fraction <= 1:
+      raise RunError(
+        f'the fraction of a central crop is more than 0 and at most 1: {self.fraction}'
+      )
+
   def box(self, height: int, width: int, size: tuple[int, int], rng: Any) -> Box:
     """See `Crop`."""
     del rng
@@ -97,6 +104,14 @@ class RandomResized(Crop):
   max_aspect: float = 4 / 3
   exact = False
   area = 2.0  # bilinear down to half the size, where it still reads every pixel
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not (0 < self.min_area <= 1 <= self.max_aspect):
+      raise RunError(
+        f'a random crop needs 0 < min_area <= 1 and max_aspect >= 1: {self.min_area}, '
+        f'{self.max_aspect}'
+      )
 
   def box(self, height: int, width: int, size: tuple[int, int], rng: Any) -> Box:
     """See `Crop`."""
@@ -128,6 +143,14 @@ class Affine(Crop):
   degrees: float = 10.0
   zoom: float = 0.1
   shift: float = 0.1
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not (self.degrees >= 0 and 0 <= self.zoom < 1 and self.shift >= 0):
+      raise RunError(
+        'an affine crop needs degrees and shift of at least 0, and 0 <= zoom < 1: '
+        f'{self.degrees}, {self.shift}, {self.zoom}'
+      )
 
   def matrix(self, size: tuple[int, int], rng: Any) -> np.ndarray:
     """See `Crop`."""

@@ -12,7 +12,7 @@ from vit_jax.data import kinds
 # Left behind by systems, archives and editors; what begins with a dot is passed over, too.
 _SYSTEM = re.compile(
   r'\..*|__MACOSX|__pycache__|(ehthumbs|Thumbs)\.db|desktop\.ini|@eaDir|#recycle|\$RECYCLE\.BIN|'
-  r'System Volume Information|lost\+found',
+  r'System Volume Information|lost\+found|.*~|.*\.(crdownload|swp)',
   re.IGNORECASE,
 )
 _Key = tuple[int, int]

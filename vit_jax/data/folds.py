@@ -77,12 +77,13 @@ def way_out(train: str, evaluation: str) -> str:
     train: the split to train on.
     evaluation: the field with the split that is missing, such as 'evals.test.split'.
   """
+  other = f'Another split: --config.{evaluation}=NAME. '
   fold = parse(train) or Fold(train, 1, 10, False)
   held_out = f"--config.{evaluation}='fold {fold.number}/{fold.count} of {fold.split}'"
   if fold.rest:
-    return f'To use what is held out of {fold.split}: {held_out}'
+    return f'{other}To use what is held out of {fold.split}: {held_out}'
   rest = f"--config.data.split='{fold.split} without fold {fold.number}/{fold.count}'"
-  return f'To hold out a part of {fold.split}: {rest} {held_out}'
+  return f'{other}To hold out a part of {fold.split}: {rest} {held_out}'
 
 
 class Part:

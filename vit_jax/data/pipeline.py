@@ -194,4 +194,4 @@ class _Fill:
         fix = f'If all are like that, --config.model.in_channels={error.channels}; else convert it'
     if not self._skip:
       raise RunError(f'{message}. {fix}, or set data.on_corrupt=skip to go on without it') from None
-    logging.getLogger(__name__).warning('skipped %s', message)
+    logging.getLogger(__name__).warning('skipped: %s', message)

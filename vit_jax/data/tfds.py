@@ -105,6 +105,12 @@ def _find(root: paths.Path, dataset: str) -> paths.Path:
   name, version = match.groups()
   found = versions(root / name)
   if version is None and found:
+    whole = [each for each in found if (root / name / each / 'dataset_info.json').exists()]
+    if whole and found[-1] not in whole:
+      raise NoDataError(
+        f'{root / name / found[-1]} is not complete, but {few(whole)} is: write '
+        f'data.source.dataset={name}:{whole[-1]}, or prepare {found[-1]} again'
+      )
     return root / name / found[-1]
   if version in found:
     return root / name / version

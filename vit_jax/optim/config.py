@@ -51,5 +51,11 @@ class OptimConfig:
       raise RunError(
         f'unknown optim.schedule {self.schedule!r}: {suggest(self.schedule, SCHEDULES)}'
       )
+    for name in ('lr', 'weight_decay', 'eps', 'clip'):
+      if not 0 <= getattr(self, name) < float('inf'):
+        raise RunError(f'optim.{name}={getattr(self, name)} must be at least 0')
+    for name in ('b1', 'b2'):
+      if not 0 <= getattr(self, name) < 1:
+        raise RunError(f'optim.{name}={getattr(self, name)} must be at least 0 and less than 1')
     if not 0 <= self.ema < 1:
       raise RunError(f'optim.ema={self.ema} must be at least 0 and less than 1')

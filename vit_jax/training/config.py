@@ -75,6 +75,8 @@ class LanesConfig:
     counts = {name: len(values) for name, values in vars(self).items() if values}
     if len(set(counts.values())) > 1:
       raise RunError(f'every field of lanes needs the same number of values, found {counts}')
+    for seed in self.seed:
+      _check_seed(seed)
 
   @property
   def count(self) -> int:
@@ -89,7 +91,9 @@ class Config:
   Attributes:
     init: a checkpoint of any dialect to start from instead of random parameters. Its architecture
       takes the place of model.variant; the fields of model that are set change it as `vit_jax.load`
-      does, and the head is replaced unless it is for the same classes by name.
+      does, and the head is replaced unless it is for the same classes by name. What of a file to
+      read is written behind its path: 'dino.pth?part=teacher&prefix=backbone.&ignore=head.*'; of a
+      run '?step=500'.
     fork: directory of a run that is identical up to some step, for example one that has not begun
       its cooldown: this run starts from the newest checkpoint that both have in common, and ends as
       if it had been trained from the start.
@@ -114,6 +118,14 @@ class Config:
   log: LogConfig
   checkpoint: CheckpointConfig
   profile: ProfileConfig
+
+  def __post_init__(self):
+    _check_seed(self.seed)
+
+
+def _check_seed(seed: int) -> None:
+  if not 0 <= seed < 2**32:
+    raise RunError(f'seed={seed} must be at least 0 and less than 2^32')
 
 
 # Fields that decide where and how fast a run goes, not what it computes (beyond rounding): a run
@@ -152,7 +164,7 @@ def override(config: Any, items: Sequence[tuple[str, str]]) -> ml_collections.Co
 
 # Of a run that starts from a checkpoint: fields of the model that the checkpoint does not decide,
 # and fields of other sections that it does.
-_OWN = (
+OWN = (
   'name', 'num_classes', 'dtype', 'scan', 'remat', 'drop_path', 'drop_path_mode', 'patch_dropout',
   'mup_width', 'mup_depth',
 )  # fmt: skip
@@ -174,8 +186,13 @@ def started(
   """
   if not config.init:
     return config, {}
+  if 'model.variant' in insisted:
+    raise RunError(
+      f'model.variant and init={config.init} contradict each other: the checkpoint decides the '
+      'architecture; leave one of them out'
+    )
   tree, wishes = _plain(config), {}
-  names = [f'model.{name}' for name in tree['model'] if name not in _OWN]
+  names = [f'model.{name}' for name in tree['model'] if name not in OWN]
   for name in (*names, *_TAKEN):
     section, _, field = name.rpartition('.')
     node = tree[section]

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from vit_jax.core import schema
+from vit_jax.core.errors import RunError
 from vit_jax.nn import sharding
 from vit_jax.training import config as config_lib
 from vit_jax.training import lanes
@@ -31,8 +32,16 @@ def restore(
   """
   run = Workdir(workdir)
   cfg = run.config() if config is None else schema.build(config_lib.Config, config)
-  experiment = lanes.experiment(cfg, run.known())
-  state, _ = run.checkpoints().restore(experiment.abstract_state, step)
+  experiment = lanes.experiment(cfg, run.known(), training=False)
+  try:
+    state, _ = run.checkpoints().restore(experiment.abstract_state, step)
+  except RunError as error:
+    if config is None or 'does not fit' not in str(error):
+      raise
+    raise RunError(
+      f'{error}\nThe configuration is of another model than {workdir}. Leave it out to evaluate as '
+      "the run does; single fields can be changed, such as --config.data.source.dir='DIR'."
+    ) from None
   return experiment, state
 
 
@@ -48,6 +57,8 @@ def evaluate(
   with jax.set_mesh(sharding.make_mesh(mesh)):
     experiment, state = restore(workdir, config, step=step)
     done, evaluators = int(state.step), experiment.evaluators()
+    if not evaluators:
+      raise RunError('the configuration has no evaluations: there is nothing to do')
     reporter = Reporter(done, done, visible=jax.process_index() == 0)
     reporter.close()
     reporter.lines(experiment.summary(evaluators))

@@ -36,7 +36,7 @@ class Experiment:
 
   Attributes:
     config: the typed configuration, the model's sizes resolved.
-    source: the training data.
+    source: the training data, where it trains.
     shape: what the model expects of images and labels.
     layout: of training batches over processes and devices.
     decided: what the configuration leaves unset, as it was decided; see `schema.decided`.
@@ -48,7 +48,7 @@ class Experiment:
 
   def __init__(
     self, cfg: config_lib.Config, known: Known | None = None,
-    wishes: Mapping[str, Any] | None = None,
+    wishes: Mapping[str, Any] | None = None, *, training: bool = True,
   ):  # fmt: skip
     """Opens everything but checkpoints.
 
@@ -57,6 +57,8 @@ class Experiment:
       known: of the run's checkpoints, if it has any: what `cfg` leaves open was decided then, from
         files that may be gone by now, and classes keep the numbers that they had.
       wishes: see `config.started`.
+      training: whether the training data are opened and durations counted; not needed to evaluate a
+        run that is `known`.
 
     Raises:
       RunError: for anything in `cfg` that is contradictory or not there.
@@ -66,26 +68,41 @@ class Experiment:
       cfg = schema.filled(cfg, known.decided)
     self._start = Start(cfg.init, cfg.model) if cfg.init and not known else None
     self.layout = BatchLayout(cfg.batch_size)
-    self.source = cfg.data.open_training()
-    self.class_names = tuple(self.source.class_names)
-    if known and known.class_names:
+    if training or not known:
+      self.source = cfg.data.open_training()
+      self.class_names = tuple(self.source.class_names)
+    if known and (known.class_names or not training):
       self.class_names = known.class_names
-      self.source = aligned(self.source, self.class_names)
     model, card = cfg.model, Card('vit_jax', (1, 1), (0.5,), (0.5,), 'area')
     if self._start:
-      self._start.set_classes(self.class_names)
+      self.class_names = self._start.set_classes(self.class_names)
       model, card = self._start.model, self._start.card
+    count = known.num_classes if known else len(self.class_names)
     model = model.resolve()
-    model = dataclasses.replace(model, num_classes=model.num_classes or len(self.class_names))
+    model = dataclasses.replace(model, num_classes=model.num_classes or count)
     self.config = dataclasses.replace(_prepared(cfg, card), model=model)
     self.decided = schema.decided(asked, self.config)
     self.notes: list[str] = []
+    count = self.config.model.num_classes
+    if self.class_names and count != len(self.class_names):
+      self.notes.append(
+        f'model.num_classes={count}, but the data have {len(self.class_names)} classes: the '
+        'checkpoints will not name them'
+      )
     if self._start:
       self._start.compare(wishes or {}, _flat(dict(model=model, task=cfg.task)))
-      self.notes = self._start.notes
+      self.notes += self._start.notes
     self.shape = Shape(model.image_size, model.in_channels, model.num_classes, self.class_names)
     self._check_normalization()
-    self._conversion = probe(cfg.data, self.source, self.shape)
+    self.abstract_state: State = jax.eval_shape(self._init, self._seeds())
+    self._about_data: list[str] = []
+    if training:
+      self._prepare_training(cfg)
+
+  def _prepare_training(self, cfg: config_lib.Config) -> None:
+    if self.class_names:
+      self.source = aligned(self.source, self.class_names)
+    self._about_data = [*self.source.summary(), *probe(cfg.data, self.source, self.shape)]
     self.total = self._steps(cfg.total, 'total', total=None)
     if self.total < 1:
       raise RunError(f'total={cfg.total!r} is less than one step')
@@ -97,7 +114,6 @@ class Experiment:
     schedules.check(
       cfg.optim, **self._durations, batch_size=cfg.batch_size, devices=sharding.shards('batch')
     )
-    self.abstract_state: State = jax.eval_shape(self._init, self._seeds())
 
   def steps(self, duration: str, field: str) -> int:
     """A duration in steps; at least 1, unless it is 0."""
@@ -154,8 +170,12 @@ class Experiment:
           f'task.{name}={values} has {len(values)} values, and model.in_channels={channels}: give '
           f'one value for each channel, or one for all, such as --config.task.{name}={one:.3g}'
         )
-      if not np.isfinite(values).all() or (name == 'std' and min(values) <= 0):
-        raise RunError(f'task.{name}={values}: pixels in [0, 1] cannot be normalised with that')
+      low, high = min(values), max(values)
+      if not np.isfinite(values).all() or (low <= 0 if name == 'std' else low < 0 or high > 1):
+        scale = ': divide by 255' if high > 1 else ''
+        raise RunError(
+          f'task.{name}={values}: pixels in [0, 1] cannot be normalised with that{scale}'
+        )
 
   def _seeds(self) -> Any:
     """The argument of `_init`."""
@@ -219,7 +239,7 @@ class Experiment:
 
   def summary(self, evaluators: dict[str, Any]) -> list[str]:
     """Lines about the data that are trained and evaluated on: what is there, what is done to it."""
-    lines = [*self.source.summary(), *self._conversion]
+    lines = list(self._about_data)
     for name, evaluator in self.config.evals.items():
       lines += evaluators[name].summary
       if folds.overlap(self.config.data.split, getattr(evaluator, 'split', '')):

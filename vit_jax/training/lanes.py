@@ -17,9 +17,9 @@ from vit_jax.training.experiment import Experiment
 from vit_jax.training.state import State
 
 
-def experiment(cfg: config_lib.Config, *arguments: Any) -> Experiment:
+def experiment(cfg: config_lib.Config, *arguments: Any, **options: Any) -> Experiment:
   """What `cfg` describes, arguments as for `Experiment`: one run, or several as `Lanes`."""
-  return (Lanes if cfg.lanes.count else Experiment)(cfg, *arguments)
+  return (Lanes if cfg.lanes.count else Experiment)(cfg, *arguments, **options)
 
 
 class Lanes(Experiment):
@@ -29,12 +29,12 @@ class Lanes(Experiment):
   hyperparameters; scores are lists. A lane computes what it would compute alone, but for rounding.
   """
 
-  def __init__(self, cfg: config_lib.Config, *arguments: Any):
+  def __init__(self, cfg: config_lib.Config, *arguments: Any, **options: Any):
     self.lanes = [
       {name: values[i] for name, values in vars(cfg.lanes).items() if values}
       for i in range(cfg.lanes.count)
     ]
-    super().__init__(cfg, *arguments)
+    super().__init__(cfg, *arguments, **options)
 
   @property
   def examples_per_step(self) -> int:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from vit_jax.nn.sharding import spec
 from vit_jax.optim.config import OptimConfig
 from vit_jax.optim.schedules import Hyper
 from vit_jax.optim.transforms import optimizer
@@ -71,9 +72,11 @@ def train_step(state: State, batch: Any, hyper: Hyper, *, task, config: OptimCon
       return jax.tree.map(jnp.add, total, grad_fn(state.model, *item)), None
 
     # Part i takes every accumulate-th example, so that each device keeps its own examples.
-    parts = jax.tree.map(
-      lambda x: x.reshape(-1, config.accumulate, *x.shape[1:]).swapaxes(0, 1), batch
-    )
+    def cut(x):
+      shape = (-1, config.accumulate, *x.shape[1:])
+      return x.reshape(shape, out_sharding=spec('batch', *(None,) * x.ndim)).swapaxes(0, 1)
+
+    parts = jax.tree.map(cut, batch)
     first = jax.tree.map(lambda x: x[0], parts)
     names = jax.eval_shape(task.metrics, state.model, first, model_rng)
     zeros = jax.tree.map(jnp.zeros_like, state.model), dict.fromkeys(names, jnp.float32(0))

@@ -24,10 +24,12 @@ class Known(NamedTuple):
   Attributes:
     decided: values of unset fields, nested; see `schema.decided`.
     class_names: of the labels that it was trained on, or nothing if they have none.
+    num_classes: logits of the model.
   """
 
   decided: Mapping[str, Any]
   class_names: tuple[str, ...]
+  num_classes: int
 
 
 class Workdir:
@@ -156,7 +158,9 @@ class Workdir:
   def known(self) -> Known | None:
     """What the newest checkpoint says that can be read; None if there is none."""
     facts = self.checkpoints().facts()
-    return Known(facts.get('decided', {}), tuple(facts.get('classes', ()))) if facts else None
+    if not facts:
+      return None
+    return Known(facts['decided'], tuple(facts['classes']), facts['model']['num_classes'])
 
   def result(self) -> dict[str, Any] | None:
     """The contents of result.json; None if the run is not complete.
