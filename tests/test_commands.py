@@ -243,7 +243,7 @@ def test_unsetting(configured):
     assert found['model']['pool'] is None
     assert found['model']['width'] is None
     assert found['init'] == ''
-    assert found['lanes']['lr'] == []
+    assert found['lanes'] == {}
     assert found['model']['depth'] == 4
 
 

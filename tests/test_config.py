@@ -52,7 +52,9 @@ def test_configs_trace_a_step(name):
     'mask': jax.ShapeDtypeStruct((size,), np.float32),
   }
   step = experiment.train_step()
-  state, metrics = jax.eval_shape(step, experiment.abstract_state, batch, experiment.hyper(0))
+  state, metrics = jax.eval_shape(
+    step, experiment.abstract_state, experiment.frozen, batch, experiment.hyper(0)
+  )
   assert jax.tree.structure(state) == jax.tree.structure(experiment.abstract_state)
   assert {'loss', 'top1', 'grad_norm', 'skipped'} == metrics.keys()
 

@@ -14,6 +14,7 @@ import vit_jax
 from tests.test_variants import GOLDEN
 from vit_jax.architecture.towers import TwoTowersArchitecture
 from vit_jax.architecture.vit import ViTArchitecture
+from vit_jax.compile import plan
 from vit_jax.core import schema
 from vit_jax.costs import flops, footprint
 from vit_jax.costs.parts import BIAS_COLUMNS
@@ -113,26 +114,20 @@ def experiment(**fields):
 
 
 def inputs(it):
-  """The state and the batch of a step, as shapes."""
+  """State, frozen parameters and batch of a step, as shapes."""
   shape = jax.ShapeDtypeStruct
   batch = {
     'image': shape((BATCH, *it.shape.image_size, it.shape.channels), np.uint8),
     'label': shape((BATCH,), np.int32), 'mask': shape((BATCH,), np.float32),
   }  # fmt: skip
-  return jax.eval_shape(split_layers, it.abstract_state), batch
+  state, frozen = (jax.eval_shape(split_layers, tree) for tree in (it.abstract_state, it.frozen))
+  return state, frozen, batch
 
 
 def residuals(it):
   """The arrays that the forward pass leaves for the backward pass."""
-  state, batch = inputs(it)
-  task = it.config.task
-
-  def left(model, batch):
-    key = jax.random.key(0)
-    part = task.augment(batch, key)
-    return jax.vjp(lambda model: task.metrics(model, part, key)['loss'], model)[1]
-
-  program = jax.make_jaxpr(left)(state.model, batch).jaxpr
+  state, frozen, batch = inputs(it)
+  program = jax.make_jaxpr(plan.residuals(it))(state.model, state.extra, frozen, batch).jaxpr
   given = {id(variable) for variable in program.invars}
   return [v.aval for v in program.outvars if id(v) not in given]
 
@@ -162,12 +157,12 @@ def test_every_option_is_counted_exactly(fields):
   it = experiment(**fields)
   config = it.config.model
   cost = flops.costs(config, examples=BATCH)
-  state, batch = inputs(it)
+  state, _, batch = inputs(it)
   assert cost.parameters() == sum(leaf.size for leaf in jax.tree.leaves(state.model))
   images = jax.ShapeDtypeStruct(batch['image'].shape, jnp.float32)
   forward = products(traced(lambda model, x: model(x), state.model, images))
   assert BATCH * cost.total('macs') == forward == BATCH * cost.total('flops') // 2
-  step = products(traced(it.train_step(), state, batch, it.hyper(0)))
+  step = products(traced(it.train_step(), *inputs(it), it.hyper(0)))
   assert BATCH * cost.total('train_exact') == 2 * step
   kept, _ = footprint.activations(config, examples=BATCH)
   assert kept == of_images(residuals(it))
@@ -254,7 +249,7 @@ def test_what_a_step_takes_is_at_least_what_is_kept():
   found = flops.memory(it.config.model, BATCH)
   arrays = sum(array.size * array.dtype.itemsize for array in residuals(it))
   assert found.copies + found.activations == pytest.approx(arrays, rel=0.02)
-  state, _ = inputs(it)
+  state, _, _ = inputs(it)
   held = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))  # noqa: E731
   assert found.parameters == found.gradients == held(state.model)
   assert found.optimizer + 4 == held(state.opt)  # and a count of steps

@@ -23,11 +23,13 @@ def run_lanes(batches, steps=3, **changes):
   """As `tests.test_step.run`, for every lane; `batches` makes the batch of a step."""
   experiment = lanes.experiment(build(**changes))
   state = experiment.split(experiment.init())
-  args = state, batches(experiment, 0), experiment.hyper(0)
+  args = state, experiment.frozen, batches(experiment, 0), experiment.hyper(0)
   step_fn = experiment.train_step().lower(*args).compile()  # one program for all steps
   histories = [[] for _ in experiment.lanes]
   for step in range(steps):
-    state, metrics = step_fn(state, batches(experiment, step), experiment.hyper(step))
+    state, metrics = step_fn(
+      state, experiment.frozen, batches(experiment, step), experiment.hyper(step)
+    )
     for lane, history in enumerate(histories):
       history.append({name: float(value[lane]) for name, value in metrics.items()})
   leaves = tree.flatten(experiment.stack(state))
@@ -200,7 +202,7 @@ def test_a_new_seed_compiles_nothing(mesh):
     losses = []
     for seed in (0, 1, 2):
       hyper = experiment.hyper(0)._replace(seed=np.uint32(seed))
-      state, metrics = step_fn(state, batch, hyper)
+      state, metrics = step_fn(state, experiment.frozen, batch, hyper)
       losses.append(float(metrics['loss']))
     assert step_fn._cache_size() == 1
     assert len({*losses}) == 3

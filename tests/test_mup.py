@@ -16,7 +16,6 @@ from vit_jax.nn.attention import Context
 from vit_jax.nn.layers import Dense
 from vit_jax.optim import mup
 from vit_jax.optim.config import OptimConfig
-from vit_jax.optim.schedules import Hyper
 from vit_jax.optim.transforms import optimizer
 from vit_jax.training import config as config_lib
 from vit_jax.training import lanes
@@ -38,7 +37,8 @@ def moved(config, steps=4, seeds=4, lr=1e-2):
   images = jnp.asarray(rng.normal(size=(32, 8, 8, 1)), jnp.float32)
   labels = jnp.asarray(rng.integers(0, 10, 32))
   setting = OptimConfig(lr=lr, weight_decay=0.0, clip=0.0)
-  hyper = Hyper(*map(np.float32, (lr, 0.0, 0.9, 0.999)))
+  names = ('optim.lr', 'optim.weight_decay', 'optim.b1', 'optim.b2')
+  hyper = dict(zip(names, map(np.float32, (lr, 0.0, 0.9, 0.999)), strict=True))
 
   def loss(model):
     return optax.softmax_cross_entropy_with_integer_labels(model(images), labels).mean()
@@ -104,7 +104,7 @@ def best_lr(digits, width, **model):
   batches = experiment.batches(0)
   step_fn = None
   for step in range(experiment.total):
-    args = state, next(batches), experiment.hyper(step)
+    args = state, experiment.frozen, next(batches), experiment.hyper(step)
     step_fn = step_fn or experiment.train_step().lower(*args).compile()
     state, metrics = step_fn(*args)
     losses.append(np.asarray(metrics['loss']))

@@ -87,7 +87,9 @@ def test_adamw_is_optax_adamw(limit):
     optax.clip_by_global_norm(limit),
     optax.adamw(0.1, b1=0.8, b2=0.95, weight_decay=0.2, mask=mask),
   )
-  hyper = schedules.Hyper(0.1, 0.2, 0.8, 0.95)
+  hyper = {
+    'optim.lr': 0.1, 'optim.weight_decay': 0.2, 'optim.b1': 0.8, 'optim.b2': 0.95,
+  }  # fmt: skip
   mine = transforms.optimizer(config, PARAMS, hyper)
   a, b = PARAMS, PARAMS
   state_a, state_b = mine.init(a), theirs.init(b)
@@ -103,7 +105,7 @@ def test_adamw_is_optax_adamw(limit):
 
 def test_lr_scale_zero_freezes():
   config = OptimConfig(lr_scale=(('posemb', 0.0), ('.*', 1.0)))
-  tx = transforms.optimizer(config, PARAMS, schedules.Hyper(0.1, 0.2, 0.9, 0.999))
+  tx = transforms.optimizer(config, PARAMS, {**transforms.NONE, 'optim.lr': 0.1})
   update, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
   assert (update['posemb'] == 0).all()
   assert (update['head']['kernel'] != 0).all()

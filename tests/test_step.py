@@ -10,10 +10,11 @@ from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.nn import sharding, tree
 from vit_jax.nn.sharding import BatchLayout
-from vit_jax.optim.schedules import Hyper
 from vit_jax.tasks.classification import Classification
+from vit_jax.tasks.task import Context
 from vit_jax.training import config as config_lib
 from vit_jax.training.experiment import Experiment
+from vit_jax.training.hyper import Hyper, names
 
 
 def build(**changes):
@@ -61,7 +62,7 @@ def run_each(runs, steps=3):
     state, history = experiment.split(experiment.init()), []
     for step in range(steps):
       batch = experiment.layout.place(batch_of(cfg, step))
-      state, metrics = step_fn(state, batch, experiment.hyper(step))
+      state, metrics = step_fn(state, experiment.frozen, batch, experiment.hyper(step))
       history.append({name: float(value) for name, value in metrics.items()})
     assert step_fn._cache_size() == 1
     leaves = tree.flatten(experiment.stack(state))
@@ -127,6 +128,18 @@ def test_accumulation_gives_the_same_training(plain, mesh, layout):
       assert_same(run(optim__accumulate=2), plain)
 
 
+@pytest.mark.parametrize('layout', [None, (2, 2, 2)])
+def test_what_is_dropped_does_not_depend_on_the_parts(mesh, layout):
+  """Stochastic depth and patch dropout, of every example as in the whole batch."""
+  dropped = dict(model__drop_path=0.4, model__patch_dropout=0.5)
+  whole = run(**dropped)
+  if layout is None:
+    assert_same(run(optim__accumulate=4, **dropped), whole)
+  else:
+    with mesh(*layout):
+      assert_same(run(optim__accumulate=2, **dropped), whole)
+
+
 def test_bfloat16_on_a_mesh_is_near_float32(plain, mesh):
   with mesh(2, 2, 2):
     history, _ = run(model__dtype='bfloat16')
@@ -150,9 +163,11 @@ def test_changing_hyperparameters_compiles_nothing(mesh):
     batch = experiment.layout.place(batch_of(experiment.config, 0))
     norms = []
     for lr, decay, b1, b2 in ((0.1, 0.2, 0.9, 0.99), (0.0, 0.5, 0.8, 0.9), (1e-3, 0.0, 0.7, 0.95)):
-      hyper = Hyper(*(np.float32(x) for x in (lr, decay, b1, b2)))
+      values = {'optim.lr': lr, 'optim.weight_decay': decay, 'optim.b1': b1, 'optim.b2': b2}
+      order = [values[name] for name in names(experiment.config)]
+      hyper = Hyper(np.array(order, np.float32), np.uint32(0))
       before = [np.asarray(leaf) for leaf in jax.tree.leaves(state.model)]
-      state, _ = step_fn(state, batch, hyper)
+      state, _ = step_fn(state, experiment.frozen, batch, hyper)
       after = jax.tree.leaves(state.model)
       norms.append(sum(np.abs(a - b).sum() for a, b in zip(after, before, strict=True)))
     assert step_fn._cache_size() == 1
@@ -163,7 +178,7 @@ def test_the_state_is_donated():
   experiment = Experiment(build())
   state = experiment.init()
   batch = experiment.layout.place(batch_of(experiment.config, 0))
-  experiment.train_step()(state, batch, experiment.hyper(0))
+  experiment.train_step()(state, experiment.frozen, batch, experiment.hyper(0))
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.model))
 
 
@@ -175,7 +190,7 @@ def test_masked_examples_count_for_nothing():
     batch = batch_of(experiment.config, 0)
     batch['image'][[1, 6]] = filler
     batch['label'][[1, 6]] = filler % 4
-    state, metrics = step_fn(experiment.init(), batch, experiment.hyper(0))
+    state, metrics = step_fn(experiment.init(), experiment.frozen, batch, experiment.hyper(0))
     assert metrics['skipped'] == 2
     results.append([np.asarray(leaf) for leaf in jax.tree.leaves((state, metrics))])
   for a, b in zip(*results, strict=True):
@@ -187,10 +202,13 @@ def test_ema_follows_the_model():
   state, step_fn = experiment.init(), experiment.train_step()
   average = np.asarray(state.model.head.kernel[...])
   for step in range(4):
-    state, _ = step_fn(state, batch_of(experiment.config, step), experiment.hyper(step))
+    state, _ = step_fn(
+      state, experiment.frozen, batch_of(experiment.config, step), experiment.hyper(step)
+    )
     decay = min(0.5, (1 + step) / (10 + step))
     average = decay * average + (1 - decay) * np.asarray(state.model.head.kernel[...])
-  np.testing.assert_allclose(state.eval_model.head.kernel[...], average, rtol=1e-5, atol=1e-7)
+  judged = experiment.config.task.judged(state)
+  np.testing.assert_allclose(judged.head.kernel[...], average, rtol=1e-5, atol=1e-7)
 
 
 def test_clipping_bounds_the_gradient():
@@ -198,7 +216,7 @@ def test_clipping_bounds_the_gradient():
   state = experiment.init()
   before = np.asarray(state.model.head.kernel[...])
   state, metrics = experiment.train_step()(
-    state, batch_of(experiment.config, 0), experiment.hyper(0)
+    state, experiment.frozen, batch_of(experiment.config, 0), experiment.hyper(0)
   )
   assert metrics['grad_norm'] > 1e-3
   np.testing.assert_allclose(state.model.head.kernel[...], before, atol=1e-12)
@@ -214,25 +232,28 @@ def test_cross_entropy_with_smoothing_and_mixup():
   batch |= {'label2': jnp.array([2, 0]), 'share': jnp.array([0.75, 0.75])}
   np.testing.assert_allclose(task.targets(batch, 4)[0], [0.65, 0.05, 0.25, 0.05], rtol=1e-6)
   logits = jnp.array([[1.0, 2.0, 0.0, -1.0], [0.0, 0.0, 3.0, 0.0]])
-  sums = task.metrics(lambda image, key: logits, batch, None)
+  ctx = Context({}, {'examples': 2}, {}, None, 0, None)
+  loss, sums, seen = task.loss(lambda image, key: logits, batch, ctx)
   p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
   want = -(np.asarray(task.targets(batch, 4)) * np.log(p)).sum()
-  np.testing.assert_allclose(sums['loss'], want, rtol=1e-6)
-  assert sums['top1'] == 1
+  np.testing.assert_allclose(sums['loss'][0], want, rtol=1e-6)
+  np.testing.assert_allclose(loss, want / 2, rtol=1e-6)
+  assert sums['top1'] == (1, 'examples')
+  assert seen == {}
 
 
 def test_augmentation_mixes_and_flips():
   images = np.random.default_rng(0).integers(0, 256, (64, 4, 4, 1), dtype=np.uint8)
   batch = {'image': images, 'label': jnp.arange(64), 'mask': jnp.ones(64)}
-  clean = Classification(mean=(0.0,), std=(1.0,)).augment(batch, None)['image']
+  clean = Classification(mean=(0.0,), std=(1.0,)).augment(batch, None, {})['image']
   np.testing.assert_allclose(clean, images / 255, rtol=1e-6)
-  flip = Classification(mean=(0.0,), std=(1.0,), flip=True).augment(batch, jax.random.key(0))[
+  flip = Classification(mean=(0.0,), std=(1.0,), flip=True).augment(batch, jax.random.key(0), {})[
     'image'
   ]
   mirrored = [bool((f == c[:, ::-1]).all()) for f, c in zip(flip, clean, strict=True)]
   assert all(m or (f == c).all() for m, f, c in zip(mirrored, flip, clean, strict=True))
   assert 16 < sum(mirrored) < 48
-  mix = Classification(mean=(0.0,), std=(1.0,), mixup=1.0).augment(batch, jax.random.key(0))
+  mix = Classification(mean=(0.0,), std=(1.0,), mixup=1.0).augment(batch, jax.random.key(0), {})
   share = float(mix['share'][0])
   assert 0 < share < 1
   np.testing.assert_allclose(

@@ -22,6 +22,7 @@ from vit_jax.data.preprocess import decode
 from vit_jax.data.sources import Tfds
 from vit_jax.evaluate import evaluate, restore
 from vit_jax.nn import sharding
+from vit_jax.tasks.classification import Classification
 from vit_jax.train import train
 from vit_jax.training import config as config_lib
 from vit_jax.training.experiment import Experiment
@@ -75,7 +76,8 @@ def test_a_run_is_a_checkpoint_to_load(finished):
   model = vit_jax.load(workdir)
   with jax.set_mesh(sharding.make_mesh('data')):
     _, state = restore(str(workdir))
-  for a, b in zip(jax.tree.leaves(state.eval_model), jax.tree.leaves(model), strict=True):
+  judged = Classification().judged(state)
+  for a, b in zip(jax.tree.leaves(judged), jax.tree.leaves(model), strict=True):
     np.testing.assert_array_equal(a, b)
   assert model.card.class_names == tuple('0123456789')
   assert (model.card.size, model.card.resize, model.card.mean) == ((8, 8), 'area', (0.5,))
@@ -312,6 +314,7 @@ def alone(code, *args, **options):
 
 TRAIN = """
 import json, sys, ml_collections
+from vit_jax.tasks.classification import Classification
 from vit_jax.train import train
 for text, folder in zip(sys.argv[1::2], sys.argv[2::2]):
   train(ml_collections.ConfigDict(json.loads(text)), folder)

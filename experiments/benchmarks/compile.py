@@ -54,8 +54,8 @@ def start(way: str, variant: str, batch: int, folder: pathlib.Path) -> Iterator[
     state = experiment.split(experiment.init())
     placed = experiment.layout.place(drawn)
     yield jax.block_until_ready(state)
-    lowered = experiment.train_step().lower(state, placed, experiment.hyper(0))
-    args = state, placed, experiment.hyper(0)
+    lowered = experiment.train_step().lower(state, experiment.frozen, placed, experiment.hyper(0))
+    args = state, experiment.frozen, placed, experiment.hyper(0)
   else:
     peer = linen.training(jax.devices(), variant, batch // jax.device_count(),
                           scan=layers == 'scanned', dtype=dtype)  # fmt: skip

@@ -90,7 +90,9 @@ class Ours:
 
   def train(self) -> jax.Array:
     """One step; returns the loss before it."""
-    self._state, metrics = self._train(self._state, self._batch, self._hyper)
+    self._state, metrics = self._train(
+      self._state, self._experiment.frozen, self._batch, self._hyper
+    )
     return metrics['loss']
 
   def infer(self) -> jax.Array:
@@ -107,7 +109,7 @@ class Ours:
 
   @functools.cached_property
   def _train(self) -> Any:
-    args = self._state, self._batch, self._hyper
+    args = self._state, self._experiment.frozen, self._batch, self._hyper
     return self._compile('train', self._experiment.train_step(), *args)
 
   @functools.cached_property

@@ -51,12 +51,12 @@ def _seconds(job: Job, folder: pathlib.Path) -> tuple[float, float]:
     fixed = time.perf_counter() - begin
     rounds: list[float] = []
     with resources:
-      state, metrics = step(state, next(batches), experiment.hyper(0))
+      state, metrics = step(state, experiment.frozen, next(batches), experiment.hyper(0))
       while len(rounds) < 4 or sum(rounds[1:]) < SECONDS:
         start = time.perf_counter()
         for i in range(STEPS):
           batch, hyper, before = next(batches), experiment.hyper(i), metrics
-          state, metrics = step(state, batch, hyper)
+          state, metrics = step(state, experiment.frozen, batch, hyper)
           jax.device_get(before)
         jax.block_until_ready(state)
         rounds.append(time.perf_counter() - start)
@@ -70,6 +70,6 @@ def _begin(cfg: config_lib.Config) -> tuple[contextlib.ExitStack, Any, Any, Any,
   resources = contextlib.ExitStack()
   batches = resources.enter_context(contextlib.closing(experiment.batches(0)))
   batch, hyper = next(batches), experiment.hyper(0)
-  step = experiment.train_step().lower(state, batch, hyper).compile()
+  step = experiment.train_step().lower(state, experiment.frozen, batch, hyper).compile()
   experiment.evaluate(experiment.evaluators(), state)
   return resources, experiment, step, state, batches

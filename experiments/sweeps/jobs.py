@@ -9,11 +9,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vit_jax.core.errors import RunError
+from vit_jax.core import schema
 from vit_jax.scaling import design as design_lib
 from vit_jax.scaling.cost import Machine
 from vit_jax.scaling.design import Cell, Design
 from vit_jax.training import config as config_lib
+from vit_jax.training import hyper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Sweep:
     base: a ConfigDict, the configuration of every run; the design replaces the size of the model,
       the batch size and the duration.
     design: which models, and how long.
-    lanes: values of fields of `config.LanesConfig`; every combination of them is trained, all of a
+    lanes: values of hyperparameters, as in `config.lanes`; every combination of them is trained, all of a
       cell in one program.
     cooldown: share of each run in which the learning rate falls to 0. With a schedule of 'wsd' the
       runs of one model fork from one trunk; 0, or another schedule, trains each from scratch.
@@ -84,7 +85,7 @@ def expand(sweep: Sweep) -> list[Job]:
   """The jobs of a sweep, the cheapest models first, each trunk before its forks.
 
   Raises:
-    RunError: for lanes that are not fields of `config.lanes`.
+    RunError: for lanes of something that is not a hyperparameter.
   """
   by_model: dict[str, list[Cell]] = {}
   for cell in sweep.design.cells:
@@ -132,10 +133,8 @@ def _configured(sweep: Sweep, cell: Cell, *, cooldown: int) -> Any:
       config.model[name] = getattr(cell.model, name)
     if sweep.base.optim.schedule == 'wsd':
       config.optim.cooldown = f'{cooldown} steps'
-    for name in sweep.lanes:
-      if name not in config.lanes:
-        raise RunError(f'lanes of a sweep are fields of config.lanes, not {name!r}')
-      config.lanes[name] = tuple(each[name] for each in sweep.combinations)
+    config.lanes = {name: tuple(each[name] for each in sweep.combinations) for name in sweep.lanes}
+  hyper.lanes(schema.build(config_lib.Config, config))  # or RunError
   return config
 
 

@@ -55,7 +55,7 @@ RUNS = {
     'optim.lr_scale': (('embed.*', 0.5), ('.*', 1.0)), 'seed': 3,
     'data.crop': dict(name='random_resized', min_area=0.5),
   },
-  'lanes': {'lanes.lr': (1e-3, 3e-3), 'lanes.seed': (0, 1)},
+  'lanes': {'lanes': {'lr': (1e-3, 3e-3), 'seed': (0, 1)}},
   'trunk': {'optim.schedule': 'wsd', 'optim.cooldown': '2 steps',
             'checkpoint.at': ('4 steps', f'{STEP} steps')},
   'fork': {'optim.schedule': 'wsd', 'optim.cooldown': '4 steps', 'fork': 'trunk',
@@ -102,6 +102,7 @@ def configuration(name):
   given, changes = json.loads(json.dumps(BASE)), dict(RUNS[name])
   if crop := changes.pop('data.crop', None):
     given['data']['crop'] = crop
+  given['lanes'] = changes.pop('lanes', {})
   if name == 'started':
     for field in UNSET:
       del given['model'][field]

@@ -12,7 +12,7 @@ from typing import Any
 
 from vit_jax.core.errors import RunError
 
-FORMAT = 1
+FORMAT = 2
 
 
 class LaterFormatError(RunError):
@@ -38,6 +38,12 @@ def _numbered(record: dict[str, Any]) -> None:
     source.setdefault('channels', 3)
 
 
+def _with_hyperparameters(record: dict[str, Any]) -> None:
+  """1 to 2: lanes of any hyperparameter by name; parameters that are not trained."""
+  record['lanes'] = {name: list(values) for name, values in record['lanes'].items() if values}
+  record['task']['frozen'] = []
+
+
 def meant(number: int, name: str, old: Any, new: Any, *, init: bool) -> bool:
   """Whether a run of format `number` had the value `old` of a field that its command leaves unset.
 
@@ -57,9 +63,9 @@ def _decided(facts: dict[str, Any]) -> None:
 
 
 # What turns a configuration of format i into one of format i + 1.
-RECORDS: tuple[Callable[[dict[str, Any]], None], ...] = (_numbered,)
+RECORDS: tuple[Callable[[dict[str, Any]], None], ...] = (_numbered, _with_hyperparameters)
 # The same for what checkpoints say of themselves.
-FACTS: tuple[Callable[[dict[str, Any]], None], ...] = (_decided,)
+FACTS: tuple[Callable[[dict[str, Any]], None], ...] = (_decided, lambda facts: None)
 
 
 def stamped(value: dict[str, Any]) -> dict[str, Any]:

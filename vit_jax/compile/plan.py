@@ -31,9 +31,12 @@ from vit_jax.core import paths, schema
 from vit_jax.costs import chips, flops
 from vit_jax.data.examples import NoDataError
 from vit_jax.data.synthetic import Synthetic
-from vit_jax.nn import sharding
+from vit_jax.nn import sharding, tree
 from vit_jax.nn.encoder import split_layers
+from vit_jax.nn.noise import Noise
+from vit_jax.tasks.task import Context
 from vit_jax.training import config as config_lib
+from vit_jax.training import hyper as hyper_lib
 from vit_jax.training.experiment import Experiment
 
 # A kernel of ours is expected to reach this share of its roofline.
@@ -114,17 +117,20 @@ def plan(config: ConfigDict, where: str, hlo: str = '') -> Plan:
   mesh = sharding.make_mesh(cfg.mesh, devices)
   with jax.set_mesh(mesh):
     experiment = _experiment(cfg)
-    state = sharding.fill_shardings(jax.eval_shape(split_layers, experiment.abstract_state))
+    state, frozen = (
+      sharding.fill_shardings(jax.eval_shape(split_layers, each))
+      for each in (experiment.abstract_state, experiment.frozen)
+    )
     batch = _abstract_batch(experiment, mesh)
     held = functools.partial(_per_device_bytes, mesh)
     facts: dict[str, Any] = dict(
       topology=where, chips=len(devices), mesh='x'.join(map(str, mesh.shape.values())),
       batch_size=cfg.batch_size, remat=cfg.model.remat, scan=cfg.model.scan,
-      parameters=held(state.model), optimizer=held((state.opt, state.ema)),
-      activations=_activations(experiment, state, batch, mesh), capacity=capacity,
+      parameters=held((state.model, frozen)), optimizer=held((state.opt, state.ema, state.extra)),
+      activations=_activations(experiment, state, frozen, batch, mesh), capacity=capacity,
     )  # fmt: skip
     start = time.perf_counter()
-    lowered = experiment.train_step().lower(state, batch, experiment.hyper(0))
+    lowered = experiment.train_step().lower(state, frozen, batch, experiment.hyper(0))
     traced = time.perf_counter()
     try:
       with no_cache():
@@ -134,7 +140,7 @@ def plan(config: ConfigDict, where: str, hlo: str = '') -> Plan:
       if 'RESOURCE_EXHAUSTED' not in str(error) or 'space vmem' in str(error) or not used:
         raise
       memory = int(float(used[1]) * 1024 ** ('KMGT'.index(used[2]) + 1))
-      return Plan(**facts, temporaries=memory - held(state), memory=memory, fits=False)
+      return Plan(**facts, temporaries=memory - held((state, frozen)), memory=memory, fits=False)
     done = time.perf_counter()
   text = compiled.as_text()
   if hlo:
@@ -241,16 +247,29 @@ def _abstract_batch(experiment: Experiment, mesh: Any) -> dict[str, Any]:
   }
 
 
-def _activations(experiment: Experiment, state: Any, batch: Any, mesh: Any) -> int:
-  """Bytes per chip that the forward pass leaves for the backward pass, without its arguments."""
-  task, accumulate = experiment.config.task, experiment.config.optim.accumulate
+def residuals(experiment: Experiment) -> Any:
+  """A function of trainable parameters, the task's state, frozen parameters and a batch.
 
-  def residuals(model, batch):
+  It gives what the forward pass leaves for the backward pass, of one part of the batch.
+  """
+  cfg = experiment.config
+  task, accumulate = cfg.task, cfg.optim.accumulate
+  hyper = experiment.hyper(0).named(hyper_lib.names(cfg))
+
+  def left(model, extra, frozen, batch):
     key = jax.random.key(0)
-    part = jax.tree.map(lambda x: x[: x.shape[0] // accumulate], task.augment(batch, key))
-    return jax.vjp(lambda model: task.metrics(model, part, key)['loss'], model)[1]
+    batch = task.augment(batch, key, hyper)
+    ctx = Context(extra, task.totals(batch), hyper, Noise(key), 0, frozen)
+    part = jax.tree.map(lambda x: x[: x.shape[0] // accumulate], batch)
+    loss = lambda model: task.loss(tree.merge(model, frozen), part, ctx)[0]  # noqa: E731
+    return jax.vjp(loss, model)[1]
 
-  traced = jax.make_jaxpr(residuals)(state.model, batch).jaxpr
+  return left
+
+
+def _activations(experiment: Experiment, state: Any, frozen: Any, batch: Any, mesh: Any) -> int:
+  """Bytes per chip that the forward pass leaves for the backward pass, without its arguments."""
+  traced = jax.make_jaxpr(residuals(experiment))(state.model, state.extra, frozen, batch).jaxpr
   given = {id(variable) for variable in traced.invars}
   return _per_device_bytes(mesh, [v.aval for v in traced.outvars if id(v) not in given])
 

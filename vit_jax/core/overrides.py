@@ -8,6 +8,7 @@ a name and its fields may be given together, in any order.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import math
 import re
@@ -18,6 +19,7 @@ from typing import Any
 
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError, suggest
+from vit_jax.core.schedule import Schedule
 
 UNSET = ('', 'None')
 _BOOLS = {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}
@@ -67,11 +69,13 @@ def _set(cls: type, tree: dict[str, Any], path: list[str], text: str, where: str
     raise RunError(f'unknown field {where}.{name}: {suggest(name, fields)}')
   field, kind = fields[name], _plain(typing.get_type_hints(cls)[name])
   where = f'{where}.{name}'
-  if 'choices' in field.metadata:
+  if 'tuples' in field.metadata:
+    _set_tuple(tree.setdefault(name, {}), rest, text, where)
+  elif 'choices' in field.metadata:
     _set_entry(field, tree.setdefault(name, {}), rest, text, where)
   elif 'choice' in field.metadata:
     _set_chosen(field.metadata, tree.setdefault(name, {}), rest, text, where)
-  elif dataclasses.is_dataclass(kind):
+  elif dataclasses.is_dataclass(kind) and kind is not Schedule:
     if not rest:
       inside = ', '.join(f'{where}.{each.name}' for each in dataclasses.fields(kind)[:3])
       raise RunError(f'{where} is a section: set its fields, {inside}, ...')
@@ -80,6 +84,27 @@ def _set(cls: type, tree: dict[str, Any], path: list[str], text: str, where: str
     raise RunError(f'{where} is not a section: it has no field {rest[0]!r}')
   else:
     tree[name] = value(text, kind, field.default, where)
+
+
+def _set_tuple(entries: dict[str, Any], path: list[str], text: str, where: str) -> None:
+  """Sets, or removes, one of the tuples of `schema.tuples`."""
+  if len(path) > 1 or (not path and text not in UNSET):
+    raise RunError(f'{where} holds tuples by name: {where}.NAME=1,2,3')
+  if not path:
+    entries.clear()
+  elif text in UNSET:
+    entries.pop(path[0], None)
+  else:
+    found = (_number(part.strip()) for part in text.strip('()[]').split(',') if part.strip())
+    entries[path[0]] = tuple(found)
+
+
+def _number(text: str) -> Any:
+  """A whole number, a number, or the text as it is."""
+  for kind in (int, float):
+    with contextlib.suppress(ValueError):
+      return kind(text)
+  return text.strip('\'"')
 
 
 def _set_entry(field: Any, entries: dict[str, Any], path: list[str], text: str, where: str) -> None:
@@ -146,6 +171,8 @@ def value(text: str, kind: Any, default: Any, where: str) -> Any:
     raise RunError(f'{where} cannot be unset: give a value')
   if origin is str:
     return '' if text == 'None' else text
+  if origin is Schedule:
+    return _number(text)
   try:
     if origin is bool:
       return _BOOLS[text.lower()]

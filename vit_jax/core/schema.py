@@ -2,8 +2,9 @@
 
 A field annotated with a dataclass is a section. A field made by `choice(REGISTRY)` is a section
 whose key `name` picks the dataclass: `dict(name='wsd', cooldown='20%')`. A field made by
-`choices(REGISTRY)` holds any number of such sections under keys of the user's own. A field whose
-default is None may be left unset, whatever its type.
+`choices(REGISTRY)` holds any number of such sections under keys of the user's own, one made by
+`tuples()` tuples of numbers. A field whose default is None may be left unset, whatever its type. A
+field of type `Schedule` is a number or a text.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.core.errors import RunError, suggest
+from vit_jax.core.schedule import Schedule
 
 
 def choice(registry: Mapping[str, type], default: str | None = None) -> Any:
@@ -26,6 +28,11 @@ def choices(registry: Mapping[str, type], default: str) -> Any:
   """A dataclass field holding a dict of instances of classes of `registry`."""
   metadata = {'choices': registry, 'default': default}
   return dataclasses.field(metadata=metadata, default_factory=dict)
+
+
+def tuples() -> Any:
+  """A dataclass field holding a dict of tuples, of numbers or of texts."""
+  return dataclasses.field(metadata={'tuples': True}, default_factory=dict)
 
 
 def complete(
@@ -60,6 +67,13 @@ def complete(
       tree[name] = _complete_choice(
         field.metadata['choice'], given.get(name, {}), default, where, unset
       )
+    elif 'tuples' in field.metadata:
+      tree[name] = {
+        key: _checked(values, tuple[Any, ...], f'{where}.{key}')
+        for key, values in given.get(name, {}).items()
+      }
+    elif types[name] is Schedule:
+      tree[name] = _scheduled(given.get(name, field.default), where)
     elif dataclasses.is_dataclass(types[name]):
       tree[name] = complete(typing.cast(type, types[name]), given.get(name, {}), where, unset)
     elif name in given and not (given[name] is None and field.default is None):
@@ -87,6 +101,8 @@ def build(cls: type, given: Mapping[str, Any], path: str = 'config') -> Any:
       }
     elif 'choice' in field.metadata:
       tree[field.name] = _build_choice(field.metadata['choice'], tree[field.name], where)
+    elif types[field.name] is Schedule:
+      tree[field.name] = Schedule(tree[field.name])
     elif dataclasses.is_dataclass(types[field.name]):
       tree[field.name] = build(typing.cast(type, types[field.name]), tree[field.name], where)
   return cls(**tree)
@@ -122,7 +138,7 @@ def decided(asked: Any, resolved: Any) -> dict[str, Any]:
     other = dict(_items(resolved))[name]
     if value is None:
       inside = other
-    elif isinstance(value, dict) or dataclasses.is_dataclass(value):
+    elif _is_section(value):
       inside = decided(value, other) or None
     else:
       continue
@@ -143,9 +159,35 @@ def filled(section: Any, known: Mapping[str, Any]) -> Any:
   for name, value in _items(section):
     if name in known and value is None:
       changes[name] = _checked(known[name], types[name], name)
-    elif name in known and isinstance(known[name], Mapping):
+    elif name in known and isinstance(known[name], Mapping) and _is_section(value):
       changes[name] = filled(value, known[name])
   return dataclasses.replace(section, **changes)
+
+
+def leaves(section: Any, path: str = '') -> dict[str, Any]:
+  """Values of all fields of a dataclass and the sections in it, by dotted name."""
+  found = {}
+  for name, value in _items(section):
+    if _is_section(value):
+      found |= leaves(value, f'{path}{name}.')
+    else:
+      found[f'{path}{name}'] = value
+  return found
+
+
+def replaced(section: Any, name: str, value: Any) -> Any:
+  """A dataclass with the field of a dotted name changed."""
+  first, _, rest = name.partition('.')
+  if isinstance(section, dict):
+    return {**section, first: replaced(section[first], rest, value)}
+  new = replaced(getattr(section, first), rest, value) if rest else value
+  return dataclasses.replace(section, **{first: new})
+
+
+def _is_section(value: Any) -> bool:
+  return isinstance(value, dict) or (
+    dataclasses.is_dataclass(value) and not isinstance(value, Schedule)
+  )
 
 
 def _items(section: Any) -> list[tuple[str, Any]]:
@@ -176,8 +218,24 @@ def _build_choice(registry, section, path):
   return build(pick(registry, section['name'], path), _fields(section), path)
 
 
+def _scheduled(value: Any, path: str) -> float | str:
+  """A number or a text that makes a `Schedule`, or one."""
+  if value is dataclasses.MISSING:
+    raise RunError(f'{path} is missing')
+  value = getattr(value, 'text', value)
+  if isinstance(value, bool) or not isinstance(value, int | float | str):
+    raise RunError(f'{path} must be a number or a schedule, not {value!r}')
+  try:
+    constant = Schedule(value).constant
+  except RunError as error:
+    raise RunError(f'{path}: {error}') from None
+  return value if constant is None else constant
+
+
 def _checked(value: Any, wanted: Any, path: str) -> Any:
   """`value` as the type `wanted`; whole numbers may stand for floats, lists for tuples."""
+  if wanted is Any:
+    return value
   origin = typing.get_origin(wanted) or wanted
   if origin is float and type(value) is int:
     return float(value)

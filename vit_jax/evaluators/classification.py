@@ -22,6 +22,8 @@ with epy.lazy_imports():
   import jax
   import jax.numpy as jnp
 
+  from vit_jax.nn import tree
+
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
@@ -62,8 +64,9 @@ class Classification:
     conversion = probe(data, source, shape)
     batches = eval_batches(data, self.crop, source, shape, batch_size, layout.rows)
 
-    def sums(model, batch):
-      logits = model(task.augment(batch, None)['image'])
+    def sums(judged, frozen, batch):
+      model = tree.merge(judged, frozen)
+      logits = model(task.augment(batch, None, {})['image'])
       label = jax.nn.one_hot(batch['label'], shape.num_classes)
       top5 = jax.lax.top_k(logits, min(5, shape.num_classes))[1]
       hits = {
@@ -74,13 +77,13 @@ class Classification:
       }
       return {name: (value * batch['mask']).sum() for name, value in hits.items()}
 
-    sums = jax.jit(jax.vmap(sums, in_axes=(0, None)) if lanes else sums)
+    sums = jax.jit(jax.vmap(sums, in_axes=(0, None, None)) if lanes else sums)
 
-    def evaluate(model: Any) -> Iterator[tuple[str, Any]]:
+    def evaluate(judged: Any, frozen: Any) -> Iterator[tuple[str, Any]]:
       total = collections.Counter()
       pending: list[dict] = []
       for batch in iterate(batches, workers=data.workers):
-        pending.append(sums(model, layout.place(batch)))
+        pending.append(sums(judged, frozen, layout.place(batch)))
         if len(pending) > 2:  # keeps the host from running far ahead of the devices
           total.update(_floats(pending.pop(0)))
       for part in pending:

@@ -17,6 +17,7 @@ from vit_jax.nn import positions, resnet
 from vit_jax.nn.attention import Context
 from vit_jax.nn.encoder import Encoder, features_by_name, make_norm
 from vit_jax.nn.layers import Dense, PatchEmbed, normal, prepend_tokens, zeros
+from vit_jax.nn.noise import noise
 from vit_jax.nn.sharding import param, spec
 
 
@@ -127,7 +128,7 @@ class ViT(nnx.Module):
 
   def _forward(self, images, *, record: bool, key=None, **kwargs) -> dict[str, jax.Array]:
     config, out = self.config, {}
-    keys = (None, None) if key is None else jax.random.split(key)
+    keys = (None, None) if key is None else noise(key).split()
     out['tokens'], context = self.tokens(images, key=keys[0], **kwargs)
     x, layers = self.encoder(out['tokens'], context, key=keys[1], record=record)
     out |= features_by_name(layers)
@@ -170,7 +171,7 @@ class ViT(nnx.Module):
     return self.pool_norm(x) if self.config.pool_norm else x
 
   def tokens(
-    self, images: Any, *, key: jax.Array | None = None, masked: jax.Array | None = None,
+    self, images: Any, *, key: Any = None, masked: jax.Array | None = None,
     patch_size: int | None = None,
   ) -> tuple[jax.Array, Context]:  # fmt: skip
     """What enters the encoder.
@@ -282,7 +283,7 @@ class ViT(nnx.Module):
     config = self.config
     batch, count = x.shape[0], x.shape[1] - config.prefix
     keep = max(1, round(count * (1 - config.patch_dropout)))
-    draw = jax.random.uniform(key, (batch, count), out_sharding=spec('batch', None))
+    draw = noise(key).draw(jax.random.uniform, batch, count)
     if mask is not None:  # padding goes first
       draw = draw + ~mask
     kept = jnp.sort(jnp.argsort(draw, axis=1)[:, :keep], axis=1)

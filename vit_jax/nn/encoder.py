@@ -16,6 +16,7 @@ from vit_jax.core.errors import RunError
 from vit_jax.nn import tree
 from vit_jax.nn.attention import Attention, Context, RelativeBias, padding
 from vit_jax.nn.layers import Mlp, Norm, flatten, ones, unflatten
+from vit_jax.nn.noise import noise
 from vit_jax.nn.sharding import param, shards, spec
 
 
@@ -91,7 +92,7 @@ class Block(nnx.Module):
       x: (batch, tokens, width).
       context: of the tokens.
       bias: shared by all layers, added to attention scores.
-      key, rate: of stochastic depth; without a key nothing is dropped.
+      key, rate: `Noise` of stochastic depth, and its rate; without a key nothing is dropped.
 
     Returns:
       The new x, and what was added to it by 'attn' and 'mlp' (after LayerScale, before dropping).
@@ -115,7 +116,7 @@ class Block(nnx.Module):
       y = self.norm1(y)
       return attention(y, context, bias) + mlp(y)
 
-    keys = (None, None) if key is None else jax.random.split(key)
+    keys = (None, None) if key is None else key.split()
     add = functools.partial(self._add, batch=x.shape[0], rate=rate)
     y = flatten(x)
     if self.config.parallel:
@@ -143,8 +144,8 @@ class Block(nnx.Module):
       y = unflatten(x, batch)
       y = _add_to_subset(y, branch, context, bias, key, self.config.drop_path)
       return flatten(y)
-    shape, sharding = (batch, 1, 1), spec('batch', None, None)
-    kept = jax.random.bernoulli(key, 1 - rate, shape, out_sharding=sharding)
+    bernoulli = lambda key, shape, **layout: jax.random.bernoulli(key, 1 - rate, shape, **layout)  # noqa: E731
+    kept = key.draw(bernoulli, batch, 1, 1)
     scale = (kept / (1 - rate)).astype(x.dtype)
     return x + flatten(unflatten(branch(x, context, bias), batch) * scale)
 
@@ -162,7 +163,7 @@ def _add_to_subset(x, branch, context, bias, key, rate):
       f'drop_path={rate} of {each} examples on each device is none: with drop_path_mode=subset use '
       'a larger batch or rate'
     )
-  draw = jax.random.uniform(key, (parts, each), out_sharding=spec('batch', None))
+  draw = key.draw(jax.random.uniform, batch).reshape(parts, each, out_sharding=spec('batch', None))
   order = jnp.argsort(draw, axis=1)
 
   def split(y):
@@ -230,7 +231,7 @@ class Encoder(nnx.Module):
     Args:
       x: (batch, tokens, width).
       context: of the tokens.
-      key: of stochastic depth; none drops nothing.
+      key: a key or `Noise` of stochastic depth; none drops nothing.
       record: whether to return what happened inside.
 
     Returns:
@@ -256,7 +257,7 @@ class Encoder(nnx.Module):
       rates = jnp.full(config.depth, config.drop_path, jnp.float32)
       if config.drop_path_mode == 'linear':
         rates = jnp.linspace(0.0, config.drop_path, config.depth)
-      drop = jax.random.split(key, config.depth), rates
+      drop = noise(key).stacked(config.depth), rates
 
     def layer(x, item):
       block, (key, rate) = item

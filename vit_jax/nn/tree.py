@@ -1,9 +1,12 @@
 """Names for the leaves of a tree: 'encoder/blocks/attn/query/kernel'."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import jax
+
+from vit_jax.core.errors import RunError, suggest
 
 
 def name(path: tuple[Any, ...]) -> str:
@@ -14,6 +17,39 @@ def name(path: tuple[Any, ...]) -> str:
 def group(path: tuple[Any, ...]) -> str:
   """The same name for the same parameter of all layers, whether they are one array or several."""
   return re.sub(r'/blocks/\d+/', '/blocks/', name(path))
+
+
+def partition(tree: Any, patterns: Iterable[str], field: str = 'patterns') -> tuple[Any, Any]:
+  """A tree as two: of leaves whose names match no pattern, and of the others.
+
+  Args:
+    tree: of parameters.
+    patterns: regular expressions of whole names as `group` has them.
+    field: names the patterns in messages.
+
+  Returns:
+    Two trees of the same structure, None where the other one has the leaf.
+
+  Raises:
+    RunError: for a pattern that matches nothing.
+  """
+  patterns = tuple(patterns)
+  names = {group(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
+  for pattern in patterns:
+    if not any(re.fullmatch(pattern, name) for name in names):
+      raise RunError(f'{field}: {pattern!r} matches no parameter: {suggest(pattern, names)}')
+  chosen = {name for name in names if any(re.fullmatch(each, name) for each in patterns)}
+  pick = lambda wanted: jax.tree_util.tree_map_with_path(  # noqa: E731
+    lambda path, leaf: leaf if (group(path) in chosen) == wanted else None, tree
+  )
+  return pick(False), pick(True)
+
+
+def merge(one: Any, other: Any) -> Any:
+  """The inverse of `partition`."""
+  return jax.tree.map(
+    lambda a, b: b if a is None else a, one, other, is_leaf=lambda leaf: leaf is None
+  )
 
 
 def flatten(tree: Any) -> dict[str, Any]:

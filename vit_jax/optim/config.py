@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from vit_jax.core.errors import RunError, suggest
+from vit_jax.core.schedule import Schedule
 
 SCHEDULES = ('cosine', 'rsqrt', 'wsd')
 Groups = tuple[tuple[str, float], ...]
@@ -33,9 +35,9 @@ class OptimConfig:
   """
 
   lr: float = 1e-3
-  weight_decay: float = 1e-4
-  b1: float = 0.9
-  b2: float = 0.999
+  weight_decay: Schedule = Schedule(1e-4)
+  b1: Schedule = Schedule(0.9)
+  b2: Schedule = Schedule(0.999)
   eps: float = 1e-8
   clip: float = 1.0
   schedule: str = 'cosine'
@@ -51,11 +53,12 @@ class OptimConfig:
       raise RunError(
         f'unknown optim.schedule {self.schedule!r}: {suggest(self.schedule, SCHEDULES)}'
       )
-    for name in ('lr', 'weight_decay', 'eps', 'clip'):
+    for name in ('lr', 'eps', 'clip'):
       if not 0 <= getattr(self, name) < float('inf'):
         raise RunError(f'optim.{name}={getattr(self, name)} must be at least 0')
-    for name in ('b1', 'b2'):
-      if not 0 <= getattr(self, name) < 1:
-        raise RunError(f'optim.{name}={getattr(self, name)} must be at least 0 and less than 1')
+    for name, below in (('weight_decay', math.inf), ('b1', 1), ('b2', 1)):
+      schedule = Schedule.of(getattr(self, name))
+      schedule.check(f'optim.{name}', below=below)
+      object.__setattr__(self, name, schedule)
     if not 0 <= self.ema < 1:
       raise RunError(f'optim.ema={self.ema} must be at least 0 and less than 1')

@@ -1,27 +1,11 @@
-"""What may change from step to step, and how. NumPy only."""
+"""The learning rate at each step."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
-
-import numpy as np
 
 from vit_jax.core.errors import RunError
 from vit_jax.optim.config import OptimConfig
-
-
-class Hyper(NamedTuple):
-  """What may differ from step to step or run to run: scalar arguments of the compiled step.
-
-  All are float32 but for the seed, uint32.
-  """
-
-  lr: Any
-  weight_decay: Any
-  b1: Any
-  b2: Any
-  seed: Any = np.uint32(0)
 
 
 def learning_rate(
@@ -67,10 +51,3 @@ def check(
       f'choose it from {", ".join(fitting)}, or a batch_size that is a multiple of '
       f'{max(config.accumulate, 1) * devices}'
     )
-
-
-def hyper(step: int, config: OptimConfig, *, seed: int, **durations: int) -> Hyper:
-  """The arguments of step `step` of a run with this seed; `durations` as for `learning_rate`."""
-  lr = learning_rate(step, config, **durations)
-  lr, decay, b1, b2 = (np.float32(x) for x in (lr, config.weight_decay, config.b1, config.b2))
-  return Hyper(lr, decay, b1, b2, np.uint32(seed))

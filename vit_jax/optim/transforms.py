@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,17 +14,24 @@ from vit_jax.nn import tree
 from vit_jax.optim import mup
 from vit_jax.optim.config import OptimConfig
 from vit_jax.optim.groups import groups
-from vit_jax.optim.schedules import Hyper
+
+# For the structure of the state alone, which does not depend on them.
+NONE: dict[str, Any] = dict.fromkeys(
+  ('optim.lr', 'optim.weight_decay', 'optim.b1', 'optim.b2'), 0.0
+)
 
 
-def optimizer(config: OptimConfig, params: Any, hyper: Hyper) -> optax.GradientTransformation:
+def optimizer(
+  config: OptimConfig, params: Any, hyper: Mapping[str, Any] = NONE
+) -> optax.GradientTransformation:
   """The Optax chain of one step.
 
   Args:
     config: of the optimizer.
     params: a tree of parameters; that of a model with `mup` has their factors applied.
-    hyper: may be traced; the state does not depend on it.
+    hyper: by dotted name, may be traced; the state does not depend on them.
   """
+  lr, weight_decay, b1, b2 = (hyper[name] for name in NONE)
   decay = groups(config.decay, params, 'decay')
   lr_scale = groups(config.lr_scale, params, 'lr_scale')
   eps: Any = config.eps
@@ -40,14 +48,14 @@ def optimizer(config: OptimConfig, params: Any, hyper: Hyper) -> optax.GradientT
     eps = jax.tree.map(lambda factor: config.eps * factor, pick('eps'))
 
   def add_decay(updates, params):
-    add = lambda u, p, d: u + hyper.weight_decay * d * p if d else u  # noqa: E731
+    add = lambda u, p, d: u + weight_decay * d * p if d else u  # noqa: E731
     return jax.tree.map(add, updates, params, decay)
 
   return optax.chain(
     optax.stateless(lambda updates, _: clip(updates, config.clip)),
-    adam(hyper.b1, hyper.b2, eps),
+    adam(b1, b2, eps),
     optax.stateless(add_decay),
-    optax.stateless(lambda u, _: jax.tree.map(lambda x, s: -hyper.lr * s * x, u, lr_scale)),
+    optax.stateless(lambda u, _: jax.tree.map(lambda x, s: -lr * s * x, u, lr_scale)),
   )
 
 

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epy
 
 from vit_jax.core.errors import RunError
+from vit_jax.tasks.task import Batch, Context, Sums, Task
 
 # Configurations are checked before JAX is there.
 with epy.lazy_imports():
   import jax
   import jax.numpy as jnp
 
-Batch = dict[str, Any]  # of arrays
 UNSET: Any = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Classification:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Classification(Task):
   """Softmax cross-entropy.
 
   Attributes:
@@ -53,19 +54,20 @@ class Classification:
     spread = lambda given: given * channels if len(given) == 1 else given  # noqa: E731
     return spread(self.mean or (0.5,)), spread(self.std or (0.5,))
 
-  def augment(self, batch: Batch, rng: jax.Array | None) -> Batch:
-    """Normalises, flips and mixes a batch of uint8 images; without `rng` only normalises."""
+  def augment(self, batch: Batch, key: jax.Array | None, hyper: Mapping[str, Any]) -> Batch:
+    """Normalises, flips and mixes a batch of uint8 images; without a key only normalises."""
+    del hyper
     batch = {**batch, 'image': self.normalize(batch['image'])}
-    if rng is None:
+    if key is None:
       return batch
-    flip_rng, mix_rng = jax.random.split(rng)
+    flip_key, mix_key = jax.random.split(key)
     image = batch['image']
     if self.flip:
       sharding = jax.typeof(batch['mask']).sharding
-      mirrored = jax.random.bernoulli(flip_rng, shape=image.shape[:1], out_sharding=sharding)
+      mirrored = jax.random.bernoulli(flip_key, shape=image.shape[:1], out_sharding=sharding)
       image = jnp.where(mirrored[:, None, None, None], image[:, :, ::-1], image)
     if self.mixup:
-      share = jax.random.beta(mix_rng, self.mixup, self.mixup)
+      share = jax.random.beta(mix_key, self.mixup, self.mixup)
       # The partner of each example is its mirror position: a layout-preserving permutation.
       image = share * image + (1 - share) * image[::-1]
       batch['label2'], batch['mask'] = batch['label'][::-1], batch['mask'] * batch['mask'][::-1]
@@ -80,9 +82,11 @@ class Classification:
       one_hot = share * one_hot + (1 - share) * jax.nn.one_hot(batch['label2'], num_classes)
     return one_hot * (1 - self.label_smoothing) + self.label_smoothing / num_classes
 
-  def metrics(self, model: Any, batch: Batch, rng: jax.Array) -> dict[str, jax.Array]:
-    """Sums over the batch of the cross-entropy `loss` and of `top1`; `rng` is for the model."""
-    logits = model(batch['image'], key=rng)
-    loss = -jnp.sum(self.targets(batch, logits.shape[-1]) * jax.nn.log_softmax(logits), axis=-1)
-    top1 = (jnp.argmax(logits, axis=-1) == batch['label']).astype(jnp.float32)
-    return {'loss': (loss * batch['mask']).sum(), 'top1': (top1 * batch['mask']).sum()}
+  def loss(self, model: Any, part: Batch, ctx: Context) -> tuple[jax.Array, Sums, dict[str, Any]]:
+    """The cross-entropy; reported with it is `top1`."""
+    logits = model(part['image'], key=ctx.noise)
+    loss = -jnp.sum(self.targets(part, logits.shape[-1]) * jax.nn.log_softmax(logits), axis=-1)
+    top1 = (jnp.argmax(logits, axis=-1) == part['label']).astype(jnp.float32)
+    loss, top1 = ((value * part['mask']).sum() for value in (loss, top1))
+    sums = {'loss': (loss, 'examples'), 'top1': (top1, 'examples')}
+    return loss / ctx.totals['examples'], sums, {}

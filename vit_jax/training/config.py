@@ -20,6 +20,7 @@ from vit_jax.data.config import DataConfig
 from vit_jax.evaluators import EVALUATORS
 from vit_jax.optim.config import OptimConfig
 from vit_jax.tasks import TASKS
+from vit_jax.training import hyper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,34 +57,6 @@ class ProfileConfig:
   steps: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class LanesConfig:
-  """Runs of one model, trained side by side by one program; none if nothing is given.
-
-  Attributes:
-    lr, weight_decay, b1, b2, seed: lane i has the i-th value of each, and where there are none that
-      of the run. Lanes of one seed share their batches.
-  """
-
-  lr: tuple[float, ...] = ()
-  weight_decay: tuple[float, ...] = ()
-  b1: tuple[float, ...] = ()
-  b2: tuple[float, ...] = ()
-  seed: tuple[int, ...] = ()
-
-  def __post_init__(self):
-    counts = {name: len(values) for name, values in vars(self).items() if values}
-    if len(set(counts.values())) > 1:
-      raise RunError(f'every field of lanes needs the same number of values, found {counts}')
-    for seed in self.seed:
-      _check_seed(seed)
-
-  @property
-  def count(self) -> int:
-    """How many there are."""
-    return max(len(values) for values in vars(self).values())
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
   """A run. Durations are strings: '500 steps', '1e6 examples', '90 epochs', '5%' of the total.
@@ -97,7 +70,9 @@ class Config:
     fork: directory of a run that is identical up to some step, for example one that has not begun
       its cooldown: this run starts from the newest checkpoint that both have in common, and ends as
       if it had been trained from the start.
-    lanes: several runs in one program.
+    lanes: runs of one model, trained side by side by one program. Lane i has the i-th of the values
+      given for a hyperparameter: the learning rate, the seed, and every field of type Schedule, by
+      the end of its name (`lanes.lr=1e-3,3e-3`). Lanes of one seed share their batches.
     compilation_cache: directory, relative to the run's, where compiled programs are kept for the
       next start; '' for none. Where JAX_COMPILATION_CACHE_DIR is set, that is used.
   """
@@ -113,19 +88,20 @@ class Config:
   seed: int = 0
   init: str = ''
   fork: str = ''
-  lanes: LanesConfig
+  lanes: dict[str, Any] = schema.tuples()
   compilation_cache: str = '../compilation_cache'
   log: LogConfig
   checkpoint: CheckpointConfig
   profile: ProfileConfig
 
   def __post_init__(self):
-    _check_seed(self.seed)
+    if not 0 <= self.seed < 2**32:
+      raise RunError(f'seed={self.seed} must be at least 0 and less than 2^32')
 
-
-def _check_seed(seed: int) -> None:
-  if not 0 <= seed < 2**32:
-    raise RunError(f'seed={seed} must be at least 0 and less than 2^32')
+  @property
+  def lane_count(self) -> int:
+    """How many lanes there are; 0 for a run alone."""
+    return max(map(len, self.lanes.values()), default=0)
 
 
 # Fields that decide where and how fast a run goes, not what it computes (beyond rounding): a run
@@ -224,6 +200,11 @@ def check(config: Any) -> Config:
   steps(cfg.total, **sizes, total=None, field='total')
   for field, duration in durations.items():
     steps(duration, **sizes, total=1, field=field)
+  for lane in [cfg, *hyper.lanes(cfg)]:
+    for name in hyper.names(lane)[1:]:
+      for piece in schema.leaves(lane)[name].pieces:
+        if piece.duration:
+          steps(piece.duration, **sizes, total=1, field=name)
   return cfg
 
 

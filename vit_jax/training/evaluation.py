@@ -42,6 +42,7 @@ def restore(
       f'{error}\nThe configuration is of another model than {workdir}. Leave it out to evaluate as '
       "the run does; single fields can be changed, such as --config.data.source.dir='DIR'."
     ) from None
+  experiment.adopt(run.frozen(experiment.frozen))
   return experiment, state
 
 

@@ -21,11 +21,13 @@ from vit_jax.data.classes import aligned
 from vit_jax.data.config import Shape
 from vit_jax.data.examples import NoSplitError
 from vit_jax.data.pipeline import iterate, probe, train_batches
-from vit_jax.nn import sharding
+from vit_jax.nn import sharding, tree
 from vit_jax.nn.encoder import split_layers, stack_layers
 from vit_jax.nn.sharding import BatchLayout
 from vit_jax.optim import schedules
 from vit_jax.training import config as config_lib
+from vit_jax.training import hyper as hyper_lib
+from vit_jax.training.hyper import Hyper
 from vit_jax.training.initial import Start
 from vit_jax.training.state import State, init_state, train_step
 from vit_jax.training.workdir import Known
@@ -42,6 +44,8 @@ class Experiment:
     decided: what the configuration leaves unset, as it was decided; see `schema.decided`.
     total: steps of the run.
     abstract_state: shapes, dtypes and layouts of the state as checkpoints hold it.
+    frozen: parameters that are not trained, in the tree of the model, None where one is; their
+      shapes until `init` or `adopt`.
     class_names: of the labels, or nothing if they have no names.
     notes: what was decided about the run's start, a line each.
   """
@@ -94,7 +98,8 @@ class Experiment:
       self.notes += self._start.notes
     self.shape = Shape(model.image_size, model.in_channels, model.num_classes, self.class_names)
     self._check_normalization()
-    self.abstract_state: State = jax.eval_shape(self._init, self._seeds())
+    self.abstract_state: State
+    self.abstract_state, self.frozen = jax.eval_shape(self._init, self._seeds())
     self._about_data: list[str] = []
     if training:
       self._prepare_training(cfg)
@@ -111,6 +116,8 @@ class Experiment:
       warmup=self.steps(cfg.optim.warmup, 'optim.warmup'),
       cooldown=self.steps(cfg.optim.cooldown, 'optim.cooldown'),
     )
+    count = lambda duration: self.steps(duration, 'a schedule')  # noqa: E731
+    self._tables = [hyper_lib.Table(each, count, **self._durations) for each in self._alone()]
     schedules.check(
       cfg.optim, **self._durations, batch_size=cfg.batch_size, devices=sharding.shards('batch')
     )
@@ -129,9 +136,13 @@ class Experiment:
     """How many the compiled step trains on."""
     return self.config.batch_size
 
-  def hyper(self, step: int) -> schedules.Hyper:
-    """The arguments of the compiled step number `step`."""
-    return schedules.hyper(step, self.config.optim, seed=self.config.seed, **self._durations)
+  def hyper(self, step: int) -> Hyper:
+    """The hyperparameters of step number `step`, an argument of the compiled step."""
+    return self._tables[0](step)
+
+  def _alone(self) -> list[config_lib.Config]:
+    """The configuration of each run that is trained."""
+    return [self.config]
 
   def batches(self, start: int) -> Generator[dict[str, jax.Array], None, None]:
     """The training batches from step `start` on, on the devices; `close()` when done."""
@@ -147,15 +158,28 @@ class Experiment:
         yield layout.place(batch)
 
   def init(self) -> State:
-    """The initial state; equal seeds give equal values on any mesh."""
+    """The initial state; equal seeds give equal values on any mesh. Sets `frozen`."""
     config = self.config
     if self._start is None:
-      return jax.jit(self._init)(self._seeds())
-    model = read.build(config.model, self._start.leaves(config.model), None)
-    return jax.jit(self._started)(model)
+      state, frozen = jax.jit(self._init)(self._seeds())
+    else:
+      model = read.build(config.model, self._start.leaves(config.model), None)
+      state, frozen = jax.jit(self._started)(model)
+    self.adopt(frozen)
+    return state
 
-  def _started(self, model: Any) -> State:
-    return init_state(model, self.config.optim)
+  def adopt(self, frozen: Any) -> None:
+    """Takes frozen parameters, as checkpoints hold them, for the steps and evaluations to come."""
+    self.frozen = frozen if self.config.model.scan else jax.jit(split_layers)(frozen)
+
+  def _started(self, model: Any) -> tuple[State, Any]:
+    return self._divided(model)
+
+  def _divided(self, model: Any) -> tuple[State, Any]:
+    """The initial state, and the frozen parameters."""
+    cfg = self.config
+    model, frozen = tree.partition(model, cfg.task.frozen, 'task.frozen')
+    return init_state(model, cfg.optim, cfg.task, jax.random.key(cfg.seed)), frozen
 
   def _check_normalization(self) -> None:
     """Raises RunError unless the task's mean and std are of as many channels as the model takes."""
@@ -181,9 +205,8 @@ class Experiment:
     """The argument of `_init`."""
     return np.uint32(self.config.seed)
 
-  def _init(self, seed: Any) -> State:
-    model = models.create(self.config.model, nnx.Rngs(jax.random.key(seed)))
-    return init_state(model, self.config.optim)
+  def _init(self, seed: Any) -> tuple[State, Any]:
+    return self._divided(models.create(self.config.model, nnx.Rngs(jax.random.key(seed))))
 
   def split(self, state: State) -> State:
     """A state as `train_step` is fastest with: see `encoder.split_layers`."""
@@ -200,11 +223,16 @@ class Experiment:
     return stack_layers(state)
 
   def train_step(self) -> Any:
-    """The jitted step: (state, batch, hyper) -> (state, metrics); donates the state."""
+    """The jitted step: (state, frozen, batch, hyper) -> (state, metrics); donates the state."""
     return jax.jit(self._step, donate_argnums=0)
 
-  def _step(self, state: State, batch: Any, hyper: schedules.Hyper) -> tuple[State, dict[str, Any]]:
-    return train_step(state, batch, hyper, task=self.config.task, config=self.config.optim)
+  def _step(
+    self, state: State, frozen: Any, batch: Any, hyper: Hyper
+  ) -> tuple[State, dict[str, Any]]:
+    cfg = self.config
+    return train_step(
+      state, frozen, batch, hyper, task=cfg.task, config=cfg.optim, names=hyper_lib.names(cfg)
+    )
 
   @property
   def card(self) -> Card:
@@ -227,7 +255,7 @@ class Experiment:
     for name, evaluator in config.evals.items():
       try:
         prepared[name] = evaluator.prepare(
-          config.task, config.data, self.shape, config.batch_size, lanes=config.lanes.count
+          config.task, config.data, self.shape, config.batch_size, lanes=config.lane_count
         )
       except NoSplitError as error:
         raise RunError(
@@ -248,10 +276,11 @@ class Experiment:
 
   def evaluate(self, evaluators: dict[str, Any], state: State) -> dict[str, float]:
     """Runs `evaluators` on what `state` would be judged by: {'test/top1': 0.98, ...}."""
+    judged = self.config.task.judged(state)
     return {
       f'{name}/{key}': value
       for name, evaluator in evaluators.items()
-      for key, value in evaluator(state.eval_model)
+      for key, value in evaluator(judged, self.frozen)
     }
 
 

@@ -13,13 +13,12 @@ from typing import Any
 from vit_jax.checkpoints.store import Found
 from vit_jax.core.errors import RunError
 from vit_jax.training import config as config_lib
-from vit_jax.training import lanes
+from vit_jax.training import hyper, lanes
 from vit_jax.training.experiment import Experiment
 from vit_jax.training.workdir import Workdir
 
-# What may differ as long as every step has the same hyperparameters, and what trains nothing.
-_JUDGED_BY_STEP = ('total', 'optim.lr', 'optim.weight_decay', 'optim.b1', 'optim.b2',
-                   'optim.schedule', 'optim.warmup', 'optim.cooldown')  # fmt: skip
+# Hyperparameters may differ as long as they are the same at every step; so may what makes them.
+_DURATIONS = ('total', 'optim.schedule', 'optim.warmup', 'optim.cooldown')
 
 
 def restore(experiment: Experiment, record: dict[str, Any], there: Workdir, own: Workdir) -> Found:
@@ -45,7 +44,7 @@ def restore(experiment: Experiment, record: dict[str, Any], there: Workdir, own:
   lines = [
     f'  {name}: {old!r} there, {new!r} here'
     for name, (old, new) in there.changes(record).items()
-    if not judged_by_step(name)
+    if not judged_by_step(name, experiment.config)
   ]
   if lines:
     raise RunError(f'fork={there} is a run of another configuration:\n' + '\n'.join(lines))
@@ -64,7 +63,7 @@ def restore(experiment: Experiment, record: dict[str, Any], there: Workdir, own:
 
 def ways_on(cfg: config_lib.Config, workdir: Workdir, changes: Iterable[str]) -> str:
   """How a run can go on from one in `workdir`, from which it differs in the fields `changes`."""
-  if not all(map(judged_by_step, changes)):
+  if not all(judged_by_step(name, cfg) for name in changes):
     return ''
   try:
     shared, steps = _shared(lanes.experiment(cfg, workdir.known()), workdir)
@@ -84,9 +83,9 @@ def ways_on(cfg: config_lib.Config, workdir: Workdir, changes: Iterable[str]) ->
   )
 
 
-def judged_by_step(name: str) -> bool:
+def judged_by_step(name: str, cfg: config_lib.Config) -> bool:
   """Whether a field may differ as long as every step has the same hyperparameters."""
-  return name in _JUDGED_BY_STEP or name.startswith('evals.')
+  return name in (*_DURATIONS, *hyper.names(cfg)) or name.startswith('evals.')
 
 
 def _shared(experiment: Experiment, there: Workdir) -> tuple[int, list[int]]:

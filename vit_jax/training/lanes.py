@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Generator
 from typing import Any
 
@@ -11,29 +10,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.optim import schedules
 from vit_jax.training import config as config_lib
+from vit_jax.training import hyper as hyper_lib
 from vit_jax.training.experiment import Experiment
+from vit_jax.training.hyper import Hyper
 from vit_jax.training.state import State
 
 
 def experiment(cfg: config_lib.Config, *arguments: Any, **options: Any) -> Experiment:
   """What `cfg` describes, arguments as for `Experiment`: one run, or several as `Lanes`."""
-  return (Lanes if cfg.lanes.count else Experiment)(cfg, *arguments, **options)
+  return (Lanes if cfg.lane_count else Experiment)(cfg, *arguments, **options)
 
 
 class Lanes(Experiment):
-  """Runs that differ only in the fields of `Hyper`.
+  """Runs that differ only in `Hyper`.
 
   Every array of the state has a leading axis over the lanes, and so have metrics and
-  hyperparameters; scores are lists. A lane computes what it would compute alone, but for rounding.
+  hyperparameters; scores are lists. Frozen parameters are shared. A lane computes what it would
+  compute alone, but for rounding.
   """
 
   def __init__(self, cfg: config_lib.Config, *arguments: Any, **options: Any):
-    self.lanes = [
-      {name: values[i] for name, values in vars(cfg.lanes).items() if values}
-      for i in range(cfg.lanes.count)
-    ]
+    self.lanes = hyper_lib.lanes(cfg)
     super().__init__(cfg, *arguments, **options)
 
   @property
@@ -41,14 +39,13 @@ class Lanes(Experiment):
     """How many the compiled step trains on, all lanes together."""
     return self.config.batch_size * len(self.lanes)
 
-  def hyper(self, step: int) -> schedules.Hyper:
-    """The arguments of the compiled step number `step`, each a vector over the lanes."""
-    every = []
-    for lane, seed in zip(self.lanes, self._seeds(), strict=True):
-      own = {name: value for name, value in lane.items() if name != 'seed'}
-      config = dataclasses.replace(self.config.optim, **own)
-      every.append(schedules.hyper(step, config, seed=seed, **self._durations))
-    return schedules.Hyper(*(np.stack(values) for values in zip(*every, strict=True)))
+  def hyper(self, step: int) -> Hyper:
+    """The arguments of the compiled step number `step`, with a leading axis over the lanes."""
+    every = [table(step) for table in self._tables]
+    return Hyper(*(np.stack(values) for values in zip(*every, strict=True)))
+
+  def _alone(self) -> list[config_lib.Config]:
+    return self.lanes
 
   def batches(self, start: int) -> Generator[dict[str, jax.Array], None, None]:
     """As of one run where the lanes have one seed; else with a leading axis over the lanes."""
@@ -66,11 +63,11 @@ class Lanes(Experiment):
         yield jax.tree.map(lambda *leaves: jnp.stack(leaves), *every)
 
   def _seeds(self) -> Any:
-    seeds = self.config.lanes.seed or (self.config.seed,) * len(self.lanes)
-    return np.array(seeds, np.uint32)
+    return np.array([lane.seed for lane in self.lanes], np.uint32)
 
-  def _init(self, seed: Any) -> State:
-    return jax.vmap(super()._init)(seed)
+  def _init(self, seed: Any) -> tuple[State, Any]:
+    _, frozen = super()._init(np.uint32(self.config.seed))
+    return jax.vmap(lambda seed: super(Lanes, self)._init(seed)[0])(seed), frozen
 
   def _split(self, state: State) -> State:
     return jax.vmap(super()._split)(state)
@@ -78,10 +75,13 @@ class Lanes(Experiment):
   def _stack(self, state: State) -> State:
     return jax.vmap(super()._stack)(state)
 
-  def _started(self, model: Any) -> State:
-    state = super()._started(model)
-    return jax.tree.map(lambda leaf: jnp.stack([leaf] * len(self.lanes)), state)
+  def _started(self, model: Any) -> tuple[State, Any]:
+    state, frozen = super()._started(model)
+    return jax.tree.map(lambda leaf: jnp.stack([leaf] * len(self.lanes)), state), frozen
 
-  def _step(self, state: State, batch: Any, hyper: schedules.Hyper) -> tuple[State, dict[str, Any]]:
+  def _step(
+    self, state: State, frozen: Any, batch: Any, hyper: Hyper
+  ) -> tuple[State, dict[str, Any]]:
     shared = batch['mask'].ndim == 1
-    return jax.vmap(super()._step, in_axes=(0, None if shared else 0, 0))(state, batch, hyper)
+    step = jax.vmap(super()._step, in_axes=(0, None, None if shared else 0, 0))
+    return step(state, frozen, batch, hyper)

@@ -26,10 +26,10 @@ from vit_jax.core import faults, schema
 from vit_jax.core.errors import DivergedError, RunError
 from vit_jax.core.text import number, plain
 from vit_jax.nn import sharding, tree
-from vit_jax.optim.schedules import Hyper
 from vit_jax.training import config as config_lib
 from vit_jax.training import fork, lanes
 from vit_jax.training.experiment import Experiment
+from vit_jax.training.hyper import Hyper
 from vit_jax.training.progress import Chrono, MetricsFile, Reporter, say
 from vit_jax.training.result import facts
 from vit_jax.training.workdir import Workdir
@@ -143,6 +143,8 @@ class _Session:
       if found:
         self.start, self.history = found.step, found.extra.get('history', {})
       self.state = experiment.split(found.state if found else experiment.init())
+      if found:
+        experiment.adopt((self.trunk or self.workdir).frozen(experiment.frozen))
       self.reporter = Reporter(experiment.total, self.start, visible=self.primary)
       self.resources.callback(self.reporter.close)
       if found and not self.trunk:
@@ -192,11 +194,12 @@ class _Session:
           self.reporter.say('compiling the training step')
           before = chrono.seconds['compile']
           with chrono('compile'):
-            step_fn = experiment.train_step().lower(self.state, batch, hyper).compile()
+            lowered = experiment.train_step().lower(self.state, experiment.frozen, batch, hyper)
+            step_fn = lowered.compile()
           self.reporter.say(f'compiled in {chrono.seconds["compile"] - before:.0f} s')
         self._profile(step - self.start)
         with chrono('step'), jax.profiler.StepTraceAnnotation('train', step_num=step):
-          self.state, metrics = step_fn(self.state, batch, hyper)
+          self.state, metrics = step_fn(self.state, experiment.frozen, batch, hyper)
           # While this step runs, the metrics of the one before come to the host.
           self._flush()
           self.pending = step + 1, metrics, hyper
@@ -254,9 +257,10 @@ class _Session:
         extra = {
           'seconds': dict(self.chrono.seconds), 'history': self.history, **described,
           'decided': self.experiment.decided, 'classes': self.experiment.class_names,
-          'lanes': self.experiment.config.lanes.count,
+          'lanes': self.experiment.config.lane_count,
         }  # fmt: skip
         state = self.experiment.stack(self.state)
+        self.workdir.save_frozen(self.experiment.stack(self.experiment.frozen))
         self.checkpoints.save(done, state, extra)
         if stop:
           self.checkpoints.wait()
@@ -276,7 +280,7 @@ class _Session:
       self.history.setdefault('diverged', {}).setdefault(str(lane), step)
     if step == self.experiment.total or _due(step, self.log_every):
       rate = self._rate(step)
-      self._write(step, {**values, 'lr': plain(hyper.lr), 'images_per_second': rate})
+      self._write(step, {**values, 'lr': plain(hyper.values[..., 0]), 'images_per_second': rate})
       self.reporter.train(step, values, rate)
 
   def _of_sound_lanes(self, values: Any) -> Any:
@@ -346,7 +350,7 @@ def _described(experiment: Experiment) -> str:
   """The model of a run."""
   model = experiment.config.model
   sizes = tree.flatten(experiment.abstract_state.model).values()
-  parameters = sum(leaf.size for leaf in sizes) // max(1, experiment.config.lanes.count)
+  parameters = sum(leaf.size for leaf in sizes) // max(1, experiment.config.lane_count)
   name = variants.name_of(model) or 'ViT'
   side = 'x'.join(map(str, model.image_size))
   return (

@@ -1,96 +1,178 @@
-"""What training changes from step to step."""
+"""What training changes from step to step, and the step."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
+from vit_jax.nn import tree
+from vit_jax.nn.noise import Noise
 from vit_jax.nn.sharding import spec
 from vit_jax.optim.config import OptimConfig
-from vit_jax.optim.schedules import Hyper
 from vit_jax.optim.transforms import optimizer
+from vit_jax.tasks.task import Context, average
+from vit_jax.training.hyper import Hyper
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class State:
-  """Step (int32), model (its own parameter tree), Optax state, moving average (or None)."""
+  """All that changes.
+
+  Attributes:
+    step: int32.
+    model: trainable parameters, in the tree of the model; None where one is frozen.
+    opt: state of the optimizer.
+    ema: moving average of `model`, or None.
+    extra: state of the task.
+  """
 
   step: jax.Array
   model: Any
   opt: Any
   ema: Any
-
-  @property
-  def eval_model(self) -> Any:
-    """What evaluations look at: the moving average where there is one."""
-    return self.model if self.ema is None else self.ema
+  extra: Any
 
 
-def init_state(model: Any, config: OptimConfig) -> State:
-  """The state before the first step."""
-  opt = optimizer(config, model, Hyper(*np.zeros(4, np.float32))).init(model)
+def init_state(model: Any, config: OptimConfig, task: Any, key: jax.Array) -> State:
+  """The state before the first step, of trainable parameters."""
+  opt = optimizer(config, model).init(model)
   ema = jax.tree.map(jnp.copy, model) if config.ema else None
-  return State(jnp.int32(0), model, opt, ema)
+  return State(jnp.int32(0), model, opt, ema, task.start(model, key))
 
 
-def train_step(state: State, batch: Any, hyper: Hyper, *, task, config: OptimConfig):
-  """One optimizer step.
+def train_step(
+  state: State, frozen: Any, batch: Any, hyper: Hyper, *, task: Any, config: OptimConfig,
+  names: Sequence[str],
+) -> tuple[State, dict[str, jax.Array]]:  # fmt: skip
+  """One step of the optimizer.
 
   Args:
     state: donated by the caller.
+    frozen: parameters that are not trained, in the tree of the model; None where one is.
     batch: a global batch as `data.pipeline` makes it, on the devices.
-    hyper: learning rate and the like, traced; its seed is, with the step, that of augmentation on
-      the device.
-    task: the objective; see `tasks`.
+    hyper: traced; its seed is, with the step, that of augmentation on the device.
+    task: the objective; see `tasks.task`.
     config: of the optimizer.
+    names: of the values in `hyper`.
 
   Returns:
-    The new state and a dict of float32 scalars: the task's metrics, averaged over the examples
-    that are not masked, grad_norm (before clipping) and skipped.
+    The new state and a dict of float32 scalars: the sums that the task reports, divided by their
+    totals, grad_norm (of what is trained, before clipping) and skipped.
   """
-  rng = jax.random.fold_in(jax.random.key(hyper.seed), state.step)
-  augment_rng, model_rng = jax.random.split(rng)
-  batch = task.augment(batch, augment_rng)
-  examples = jnp.maximum(batch['mask'].sum(), 1.0)
-
-  def loss_fn(model, part, rng):
-    sums = task.metrics(model, part, rng)
-    return sums['loss'] / examples, sums
-
-  grad_fn = jax.grad(loss_fn, has_aux=True)
-  if config.accumulate == 1:
-    grad, sums = grad_fn(state.model, batch, model_rng)
-  else:
-
-    def add_part(total, item):
-      return jax.tree.map(jnp.add, total, grad_fn(state.model, *item)), None
-
-    # Part i takes every accumulate-th example, so that each device keeps its own examples.
-    def cut(x):
-      shape = (-1, config.accumulate, *x.shape[1:])
-      return x.reshape(shape, out_sharding=spec('batch', *(None,) * x.ndim)).swapaxes(0, 1)
-
-    parts = jax.tree.map(cut, batch)
-    first = jax.tree.map(lambda x: x[0], parts)
-    names = jax.eval_shape(task.metrics, state.model, first, model_rng)
-    zeros = jax.tree.map(jnp.zeros_like, state.model), dict.fromkeys(names, jnp.float32(0))
-    (grad, sums), _ = jax.lax.scan(
-      add_part, zeros, (parts, jax.random.split(model_rng, config.accumulate))
-    )
-
-  update, opt = optimizer(config, state.model, hyper).update(grad, state.opt, state.model)
+  named = hyper.named(names)
+  augment_key, model_key = jax.random.split(
+    jax.random.fold_in(jax.random.key(hyper.seed), state.step)
+  )
+  batch = task.augment(batch, augment_key, named)
+  totals = {name: jnp.maximum(total, 1.0) for name, total in task.totals(batch).items()}
+  ctx = Context(state.extra, totals, named, Noise(model_key), state.step, frozen)
+  grad, sums, seen = _gradient(task, state.model, batch, ctx, config.accumulate)
+  update, opt = optimizer(config, state.model, named).update(grad, state.opt, state.model)
   model = optax.apply_updates(state.model, update)
   ema = state.ema
   if ema is not None:
     # Early on the average covers the steps there have been (as in TF's ExponentialMovingAverage).
-    decay = jnp.minimum(config.ema, (1 + state.step) / (10 + state.step))
-    ema = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, ema, model)
-  metrics = {name: value / examples for name, value in sums.items()}
+    ema = average(ema, model, jnp.minimum(config.ema, (1 + state.step) / (10 + state.step)))
+  extra = task.update(state.extra, model, seen, ctx)
+  metrics = {name: value / totals[total] for name, (value, total) in sums.items()}
   metrics |= {'grad_norm': optax.tree.norm(grad), 'skipped': (1 - batch['mask']).sum()}
-  return State(state.step + 1, model, opt, ema), metrics
+  return State(state.step + 1, model, opt, ema, extra), metrics
+
+
+def _gradient(
+  task: Any, model: Any, batch: Any, ctx: Context, count: int
+) -> tuple[Any, dict[str, Any], Any]:
+  """Gradient of the task's loss, and its other results; the batch is cut into `count` parts."""
+  if count == 1:
+    return _of(task.loss, model, batch, ctx)
+  # Part i takes every count-th example, so that each device keeps its own examples.
+  parts = jax.tree.map(lambda x: _cut(x, count), batch)
+  if task.coupled:
+    return _in_two_passes(task, model, parts, ctx, count)
+  named: dict[str, str] = {}
+
+  def one(item):
+    part, number = item
+    grad, sums, seen = _of(task.loss, model, part, _part(ctx, number, count))
+    named.update({name: total for name, (_, total) in sums.items()})
+    return grad, {name: value for name, (value, _) in sums.items()}, seen
+
+  grad, sums, seen = _sum(one, (parts, jnp.arange(count)))
+  return grad, {name: (value, named[name]) for name, value in sums.items()}, seen
+
+
+def _of(loss: Any, model: Any, *arguments: Any) -> tuple[Any, dict[str, Any], Any]:
+  """Gradient with respect to the trainable parameters, and the other results of a loss."""
+  *_, ctx = arguments
+  found: list[Mapping[str, Any]] = []
+
+  def scalar(model):
+    value, sums, seen = loss(tree.merge(model, ctx.frozen), *arguments)
+    found.append({name: total for name, (_, total) in sums.items()})
+    return value, ({name: value for name, (value, _) in sums.items()}, seen)
+
+  grad, (sums, seen) = jax.grad(scalar, has_aux=True)(model)
+  return grad, {name: (value, found[-1][name]) for name, value in sums.items()}, seen
+
+
+def _in_two_passes(
+  task: Any, model: Any, parts: Any, ctx: Context, count: int
+) -> tuple[Any, dict[str, Any], Any]:
+  """As `_gradient`, of a task whose loss is of the embeddings of the whole batch."""
+  numbers = jnp.arange(count)
+
+  def embed(model, part, number):
+    return task.embed(tree.merge(model, ctx.frozen), part, _part(ctx, number, count))
+
+  _, z = jax.lax.scan(lambda _, item: (None, embed(model, *item)), None, (parts, numbers))
+  z = jax.tree.map(lambda x: _joined(x), z)
+  found: list[Mapping[str, str]] = []
+
+  def joint(model, z):
+    value, sums, seen = task.joint(tree.merge(model, ctx.frozen), z, ctx)
+    found.append({name: total for name, (_, total) in sums.items()})
+    return value, ({name: value for name, (value, _) in sums.items()}, seen)
+
+  (grad, grad_z), (sums, seen) = jax.grad(joint, (0, 1), has_aux=True)(model, z)
+
+  def back(item):
+    part, number, wanted = item
+    return jax.vjp(lambda model: embed(model, part, number), model)[1](wanted)[0]
+
+  through = _sum(back, (parts, numbers, jax.tree.map(lambda x: _cut(x, count), grad_z)))
+  grad = jax.tree.map(jnp.add, grad, through)
+  return grad, {name: (value, found[-1][name]) for name, value in sums.items()}, seen
+
+
+def _sum(function: Any, items: Any) -> Any:
+  """The sum of a function of each item along their leading axis."""
+  first = jax.tree.map(lambda x: x[0], items)
+  zeros = jax.tree.map(
+    lambda a: jnp.zeros(a.shape, a.dtype, out_sharding=getattr(a.sharding, 'spec', None)),
+    jax.eval_shape(function, first),
+  )
+  add = lambda total, item: (jax.tree.map(jnp.add, total, function(item)), None)  # noqa: E731
+  return jax.lax.scan(add, zeros, items)[0]
+
+
+def _part(ctx: Context, number: jax.Array, count: int) -> Context:
+  """The context of one of `count` parts."""
+  return dataclasses.replace(ctx, noise=dataclasses.replace(ctx.noise, part=number, parts=count))
+
+
+def _cut(x: jax.Array, count: int) -> jax.Array:
+  """(batch, ...) -> (count, batch / count, ...)."""
+  shape = (-1, count, *x.shape[1:])
+  return x.reshape(shape, out_sharding=spec('batch', *(None,) * x.ndim)).swapaxes(0, 1)
+
+
+def _joined(x: jax.Array) -> jax.Array:
+  """The inverse of `_cut`."""
+  shape = (-1, *x.shape[2:])
+  return x.swapaxes(0, 1).reshape(shape, out_sharding=spec('batch', *(None,) * (x.ndim - 2)))

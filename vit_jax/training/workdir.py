@@ -41,6 +41,7 @@ class Workdir:
 
   def __init__(self, folder: str | paths.Path):
     self.path = paths.at(folder)
+    self._has_frozen = False
 
   def __str__(self) -> str:
     return str(self.path)
@@ -133,7 +134,9 @@ class Workdir:
         replaced = True
       try:
         # Last what says which run this is: an interrupted deletion is repeated.
-        for name in ('result.json', 'checkpoints', 'profile', 'metrics.jsonl', 'config.json'):
+        for name in (
+          'result.json', 'checkpoints', 'frozen', 'profile', 'metrics.jsonl', 'config.json',
+        ):  # fmt: skip
           if delete:
             paths.delete(self.path / name)
       except OSError as error:
@@ -154,6 +157,27 @@ class Workdir:
   def checkpoints(self, **options: Any) -> Checkpoints:
     """The run's checkpoints, opened with the options of `Checkpoints`."""
     return Checkpoints(self.path / 'checkpoints', **options)
+
+  def save_frozen(self, frozen: Any) -> None:
+    """Writes the parameters that are not trained, once for all checkpoints."""
+    if self._has_frozen or not jax.tree.leaves(frozen):
+      return
+    store = Checkpoints(self.path / 'frozen')
+    store.prepare()
+    if not store.steps:
+      store.save(0, frozen, {})
+    store.close()
+    self._has_frozen = True
+
+  def frozen(self, abstract: Any) -> Any:
+    """The parameters that are not trained, laid out for the mesh in context.
+
+    Raises:
+      RunError: if they are missing, damaged, or do not fit.
+    """
+    if not jax.tree.leaves(abstract):
+      return abstract
+    return Checkpoints(self.path / 'frozen').restore(abstract)[0]
 
   def known(self) -> Known | None:
     """What the newest checkpoint says that can be read; None if there is none."""

@@ -1,0 +1,56 @@
+"""Random numbers inside a model, the same however a batch is cut.
+
+A step may compute its batch in parts, one after another. What is dropped from an example must not
+depend on that: numbers are drawn for the whole batch, and a part takes those of its examples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax.nn.sharding import spec
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Noise:
+  """A key, and the part of the batch it is for: every `parts`-th example from number `part` on."""
+
+  key: jax.Array
+  part: Any = 0
+  parts: int = dataclasses.field(default=1, metadata={'static': True})
+
+  def split(self, count: int = 2) -> list[Noise]:
+    """Independent ones for the same part."""
+    return [dataclasses.replace(self, key=key) for key in jax.random.split(self.key, count)]
+
+  def stacked(self, count: int) -> Noise:
+    """As `split`, with a leading axis, to be scanned over."""
+    part = jnp.broadcast_to(self.part, (count,))
+    return dataclasses.replace(self, key=jax.random.split(self.key, count), part=part)
+
+  def draw(self, function: Callable[..., jax.Array], batch: int, *shape: int) -> jax.Array:
+    """Numbers for the examples of this part: (batch, *shape).
+
+    Args:
+      function: of a key, a shape and, by name, `out_sharding`, as in `jax.random`.
+      batch: examples in the part.
+      *shape: of the numbers of an example.
+    """
+    layout = spec('batch', *(None,) * len(shape))
+    drawn = function(self.key, (batch * self.parts, *shape), out_sharding=layout)
+    if self.parts == 1:
+      return drawn
+    cut = (batch, self.parts, *shape)
+    drawn = drawn.reshape(cut, out_sharding=spec('batch', *(None,) * (len(shape) + 1)))
+    return jax.lax.dynamic_index_in_dim(drawn, self.part, axis=1, keepdims=False)
+
+
+def noise(key: jax.Array | Noise) -> Noise:
+  """A key as `Noise` for a batch that is whole."""
+  return key if isinstance(key, Noise) else Noise(key)

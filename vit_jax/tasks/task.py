@@ -1,0 +1,135 @@
+"""What the training loop asks of an objective."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from etils import epy
+
+# Configurations are checked before JAX is there.
+with epy.lazy_imports():
+  import jax
+
+  from vit_jax.nn import tree
+
+Batch = dict[str, Any]  # of arrays whose leading axis is the batch
+# Sums over a batch, each with the name of the total that it is divided by to be reported.
+Sums = dict[str, tuple[Any, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """What a loss gets besides the model and a part of the batch.
+
+  Attributes:
+    extra: state of the task, of `Task.start` and `Task.update`.
+    totals: of the whole batch, at least 1 each; see `Task.totals`.
+    hyper: scalars by the dotted names of fields of type `Schedule`: 'task.temperature'.
+    noise: `nn.noise.Noise` of what is dropped in the model.
+    step: counted from 0.
+    frozen: parameters that are not trained.
+  """
+
+  extra: Mapping[str, Any]
+  totals: Mapping[str, Any]
+  hyper: Mapping[str, Any]
+  noise: Any
+  step: Any
+  frozen: Any
+
+  def whole(self, model: Any) -> Any:
+    """A tree of trainable parameters, a teacher in `extra` for instance, with the frozen ones."""
+    return tree.merge(model, self.frozen)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+  """An objective: a frozen dataclass, whose fields are its configuration.
+
+  What it draws at random (crops, masks, mixes) it draws in `augment`, for the whole batch; what
+  is dropped in a model comes from `Context.noise`. Then a batch may be cut into parts, of any
+  number, and nothing changes but rounding.
+
+  Attributes:
+    frozen: regular expressions of whole names of parameters that are not trained: they have no
+      gradient and no optimizer state, do not count in the norm of the gradient, and are saved once.
+    coupled: whether the loss of an example depends on the other examples of the batch. Such a task
+      cannot be computed in parts, unless it is a `Coupled` one.
+  """
+
+  frozen: tuple[str, ...] = ()
+  coupled: ClassVar[bool] = False
+
+  def start(self, model: Any, key: Any) -> dict[str, Any]:
+    """State of the task before the first step.
+
+    Args:
+      model: its trainable parameters, a tree of which a copy may be kept.
+      key: for random numbers.
+    """
+    del model, key
+    return {}
+
+  def augment(self, batch: Batch, key: Any, hyper: Mapping[str, Any]) -> Batch:
+    """A batch as the loss wants it, on the devices; without a key as in evaluation."""
+    del key, hyper
+    return batch
+
+  def totals(self, batch: Batch) -> dict[str, Any]:
+    """What sums are divided by: numbers of examples, boxes, tokens in the whole batch."""
+    return {'examples': batch['mask'].sum()}
+
+  def loss(self, model: Any, part: Batch, ctx: Context) -> tuple[Any, Sums, dict[str, Any]]:
+    """The objective on a part of a batch.
+
+    Returns:
+      The scalar to be minimised, divided by totals already, so that parts add up; sums to report,
+      among them 'loss'; and sums for `update`, of whatever is not reported.
+    """
+    raise NotImplementedError
+
+  def update(self, extra: Any, model: Any, seen: Mapping[str, Any], ctx: Context) -> dict[str, Any]:
+    """State of the task after a step.
+
+    Args:
+      extra: the state before.
+      model: trainable parameters after the step of the optimizer.
+      seen: the third result of `loss`, added up over the batch.
+      ctx: of the step.
+    """
+    del model, seen, ctx
+    return extra
+
+  def judged(self, state: Any) -> Any:
+    """The trainable parameters that are evaluated and exported: a tree in the state."""
+    return state.model if state.ema is None else state.ema
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Coupled(Task):
+  """A task whose loss depends on all examples at once, by an embedding of each.
+
+  Computed in parts, a step embeds all of them first, takes the gradient of `joint` with respect to
+  the embeddings, and embeds them once more to pass that on (Gao et al. 2021, 'GradCache').
+  """
+
+  coupled = True
+
+  def embed(self, model: Any, part: Batch, ctx: Context) -> Any:
+    """Of each example what `joint` needs: float arrays with the leading axis of the batch."""
+    raise NotImplementedError
+
+  def joint(self, model: Any, z: Any, ctx: Context) -> tuple[Any, Sums, dict[str, Any]]:
+    """As `Task.loss`, of the embeddings of the whole batch."""
+    raise NotImplementedError
+
+  def loss(self, model: Any, part: Batch, ctx: Context) -> tuple[Any, Sums, dict[str, Any]]:
+    """See `Task`."""
+    return self.joint(model, self.embed(model, part, ctx), ctx)
+
+
+def average(old: Any, new: Any, decay: Any) -> Any:
+  """decay * old + (1 - decay) * new, leaf by leaf: a moving average of parameters."""
+  return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, old, new)
