@@ -11,6 +11,7 @@ import re
 import typing
 
 from vit_jax.architecture import ViTArchitecture, variants
+from vit_jax.core.schedule import Schedule
 from vit_jax.costs import flops
 from vit_jax.training import config as config_lib
 
@@ -49,11 +50,13 @@ def type_name(kind):
 
 
 def default_of(field):
+  if 'tuples' in field.metadata:
+    return '`{}`'
   if field.default is dataclasses.MISSING:
     return 'required'
   if field.default is None:
     return 'unset'
-  return f'`{field.default!r}`'
+  return f'`{getattr(field.default, "text", field.default)!r}`'
 
 
 def free(name):
@@ -85,12 +88,13 @@ def section(cls, path, title, seen):
                    f'one of {text}; further fields are {where}'))  # fmt: skip
       for choice, chosen in registry.items() if known == key else ():
         inner.append((chosen, f'{key}.', f'`{key}`, name `{choice}`'))
-    elif dataclasses.is_dataclass(types[field.name]):
+    elif dataclasses.is_dataclass(types[field.name]) and types[field.name] is not Schedule:
       inner.append((types[field.name], f'{name}.', f'`{name}`'))
     else:
       text = said.get(field.name) or ('' if 'Attributes:' in (cls.__doc__ or '') else 'see above')
       assert text, f'{cls.__name__} does not describe {field.name}'
-      rows.append((name, type_name(types[field.name]), default_of(field), text))
+      kind = 'tuples by name' if 'tuples' in field.metadata else type_name(types[field.name])
+      rows.append((name, kind, default_of(field), text))
   if rows:
     yield '| field | type | default | meaning |'
     yield '|---|---|---|---|'

@@ -25,8 +25,8 @@ class Sweep:
     base: a ConfigDict, the configuration of every run; the design replaces the size of the model,
       the batch size and the duration.
     design: which models, and how long.
-    lanes: values of hyperparameters, as in `config.lanes`; every combination of them is trained, all of a
-      cell in one program.
+    lanes: values of hyperparameters, as in `config.lanes`; every combination of them is trained,
+      all of a cell in one program.
     cooldown: share of each run in which the learning rate falls to 0. With a schedule of 'wsd' the
       runs of one model fork from one trunk; 0, or another schedule, trains each from scratch.
     machine: what it is planned for; None if its speed is to be measured.
