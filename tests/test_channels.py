@@ -11,12 +11,12 @@ import pytest
 from PIL import Image, ImageOps
 
 from tests import toys
+from tests.batches import eval_batches, probe, train_batches
 from vit_jax.core.errors import RunError
 from vit_jax.data import preprocess
-from vit_jax.data.config import DataConfig, Shape
+from vit_jax.data.config import DataConfig
 from vit_jax.data.crops import CROPS, Resize
 from vit_jax.data.misfit import MisfitError
-from vit_jax.data.pipeline import eval_batches, probe, train_batches
 from vit_jax.training.loop import train
 
 HEIGHT, WIDTH = 20, 31
@@ -272,7 +272,7 @@ def test_no_batch_holds_what_was_in_memory(pixels, name, channels, monkeypatch, 
   caplog.set_level(logging.CRITICAL)
   source, empty, made = Files(kinds_of_files(pixels)), np.empty, []
   config = DataConfig(source=None, crop=CROPS[name](), on_corrupt='skip')
-  shape, rows = Shape((16, 24), channels, 2), 8
+  shape, rows = ((16, 24), channels, 2), 8
   for garbage in (77, 191):
 
     def poisoned(*args, garbage=garbage, **kwargs):
@@ -296,7 +296,7 @@ def test_no_batch_holds_what_was_in_memory(pixels, name, channels, monkeypatch, 
 
 
 def test_a_probe_refuses_and_tells(pixels):
-  shape, config = Shape((8, 8), 3, 2), DataConfig(source=None)
+  shape, config = ((8, 8), 3, 2), DataConfig(source=None)
   skipping = DataConfig(source=None, on_corrupt='skip')
   rgba = toys.encoded(pixels[..., :4], 'PNG')
   assert probe(config, Files([rgba]), shape) == ['files: alpha is dropped in the first image']
@@ -311,7 +311,7 @@ def test_a_probe_refuses_and_tells(pixels):
 def test_an_odd_image_among_others_is_named(pixels):
   source = Files([toys.encoded(pixels[..., :4], 'PNG'), toys.encoded(pixels[..., :3], 'PNG')])
   config = DataConfig(source=None)
-  batches = eval_batches(config, Resize(), source, Shape((8, 8), 4, 2), 2, range(2))
+  batches = eval_batches(config, Resize(), source, ((8, 8), 4, 2), 2, range(2))
   message = r'file 1 has 3 channels, and the model takes 4.*on_corrupt=skip'
   with pytest.raises(RunError, match=message):
     batches[0]

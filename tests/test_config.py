@@ -45,12 +45,11 @@ def test_configs_trace_a_step(name):
   tree = load(name).to_dict()
   tree['data']['source'] = {'name': 'synthetic', 'num_classes': 7}
   experiment = Experiment(schema.build(config_lib.Config, tree))
-  size, shape = tree['batch_size'], experiment.shape
   batch = {
-    'image': jax.ShapeDtypeStruct((size, *shape.image_size, shape.channels), np.uint8),
-    'label': jax.ShapeDtypeStruct((size,), np.int32),
-    'mask': jax.ShapeDtypeStruct((size,), np.float32),
+    name: jax.ShapeDtypeStruct((tree['batch_size'], *array.shape), array.dtype)
+    for name, array in experiment.rows.arrays().items()
   }
+  batch['mask'] = jax.ShapeDtypeStruct((tree['batch_size'],), np.float32)
   step = experiment.train_step()
   state, metrics = jax.eval_shape(
     step, experiment.abstract_state, experiment.frozen, batch, experiment.hyper(0)

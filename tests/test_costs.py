@@ -115,11 +115,11 @@ def experiment(**fields):
 
 def inputs(it):
   """State, frozen parameters and batch of a step, as shapes."""
-  shape = jax.ShapeDtypeStruct
   batch = {
-    'image': shape((BATCH, *it.shape.image_size, it.shape.channels), np.uint8),
-    'label': shape((BATCH,), np.int32), 'mask': shape((BATCH,), np.float32),
-  }  # fmt: skip
+    name: jax.ShapeDtypeStruct((BATCH, *array.shape), array.dtype)
+    for name, array in it.rows.arrays().items()
+  }
+  batch['mask'] = jax.ShapeDtypeStruct((BATCH,), np.float32)
   state, frozen = (jax.eval_shape(split_layers, tree) for tree in (it.abstract_state, it.frozen))
   return state, frozen, batch
 

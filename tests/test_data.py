@@ -12,14 +12,15 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.batches import eval_batches, probe, train_batches
 from vit_jax.core.errors import RunError
 from vit_jax.data import crops, preprocess
 from vit_jax.data.builders.fashion_mnist import CLASSES, read_idx
-from vit_jax.data.config import DataConfig, Shape
-from vit_jax.data.pipeline import eval_batches, iterate, probe, train_batches
+from vit_jax.data.config import DataConfig
+from vit_jax.data.pipeline import iterate
 from vit_jax.data.sources import Folder, Synthetic, Tfds
 
-SHAPE = Shape(image_size=(8, 8), channels=1, num_classes=10)
+SHAPE = (8, 8), 1, 10
 
 
 def photo(seed=0, height=20, width=30):
@@ -243,8 +244,8 @@ def test_affine_turns_and_shifts_as_opencv_does():
 def test_the_first_image_is_tried_where_images_are_arrays_too():
   config = DataConfig(source=Synthetic(num_classes=2, examples=4, image_size=(8, 8)))
   source = config.open('train')
-  assert probe(config, source, Shape((8, 8), 3, 2)) == []
-  (line,) = probe(config, source, Shape((8, 8), 1, 2))
+  assert probe(config, source, ((8, 8), 3, 2)) == []
+  (line,) = probe(config, source, ((8, 8), 1, 2))
   assert 'colours become grey' in line
 
 
@@ -348,7 +349,7 @@ def test_a_corrupt_image_is_skipped_and_counted(folder, caplog):
 
 
 def test_labels_outside_the_classes_are_named():
-  batches = train_batches(config(), Numbers(8), Shape((8, 8), 1, 4), 8, range(8), 0)
+  batches = train_batches(config(), Numbers(8), ((8, 8), 1, 4), 8, range(8), 0)
   with pytest.raises(RunError, match=r'number [4567] has label [4567], outside the 4 classes'):
     next(iterate(batches))
 

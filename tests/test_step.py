@@ -305,7 +305,7 @@ def test_evaluation_is_exact_on_a_mesh_that_does_not_divide_the_data(digits, mes
     with mesh(2, 2, 2):
       cfg = schema.build(config_lib.Config, digits(evals__test__batch_size=size))
       experiment = Experiment(cfg)
-      scores.append(experiment.evaluate(experiment.evaluators(), experiment.init()))
+      scores.append(experiment.evaluate(experiment.evaluators(), experiment.init())[0])
   assert scores[0]['test/examples'] == 360
   for other in scores[1:]:
     assert other == pytest.approx(scores[0], rel=1e-5)
@@ -314,7 +314,7 @@ def test_evaluation_is_exact_on_a_mesh_that_does_not_divide_the_data(digits, mes
 def test_evaluation_counts_ties_of_an_untrained_model_honestly(digits):
   """All logits are 0 before training: the first class is predicted for every image."""
   experiment = Experiment(schema.build(config_lib.Config, digits()))
-  scores = experiment.evaluate(experiment.evaluators(), experiment.init())
+  scores = experiment.evaluate(experiment.evaluators(), experiment.init())[0]
   source = experiment.config.data.source.open('test')
   zeros = sum(source[i]['label'] == 0 for i in range(360))
   assert scores['test/top1'] == zeros / 360

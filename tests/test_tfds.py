@@ -11,10 +11,11 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tests import toys
+from tests.batches import eval_batches
 from vit_jax.core.errors import RunError
-from vit_jax.data.config import DataConfig, Shape
+from vit_jax.data.config import DataConfig
 from vit_jax.data.crops import Resize
-from vit_jax.data.pipeline import eval_batches, iterate
+from vit_jax.data.pipeline import iterate
 from vit_jax.data.tfds import Tfds
 
 CLASSES = ('cat', 'dog', 'fox')
@@ -168,9 +169,7 @@ def test_a_file_that_goes_away_during_the_run(pets):
   source = Tfds('pets', dir=str(pets.parent.parent)).open('train')
   files = sorted(pets.glob('*-train.*'))
   files[2].unlink()
-  batches = eval_batches(
-    DataConfig(source=None), Resize(), source, Shape((8, 8), 3, 3), 4, range(4)
-  )
+  batches = eval_batches(DataConfig(source=None), Resize(), source, ((8, 8), 3, 3), 4, range(4))
   with pytest.raises(RunError, match=r'-00002-of-00003.*Copy or prepare') as error:
     list(iterate(batches))
   assert '\n' not in str(error.value)

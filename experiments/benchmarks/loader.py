@@ -31,10 +31,10 @@ from rich.table import Table
 from experiments.benchmarks import report
 from vit_jax.costs import chips, flops
 from vit_jax.data import crops, preprocess
-from vit_jax.data.config import DataConfig, Shape
 from vit_jax.data.examples import Example
 from vit_jax.data.pack import shrink
 from vit_jax.data.pipeline import cores, iterate, train_batches
+from vit_jax.data.rows import Labelled
 from vit_jax.models.vit import ViTConfig
 from vit_jax.nn import sharding
 
@@ -123,9 +123,9 @@ def pillow(image: bytes, rng: np.random.Generator) -> np.ndarray:
 
 def pipeline(images: list[Any], *, crop: crops.Crop = CROP, workers: int = 0):
   """Ours, from the source to the iterator that training reads."""
-  config = DataConfig(source=None, crop=crop)
+  rows = Labelled(crop, SIZE, 3, 1)
   stream = iterate(
-    train_batches(config, Photos(images), Shape(SIZE, 3, 1), BATCH, range(BATCH), 0),
+    train_batches(rows, Photos(images), BATCH, range(BATCH), 0),
     workers=workers,
   )
   return lambda batches: [next(stream) for _ in range(batches)]

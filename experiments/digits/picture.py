@@ -30,9 +30,8 @@ def predict(workdir: str):
   model = tree.merge(cfg.task.judged(state), experiment.frozen)
   evaluator = cfg.evals['test']
   source = cfg.data.open(evaluator.split)
-  batches = eval_batches(
-    cfg.data, evaluator.crop, source, experiment.shape, len(source), range(len(source))
-  )
+  rows = cfg.task.rows(cfg.model, evaluator.crop, train=False)
+  batches = eval_batches(rows, source, len(source), range(len(source)))
   batch = next(iterate(batches))
   images = cfg.task.normalize(batch['image'])
   logits, attention = jax.jit(lambda m, x: (m(x), rollout(m, x)))(model, images)

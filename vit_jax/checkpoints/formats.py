@@ -42,6 +42,8 @@ def _with_hyperparameters(record: dict[str, Any]) -> None:
   """1 to 2: lanes of any hyperparameter by name; parameters that are not trained."""
   record['lanes'] = {name: list(values) for name, values in record['lanes'].items() if values}
   record['task']['frozen'] = []
+  for evaluation in record['evals'].values():
+    evaluation['report'] = ['top1', 'top5', 'loss']
 
 
 def meant(number: int, name: str, old: Any, new: Any, *, init: bool) -> bool:

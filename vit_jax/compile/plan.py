@@ -30,6 +30,7 @@ from vit_jax.compile.compiled import Collective, Kernel, Program
 from vit_jax.core import paths, schema
 from vit_jax.costs import chips, flops
 from vit_jax.data.examples import NoDataError
+from vit_jax.data.rows import Array
 from vit_jax.data.synthetic import Synthetic
 from vit_jax.nn import sharding, tree
 from vit_jax.nn.encoder import split_layers
@@ -238,12 +239,11 @@ def _experiment(cfg: config_lib.Config) -> Experiment:
 
 def _abstract_batch(experiment: Experiment, mesh: Any) -> dict[str, Any]:
   place = NamedSharding(mesh, P(sharding.RULES['batch']))
-  size, shape = experiment.config.batch_size, experiment.shape
-  make = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=place)  # noqa: E731
+  size, arrays = experiment.config.batch_size, dict(experiment.rows.arrays())
+  arrays |= {'mask': Array((), np.float32), 'index': Array((), np.int32)}
   return {
-    'image': make((size, *shape.image_size, shape.channels), np.uint8),
-    'label': make((size,), np.int32),
-    'mask': make((size,), np.float32),
+    name: jax.ShapeDtypeStruct((size, *array.shape), array.dtype, sharding=place)
+    for name, array in arrays.items()
   }
 
 

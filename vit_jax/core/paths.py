@@ -15,7 +15,7 @@ import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 from vit_jax.core.errors import RunError
@@ -89,6 +89,18 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
   """As `write_text`."""
   write_text(path, json.dumps(value, indent=2) + '\n')
+
+
+def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
+  """Writes arrays so that the file is either the old one or the whole new one."""
+  import numpy as np
+
+  partial = path.with_name(f'.{path.name}.partial')
+  with writing(path), partial.open('wb') as file:
+    np.savez_compressed(file, **arrays)
+    file.flush()
+    os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def read_json(path: Path) -> Any:

@@ -68,13 +68,3 @@ class DataConfig:
         f'{source.name} has images of one class ({few(names)}){others}: there is nothing to learn'
       )
     return source
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-  """What the model expects of every image and label; class_names may be unknown."""
-
-  image_size: tuple[int, int]
-  channels: int
-  num_classes: int
-  class_names: tuple[str, ...] = ()

@@ -12,18 +12,16 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
 from vit_jax.core.errors import RunError
-from vit_jax.data.config import DataConfig, Shape
-from vit_jax.data.crops import Resize
 from vit_jax.data.examples import Example, Source
 from vit_jax.data.misfit import MisfitError
-from vit_jax.data.preprocess import conversion, prepare
+from vit_jax.data.rows import Array, Rows
 
 Batch = dict[str, Any]  # of NumPy arrays
 # Of a data set from which nothing can be used, until it is refused.
@@ -31,49 +29,53 @@ _TRIES = 32
 
 
 def train_batches(
-  config: DataConfig, source: Source, shape: Shape, batch_size: int, rows: Sequence[int], seed: int
-) -> grain.MapDataset:
+  rows: Rows, source: Source, batch_size: int, places: Sequence[int], seed: int, *,
+  skip: bool = False,
+) -> grain.MapDataset:  # fmt: skip
   """The endless stream of training batches; element t is the batch of step t.
 
   Args:
-    config: of the data.
-    source: opened from it.
-    shape: of the model's input.
+    rows: what becomes of an example.
+    source: of examples.
     batch_size: of the global batch.
-    rows: of the global batch that this process holds.
+    places: of the global batch that this process holds.
     seed: of order and crops.
+    skip: whether examples that cannot be used count for nothing in their batch; else they stop the
+      run.
 
   Returns:
-    Dicts of image, uint8 (rows, height, width, channels), label, int32 (rows,), and mask, float32
-    (rows,), which is 0 for skipped images.
+    Dicts of the arrays of `rows`, with a leading axis, and of mask, float32 (rows,), which is 0 for
+    skipped examples, and index, int32 (rows,), of the example in the source.
   """
-  return _Batches(source, _Fill(shape, config.crop, config.on_corrupt), batch_size, rows, seed)
+  return _Batches(source, _Fill(rows, skip), batch_size, places, seed)
 
 
 def eval_batches(
-  config: DataConfig, crop: Any, source: Source, shape: Shape, batch_size: int, rows: Sequence[int]
+  rows: Rows, source: Source, batch_size: int, places: Sequence[int], *, skip: bool = False
 ) -> grain.MapDataset:
-  """Every example once, in order; the last batch is filled up with images of mask 0."""
-  return _Batches(source, _Fill(shape, crop, config.on_corrupt), batch_size, rows, seed=None)
+  """Every example once, in order; the last batch is filled up with rows of mask 0 and index -1."""
+  return _Batches(source, _Fill(rows, skip), batch_size, places, seed=None)
 
 
-def probe(config: DataConfig, source: Source, shape: Shape) -> list[str]:
-  """Tries the first image of a source, or, where images may be skipped, the first that can be used.
+def probe(rows: Rows, source: Source, *, skip: bool = False) -> list[str]:
+  """Tries the first example, or, where some may be skipped, the first that can be used.
 
   Returns:
-    Lines for people: what is done to its channels, if anything.
+    Lines for people: what is done to its image, if anything.
 
   Raises:
-    RunError: if it cannot be used, naming it.
+    RunError: if it cannot be used, naming it, or lacks a field.
   """
-  fill, count = _Fill(shape, Resize(), config.on_corrupt), min(len(source), _TRIES)
+  fill, count = _Fill(rows, skip), min(len(source), _TRIES)
   batch = fill.empty(1)
   for index in range(count):
     example = source[index]
-    fill(example, np.random.default_rng(0), batch, 0)
-    if batch['mask'].all() and example['image'] is not None:
-      done = conversion(example['image'], shape.channels)
-      return [f'{source.name}: {done} in the first image'] if done else []
+    if lacking := [field for field in rows.needs if field not in example]:
+      there = ', '.join(name for name in example if name != 'name')
+      raise RunError(f'{source.name} has no {", ".join(lacking)}, only {there}: the task needs it')
+    fill(example, index, np.random.default_rng(0), batch, 0)
+    if batch['mask'].all():
+      return [f'{source.name}: {line} in the first image' for line in rows.about(example)]
   raise RunError(f'{source.name}: none of the first {count} images can be used')
 
 
@@ -111,18 +113,18 @@ def _order(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 class _Batches(grain.MapDataset):
-  """Of every `batch_size` examples those at the positions `rows`, each prepared in its place.
+  """Of every `batch_size` examples those at the positions `places`, each prepared in its place.
 
   With a seed examples are shuffled anew in every epoch, without end; without one they come once, in
   order. Grain's own shuffle, maps and batches cost 80 microseconds more per image.
   """
 
   def __init__(
-    self, source: Source, fill: _Fill, batch_size: int, rows: Sequence[int], seed: int | None
+    self, source: Source, fill: _Fill, batch_size: int, places: Sequence[int], seed: int | None
   ):
     super().__init__()
     self._source, self._fill, self._seed = source, fill, seed
-    self._batch_size, self._rows = batch_size, tuple(rows)
+    self._batch_size, self._places = batch_size, tuple(places)
 
   def __len__(self) -> int:
     count = len(self._source) if self._seed is None else sys.maxsize - self._batch_size
@@ -131,59 +133,55 @@ class _Batches(grain.MapDataset):
   def __getitem__(self, index) -> Any:
     if isinstance(index, slice):
       return self.slice(index)
-    batch = self._fill.empty(len(self._rows))
+    batch = self._fill.empty(len(self._places))
     bits = np.random.Philox(key=(self._seed or 0, 0))
     rng, state = np.random.Generator(bits), bits.state
-    for at, row in enumerate(self._rows):
-      position = index * self._batch_size + row
+    for at, place in enumerate(self._places):
+      position = index * self._batch_size + place
       # A place in the generator's period for every example, far from those of the others.
       state['state']['counter'][1] = position
       bits.state = state
-      self._fill(self._example(position), rng, batch, at)
+      number = self._number(position)
+      example = None if number < 0 else self._source[number]
+      self._fill(example, number, rng, batch, at)
     return batch
 
-  def _example(self, position: int) -> Example:
+  def _number(self, position: int) -> int:
+    """Which example is at a position of the stream; -1 for none."""
     count = len(self._source)
     if self._seed is not None:
       epoch, at = divmod(position, count)
-      return self._source[int(_order(self._seed, epoch, count)[at])]
-    if position < count:
-      return self._source[position]
-    return Example(image=None, label=0, name='padding')
+      return int(_order(self._seed, epoch, count)[at])
+    return position if position < count else -1
 
 
 class _Fill:
-  """Puts an example into its row of a batch, as the model expects it."""
+  """Puts an example into its place in a batch."""
 
-  def __init__(self, shape: Shape, crop: Any, on_corrupt: str):
-    self._shape, self._crop, self._skip = shape, crop, on_corrupt == 'skip'
+  def __init__(self, rows: Rows, skip: bool):
+    self._rows, self._arrays, self._skip = rows, dict(rows.arrays()), skip
 
-  def empty(self, rows: int) -> Batch:
+  def empty(self, count: int) -> Batch:
     """Room for as many examples."""
-    shape = self._shape
-    return {
-      'image': np.empty((rows, *shape.image_size, shape.channels), np.uint8),
-      'label': np.empty(rows, np.int32),
-      'mask': np.empty(rows, np.float32),
-    }
+    arrays = {**self._arrays, 'mask': Array((), np.float32), 'index': Array((), np.int32)}
+    return {n: np.empty((count, *array.shape), array.dtype) for n, array in arrays.items()}
 
-  def __call__(self, example: Example, rng: np.random.Generator, batch: Batch, row: int) -> None:
-    """Fills a row of the batch."""
-    shape, label, pixels = self._shape, example['label'], None
-    if not 0 <= label < shape.num_classes:
-      raise RunError(
-        f'{example["name"]} has label {label}, outside the {shape.num_classes} classes of the model'
-      )
+  def __call__(
+    self, example: Example | None, number: int, rng: np.random.Generator, batch: Batch, at: int
+  ) -> None:
+    """Fills a place of the batch; without an example, with zeros."""
+    made: Mapping[str, Any] | None = None
     try:
-      if example['image'] is not None:
-        pixels = prepare(example['image'], self._crop, shape.image_size, shape.channels, rng)
+      made = None if example is None else self._rows.make(example, rng)
     except ValueError as error:
-      self._refuse(example['name'], error)
+      self._refuse(example['name'] if example else '', error)
     # The whole row is assigned, and nothing is spread over it.
-    if pixels is not None and pixels.shape != batch['image'].shape[1:]:
-      raise AssertionError(f'{example["name"]} was made into {pixels.shape}')
-    batch['image'][row] = 0 if pixels is None else pixels
-    batch['label'][row], batch['mask'][row] = label, pixels is not None
+    for name, array in self._arrays.items():
+      value = 0 if made is None else made[name]
+      if made is not None and np.shape(value) != array.shape:
+        raise AssertionError(f'{name} of example {number} was made into {np.shape(value)}')
+      batch[name][at] = value
+    batch['mask'][at], batch['index'][at] = made is not None, number
 
   def _refuse(self, name: str, error: ValueError) -> None:
     """Raises RunError about an image that cannot be used, or logs that it is skipped."""

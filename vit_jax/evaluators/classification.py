@@ -1,103 +1,88 @@
-"""Accuracy and loss on a whole split."""
+"""How well, and how honestly, images are classified."""
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from etils import epy
 
-from vit_jax.core import schema
-from vit_jax.core.text import plain
-from vit_jax.data.classes import aligned
-from vit_jax.data.config import DataConfig, Shape
-from vit_jax.data.crops import CROPS
-from vit_jax.evaluators.evaluation import Evaluation
+from vit_jax.core.errors import RunError, suggest
+from vit_jax.evaluators.evaluator import Evaluator, Found, Scores
 
 # Configurations are checked before JAX is there.
 with epy.lazy_imports():
   import jax
   import jax.numpy as jnp
 
-  from vit_jax.nn import tree
+  from vit_jax.nn import sharding
+
+REPORTS = ('top1', 'top5', 'loss', 'ece', 'brier', 'balanced')
+# Of the reliability diagram; as in Guo et al. 2017.
+BINS = 15
 
 
-@dataclasses.dataclass(frozen=True)
-class Classification:
-  """Top-1, top-5 and loss over a split of the training data's source.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Classification(Evaluator):
+  """Accuracy, loss and calibration on a split. Every class and bin is left in evals/NAME.npz.
 
   Attributes:
-    split: to evaluate on; what is held out of another one may be it, see `DataConfig`.
-    crop: as for training data.
-    every: how often; the end of the run always.
-    batch_size: 0 uses that of training.
+    report: numbers to report. 'top1' and 'top5'; 'loss', the negative log-likelihood; 'ece', the
+      expected calibration error in 15 bins of equal width (Guo et al. 2017); 'brier', the squared
+      distance of the probabilities to the truth (Brier 1950); 'balanced', the mean of the
+      accuracies of the classes. top5 is left out where there are no more than five classes.
   """
 
-  split: str = 'test'
-  crop: Any = schema.choice(CROPS, 'resize')
-  every: str = '10%'
-  batch_size: int = 0
+  report: tuple[str, ...] = ('top1', 'top5', 'loss')
 
-  def prepare(
-    self, task: Any, data: DataConfig, shape: Shape, batch_size: int, *, lanes: int = 0
-  ) -> Evaluation:
-    """Opens the data; the result evaluates a model, or several whose parameters are stacked.
+  def __post_init__(self):
+    for name in self.report:
+      if name not in REPORTS:
+        raise RunError(f'unknown number to report {name!r}: {suggest(name, REPORTS)}')
 
-    Args:
-      task: normalises images.
-      data: of training.
-      shape: of the model's input.
-      batch_size: of training.
-      lanes: how many models; 0 for one, whose values are numbers and not lists.
-    """
-    from vit_jax.data.pipeline import eval_batches, iterate, probe
-    from vit_jax.nn.sharding import BatchLayout
+  def sums(self, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
+    """See `Evaluator`."""
+    logits, label, mask = outputs['logits'], batch['label'], batch['mask']
+    classes = logits.shape[-1]
+    truth = jax.nn.one_hot(label, classes)
+    top5 = jax.lax.top_k(logits, min(5, classes))[1]
+    said = jnp.argmax(logits, axis=-1)
+    chances = jax.nn.softmax(logits)
+    counted = lambda hits: (hits * mask).sum().astype(jnp.int32)  # noqa: E731
+    added = lambda values: (values * mask).sum()  # noqa: E731
+    sums = {
+      'top1': counted(said == label),
+      'top5': counted((top5 == label[:, None]).any(-1)),
+      'loss': added(-(truth * jax.nn.log_softmax(logits)).sum(-1)),
+      'brier': added(jnp.square(chances - truth).sum(-1)),
+    }
+    # Small, and products along a batch that is cut over devices are not mapped over lanes.
+    label, said, mask, sure = map(sharding.whole, (label, said, mask, chances.max(-1)))
+    one_hot = jax.nn.one_hot
+    confusion = (one_hot(label, classes) * mask[:, None]).T @ one_hot(said, classes)
+    bins = one_hot(jnp.clip((sure * BINS).astype(jnp.int32), 0, BINS - 1), BINS)
+    columns = jnp.stack([mask, mask * (said == label), mask * sure], -1)
+    return sums | {'confusion': confusion.round().astype(jnp.int32), 'bins': bins.T @ columns}
 
-    batch_size = self.batch_size or batch_size
-    layout = BatchLayout(batch_size)
-    source = data.open(self.split)
-    if shape.class_names:
-      source = aligned(source, shape.class_names)
-    conversion = probe(data, source, shape)
-    batches = eval_batches(data, self.crop, source, shape, batch_size, layout.rows)
-
-    def sums(judged, frozen, batch):
-      model = tree.merge(judged, frozen)
-      logits = model(task.augment(batch, None, {})['image'])
-      label = jax.nn.one_hot(batch['label'], shape.num_classes)
-      top5 = jax.lax.top_k(logits, min(5, shape.num_classes))[1]
-      hits = {
-        'top1': jnp.argmax(logits, axis=-1) == batch['label'],
-        'top5': (top5 == batch['label'][:, None]).any(-1),
-        'loss': -(label * jax.nn.log_softmax(logits)).sum(-1),
-        'examples': jnp.ones_like(batch['mask']),
-      }
-      return {name: (value * batch['mask']).sum() for name, value in hits.items()}
-
-    sums = jax.jit(jax.vmap(sums, in_axes=(0, None, None)) if lanes else sums)
-
-    def evaluate(judged: Any, frozen: Any) -> Iterator[tuple[str, Any]]:
-      total = collections.Counter()
-      pending: list[dict] = []
-      for batch in iterate(batches, workers=data.workers):
-        pending.append(sums(judged, frozen, layout.place(batch)))
-        if len(pending) > 2:  # keeps the host from running far ahead of the devices
-          total.update(_floats(pending.pop(0)))
-      for part in pending:
-        total.update(_floats(part))
-      examples = total.pop('examples')
-      for name, value in total.items():
-        if name != 'top5' or shape.num_classes > 5:
-          yield name, plain(value / np.maximum(examples, 1.0))
-      yield 'examples', plain(examples)
-      yield 'skipped', plain(len(source) - examples)
-
-    return Evaluation(evaluate, [*source.summary(), *conversion])
-
-
-def _floats(sums: dict[str, jax.Array]) -> dict[str, Any]:
-  """To the host, where they are added in double precision: counts stay exact however many."""
-  return {name: value.astype(np.float64) for name, value in jax.device_get(sums).items()}
+  def finish(self, found: Mapping[str, Found]) -> Scores:
+    """See `Evaluator`."""
+    totals, count = found['test'].totals, max(found['test'].examples, 1)
+    values: dict[str, Any] = {
+      name: totals[name] / count for name in ('top1', 'top5', 'loss', 'brier')
+    }
+    confusion, (size, right, sure) = totals['confusion'], totals['bins'].T
+    values['ece'] = np.abs(right - sure).sum() / count
+    there = confusion.sum(1)
+    accuracy = np.divide(
+      confusion.diagonal(), there, out=np.full(len(there), np.nan), where=there > 0
+    )
+    values['balanced'] = np.nanmean(accuracy) if there.any() else 0.0
+    few = len(there) <= 5
+    values = {n: float(values[n]) for n in self.report if not (few and n == 'top5')}
+    arrays = {
+      'confusion': confusion, 'accuracy': accuracy, 'bin_size': size,
+      'bin_accuracy': right / np.maximum(size, 1), 'bin_confidence': sure / np.maximum(size, 1),
+    }  # fmt: skip
+    return Scores(values, arrays)

@@ -93,6 +93,12 @@ def gather(w: jax.Array, *axes: str | None) -> jax.Array:
   return jax.sharding.reshard(w, spec(*(None if axis == 'embed' else axis for axis in axes)))
 
 
+def whole(x: jax.Array) -> jax.Array:
+  """`x` with all of it on every device."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return x if mesh.empty else jax.sharding.reshard(x, P(*(None,) * x.ndim))
+
+
 def device() -> Any:
   """What kind of device the mesh in context is made of: has `platform` and `device_kind`."""
   abstract = jax.sharding.get_abstract_mesh().abstract_device
@@ -168,6 +174,16 @@ class BatchLayout:
       indices = self._sharding.addressable_devices_indices_map((batch_size,))
       blocks = {index[0].indices(batch_size)[:2] for index in indices.values() if index}
     self.rows: list[int] = [row for start, stop in sorted(blocks) for row in range(start, stop)]
+
+  def local(self, x: jax.Array) -> np.ndarray:
+    """Of an array over the global batch the rows that this process holds, in their order."""
+    if self._sharding is None or x.is_fully_addressable:
+      return np.asarray(x)[self.rows] if len(self.rows) != len(x) else np.asarray(x)
+    found: dict[int, np.ndarray] = {}
+    for shard in x.addressable_shards:
+      start, _, _ = shard.index[0].indices(self.batch_size)
+      found |= {start + at: row for at, row in enumerate(np.asarray(shard.data))}
+    return np.stack([found[row] for row in self.rows])
 
   def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """This process's rows, on host -> the global batch, on the devices of the mesh."""

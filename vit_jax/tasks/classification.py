@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epy
 
 from vit_jax.core.errors import RunError
+from vit_jax.data.rows import Labelled, Rows
 from vit_jax.tasks.task import Batch, Context, Sums, Task
 
 # Configurations are checked before JAX is there.
@@ -43,6 +44,19 @@ class Classification(Task):
       raise RunError(f'task.label_smoothing={self.label_smoothing} must be in [0, 1)')
     if self.mixup < 0:
       raise RunError(f'task.mixup={self.mixup} must not be negative')
+
+  def adapt(self, model: Any, class_names: Sequence[str]) -> Any:
+    """See `Task`: a logit for each class, unless the model has a number of them."""
+    return dataclasses.replace(model, num_classes=model.num_classes or len(class_names))
+
+  def rows(self, model: Any, crop: Any, *, train: bool) -> Rows:
+    """See `Task`."""
+    del train
+    return Labelled(crop, model.image_size, model.in_channels, model.num_classes)
+
+  def predict(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
+    """float32 'logits' (batch, num_classes)."""
+    return {'logits': model(batch['image'])}
 
   def normalize(self, images: jax.Array) -> jax.Array:
     """uint8 (batch, height, width, channels) -> float32."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from etils import epy
+
+from vit_jax.data.rows import Rows
 
 # Configurations are checked before JAX is there.
 with epy.lazy_imports():
@@ -62,6 +64,29 @@ class Task:
   frozen: tuple[str, ...] = ()
   coupled: ClassVar[bool] = False
 
+  def adapt(self, model: Any, class_names: Sequence[str]) -> Any:
+    """The configuration of the model, with what only the data can tell filled in.
+
+    Args:
+      model: resolved.
+      class_names: of the labels of the data, or nothing.
+
+    Raises:
+      RunError: for a model that cannot do this.
+    """
+    del class_names
+    return model
+
+  def rows(self, model: Any, crop: Any, *, train: bool) -> Rows:
+    """What becomes of an example: an object of `data.rows`.
+
+    Args:
+      model: its configuration, resolved.
+      crop: of training or of an evaluation; see `data.crops`.
+      train: for which of the two.
+    """
+    raise NotImplementedError
+
   def start(self, model: Any, key: Any) -> dict[str, Any]:
     """State of the task before the first step.
 
@@ -101,6 +126,10 @@ class Task:
     """
     del model, seen, ctx
     return extra
+
+  def predict(self, model: Any, batch: Batch) -> dict[str, Any]:
+    """What the model says of a batch that went through `augment`: arrays of the batch's length."""
+    raise NotImplementedError
 
   def judged(self, state: Any) -> Any:
     """The trainable parameters that are evaluated and exported: a tree in the state."""

@@ -63,6 +63,6 @@ def evaluate(
     reporter = Reporter(done, done, visible=jax.process_index() == 0)
     reporter.close()
     reporter.lines(experiment.summary(evaluators))
-    scores = experiment.evaluate(evaluators, state)
+    scores, _ = experiment.evaluate(evaluators, state)
   reporter.table(f'{workdir}: step {done}', scores)
   return scores

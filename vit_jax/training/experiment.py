@@ -18,9 +18,9 @@ from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.data import folds
 from vit_jax.data.classes import aligned
-from vit_jax.data.config import Shape
 from vit_jax.data.examples import NoSplitError
 from vit_jax.data.pipeline import iterate, probe, train_batches
+from vit_jax.evaluators.evaluator import Evaluation, prepare
 from vit_jax.nn import sharding, tree
 from vit_jax.nn.encoder import split_layers, stack_layers
 from vit_jax.nn.sharding import BatchLayout
@@ -39,7 +39,7 @@ class Experiment:
   Attributes:
     config: the typed configuration, the model's sizes resolved.
     source: the training data, where it trains.
-    shape: what the model expects of images and labels.
+    rows: what becomes of an example.
     layout: of training batches over processes and devices.
     decided: what the configuration leaves unset, as it was decided; see `schema.decided`.
     total: steps of the run.
@@ -81,9 +81,10 @@ class Experiment:
     if self._start:
       self.class_names = self._start.set_classes(self.class_names)
       model, card = self._start.model, self._start.card
-    count = known.num_classes if known else len(self.class_names)
     model = model.resolve()
-    model = dataclasses.replace(model, num_classes=model.num_classes or count)
+    if known:
+      model = dataclasses.replace(model, num_classes=model.num_classes or known.num_classes)
+    model = cfg.task.adapt(model, self.class_names)
     self.config = dataclasses.replace(_prepared(cfg, card), model=model)
     self.decided = schema.decided(asked, self.config)
     self.notes: list[str] = []
@@ -96,7 +97,7 @@ class Experiment:
     if self._start:
       self._start.compare(wishes or {}, _flat(dict(model=model, task=cfg.task)))
       self.notes += self._start.notes
-    self.shape = Shape(model.image_size, model.in_channels, model.num_classes, self.class_names)
+    self.rows = self.config.task.rows(model, self.config.data.crop, train=True)
     self._check_normalization()
     self.abstract_state: State
     self.abstract_state, self.frozen = jax.eval_shape(self._init, self._seeds())
@@ -107,7 +108,8 @@ class Experiment:
   def _prepare_training(self, cfg: config_lib.Config) -> None:
     if self.class_names:
       self.source = aligned(self.source, self.class_names)
-    self._about_data = [*self.source.summary(), *probe(cfg.data, self.source, self.shape)]
+    self._skip = cfg.data.on_corrupt == 'skip'
+    self._about_data = [*self.source.summary(), *probe(self.rows, self.source, skip=self._skip)]
     self.total = self._steps(cfg.total, 'total', total=None)
     if self.total < 1:
       raise RunError(f'total={cfg.total!r} is less than one step')
@@ -151,8 +153,8 @@ class Experiment:
   def _batches(self, seed: int, start: int) -> Generator[dict[str, jax.Array], None, None]:
     cfg, layout = self.config, self.layout
     batches = train_batches(
-      cfg.data, self.source, self.shape, cfg.batch_size, layout.rows, seed
-    )  # fmt: skip
+      self.rows, self.source, cfg.batch_size, layout.rows, seed, skip=self._skip
+    )
     with contextlib.closing(iterate(batches, start=start, workers=cfg.data.workers)) as stream:
       for batch in stream:
         yield layout.place(batch)
@@ -183,7 +185,7 @@ class Experiment:
 
   def _check_normalization(self) -> None:
     """Raises RunError unless the task's mean and std are of as many channels as the model takes."""
-    channels = self.shape.channels
+    channels = self.config.model.in_channels
     for name in ('mean', 'std'):
       values = getattr(self.config.task, name)
       if values is None:
@@ -238,15 +240,15 @@ class Experiment:
   def card(self) -> Card:
     """What the trained model will expect of images."""
     config = self.config
-    mean, std = config.task.statistics(self.shape.channels)
+    mean, std = config.task.statistics(config.model.in_channels)
     crops = [evaluator.crop for evaluator in config.evals.values()]
     fraction = getattr(crops[0], 'fraction', 0.0) if crops else 0.0
     method = crops[0].method if crops else config.data.crop.method
-    names = self.class_names if len(self.class_names) == self.shape.num_classes else ()
-    return Card('vit_jax', self.shape.image_size, mean, std, method, fraction, names)
+    names = self.class_names if len(self.class_names) == config.model.num_classes else ()
+    return Card('vit_jax', config.model.image_size, mean, std, method, fraction, names)
 
-  def evaluators(self) -> dict[str, Any]:
-    """Functions from a model to (name, value) pairs, by name.
+  def evaluators(self) -> dict[str, Evaluation]:
+    """The evaluations of the run by name, their data opened.
 
     Raises:
       RunError: if their data are not there, or cannot be used.
@@ -254,9 +256,10 @@ class Experiment:
     config, prepared = self.config, {}
     for name, evaluator in config.evals.items():
       try:
-        prepared[name] = evaluator.prepare(
-          config.task, config.data, self.shape, config.batch_size, lanes=config.lane_count
-        )
+        prepared[name] = prepare(
+          evaluator, config.task, config.model, config.data, batch_size=config.batch_size,
+          class_names=self.class_names, lanes=config.lane_count,
+        )  # fmt: skip
       except NoSplitError as error:
         raise RunError(
           f'{error}. {folds.way_out(config.data.split, f"evals.{name}.split")}'
@@ -274,14 +277,21 @@ class Experiment:
         lines.append(f'evals.{name} uses images that are trained on, too')
     return list(dict.fromkeys(lines))
 
-  def evaluate(self, evaluators: dict[str, Any], state: State) -> dict[str, float]:
-    """Runs `evaluators` on what `state` would be judged by: {'test/top1': 0.98, ...}."""
-    judged = self.config.task.judged(state)
-    return {
-      f'{name}/{key}': value
-      for name, evaluator in evaluators.items()
-      for key, value in evaluator(judged, self.frozen)
-    }
+  def evaluate(
+    self, evaluators: dict[str, Evaluation], state: State
+  ) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
+    """Runs `evaluators` on what `state` would be judged by.
+
+    Returns:
+      Values by name, {'test/top1': 0.98, ...}, lists over lanes if there are any; and what each
+      evaluation leaves, arrays by its name.
+    """
+    judged, values, arrays = self.config.task.judged(state), {}, {}
+    for name, evaluator in evaluators.items():
+      scores = evaluator.function(judged, self.frozen)
+      values |= {f'{name}/{key}': value for key, value in scores.values.items()}
+      arrays[name] = scores.arrays
+    return values, arrays
 
 
 def _prepared(cfg: config_lib.Config, card: Card) -> config_lib.Config:

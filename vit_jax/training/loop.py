@@ -215,7 +215,7 @@ class _Session:
           return False
     if not self.scores:  # restored after the last step
       with chrono('eval'):
-        self.scores = experiment.evaluate(self.evaluators, self.state)
+        self.scores = self._evaluated(self.evaluators)
     with chrono('checkpoint'):
       self.checkpoints.wait()
     return True
@@ -244,7 +244,7 @@ class _Session:
     if names:
       evaluators = {name: self.evaluators[name] for name in names}
       with self.chrono('eval'):
-        scores = self.experiment.evaluate(evaluators, self.state)
+        scores = self._evaluated(evaluators)
       scores = {name: self._of_sound_lanes(values) for name, values in scores.items()}
       self.scores |= scores
       self._write(done, scores)
@@ -265,6 +265,14 @@ class _Session:
         if stop:
           self.checkpoints.wait()
     self.reporter.advance(done)
+
+  def _evaluated(self, evaluators: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores; the arrays of the last evaluations are left in evals/."""
+    scores, arrays = self.experiment.evaluate(dict(evaluators), self.state)
+    if self.primary:
+      for name, found in arrays.items():
+        self.workdir.leave(name, found)
+    return scores
 
   def _flush(self) -> None:
     """Brings the metrics of the last dispatched step to the host; stops the run if not finite."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -35,8 +36,9 @@ class Known(NamedTuple):
 class Workdir:
   """A directory that holds a run, or will hold one.
 
-  In it are config.json, the record of the run; metrics.jsonl; checkpoints/, one per step; profile/
-  if one was asked for; and result.json once the run is complete.
+  In it are config.json, the record of the run; metrics.jsonl; checkpoints/, one per step; frozen/,
+  the parameters that are not trained, if there are any; evals/, what the last evaluations left;
+  profile/ if one was asked for; and result.json once the run is complete.
   """
 
   def __init__(self, folder: str | paths.Path):
@@ -135,7 +137,8 @@ class Workdir:
       try:
         # Last what says which run this is: an interrupted deletion is repeated.
         for name in (
-          'result.json', 'checkpoints', 'frozen', 'profile', 'metrics.jsonl', 'config.json',
+          'result.json', 'checkpoints', 'frozen', 'evals', 'profile', 'metrics.jsonl',
+          'config.json',
         ):  # fmt: skip
           if delete:
             paths.delete(self.path / name)
@@ -157,6 +160,13 @@ class Workdir:
   def checkpoints(self, **options: Any) -> Checkpoints:
     """The run's checkpoints, opened with the options of `Checkpoints`."""
     return Checkpoints(self.path / 'checkpoints', **options)
+
+  def leave(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes what an evaluation leaves to evals/NAME.npz."""
+    if arrays:
+      path = self.path / 'evals' / f'{name}.npz'
+      path.parent.mkdir(exist_ok=True)
+      paths.write_npz(path, arrays)
 
   def save_frozen(self, frozen: Any) -> None:
     """Writes the parameters that are not trained, once for all checkpoints."""
