@@ -207,7 +207,7 @@ def test_ema_follows_the_model():
     )
     decay = min(0.5, (1 + step) / (10 + step))
     average = decay * average + (1 - decay) * np.asarray(state.model.head.kernel[...])
-  judged = experiment.config.task.judged(state)
+  judged = experiment.config.task.judged(state, experiment.frozen)
   np.testing.assert_allclose(judged.head.kernel[...], average, rtol=1e-5, atol=1e-7)
 
 

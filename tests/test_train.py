@@ -22,7 +22,6 @@ from vit_jax.data.preprocess import decode
 from vit_jax.data.sources import Tfds
 from vit_jax.evaluate import evaluate, restore
 from vit_jax.nn import sharding
-from vit_jax.tasks.classification import Classification
 from vit_jax.train import train
 from vit_jax.training import config as config_lib
 from vit_jax.training.experiment import Experiment
@@ -75,8 +74,8 @@ def test_a_run_is_a_checkpoint_to_load(finished):
   workdir, _, _ = finished
   model = vit_jax.load(workdir)
   with jax.set_mesh(sharding.make_mesh('data')):
-    _, state = restore(str(workdir))
-  judged = Classification().judged(state)
+    experiment, state = restore(str(workdir))
+  judged = experiment.config.task.judged(state, experiment.frozen)
   for a, b in zip(jax.tree.leaves(judged), jax.tree.leaves(model), strict=True):
     np.testing.assert_array_equal(a, b)
   assert model.card.class_names == tuple('0123456789')
@@ -314,7 +313,6 @@ def alone(code, *args, **options):
 
 TRAIN = """
 import json, sys, ml_collections
-from vit_jax.tasks.classification import Classification
 from vit_jax.train import train
 for text, folder in zip(sys.argv[1::2], sys.argv[2::2]):
   train(ml_collections.ConfigDict(json.loads(text)), folder)

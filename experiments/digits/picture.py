@@ -17,7 +17,6 @@ from rich.table import Table
 from vit_jax.data.pipeline import eval_batches, iterate
 from vit_jax.evaluate import restore
 from vit_jax.explore.attention import rollout
-from vit_jax.nn import tree
 
 SIDE, GAP, TEXT, COLUMNS, ROWS = 96, 10, 26, 6, 4
 RIGHT, WRONG, INK, PAPER = (60, 130, 40), (40, 40, 200), (60, 60, 60), 255  # BGR
@@ -27,7 +26,7 @@ def predict(workdir: str):
   """Test images (uint8), labels, predictions, attention maps and class names of a run."""
   experiment, state = restore(workdir)
   cfg = experiment.config
-  model = tree.merge(cfg.task.judged(state), experiment.frozen)
+  model = cfg.task.judged(state, experiment.frozen)
   evaluator = cfg.evals['test']
   source = cfg.data.open(evaluator.split)
   rows = cfg.task.rows(cfg.model, evaluator.crop, train=False)

@@ -4,7 +4,7 @@ from vit_jax.architecture.towers import TextArchitecture, TwoTowersArchitecture
 from vit_jax.architecture.vit import EncoderConfig, ViTArchitecture
 
 # By the names that configurations choose from.
-MODELS = {'vit': ViTArchitecture}
+MODELS = {'vit': ViTArchitecture, 'two_towers': TwoTowersArchitecture}
 
 __all__ = [
   'MODELS',

@@ -56,9 +56,12 @@ def about(config: Any, card: Card) -> dict[str, Any]:
   """What a checkpoint of this project says about its model, as JSON.
 
   Args:
-    config: a resolved `ViTConfig` or `TwoTowersConfig`.
+    config: a resolved architecture.
     card: of the model.
   """
-  kind = 'two_towers' if hasattr(config, 'text') else 'vit'
-  facts = {'kind': kind, 'model': dataclasses.asdict(config), 'card': dataclasses.asdict(card)}
+  facts = {
+    'kind': config.kind,
+    'model': dataclasses.asdict(config),
+    'card': dataclasses.asdict(card),
+  }
   return json.loads(json.dumps(facts))

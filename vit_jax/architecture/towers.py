@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Self
+from typing import ClassVar, Self
 
 from vit_jax.architecture import variants
 from vit_jax.architecture.vit import OPTIONS, UNSET, EncoderConfig, ViTArchitecture
@@ -26,6 +26,7 @@ class TextArchitecture(EncoderConfig):
     eot: number of that token; -1 takes the largest number in the text.
   """
 
+  kind: ClassVar[str] = 'text'
   variant: str = 'clip:B'
   vocab_size: int = UNSET
   context_length: int = UNSET
@@ -59,6 +60,7 @@ class TwoTowersArchitecture:
     logit_bias: whether a bias is added to the logits (Zhai et al. 2023); unset: with SigLIP.
   """
 
+  kind: ClassVar[str] = 'two_towers'
   variant: str = 'clip:B/16'
   image: ViTArchitecture = dataclasses.field(default_factory=lambda: ViTArchitecture(''))
   text: TextArchitecture = dataclasses.field(default_factory=lambda: TextArchitecture(''))

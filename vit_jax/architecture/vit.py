@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from vit_jax.architecture import variants
 from vit_jax.core.errors import RunError, suggest
@@ -225,6 +225,7 @@ class ViTArchitecture(EncoderConfig):
     representation_size: width of a tanh layer before the head; 0 for none.
   """
 
+  kind: ClassVar[str] = 'vit'
   variant: str = 'S/16'
   patch_size: int = UNSET
   image_size: tuple[int, int] = UNSET

@@ -194,6 +194,9 @@ def _others(whole: Mapping[str, Any], chosen: str) -> str:
 def _open_run(path: paths.Path, hints: Mapping[str, Any], part: str, step: int | None) -> Opened:
   checkpoints = Checkpoints(path / 'checkpoints')
   shapes, extra = checkpoints.peek(step)
+  frozen_store = Checkpoints(path / 'frozen')
+  frozen = frozen_store.peek()[0] if frozen_store.steps else {}
+  all_shapes = {**shapes, **{f'frozen/{name}': shape for name, shape in frozen.items()}}
   if 'card' not in extra:
     raise RunError(f'{path} was written by an older version, without a description of its model')
   if extra.get('lanes'):
@@ -201,10 +204,7 @@ def _open_run(path: paths.Path, hints: Mapping[str, Any], part: str, step: int |
       f'{path} holds {extra["lanes"]} models trained side by side (config.lanes), which '
       'cannot be loaded separately: train the one you want without config.lanes'
     )
-  inside = {
-    part: [name for name in shapes if name.startswith(f'{part}/')] for part in ('ema', 'model')
-  }
-  inside = {part: names for part, names in inside.items() if names}
+  inside = _parts(shapes, extra, frozen)
   if part and part not in inside:
     raise RunError(f'{path} has no part {part!r}: {suggest(part, inside)}')
   chosen = part or next(iter(inside))
@@ -214,12 +214,15 @@ def _open_run(path: paths.Path, hints: Mapping[str, Any], part: str, step: int |
       'reads the parameters themselves'
     )
   arrays = {
-    name.removeprefix(f'{chosen}/'): files.Stub(
-      shapes[name].shape, shapes[name].dtype, lambda name=name: loaded[name]
-    )
-    for name in inside[chosen]
+    own: files.Stub(all_shapes[name].shape, all_shapes[name].dtype, lambda name=name: loaded[name])
+    for own, name in inside[chosen].items()
   }
-  loaded = checkpoints.part(inside[chosen], step)
+  names = inside[chosen].values()
+  loaded = checkpoints.part([name for name in names if name in shapes], step)
+  loaded |= {
+    f'frozen/{name}': array
+    for name, array in (frozen_store.part(list(frozen)) if frozen else {}).items()
+  }
   kind = TwoTowersConfig if extra['kind'] == 'two_towers' else ViTConfig
   whole = schema.complete(kind, extra['model'], 'the model')
   if missing := schema.missing(extra['model'], whole):  # of which today's default says nothing
@@ -228,6 +231,25 @@ def _open_run(path: paths.Path, hints: Mapping[str, Any], part: str, step: int |
   counts = {part: len(names) for part, names in inside.items()}
   return Opened('vit_jax', config, Card.from_dict(extra['card']), arrays, None, '', str(path),
                 changes=hints, parts=counts, part=chosen)  # fmt: skip
+
+
+def _parts(
+  shapes: Mapping[str, Any], facts: Mapping[str, Any], frozen: Mapping[str, Any]
+) -> dict[str, dict[str, str]]:
+  """The models in a checkpoint, the one that is judged first: stored names by the model's own."""
+  judged: dict[str, str] = {}
+  places = [*shapes, *(f'frozen/{name}' for name in frozen)]
+  averaged = any(name.startswith('ema/') for name in shapes)
+  wanted = facts.get('judged') or ['ema/' if averaged else 'model/']
+  for where in wanted:
+    judged |= {name.removeprefix(where): name for name in places if name.startswith(where)}
+  found = {wanted[0].rstrip('/'): judged}
+  rest = {name: f'frozen/{name}' for name in frozen}
+  for part in ('ema', 'model'):
+    own = {n.removeprefix(f'{part}/'): n for n in shapes if n.startswith(f'{part}/')}
+    if own and part not in found:
+      found[part] = {**own, **rest}
+  return found
 
 
 def _with_right_names(opened: Opened) -> Opened:

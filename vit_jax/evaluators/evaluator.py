@@ -24,7 +24,7 @@ with epy.lazy_imports():
   from jax.experimental import multihost_utils
 
   from vit_jax.data import pipeline
-  from vit_jax.nn import sharding, tree
+  from vit_jax.nn import sharding
 
 
 class Found(NamedTuple):
@@ -102,7 +102,8 @@ class Evaluation(NamedTuple):
   """An evaluator with its data.
 
   Attributes:
-    function: of trained and frozen parameters; its values are lists over lanes, if there are any.
+    function: of the state and the frozen parameters; its values are lists over lanes, if there are
+      any.
     summary: lines for people about the data.
   """
 
@@ -139,8 +140,8 @@ def prepare(
     batches = pipeline.eval_batches(rows, source, layout.batch_size, layout.rows, skip=skip)
     passes[name] = _Pass(evaluator, task, source, batches, layout, data.workers, lanes)
 
-  def evaluate(judged: Any, frozen: Any) -> Scores:
-    found = {name: run(judged, frozen) for name, run in passes.items()}
+  def evaluate(state: Any, frozen: Any) -> Scores:
+    found = {name: run(state, frozen) for name, run in passes.items()}
     if not lanes:
       return _counted(evaluator.finish(found), found)
     every = [
@@ -175,21 +176,21 @@ class _Pass:
     self._layout, self._workers, self._lanes = layout, workers, lanes
     self._sums: bool | None = None
 
-    def compute(judged, frozen, batch):
-      outputs = evaluator.outputs(task, tree.merge(judged, frozen), batch)
+    def compute(state, frozen, batch):
+      outputs = evaluator.outputs(task, task.judged(state, frozen), batch)
       sums = evaluator.sums(outputs, batch)
       self._sums = sums is not None
       return outputs if sums is None else {**sums, 'examples': _counted_mask(batch)}
 
     self._compute = jax.jit(jax.vmap(compute, in_axes=(0, None, None)) if lanes else compute)
 
-  def __call__(self, judged: Any, frozen: Any) -> Found:
+  def __call__(self, state: Any, frozen: Any) -> Found:
     whole: dict[str, Any] = {}
     parts: dict[str, np.ndarray] = {}
     records: dict[int, Any] = {}
     pending: list[Any] = []
     for batch in pipeline.iterate(self._batches, workers=self._workers):
-      computed = self._compute(judged, frozen, self._layout.place(batch))
+      computed = self._compute(state, frozen, self._layout.place(batch))
       if not self._sums:
         if self._lanes:
           kind = type(self._evaluator).__name__

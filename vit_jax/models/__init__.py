@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from vit_jax.architecture import TextArchitecture, TwoTowersArchitecture, ViTArchitecture
+
+# The module of each architecture, 'package.module:Class', imported when one is created: listing
+# models needs no JAX.
+MODULES: dict[type, str] = {
+  ViTArchitecture: 'vit_jax.models.vit:ViT',
+  TextArchitecture: 'vit_jax.models.text:Text',
+  TwoTowersArchitecture: 'vit_jax.models.two_towers:TwoTowers',
+}
 
 
 def create(config: Any, rngs: Any) -> Any:
   """The module that an architecture describes, sharded over the mesh in context.
 
   Args:
-    config: a resolved `ViTArchitecture`, `TextArchitecture` or `TwoTowersArchitecture`.
+    config: a resolved architecture, of one of `MODULES`.
     rngs: `nnx.Rngs` for the initial parameters.
   """
-  # Listing models needs no JAX.
-  from vit_jax.models.text import Text
-  from vit_jax.models.two_towers import TwoTowers
-  from vit_jax.models.vit import ViT
-
-  modules = {ViTArchitecture: ViT, TextArchitecture: Text, TwoTowersArchitecture: TwoTowers}
-  return next(module for kind, module in modules.items() if isinstance(config, kind))(config, rngs)
+  where = next(MODULES[kind] for kind in type(config).__mro__ if kind in MODULES)
+  module, _, name = where.partition(':')
+  return getattr(importlib.import_module(module), name)(config, rngs)

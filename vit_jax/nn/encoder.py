@@ -321,6 +321,13 @@ def stack_layers(tree: Any) -> Any:
   return _map_encoders(stack, tree)
 
 
+def is_unrolled(tree: Any) -> bool:
+  """Whether there is an encoder with unrolled layers in a tree."""
+  is_encoder = lambda node: isinstance(node, Encoder)  # noqa: E731
+  nodes = jax.tree.leaves(tree, is_leaf=is_encoder)
+  return any(is_encoder(node) and not node.config.scan for node in nodes)
+
+
 def _map_encoders(function: Any, tree: Any) -> Any:
   is_encoder = lambda node: isinstance(node, Encoder)  # noqa: E731
   return jax.tree.map(lambda n: function(n) if is_encoder(n) else n, tree, is_leaf=is_encoder)

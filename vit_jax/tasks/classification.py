@@ -8,20 +8,20 @@ from typing import Any
 
 from etils import epy
 
+from vit_jax.architecture import ViTArchitecture
 from vit_jax.core.errors import RunError
 from vit_jax.data.rows import Labelled, Rows
-from vit_jax.tasks.task import Batch, Context, Sums, Task
+from vit_jax.tasks.images import Images
+from vit_jax.tasks.task import Batch, Context, Sums
 
 # Configurations are checked before JAX is there.
 with epy.lazy_imports():
   import jax
   import jax.numpy as jnp
 
-UNSET: Any = None
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Classification(Task):
+class Classification(Images):
   """Softmax cross-entropy.
 
   Attributes:
@@ -29,15 +29,11 @@ class Classification(Task):
     mixup: alpha of the Beta distribution of mixing coefficients, one per batch; 0 does not mix
       (Zhang et al. 2018).
     flip: mirror half of the training images left to right.
-    mean, std: per channel (or one for all) of pixels in [0, 1], to normalise with. Unset: those of
-      the checkpoint that the run starts from, or 0.5.
   """
 
   label_smoothing: float = 0.0
   mixup: float = 0.0
   flip: bool = False
-  mean: tuple[float, ...] = UNSET
-  std: tuple[float, ...] = UNSET
 
   def __post_init__(self):
     if not 0 <= self.label_smoothing < 1:
@@ -47,7 +43,19 @@ class Classification(Task):
 
   def adapt(self, model: Any, class_names: Sequence[str]) -> Any:
     """See `Task`: a logit for each class, unless the model has a number of them."""
-    return dataclasses.replace(model, num_classes=model.num_classes or len(class_names))
+    if not isinstance(model, ViTArchitecture):
+      raise RunError(f'task.name=classification needs model.name=vit, not {model.kind}')
+    model = dataclasses.replace(model, num_classes=model.num_classes or len(class_names))
+    return super().adapt(model, class_names)
+
+  def notes(self, model: Any, class_names: Sequence[str]) -> list[str]:
+    """See `Task`."""
+    if not class_names or model.num_classes == len(class_names):
+      return []
+    return [
+      f'model.num_classes={model.num_classes}, but the data have {len(class_names)} classes: the '
+      'checkpoints will not name them'
+    ]
 
   def rows(self, model: Any, crop: Any, *, train: bool) -> Rows:
     """See `Task`."""
@@ -57,16 +65,6 @@ class Classification(Task):
   def predict(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
     """float32 'logits' (batch, num_classes)."""
     return {'logits': model(batch['image'])}
-
-  def normalize(self, images: jax.Array) -> jax.Array:
-    """uint8 (batch, height, width, channels) -> float32."""
-    mean, std = self.statistics(1)
-    return (images.astype(jnp.float32) / 255 - jnp.array(mean)) / jnp.array(std)
-
-  def statistics(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each of so many channels."""
-    spread = lambda given: given * channels if len(given) == 1 else given  # noqa: E731
-    return spread(self.mean or (0.5,)), spread(self.std or (0.5,))
 
   def augment(self, batch: Batch, key: jax.Array | None, hyper: Mapping[str, Any]) -> Batch:
     """Normalises, flips and mixes a batch of uint8 images; without a key only normalises."""

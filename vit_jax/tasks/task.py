@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from etils import epy
 
+from vit_jax.architecture.card import Card
 from vit_jax.data.rows import Rows
 
 # Configurations are checked before JAX is there.
@@ -77,6 +78,22 @@ class Task:
     del class_names
     return model
 
+  def notes(self, model: Any, class_names: Sequence[str]) -> list[str]:
+    """Lines for people about what was decided; arguments as for `card`."""
+    del model, class_names
+    return []
+
+  def card(self, model: Any, crop: Any, class_names: Sequence[str]) -> Card:
+    """What the trained model will expect of images.
+
+    Args:
+      model: its configuration, as `adapt` gave it.
+      crop: of the first evaluation, or of training.
+      class_names: of the labels of the data, or nothing.
+    """
+    del model, crop, class_names
+    return Card('vit_jax', (1, 1))
+
   def rows(self, model: Any, crop: Any, *, train: bool) -> Rows:
     """What becomes of an example: an object of `data.rows`.
 
@@ -131,9 +148,9 @@ class Task:
     """What the model says of a batch that went through `augment`: arrays of the batch's length."""
     raise NotImplementedError
 
-  def judged(self, state: Any) -> Any:
-    """The trainable parameters that are evaluated and exported: a tree in the state."""
-    return state.model if state.ema is None else state.ema
+  def judged(self, state: Any, frozen: Any) -> Any:
+    """The model that is evaluated and exported, put together of what is in the state and frozen."""
+    return tree.merge(state.model if state.ema is None else state.ema, frozen)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from vit_jax import models
-from vit_jax.architecture.card import Card
+from vit_jax.architecture.card import Card, about
 from vit_jax.convert import read
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
@@ -22,7 +22,7 @@ from vit_jax.data.examples import NoSplitError
 from vit_jax.data.pipeline import iterate, probe, train_batches
 from vit_jax.evaluators.evaluator import Evaluation, prepare
 from vit_jax.nn import sharding, tree
-from vit_jax.nn.encoder import split_layers, stack_layers
+from vit_jax.nn.encoder import is_unrolled, split_layers, stack_layers
 from vit_jax.nn.sharding import BatchLayout
 from vit_jax.optim import schedules
 from vit_jax.training import config as config_lib
@@ -88,17 +88,11 @@ class Experiment:
     self.config = dataclasses.replace(_prepared(cfg, card), model=model)
     self.decided = schema.decided(asked, self.config)
     self.notes: list[str] = []
-    count = self.config.model.num_classes
-    if self.class_names and count != len(self.class_names):
-      self.notes.append(
-        f'model.num_classes={count}, but the data have {len(self.class_names)} classes: the '
-        'checkpoints will not name them'
-      )
+    self.notes += cfg.task.notes(model, self.class_names)
     if self._start:
       self._start.compare(wishes or {}, _flat(dict(model=model, task=cfg.task)))
       self.notes += self._start.notes
     self.rows = self.config.task.rows(model, self.config.data.crop, train=True)
-    self._check_normalization()
     self.abstract_state: State
     self.abstract_state, self.frozen = jax.eval_shape(self._init, self._seeds())
     self._about_data: list[str] = []
@@ -172,7 +166,7 @@ class Experiment:
 
   def adopt(self, frozen: Any) -> None:
     """Takes frozen parameters, as checkpoints hold them, for the steps and evaluations to come."""
-    self.frozen = frozen if self.config.model.scan else jax.jit(split_layers)(frozen)
+    self.frozen = jax.jit(split_layers)(frozen) if is_unrolled(frozen) else frozen
 
   def _started(self, model: Any) -> tuple[State, Any]:
     return self._divided(model)
@@ -183,26 +177,6 @@ class Experiment:
     model, frozen = tree.partition(model, cfg.task.frozen, 'task.frozen')
     return init_state(model, cfg.optim, cfg.task, jax.random.key(cfg.seed)), frozen
 
-  def _check_normalization(self) -> None:
-    """Raises RunError unless the task's mean and std are of as many channels as the model takes."""
-    channels = self.config.model.in_channels
-    for name in ('mean', 'std'):
-      values = getattr(self.config.task, name)
-      if values is None:
-        continue
-      if len(values) not in (1, channels):
-        one = sum(values) / len(values) if values else 0.5
-        raise RunError(
-          f'task.{name}={values} has {len(values)} values, and model.in_channels={channels}: give '
-          f'one value for each channel, or one for all, such as --config.task.{name}={one:.3g}'
-        )
-      low, high = min(values), max(values)
-      if not np.isfinite(values).all() or (low <= 0 if name == 'std' else low < 0 or high > 1):
-        scale = ': divide by 255' if high > 1 else ''
-        raise RunError(
-          f'task.{name}={values}: pixels in [0, 1] cannot be normalised with that{scale}'
-        )
-
   def _seeds(self) -> Any:
     """The argument of `_init`."""
     return np.uint32(self.config.seed)
@@ -212,14 +186,14 @@ class Experiment:
 
   def split(self, state: State) -> State:
     """A state as `train_step` is fastest with: see `encoder.split_layers`."""
-    return state if self.config.model.scan else jax.jit(self._split)(state)
+    return jax.jit(self._split)(state) if is_unrolled(state) else state
 
   def _split(self, state: State) -> State:
     return split_layers(state)
 
   def stack(self, state: State) -> State:
     """The inverse of `split`."""
-    return state if self.config.model.scan else jax.jit(self._stack)(state)
+    return jax.jit(self._stack)(state) if is_unrolled(state) else state
 
   def _stack(self, state: State) -> State:
     return stack_layers(state)
@@ -239,13 +213,20 @@ class Experiment:
   @property
   def card(self) -> Card:
     """What the trained model will expect of images."""
-    config = self.config
-    mean, std = config.task.statistics(config.model.in_channels)
-    crops = [evaluator.crop for evaluator in config.evals.values()]
-    fraction = getattr(crops[0], 'fraction', 0.0) if crops else 0.0
-    method = crops[0].method if crops else config.data.crop.method
-    names = self.class_names if len(self.class_names) == config.model.num_classes else ()
-    return Card('vit_jax', config.model.image_size, mean, std, method, fraction, names)
+    cfg = self.config
+    crops = [evaluator.crop for evaluator in cfg.evals.values()]
+    return cfg.task.card(cfg.model, crops[0] if crops else cfg.data.crop, self.class_names)
+
+  def described(self) -> dict[str, Any]:
+    """What a checkpoint says of the model that is judged, and where its arrays are."""
+    named = lambda path, _: tree.name(path)  # noqa: E731
+    state = jax.tree_util.tree_map_with_path(named, self.abstract_state)
+    frozen = jax.tree_util.tree_map_with_path(
+      lambda path, _: f'frozen/{tree.name(path)}', jax.eval_shape(stack_layers, self.frozen)
+    )
+    model = self.config.task.judged(state, frozen)
+    where = [there.removesuffix(own) for own, there in tree.flatten(model).items()]
+    return {**about(model.config, self.card), 'judged': list(dict.fromkeys(where))}
 
   def evaluators(self) -> dict[str, Evaluation]:
     """The evaluations of the run by name, their data opened.
@@ -286,9 +267,9 @@ class Experiment:
       Values by name, {'test/top1': 0.98, ...}, lists over lanes if there are any; and what each
       evaluation leaves, arrays by its name.
     """
-    judged, values, arrays = self.config.task.judged(state), {}, {}
+    values, arrays = {}, {}
     for name, evaluator in evaluators.items():
-      scores = evaluator.function(judged, self.frozen)
+      scores = evaluator.function(state, self.frozen)
       values |= {f'{name}/{key}': value for key, value in scores.values.items()}
       arrays[name] = scores.arrays
     return values, arrays
@@ -298,7 +279,7 @@ def _prepared(cfg: config_lib.Config, card: Card) -> config_lib.Config:
   """A run that prepares images as a card says, where it does not say how itself."""
 
   def known(section: Any, **values: Any) -> Any:
-    unset = {name: value for name, value in values.items() if getattr(section, name) is None}
+    unset = {n: value for n, value in values.items() if getattr(section, n, value) is None}
     return dataclasses.replace(section, **unset)
 
   crop = lambda section: dataclasses.replace(section, crop=known(section.crop, method=card.resize))  # noqa: E731

@@ -19,13 +19,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from vit_jax.architecture import variants
-from vit_jax.architecture.card import about
+from vit_jax.architecture import ViTArchitecture, variants
 from vit_jax.checkpoints.store import Found
 from vit_jax.core import faults, schema
 from vit_jax.core.errors import DivergedError, RunError
 from vit_jax.core.text import number, plain
-from vit_jax.nn import sharding, tree
+from vit_jax.nn import sharding
 from vit_jax.training import config as config_lib
 from vit_jax.training import fork, lanes
 from vit_jax.training.experiment import Experiment
@@ -253,7 +252,7 @@ class _Session:
     if save:
       self._open_metrics()  # the lines of the steps before, which may be those of a trunk
       with self.chrono('checkpoint'):
-        described = about(self.experiment.config.model, self.experiment.card)
+        described = self.experiment.described()
         extra = {
           'seconds': dict(self.chrono.seconds), 'history': self.history, **described,
           'decided': self.experiment.decided, 'classes': self.experiment.class_names,
@@ -356,15 +355,19 @@ def _devices() -> str:
 
 def _described(experiment: Experiment) -> str:
   """The model of a run."""
-  model = experiment.config.model
-  sizes = tree.flatten(experiment.abstract_state.model).values()
-  parameters = sum(leaf.size for leaf in sizes) // max(1, experiment.config.lane_count)
-  name = variants.name_of(model) or 'ViT'
-  side = 'x'.join(map(str, model.image_size))
-  return (
-    f'model: {name}, {parameters:,} parameters, images of {side}x{model.in_channels}, '
-    f'{model.grid[0] * model.grid[1] + model.prefix} tokens of {model.width}, depth {model.depth}'
-  )
+  cfg, count = experiment.config, lambda held: sum(leaf.size for leaf in jax.tree.leaves(held))
+  trained = count(experiment.abstract_state.model) // max(1, cfg.lane_count)
+  frozen = count(experiment.frozen)
+  name, size = type(cfg.model).__name__, ''
+  if isinstance(cfg.model, ViTArchitecture):
+    model, name = cfg.model, variants.name_of(cfg.model) or 'ViT'
+    side, (rows, columns) = 'x'.join(map(str, model.image_size)), model.grid
+    size = (
+      f', images of {side}x{model.in_channels}, {rows * columns + model.prefix} tokens of '
+      f'{model.width}, depth {model.depth}'
+    )
+  left = f', and {frozen:,} that are not trained' if frozen else ''
+  return f'model: {name}, {trained:,} parameters{left}{size}'
 
 
 def _due(step: int, every: int) -> bool:

@@ -1,0 +1,366 @@
+"""Tasks that are hard on the loop, as small as they can be: `test_conformance` trains them.
+
+None of them is good at anything. Each uses what others do not: state of its own, another size of
+images, a loss over pairs, frozen parameters, several totals, records joined with the source.
+"""
+
+import dataclasses
+import itertools
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax.architecture.card import Card
+from vit_jax.core.schedule import Schedule
+from vit_jax.data import crops
+from vit_jax.data.preprocess import prepare
+from vit_jax.data.rows import Array
+from vit_jax.evaluators.evaluator import Evaluator, Scores
+from vit_jax.nn.sharding import spec
+from vit_jax.tasks.images import Images
+from vit_jax.tasks.task import Coupled, average
+
+VIEW = crops.RandomResized(min_area=0.4)
+
+
+# --- rows ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+  """Two views of an image, and two smaller ones."""
+
+  train: bool
+  needs: ClassVar = ('image',)
+
+  def arrays(self):
+    if not self.train:
+      return {'image': Array((8, 8, 1), np.uint8)}
+    return {'global': Array((2, 8, 8, 1), np.uint8), 'local': Array((2, 4, 4, 1), np.uint8)}
+
+  def make(self, example, rng):
+    if not self.train:
+      return {'image': prepare(example['image'], crops.Resize(), (8, 8), 1, rng)}
+    cut = lambda side: np.stack([prepare(example['image'], VIEW, (side, side), 1, rng)] * 2)  # noqa: E731
+    return {'global': cut(8), 'local': cut(4)}
+
+  def about(self, example):
+    return []
+
+
+@dataclasses.dataclass(frozen=True)
+class Spots:
+  """An image and the brightest pixel of each of its quarters, of those that are bright at all."""
+
+  needs: ClassVar = ('image',)
+
+  def arrays(self):
+    return {
+      'image': Array((8, 8, 1), np.uint8), 'spots': Array((4, 2), np.float32),
+      'real': Array((4,), np.float32),
+    }  # fmt: skip
+
+  def make(self, example, rng):
+    image = prepare(example['image'], crops.Resize(), (8, 8), 1, rng)
+    spots, real = spots_of(image)
+    return {'image': image, 'spots': spots, 'real': real}
+
+  def about(self, example):
+    return []
+
+
+def spots_of(image):
+  """(4, 2) coordinates in [0, 1], and whether each is there."""
+  spots, real = np.zeros((4, 2), np.float32), np.zeros(4, np.float32)
+  for i, (y, x) in enumerate(itertools.product((0, 4), (0, 4))):
+    quarter = image[y : y + 4, x : x + 4, 0]
+    at = np.unravel_index(quarter.argmax(), quarter.shape)
+    spots[i], real[i] = (np.array([y, x]) + at) / 8, quarter.max() > 200
+  return spots, real
+
+
+@dataclasses.dataclass(frozen=True)
+class Captioned:
+  """An image and words on it: its class, and whether that is even."""
+
+  needs: ClassVar = ('image', 'label')
+
+  def arrays(self):
+    return {'image': Array((8, 8, 1), np.uint8), 'words': Array((4,), np.int32)}
+
+  def make(self, example, rng):
+    image = prepare(example['image'], crops.Resize(), (8, 8), 1, rng)
+    return {'image': image, 'words': words_of(example['label'])}
+
+  def about(self, example):
+    return []
+
+
+def words_of(label):
+  return np.array([1, 2 + label, 12 + label % 2, 19], np.int32)
+
+
+# --- tasks ---
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dino(Images):
+  """Self-distillation: a teacher that follows, a centre, two sizes of images."""
+
+  momentum: Schedule = Schedule('0.9->1 cosine')
+  temperature: Schedule = Schedule(0.1)
+
+  def adapt(self, model, class_names):
+    return dataclasses.replace(super().adapt(model, class_names), num_classes=16)
+
+  def card(self, model, crop, class_names):
+    return Card('vit_jax', model.image_size, (0.5,), (0.5,), 'area')
+
+  def rows(self, model, crop, *, train):
+    return Views(train)
+
+  def start(self, model, key):
+    return {'teacher': jax.tree.map(jnp.copy, model), 'center': jnp.zeros(16)}
+
+  def augment(self, batch, key, hyper):
+    names = [name for name in ('image', 'global', 'local') if name in batch]
+    batch = {**batch, **{name: self.normalize(batch[name]) for name in names}}
+    if key is not None:
+      noise = 0.1 * jax.random.normal(
+        key, batch['global'].shape, out_sharding=jax.typeof(batch['global']).sharding
+      )
+      batch['global'] = batch['global'] + noise
+    return batch
+
+  def loss(self, model, part, ctx):
+    def run(model, views, key):
+      flat = views.reshape(-1, *views.shape[2:], out_sharding=spec('batch', None, None, None))
+      out = model(flat, key=key)
+      return out.reshape(*views.shape[:2], 16, out_sharding=spec('batch', None, None))
+
+    teacher = jax.lax.stop_gradient(run(ctx.whole(ctx.extra['teacher']), part['global'], None))
+    student = [run(model, part[name], None) for name in ('global', 'local')]
+    target = jax.nn.softmax((teacher - ctx.extra['center']) / ctx.hyper['task.temperature'])
+    each = 0.0
+    for views in student:
+      said = jax.nn.log_softmax(views / 0.2)
+      each -= (target[:, :, None] * said[:, None]).sum(-1).mean((1, 2))
+    total = (each * part['mask']).sum()
+    logits = (teacher.sum(1) * part['mask'][:, None]).sum(0)
+    return total / ctx.totals['examples'], {'loss': (total, 'examples')}, {'logits': logits}
+
+  def update(self, extra, model, seen, ctx):
+    mean = seen['logits'] / (2 * ctx.totals['examples'])
+    return {
+      'teacher': average(extra['teacher'], model, ctx.hyper['task.momentum']),
+      'center': 0.9 * extra['center'] + 0.1 * mean,
+    }
+
+  def judged(self, state, frozen):
+    from vit_jax.nn import tree
+
+    return tree.merge(state.extra['teacher'], frozen)
+
+  def predict(self, model, batch):
+    return {'logits': model(batch['image'])}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SetPrediction(Images):
+  """Four guesses, matched to what is there; three totals."""
+
+  def adapt(self, model, class_names):
+    return dataclasses.replace(super().adapt(model, class_names), num_classes=12)
+
+  def card(self, model, crop, class_names):
+    return Card('vit_jax', model.image_size, (0.5,), (0.5,), 'area')
+
+  def rows(self, model, crop, *, train):
+    return Spots()
+
+  def augment(self, batch, key, hyper):
+    return {**batch, 'image': self.normalize(batch['image'])}
+
+  def totals(self, batch):
+    mask = batch['mask']
+    return {
+      'examples': mask.sum(), 'spots': (batch['real'] * mask[:, None]).sum(),
+      'guesses': 4 * mask.sum(),
+    }  # fmt: skip
+
+  def predict(self, model, batch):
+    guesses = model(batch['image']).reshape(-1, 4, 3, out_sharding=spec('batch', None, None))
+    return {'score': guesses[..., 0], 'spot': jax.nn.sigmoid(guesses[..., 1:])}
+
+  def loss(self, model, part, ctx):
+    found = self.predict(model, part)
+    orders = jnp.array(list(itertools.permutations(range(4))))
+    apart = jnp.abs(found['spot'][:, :, None] - part['spots'][:, None]).sum(-1)
+    apart = apart * part['real'][:, None]
+    costs = jnp.stack(
+      [sum(apart[:, order[i], i] for i in range(4)) for order in orders.tolist()], -1
+    )
+    order = orders[jnp.argmin(jax.lax.stop_gradient(costs), -1)]
+    pick = lambda x: jax.vmap(lambda row, index: row[index])(x, order)  # noqa: E731
+    near = jnp.abs(pick(found['spot']) - part['spots']).sum(-1) * part['real']
+    score = pick(found['score'])
+    there = -jax.nn.log_sigmoid(jnp.where(part['real'] > 0, score, -score))
+    mask = part['mask'][:, None]
+    distance, unsure = (near * mask).sum(), (there * mask).sum()
+    loss = distance / ctx.totals['spots'] + unsure / ctx.totals['guesses']
+    sums = {
+      'loss': (loss * ctx.totals['examples'], 'examples'), 'distance': (distance, 'spots'),
+      'unsure': (unsure, 'guesses'),
+    }  # fmt: skip
+    return loss, sums, {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lit(Images, Coupled):
+  """A locked image tower and a text tower: one loss over all pairs of the batch."""
+
+  temperature: Schedule = Schedule(0.1)
+
+  def adapt(self, model, class_names):
+    return model
+
+  def card(self, model, crop, class_names):
+    return Card('vit_jax', model.image.image_size, (0.5,), (0.5,), 'area')
+
+  def rows(self, model, crop, *, train):
+    return Captioned()
+
+  def augment(self, batch, key, hyper):
+    return {**batch, 'image': self.normalize(batch['image'])}
+
+  def embed(self, model, part, ctx):
+    return {
+      'image': model.encode_image(part['image'], key=ctx.noise),
+      'text': model.encode_text(part['words'], key=ctx.noise), 'mask': part['mask'],
+    }  # fmt: skip
+
+  def joint(self, model, z, ctx):
+    columns = jax.tree.map(whole, z)
+    pairs = jnp.einsum('id,td->it', z['image'], columns['text'], out_sharding=spec('batch', None))
+    pairs = pairs / ctx.hyper['task.temperature'] + model.logit_scale[...] * 0
+    pairs = jnp.where(columns['mask'][None] > 0, pairs, -1e9)
+    own = (z['image'] * z['text']).sum(-1) / ctx.hyper['task.temperature']
+    each = (jax.nn.logsumexp(pairs, -1) - own) * z['mask']
+    total = each.sum()
+    return total / ctx.totals['examples'], {'loss': (total, 'examples')}, {}
+
+  def predict(self, model, batch):
+    text = jnp.array([words_of(label) for label in range(10)])
+    words = jax.lax.stop_gradient(model.encode_text(text, replicated=True))
+    return {'said': model.encode_image(batch['image']) @ words.T}
+
+
+def whole(x):
+  from vit_jax.nn import sharding
+
+  return sharding.whole(x)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Captions(Images):
+  """Words one after another, written down when they are evaluated."""
+
+  def adapt(self, model, class_names):
+    return dataclasses.replace(super().adapt(model, class_names), num_classes=20)
+
+  def card(self, model, crop, class_names):
+    return Card('vit_jax', model.image_size, (0.5,), (0.5,), 'area')
+
+  def rows(self, model, crop, *, train):
+    return Captioned()
+
+  def augment(self, batch, key, hyper):
+    return {**batch, 'image': self.normalize(batch['image'])}
+
+  def totals(self, batch):
+    return {'examples': batch['mask'].sum(), 'words': 3 * batch['mask'].sum()}
+
+  def _next(self, logits, word):
+    """Of the image and the word before: a shifted look at the same logits."""
+    shift = jax.nn.one_hot(word, 20)
+    return logits + 0.1 * shift
+
+  def loss(self, model, part, ctx):
+    logits, words = model(part['image'], key=ctx.noise), part['words']
+    total = 0.0
+    for i in range(3):
+      said = jax.nn.log_softmax(self._next(logits, words[:, i]))
+      total -= ((said * jax.nn.one_hot(words[:, i + 1], 20)).sum(-1) * part['mask']).sum()
+    return total / ctx.totals['words'], {'loss': (total, 'words')}, {}
+
+  def predict(self, model, batch):
+    logits = model(batch['image'])
+
+    def step(word, _):
+      word = jnp.argmax(self._next(logits, word), -1)
+      return word, word
+
+    first = jnp.zeros_like(batch['mask'], jnp.int32)
+    _, words = jax.lax.scan(step, first, length=3)
+    return {'words': words.T}
+
+
+# --- evaluators ---
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Precision(Evaluator):
+  """Average precision of spots: what is there is asked of the source, and all guesses are ranked."""
+
+  def record(self, row, example):
+    spots, real = spots_of(np.asarray(example['image']).reshape(8, 8, 1))
+    near = np.abs(row['spot'][:, None] - spots[real > 0][None]).sum(-1) < 0.3
+    hits = near.any(1) if real.any() else np.zeros(4, bool)
+    return {'score': row['score'].tolist(), 'hit': hits.tolist(), 'real': int(real.sum())}
+
+  def finish(self, found):
+    records = found['test'].records
+    scores = np.concatenate([record['score'] for record in records])
+    hits = np.concatenate([record['hit'] for record in records])[np.argsort(-scores, kind='stable')]
+    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    ap = float((precision * hits).sum() / max(1, sum(record['real'] for record in records)))
+    return Scores({'ap': ap}, {'scores': scores, 'indices': found['test'].indices})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spoken(Evaluator):
+  """The share of captions whose first word is the class, by text."""
+
+  def record(self, row, example):
+    return ' '.join(map(str, row['words'])), str(words_of(example['label'])[1])
+
+  def finish(self, found):
+    records = found['test'].records
+    right = [text.split()[0] == want for text, want in records]
+    return Scores({'right': float(np.mean(right))}, {'texts': np.array([t for t, _ in records])})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spread(Evaluator):
+  """How different outputs are: the standard deviation of the mean logits, by sums on the devices."""
+
+  output: str = 'logits'
+
+  def sums(self, outputs, batch):
+    weighted = outputs[self.output] * batch['mask'][:, None]
+    return {'first': weighted.sum(0), 'second': jnp.square(weighted).sum(0)}
+
+  def finish(self, found):
+    count = found['test'].examples
+    first, second = (found['test'].totals[name] / count for name in ('first', 'second'))
+    return Scores({'spread': float(np.sqrt(np.maximum(second - first**2, 0)).mean())}, {})
+
+
+TASKS: dict[str, Any] = {
+  'toy_dino': Dino, 'toy_set': SetPrediction, 'toy_lit': Lit, 'toy_captions': Captions,
+}  # fmt: skip
+EVALUATORS: dict[str, Any] = {
+  'toy_precision': Precision, 'toy_spoken': Spoken, 'toy_spread': Spread,
+}  # fmt: skip
