@@ -33,7 +33,7 @@ from vit_jax.training.workdir import Workdir
 def test_a_run_leaves_its_record(finished):
   workdir, result, config = finished
   assert {p.name for p in workdir.iterdir()} == {
-    'config.json', 'metrics.jsonl', 'result.json', 'checkpoints'
+    'config.json', 'metrics.jsonl', 'result.json', 'checkpoints', 'evals'
   }  # fmt: skip
   assert json.loads((workdir / 'result.json').read_text()) == result
   record = {'format': formats.FORMAT, **config_lib.to_dict(config)}

@@ -14,6 +14,7 @@ import numpy as np
 
 from vit_jax.architecture.card import Card
 from vit_jax.core.schedule import Schedule
+from vit_jax.costs.step import Pass
 from vit_jax.data import crops
 from vit_jax.data.preprocess import prepare
 from vit_jax.data.rows import Array
@@ -109,7 +110,7 @@ def words_of(label):
 class Dino(Images):
   """Self-distillation: a teacher that follows, a centre, two sizes of images."""
 
-  momentum: Schedule = Schedule('0.9->1 cosine')
+  momentum: Schedule = Schedule('0.9->1 cosine 4 steps')
   temperature: Schedule = Schedule(0.1)
 
   def adapt(self, model, class_names):
@@ -120,6 +121,10 @@ class Dino(Images):
 
   def rows(self, model, crop, *, train):
     return Views(train)
+
+  def passes(self, model):
+    teacher = Pass(model, times=2, grad='none')
+    return [Pass(model, times=2), Pass(model, times=2, size=(4, 4)), teacher]
 
   def start(self, model, key):
     return {'teacher': jax.tree.map(jnp.copy, model), 'center': jnp.zeros(16)}
@@ -196,13 +201,13 @@ class SetPrediction(Images):
 
   def loss(self, model, part, ctx):
     found = self.predict(model, part)
-    orders = jnp.array(list(itertools.permutations(range(4))))
+    orders = list(itertools.permutations(range(4)))
     apart = jnp.abs(found['spot'][:, :, None] - part['spots'][:, None]).sum(-1)
     apart = apart * part['real'][:, None]
-    costs = jnp.stack(
-      [sum(apart[:, order[i], i] for i in range(4)) for order in orders.tolist()], -1
-    )
-    order = orders[jnp.argmin(jax.lax.stop_gradient(costs), -1)]
+    chosen = jax.nn.one_hot(jnp.array(orders), 4).swapaxes(1, 2)  # (orders, guesses, spots)
+    costs = jnp.einsum('bij,pij->bp', apart, chosen, out_sharding=spec('batch', None))
+    best = jnp.argmin(jax.lax.stop_gradient(costs), -1)
+    order = jnp.array(orders).at[best].get(out_sharding=spec('batch', None))
     pick = lambda x: jax.vmap(lambda row, index: row[index])(x, order)  # noqa: E731
     near = jnp.abs(pick(found['spot']) - part['spots']).sum(-1) * part['real']
     score = pick(found['score'])
@@ -235,6 +240,9 @@ class Lit(Images, Coupled):
   def augment(self, batch, key, hyper):
     return {**batch, 'image': self.normalize(batch['image'])}
 
+  def passes(self, model):
+    return [Pass(model.image, grad='none'), Pass(model.text)]
+
   def embed(self, model, part, ctx):
     return {
       'image': model.encode_image(part['image'], key=ctx.noise),
@@ -252,9 +260,7 @@ class Lit(Images, Coupled):
     return total / ctx.totals['examples'], {'loss': (total, 'examples')}, {}
 
   def predict(self, model, batch):
-    text = jnp.array([words_of(label) for label in range(10)])
-    words = jax.lax.stop_gradient(model.encode_text(text, replicated=True))
-    return {'said': model.encode_image(batch['image']) @ words.T}
+    return {'said': model.encode_image(batch['image'])}
 
 
 def whole(x):
@@ -312,10 +318,10 @@ class Captions(Images):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Precision(Evaluator):
-  """Average precision of spots: what is there is asked of the source, and all guesses are ranked."""
+  """Average precision of spots: all guesses are ranked, and the source knows what is there."""
 
   def record(self, row, example):
-    spots, real = spots_of(np.asarray(example['image']).reshape(8, 8, 1))
+    spots, real = spots_of(Spots().make(example, None)['image'])
     near = np.abs(row['spot'][:, None] - spots[real > 0][None]).sum(-1) < 0.3
     hits = near.any(1) if real.any() else np.zeros(4, bool)
     return {'score': row['score'].tolist(), 'hit': hits.tolist(), 'real': int(real.sum())}
@@ -344,7 +350,7 @@ class Spoken(Evaluator):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spread(Evaluator):
-  """How different outputs are: the standard deviation of the mean logits, by sums on the devices."""
+  """How different outputs are, by sums on the devices."""
 
   output: str = 'logits'
 

@@ -66,6 +66,11 @@ class TwoTowersArchitecture:
   text: TextArchitecture = dataclasses.field(default_factory=lambda: TextArchitecture(''))
   logit_bias: bool = UNSET
 
+  @property
+  def towers(self) -> dict[str, EncoderConfig]:
+    """Both by name."""
+    return {'image': self.image, 'text': self.text}
+
   def resolve(self) -> Self:
     """This configuration with everything filled in and checked; raises RunError."""
     image, text, bias = self.image, self.text, self.logit_bias

@@ -28,7 +28,8 @@ from vit_jax.compile import compiled as compiled_lib
 from vit_jax.compile import topology
 from vit_jax.compile.compiled import Collective, Kernel, Program
 from vit_jax.core import paths, schema
-from vit_jax.costs import chips, flops
+from vit_jax.costs import chips
+from vit_jax.costs.step import step as step_flops
 from vit_jax.data.examples import NoDataError
 from vit_jax.data.rows import Array
 from vit_jax.data.synthetic import Synthetic
@@ -124,9 +125,11 @@ def plan(config: ConfigDict, where: str, hlo: str = '') -> Plan:
     )
     batch = _abstract_batch(experiment, mesh)
     held = functools.partial(_per_device_bytes, mesh)
+    towers = experiment.config.model.towers.values()
     facts: dict[str, Any] = dict(
       topology=where, chips=len(devices), mesh='x'.join(map(str, mesh.shape.values())),
-      batch_size=cfg.batch_size, remat=cfg.model.remat, scan=cfg.model.scan,
+      batch_size=cfg.batch_size, remat=', '.join(dict.fromkeys(t.remat for t in towers)),
+      scan=all(tower.scan for tower in towers),
       parameters=held((state.model, frozen)), optimizer=held((state.opt, state.ema, state.extra)),
       activations=_activations(experiment, state, frozen, batch, mesh), capacity=capacity,
     )  # fmt: skip
@@ -155,9 +158,9 @@ def plan(config: ConfigDict, where: str, hlo: str = '') -> Plan:
   )  # fmt: skip
   if not chip:
     return Plan(**facts)
-  model = experiment.config.model
   per_chip = cfg.batch_size / len(devices)
-  work = flops.train_flops(model, examples=max(1, int(per_chip))) * per_chip
+  passes = cfg.task.passes(experiment.config.model)
+  work = step_flops(passes, examples=max(1, int(per_chip))) * per_chip
   compiler_time = program.cycles / chip.clock
   kernel_time = sum(k.count * kernel_seconds(k, chip) for k in program.kernels)
   step_time = compiler_time + kernel_time

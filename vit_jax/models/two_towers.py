@@ -56,13 +56,13 @@ class TwoTowers(nnx.Module):
     logits = jnp.einsum('id,td->it', image, text, out_sharding=out) * jnp.exp(self.logit_scale[...])
     return logits + self.logit_bias[...] if self.config.logit_bias else logits
 
-  def encode_image(self, images: jax.Array) -> jax.Array:
-    """Unit vectors, float32 (images, num_classes)."""
-    return _unit(self.image(images))
+  def encode_image(self, images: jax.Array, *, key: Any = None) -> jax.Array:
+    """Unit vectors, float32 (images, num_classes); `key` is of what is dropped in training."""
+    return _unit(self.image(images, key=key))
 
-  def encode_text(self, tokens: jax.Array) -> jax.Array:
-    """Unit vectors, float32 (texts, num_classes)."""
-    return _unit(self.text(tokens))
+  def encode_text(self, tokens: jax.Array, *, key: Any = None) -> jax.Array:
+    """Unit vectors, float32 (texts, num_classes), likewise."""
+    return _unit(self.text(tokens, key=key))
 
 
 def _unit(x: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from etils import epy
 
 from vit_jax.architecture.card import Card
+from vit_jax.costs.step import Pass
 from vit_jax.data.rows import Rows
 
 # Configurations are checked before JAX is there.
@@ -103,6 +104,14 @@ class Task:
       train: for which of the two.
     """
     raise NotImplementedError
+
+  def passes(self, model: Any) -> list[Pass]:
+    """What a step computes for an example, for MFU and plans.
+
+    Args:
+      model: its configuration, as `adapt` gave it.
+    """
+    return [Pass(model)]
 
   def start(self, model: Any, key: Any) -> dict[str, Any]:
     """State of the task before the first step.

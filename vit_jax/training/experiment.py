@@ -82,8 +82,8 @@ class Experiment:
       self.class_names = self._start.set_classes(self.class_names)
       model, card = self._start.model, self._start.card
     model = model.resolve()
-    if known:
-      model = dataclasses.replace(model, num_classes=model.num_classes or known.num_classes)
+    if known and known.num_classes:
+      model = dataclasses.replace(model, num_classes=known.num_classes)
     model = cfg.task.adapt(model, self.class_names)
     self.config = dataclasses.replace(_prepared(cfg, card), model=model)
     self.decided = schema.decided(asked, self.config)
