@@ -167,7 +167,7 @@ def test_heads_of_pretraining(tmp_path, states):
   with pytest.raises(RunError) as error:
     vit_jax.load(path)
   for text in ("(part 'state_dict', prefix 'module.base_encoder.')", 'unexpected  head.0.weight',
-               'as ignore=REGEX'):  # fmt: skip
+               '--ignore=REGEX'):  # fmt: skip
     assert text in str(error.value)
   model = vit_jax.load(path, prefix='module.momentum_encoder.', ignore='head.*')
   assert model.config.num_classes == 0
