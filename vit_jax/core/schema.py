@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vit_jax.core.errors import RunError, suggest
@@ -35,16 +35,31 @@ def tuples() -> Any:
   return dataclasses.field(metadata={'tuples': True}, default_factory=dict)
 
 
+class StandIns(typing.NamedTuple):
+  """What takes the place of some values in a completed tree.
+
+  Attributes:
+    unset: of a field that is left unset; called with its type.
+    loose: of a value that may be a number or a text; called with it.
+  """
+
+  unset: Callable[[Any], Any] = lambda kind: None
+  loose: Callable[[Any], Any] = lambda value: value
+
+
+PLAIN = StandIns()
+
+
 def complete(
-  cls: type, given: Mapping[str, Any], path: str = 'config', unset: Any = lambda kind: None
-) -> dict[str, Any]:
+  cls: type, given: Mapping[str, Any], path: str = 'config', stand: StandIns = PLAIN
+) -> dict[str, Any]:  # fmt: skip
   """`given` as a nested dict in which every field of `cls` is present.
 
   Args:
     cls: a dataclass.
     given: values of some of its fields.
     path: of the fields, for messages.
-    unset: makes what stands for a field that is left unset, from its type.
+    stand: for values that a tree of plain ones cannot hold.
 
   Raises:
     RunError: a name that does not exist (with the nearest ones), a field without a default that
@@ -60,12 +75,12 @@ def complete(
     where, default = f'{path}.{name}', field.metadata.get('default')
     if 'choices' in field.metadata:
       tree[name] = {
-        key: _complete_choice(field.metadata['choices'], section, default, f'{where}.{key}', unset)
+        key: _complete_choice(field.metadata['choices'], section, default, f'{where}.{key}', stand)
         for key, section in given.get(name, {}).items()
       }
     elif 'choice' in field.metadata:
       tree[name] = _complete_choice(
-        field.metadata['choice'], given.get(name, {}), default, where, unset
+        field.metadata['choice'], given.get(name, {}), default, where, stand
       )
     elif 'tuples' in field.metadata:
       tree[name] = {
@@ -73,15 +88,15 @@ def complete(
         for key, values in given.get(name, {}).items()
       }
     elif types[name] is Schedule:
-      tree[name] = _scheduled(given.get(name, field.default), where)
+      tree[name] = stand.loose(_scheduled(given.get(name, field.default), where))
     elif dataclasses.is_dataclass(types[name]):
-      tree[name] = complete(typing.cast(type, types[name]), given.get(name, {}), where, unset)
+      tree[name] = complete(typing.cast(type, types[name]), given.get(name, {}), where, stand)
     elif name in given and not (given[name] is None and field.default is None):
       tree[name] = _checked(given[name], types[name], where)
     elif field.default is dataclasses.MISSING:
       raise RunError(f'{where} is missing')
     elif field.default is None:
-      tree[name] = unset(typing.get_origin(types[name]) or types[name])
+      tree[name] = stand.unset(typing.get_origin(types[name]) or types[name])
     else:
       tree[name] = field.default
   return tree
@@ -207,11 +222,14 @@ def _fields(section: Mapping[str, Any]) -> dict[str, Any]:
   return {key: value for key, value in section.items() if key != 'name'}
 
 
-def _complete_choice(registry, section, default, path, unset):
+def _complete_choice(registry, section, default, path, stand):
   name = section.get('name') or default
   if name is None:
     raise RunError(f'{path}.name is missing: choose from {", ".join(registry)}')
-  return {'name': name, **complete(pick(registry, name, path), _fields(section), path, unset)}
+  return {
+    'name': name,
+    **complete(pick(registry, name, path), _fields(section), path, stand),
+  }
 
 
 def _build_choice(registry, section, path):

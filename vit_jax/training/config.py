@@ -118,7 +118,11 @@ def complete(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
 
   Every field of `Config` is present, so that each can be changed on the command line.
   """
-  tree = schema.complete(Config, config, unset=config_dict.placeholder)
+  # Fields keep the type that they have, but for those that are numbers or texts.
+  stand = schema.StandIns(
+    config_dict.placeholder, lambda value: config_dict.FieldReference(value, field_type=object)
+  )
+  tree = schema.complete(Config, config, stand=stand)
   if tree['init']:
     tree['model']['variant'] = ''  # the checkpoint takes its place
   tree = ml_collections.ConfigDict(tree)
