@@ -92,7 +92,7 @@ class Block(nnx.Module):
       x: (batch, tokens, width).
       context: of the tokens.
       bias: shared by all layers, added to attention scores.
-      key, rate: `Noise` of stochastic depth, and its rate; without a key nothing is dropped.
+      key, rate: a key or `Noise` of stochastic depth, and its rate; without a key nothing is dropped.
 
     Returns:
       The new x, and what was added to it by 'attn' and 'mlp' (after LayerScale, before dropping).
@@ -116,6 +116,7 @@ class Block(nnx.Module):
       y = self.norm1(y)
       return attention(y, context, bias) + mlp(y)
 
+    key = None if key is None else noise(key)
     keys = (None, None) if key is None else key.split()
     add = functools.partial(self._add, batch=x.shape[0], rate=rate)
     y = flatten(x)
