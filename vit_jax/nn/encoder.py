@@ -92,7 +92,7 @@ class Block(nnx.Module):
       x: (batch, tokens, width).
       context: of the tokens.
       bias: shared by all layers, added to attention scores.
-      key, rate: a key or `Noise` of stochastic depth, and its rate; without a key nothing is dropped.
+      key, rate: a key or `Noise` of stochastic depth, and its rate; without one nothing is dropped.
 
     Returns:
       The new x, and what was added to it by 'attn' and 'mlp' (after LayerScale, before dropping).
