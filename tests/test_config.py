@@ -66,7 +66,7 @@ def test_configs_trace_a_step(name):
     (dict(model=dict(name='vti')), r"unknown config\.model\.name 'vti': did you mean vit"),
     (dict(model=dict(width=1.5)), r'config\.model\.width must be of type int, not 1\.5'),
     (dict(name='x'), r'unknown field config\.name'),
-    (dict(optim=dict(name='adam')), r'unknown field config\.optim\.name'),
+    (dict(optim=dict(name='adam')), r'unknown config\.optim\.name .*did you mean adamw'),
     (dict(batch_size=True), 'config.batch_size must be of type int'),
     (dict(data=dict(source=dict(name='tdfs'))), 'did you mean tfds'),
     (dict(data=dict(source={})), 'source.name is missing: choose from tfds, folder, synthetic'),

@@ -91,6 +91,10 @@ def test_golden_runs_go_on(place, made):
       line.pop('images_per_second', None)
     arrays = make_runs.arrays(place / name / 'checkpoints', want['total'])
     digests = {n: make_runs.digest(a) for n, a in arrays.items()}
+    last = str(want['total'])
+    want['arrays'][last] = {
+      formats.array(int(made), n): digest for n, digest in want['arrays'][last].items()
+    }
     assert digests.keys() == want['arrays'][str(want['total'])].keys(), name
     if found['machine'] == want['machine']:
       assert lines == want['lines'], name

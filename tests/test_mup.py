@@ -15,7 +15,7 @@ from vit_jax.nn import tree
 from vit_jax.nn.attention import Context
 from vit_jax.nn.layers import Dense
 from vit_jax.optim import mup
-from vit_jax.optim.config import OptimConfig
+from vit_jax.optim.config import AdamW
 from vit_jax.optim.transforms import optimizer
 from vit_jax.training import config as config_lib
 from vit_jax.training import lanes
@@ -36,7 +36,7 @@ def moved(config, steps=4, seeds=4, lr=1e-2):
   rng = np.random.default_rng(0)
   images = jnp.asarray(rng.normal(size=(32, 8, 8, 1)), jnp.float32)
   labels = jnp.asarray(rng.integers(0, 10, 32))
-  setting = OptimConfig(lr=lr, weight_decay=0.0, clip=0.0)
+  setting = AdamW(lr=lr, weight_decay=0.0, clip=0.0)
   names = ('optim.lr', 'optim.weight_decay', 'optim.b1', 'optim.b2')
   hyper = dict(zip(names, map(np.float32, (lr, 0.0, 0.9, 0.999)), strict=True))
 

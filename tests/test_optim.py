@@ -7,14 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
+from vit_jax import models
+from vit_jax.core import schema
 from vit_jax.core.errors import RunError
+from vit_jax.models.vit import ViTConfig
+from vit_jax.nn import encoder, tree
 from vit_jax.optim import groups, schedules, transforms
-from vit_jax.optim.config import OptimConfig
+from vit_jax.optim.config import OPTIMIZERS, AdamW
+from vit_jax.training import config as config_lib
+from vit_jax.training import hyper as hyper_lib
 
 
 def rates(total=100, warmup=10, cooldown=0, **config):
-  config = OptimConfig(lr=2.0, **config)
+  config = AdamW(lr=2.0, **config)
   durations = dict(total=total, warmup=warmup, cooldown=cooldown)
   schedules.check(config, **durations, batch_size=1)
   return np.array([schedules.learning_rate(t, config, **durations) for t in range(total)])
@@ -81,7 +88,7 @@ def test_groups_cover_everything_and_waste_nothing(entries, message):
 
 @pytest.mark.parametrize('limit', [0.5, 1e3])
 def test_adamw_is_optax_adamw(limit):
-  config = OptimConfig(lr=0.1, weight_decay=0.2, b1=0.8, b2=0.95, clip=limit)
+  config = AdamW(lr=0.1, weight_decay=0.2, b1=0.8, b2=0.95, clip=limit)
   mask = {'head': {'kernel': True, 'bias': False}, 'posemb': False}
   theirs = optax.chain(
     optax.clip_by_global_norm(limit),
@@ -104,8 +111,9 @@ def test_adamw_is_optax_adamw(limit):
 
 
 def test_lr_scale_zero_freezes():
-  config = OptimConfig(lr_scale=(('posemb', 0.0), ('.*', 1.0)))
-  tx = transforms.optimizer(config, PARAMS, {**transforms.NONE, 'optim.lr': 0.1})
+  config = AdamW(lr_scale=(('posemb', 0.0), ('.*', 1.0)))
+  hyper = dict.fromkeys(transforms.hyperparameters(config), 0.5)
+  tx = transforms.optimizer(config, PARAMS, hyper)
   update, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
   assert (update['posemb'] == 0).all()
   assert (update['head']['kernel'] != 0).all()
@@ -114,5 +122,153 @@ def test_lr_scale_zero_freezes():
 def test_accumulate_divides_the_batch():
   with pytest.raises(RunError, match='accumulate=3 does not divide batch_size=8'):
     schedules.check(
-      dataclasses.replace(OptimConfig(), accumulate=3), total=9, warmup=1, cooldown=0, batch_size=8
+      dataclasses.replace(AdamW(), accumulate=3), total=9, warmup=1, cooldown=0, batch_size=8
     )
+
+
+# --- every optimizer, on layers stacked and split, against Optax on one layer ---
+
+SETTINGS = {
+  'adamw': dict(mu_dtype='bfloat16'), 'sgd': dict(nesterov=True), 'lamb': {},
+  'adafactor': dict(smallest=4, mu_dtype='float32'), 'muon': {},
+}  # fmt: skip
+HYPER = {'optim.lr': 0.1, 'optim.weight_decay': 0.1, 'optim.b1': 0.9, 'optim.b2': 0.99,
+         'optim.momentum': 0.9}  # fmt: skip
+
+
+def layered(scan):
+  """A small model with everything a rule may stumble over."""
+  config = ViTConfig(
+    'mu/4', image_size=(8, 8), in_channels=1, depth=3, width=8, mlp_dim=16, num_heads=2,
+    num_classes=3, scan=scan, registers=1,
+  ).resolve()  # fmt: skip
+  model = jax.jit(lambda key: models.create(config, nnx.Rngs(key)))(jax.random.key(0))
+  rng = np.random.default_rng(0)
+  return jax.tree.map(lambda p: p + jnp.float32(rng.normal(0, 0.1, p.shape)), model)
+
+
+def trained(name, scan, steps=10, **changes):
+  """After some steps on gradients that do not depend on how layers lie."""
+  config = OPTIMIZERS[name](**{'lr': 0.1, 'weight_decay': 0.1, **SETTINGS[name], **changes})
+  lay = lambda tree: tree if scan else encoder.split_layers(tree)  # noqa: E731
+  model = layered(scan)
+  state = lay(transforms.optimizer(config, model).init(model))
+
+  @jax.jit
+  def step(model, state, grad):
+    update, state = transforms.optimizer(config, model, HYPER).update(grad, state, model)
+    return optax.apply_updates(model, update), state
+
+  rng, model, like = np.random.default_rng(1), lay(model), model
+  for _ in range(steps):
+    grad = jax.tree.map(lambda p: jnp.float32(rng.normal(0, 1, p.shape)), like)
+    model, state = step(model, state, lay(grad))
+  if not scan:
+    model, state = encoder.stack_layers(model), encoder.stack_layers(state)
+  return tree.flatten(model) | {f'opt/{n}': leaf for n, leaf in tree.flatten(state).items()}
+
+
+@pytest.mark.parametrize(
+  ('name', 'changes'),
+  [
+    *((name, {}) for name in SETTINGS), ('adamw', dict(clip_by='parameter', clip=0.5)),
+    ('adamw', dict(clip_by='part', clip=0.5)), ('adamw', dict(layer_decay=0.5)),
+  ],
+)  # fmt: skip
+def test_layers_stacked_and_split_are_the_same(name, changes):
+  stacked, split = (trained(name, scan, **changes) for scan in (True, False))
+  assert stacked.keys() == split.keys()
+  for key, leaf in stacked.items():
+    scale = max(1.0, float(np.abs(np.float32(leaf)).max()))
+    np.testing.assert_allclose(
+      np.float32(leaf), np.float32(split[key]), atol=1e-6 * scale, rtol=1e-5, err_msg=key
+    )
+
+
+def bv_decay(step, exponent):
+  return jnp.minimum(0.999, 1.0 - (jnp.asarray(step, jnp.float32) + 1.0) ** (-exponent))
+
+
+REFERENCES = {
+  'sgd': (dict(nesterov=True), lambda: optax.trace(0.9, nesterov=True)),
+  'adafactor': (dict(smallest=4, mu_dtype='float32'), lambda: optax.chain(
+    optax.scale_by_factored_rms(
+      decay_rate=0.8, min_dim_size_to_factor=4, epsilon=1e-30, decay_rate_fn=bv_decay
+    ),
+    optax.ema(0.9, debias=False),
+  )),
+  'lamb': (dict(eps=1e-6), lambda: optax.chain(
+    optax.scale_by_adam(0.9, 0.99, eps=1e-6), optax.add_decayed_weights(0.1),
+    optax.scale_by_trust_ratio(),
+  )),
+  'muon': (dict(rms=0.2), lambda: optax.chain(
+    optax.contrib.scale_by_muon(
+      beta=0.9, weight_dimension_numbers=optax.contrib.MuonDimensionNumbers()
+    ),
+  )),
+  'adamw': (dict(mu_dtype='bfloat16'), lambda: optax.scale_by_adam(
+    0.9, 0.99, eps=1e-8, mu_dtype='bfloat16'
+  )),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', REFERENCES)
+@pytest.mark.parametrize('shape', [(6, 10), (12, 5)])
+def test_one_layer_is_as_in_optax(name, shape):
+  changes, reference = REFERENCES[name]
+  config = OPTIMIZERS[name](**{'clip': 0.0, **changes})
+  hyper = {**HYPER, 'optim.lr': 1.0, 'optim.weight_decay': 0.1 if name == 'lamb' else 0.0}
+  rng = np.random.default_rng(2)
+  inside = lambda kernel: {'blocks': {'0': {'kernel': kernel}}}  # noqa: E731
+  kernel = jnp.float32(rng.normal(size=shape))
+  tx, theirs = transforms.optimizer(config, inside(kernel), hyper), reference()
+  state, other = tx.init(inside(kernel)), theirs.init(kernel)
+  scale = 0.2 * np.sqrt(max(shape)) if name == 'muon' else 1.0  # Liu et al. 2025, equation 4
+  for _ in range(4):
+    grad = jnp.float32(rng.normal(size=shape))
+    update, state = tx.update(inside(grad), state, inside(kernel))
+    want, other = theirs.update(grad, other, kernel)
+    np.testing.assert_allclose(
+      update['blocks']['0']['kernel'], -scale * want, rtol=2e-5, atol=2e-6, err_msg=name
+    )
+
+
+def test_heads_are_part_of_what_attention_gives():
+  """Muon sees queries as (width, heads * size) and outputs as (heads * size, width)."""
+  rng = np.random.default_rng(3)
+  for name, shape, matrix in (('query', (8, 2, 4), (8, 8)), ('out', (2, 4, 6), (8, 6))):
+    config = OPTIMIZERS['muon'](clip=0.0)
+    params = {'blocks': {'0': {name: {'kernel': jnp.zeros(shape)}}}}
+    grad = {'blocks': {'0': {name: {'kernel': jnp.float32(rng.normal(size=shape))}}}}
+    tx = transforms.optimizer(config, params, {**HYPER, 'optim.lr': 1.0})
+    update, _ = tx.update(grad, tx.init(params), params)
+    found = np.asarray(update['blocks']['0'][name]['kernel']).reshape(matrix)
+    sizes = np.linalg.svd(found, compute_uv=False) / (0.2 * np.sqrt(max(matrix)))
+    assert 0.3 < sizes.min() <= sizes.max() < 1.3
+
+
+def test_mup_is_refused_with_anything_but_adam():
+  config = ViTConfig('mu/4', image_size=(8, 8), width=16, mup_width=8, num_classes=2).resolve()
+  model = jax.eval_shape(lambda key: models.create(config, nnx.Rngs(key)), jax.random.key(0))
+  with pytest.raises(RunError, match='rules for Adam'):
+    transforms.optimizer(OPTIMIZERS['sgd'](), model)
+
+
+def test_layer_decay_counts_from_the_output():
+  """He et al. 2022 and BEiT: patches d^(L+1), block i d^(L-i), the last norm and the head 1."""
+  model = layered(True)
+  ones = jax.tree.map(jnp.ones_like, model)
+  found = tree.flatten(transforms._by_layer(ones, 0.5))
+  assert float(found['embed/proj/kernel'].max()) == float(found['registers'].max()) == 0.5**4
+  np.testing.assert_allclose(found['encoder/blocks/mlp/up/bias'][:, 0], [0.5**3, 0.5**2, 0.5])
+  assert float(found['head/kernel'].max()) == float(found['encoder/norm/scale'].max()) == 1
+
+
+def test_weight_decay_of_big_vision(digits):
+  """p -= s (lr u + wd p), with s the share of the peak: 1e-4 at 1e-3 is our 0.1."""
+  cfg = schema.build(config_lib.Config, config_lib.to_dict(digits(
+    optim__decay_with='schedule', optim__lr=1e-3, optim__weight_decay=1e-4,
+  )))  # fmt: skip
+  table = hyper_lib.Table(cfg, int, total=12, warmup=4, cooldown=0)
+  named = table(5).named(hyper_lib.names(cfg))
+  assert named['optim.weight_decay'] == pytest.approx(0.1)

@@ -109,7 +109,7 @@ def test_splitting_layers_and_stacking_them(mesh):
     experiment = Experiment(build(model__scan=False))
     want = tree.flatten(experiment.init())
     split = experiment.split(experiment.init())
-    name = 'opt/1/mu/encoder/blocks/1/mlp/up/kernel'
+    name = 'opt/mu/encoder/blocks/1/mlp/up/kernel'
     assert tree.flatten(split)[name].sharding.spec == jax.P('fsdp', 'tensor')
     got = tree.flatten(experiment.stack(split))
     assert got.keys() == want.keys()
@@ -151,7 +151,7 @@ def test_parameters_and_optimizer_are_sharded(mesh):
   with mesh(2, 2, 2):
     leaves = tree.flatten(Experiment(build()).init())
     kernel = 'encoder/blocks/mlp/up/kernel'
-    for name in (f'model/{kernel}', f'opt/1/mu/{kernel}', f'opt/1/nu/{kernel}', f'ema/{kernel}'):
+    for name in (f'model/{kernel}', f'opt/mu/{kernel}', f'opt/nu/{kernel}', f'ema/{kernel}'):
       assert leaves[name].sharding.spec == jax.P(None, 'fsdp', 'tensor'), name
       assert leaves[name].addressable_shards[0].data.shape == (2, 8, 16)
 

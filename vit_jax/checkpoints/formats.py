@@ -7,6 +7,7 @@ whatever its default is today. `tests/golden/runs` holds runs of every format.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -42,6 +43,9 @@ def _with_hyperparameters(record: dict[str, Any]) -> None:
   """1 to 2: lanes of any hyperparameter by name; parameters that are not trained."""
   record['lanes'] = {name: list(values) for name, values in record['lanes'].items() if values}
   record['task']['frozen'] = []
+  record['optim'] |= dict(
+    name='adamw', decay_with='lr', clip_by='global', layer_decay=1.0, mu_dtype='float32'
+  )
   for evaluation in record['evals'].values():
     evaluation['report'] = ['top1', 'top5', 'loss']
 
@@ -68,6 +72,12 @@ def _decided(facts: dict[str, Any]) -> None:
 RECORDS: tuple[Callable[[dict[str, Any]], None], ...] = (_numbered, _with_hyperparameters)
 # The same for what checkpoints say of themselves.
 FACTS: tuple[Callable[[dict[str, Any]], None], ...] = (_decided, lambda facts: None)
+
+
+def array(number: int, name: str) -> str:
+  """Today's name of an array in a checkpoint of format `number`."""
+  # The optimizer was the second link of a chain.
+  return re.sub('^opt/1/', 'opt/', name) if number < 2 else name
 
 
 def stamped(value: dict[str, Any]) -> dict[str, Any]:

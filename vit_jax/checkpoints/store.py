@@ -14,6 +14,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import errno
+import functools
 import hashlib
 import itertools
 import json
@@ -224,7 +225,7 @@ class Checkpoints:
 
   def peek(self, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Shapes and dtypes of a checkpoint by name, and its `extra`; arguments as for `restore`."""
-    shapes, facts, _ = self._or_name_a_good_one(step, self._facts)
+    shapes, facts, *_ = self._or_name_a_good_one(step, self._facts)
     return shapes, facts
 
   def facts(self) -> dict[str, Any] | None:
@@ -277,10 +278,10 @@ class Checkpoints:
     wanted = tree.flatten(sharding.fill_shardings(abstract))
     problem, leaves, facts, sums = None, {}, {}, None
     try:
-      found, facts, sums = self._facts(step)
+      found, facts, sums, names = self._facts(step)
       _compare(found, wanted, f'{self.directory}/{step}')
       faults.reached('in restore')
-      leaves = self._read(step, lambda path: _load(path, wanted))
+      leaves = self._read(step, lambda path: _load(path, wanted, names))
     except RunError as error:
       problem = error
     # Before anything that all processes do together: one of them alone may have a problem.
@@ -296,14 +297,17 @@ class Checkpoints:
     return tree.unflatten(abstract, leaves), facts
 
   def _part(self, names: Collection[str], step: int) -> dict[str, np.ndarray]:
-    found, _, sums = self._facts(step)
-    leaves = self._read(step, lambda path: _load(path, {name: found[name] for name in names}))
+    found, _, sums, stored = self._facts(step)
+    wanted = {name: found[name] for name in names}
+    leaves = self._read(step, lambda path: _load(path, wanted, stored))
     if sums is not None:
       self._verify(step, {name: checksum(leaf) for name, leaf in leaves.items()}, sums)
     return leaves
 
-  def _facts(self, step: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, int] | None]:
-    """Shapes by name, `extra`, and checksums by name if the checkpoint has any."""
+  def _facts(
+    self, step: int
+  ) -> tuple[dict[str, Any], dict[str, Any], dict[str, int] | None, dict[str, str]]:
+    """Shapes by name, `extra`, checksums by name if the checkpoint has any, and names on disk."""
     stored = self._read(step, lambda path: paths.read_object(path / _FACTS)['custom_metadata'])
     if not isinstance(stored, dict) or not stored:
       raise self._damaged(step, f'{_FACTS} lacks what the run wrote there')
@@ -312,13 +316,17 @@ class Checkpoints:
     facts = formats.facts(stored, f'{self.directory}/{step}')
     facts.pop('digest', None)
     arrays = facts.pop('arrays', None)
+    today = functools.partial(formats.array, stored.get('format', 0))
     if arrays is None:
-      return self._read(step, _shapes), facts, None
+      shapes = self._read(step, _shapes)
+      named = {today(name): shape for name, shape in shapes.items()}
+      return named, facts, None, {today(name): name for name in shapes}
     shapes = {
-      name: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
+      today(name): jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
       for name, (dtype, shape, _) in arrays.items()
     }
-    return shapes, facts, {name: value for name, (_, _, value) in arrays.items()}
+    sums = {today(name): value for name, (_, _, value) in arrays.items()}
+    return shapes, facts, sums, {today(name): name for name in arrays}
 
   def _verify(self, step: int, found: Mapping[str, int], saved: Mapping[str, int]) -> None:
     bad = [name for name, value in found.items() if value != saved[name]]
@@ -431,10 +439,16 @@ def _shapes(path: paths.Path) -> dict[str, jax.ShapeDtypeStruct]:
   }
 
 
-def _load(path: paths.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
-  """Arrays by name: this process's parts of global ones as their shardings say, or NumPy's."""
+def _load(
+  path: paths.Path, wanted: Mapping[str, jax.ShapeDtypeStruct], stored: Mapping[str, str]
+) -> dict[str, Any]:
+  """Arrays by name: this process's parts of global ones as their shardings say, or NumPy's.
+
+  `stored` has their names on disk.
+  """
   names, leaves = list(wanted), {}
-  arrays = _open(path, names)
+  opened = _open(path, [stored[name] for name in names])
+  arrays = {name: opened[stored[name]] for name in names}
   for first in range(0, len(names), _AT_A_TIME):
     reading = {}
     for name in names[first : first + _AT_A_TIME]:

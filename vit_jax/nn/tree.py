@@ -1,5 +1,6 @@
 """Names for the leaves of a tree: 'encoder/blocks/attn/query/kernel'."""
 
+import functools
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -16,7 +17,37 @@ def name(path: tuple[Any, ...]) -> str:
 
 def group(path: tuple[Any, ...]) -> str:
   """The same name for the same parameter of all layers, whether they are one array or several."""
-  return re.sub(r'/blocks/\d+/', '/blocks/', name(path))
+  return re.sub(r'(^|/)blocks/\d+/', r'\1blocks/', name(path))
+
+
+def is_stacked(path: tuple[Any, ...]) -> bool:
+  """Whether a leaf holds a parameter of all layers, with a leading axis over them."""
+  return bool(re.search(r'(^|/)blocks/(?!\d+/)', name(path)))
+
+
+def per_tensor(function: Any, first: Any, *rest: Any, outputs: int = 1) -> Any:
+  """`function` of each parameter of each layer: the same whether layers are stacked or not.
+
+  Args:
+    function: of the name of a parameter and arrays of one layer; gives an array, or several.
+    first: a tree in which layers may be stacked.
+    *rest: trees of the same structure.
+    outputs: how many arrays the function gives.
+
+  Returns:
+    A tree like `first`, or so many of them.
+  """
+
+  def one(path, *leaves):
+    own = functools.partial(function, group(path))
+    return (jax.vmap(own) if is_stacked(path) else own)(*leaves)
+
+  found = jax.tree_util.tree_map_with_path(one, first, *rest)
+  if outputs == 1:
+    return found
+  structure = jax.tree.structure(first)
+  parts = zip(*structure.flatten_up_to(found), strict=True)
+  return tuple(structure.unflatten(part) for part in parts)
 
 
 def partition(tree: Any, patterns: Iterable[str], field: str = 'patterns') -> tuple[Any, Any]:

@@ -18,7 +18,7 @@ from vit_jax.core import modules, overrides, schema
 from vit_jax.core.errors import RunError
 from vit_jax.data.config import DataConfig
 from vit_jax.evaluators import EVALUATORS
-from vit_jax.optim.config import OptimConfig
+from vit_jax.optim.config import OPTIMIZERS
 from vit_jax.tasks import TASKS
 from vit_jax.training import hyper
 
@@ -82,7 +82,7 @@ class Config:
   model: Any = schema.choice(MODELS, 'vit')
   task: Any = schema.choice(TASKS, 'classification')
   data: DataConfig
-  optim: OptimConfig
+  optim: Any = schema.choice(OPTIMIZERS, 'adamw')
   evals: dict[str, Any] = schema.choices(EVALUATORS, 'classification')
   mesh: str = 'data'
   seed: int = 0

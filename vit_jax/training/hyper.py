@@ -92,10 +92,14 @@ class Table:
     self._cfg, self._steps = cfg, steps
     self._durations = dict(total=total, **durations)
     values = schema.leaves(cfg)
-    self._scheduled = [values[name] for name in names(cfg)[1:]]
+    scheduled = names(cfg)[1:]
+    self._scheduled = [values[name] for name in scheduled]
+    self._decay = scheduled.index('optim.weight_decay')
 
   def __call__(self, step: int) -> Hyper:
     """Of a step, computed in float64."""
     lr = schedules.learning_rate(step, self._cfg.optim, **self._durations)
     rest = [each.at(step, self._durations['total'], self._steps) for each in self._scheduled]
+    if self._cfg.optim.decay_with == 'schedule' and self._cfg.optim.lr:  # undoes that factor
+      rest[self._decay] /= self._cfg.optim.lr
     return Hyper(np.array([lr, *rest], np.float32), np.uint32(self._cfg.seed))
