@@ -68,7 +68,10 @@ def configured(monkeypatch):
     (['--config.model.image_size=1,2,3'], 'a whole number and a whole number is expected'),
     (['--config.model.image_size=a'], 'a whole number and a whole number is expected'),
     (['--config.model=3'], 'config.model is a section: choose with config.model.name=vit'),
-    (['--config.optim=3'], 'config.optim is a section: choose with config.optim.name=adamw|sgd|lamb|'),
+    (
+      ['--config.optim=3'],
+      'config.optim is a section: choose with config.optim.name=adamw|sgd|',
+    ),
     (['--config.total.steps=3'], "config.total is not a section: it has no field 'steps'"),
     (['--config.batch_size=None'], 'config.batch_size cannot be unset'),
     (['--config.batch_size='], 'config.batch_size cannot be unset'),
