@@ -8,6 +8,8 @@ import optax
 import pytest
 from flax import nnx
 
+from vit_jax import models
+from vit_jax.architecture import TextArchitecture, TwoTowersArchitecture, ViTArchitecture
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.models.vit import ViTConfig
@@ -180,3 +182,28 @@ def test_attention_scores_shrink_with_the_head():
 def test_sizes_below_zero():
   with pytest.raises(RunError, match='mup_width and mup_depth'):
     config_of(mup_width=-1)
+
+
+def test_towers_have_their_own():
+  """Only the image tower is parametrised; the text tower has no factors."""
+  config = TwoTowersArchitecture(
+    'clip:B/16',
+    ViTArchitecture('clip:B/16', width=32, depth=2, num_heads=2, mlp_dim=64, image_size=(32, 32),
+                    mup_width=16, mup_depth=1),
+    TextArchitecture('clip:B', width=16, depth=1, num_heads=2, mlp_dim=32, vocab_size=20,
+                     context_length=4),
+  ).resolve()  # fmt: skip
+  model = jax.eval_shape(lambda key: models.create(config, nnx.Rngs(key)), jax.random.key(0))
+  found = {}
+  jax.tree.map_with_path(
+    lambda path, _, own: found.update({tree.name(path): own}), model, mup.of_parameters(model)
+  )
+  assert found['image/encoder/blocks/mlp/up/kernel'] == (0.5, 2.0, 0.25)
+  assert found['text/encoder/blocks/mlp/up/kernel'] == mup.Factors()
+  assert found['logit_scale'] == mup.Factors()
+
+
+def test_an_unknown_matrix_is_refused():
+  config = ViTConfig('mu/4', image_size=(8, 8), width=16, mup_width=8).resolve()
+  with pytest.raises(RunError, match='no rule for the matrix memory/kernel'):
+    mup.factors(config, 'memory/kernel')

@@ -20,9 +20,16 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
+import jax
+
+from vit_jax.core.errors import RunError
+from vit_jax.nn import tree
+
 # Names of the matrices that read features of the model's width.
 _READERS = r'(.*/(query|key|value|out|up|gate)|pre_logits|head|distill_head)/kernel'
 _DOWN = r'.*/down/kernel'
+# Of matrices that read pixels, whose number does not grow.
+_INPUTS = r'(embed|stem)/'
 
 
 class Factors(NamedTuple):
@@ -33,12 +40,45 @@ class Factors(NamedTuple):
   eps: float = 1.0
 
 
+def of_parameters(params: Any) -> Any:
+  """A tree of `Factors` like that of the parameters; None where no part has this parametrisation.
+
+  A parameter belongs to the first module around it that says which parametrisation it has: towers
+  may have different ones.
+
+  Raises:
+    RunError: for a matrix that the rules do not know.
+  """
+  found = False
+
+  def one(path, _):
+    nonlocal found
+    node: Any = params
+    config, names = None, ()
+    for at, key in enumerate(path):
+      if hasattr(getattr(node, 'config', None), 'mup_width'):
+        config, names = node.config, path[at:]
+        break
+      name = getattr(key, 'name', getattr(key, 'key', getattr(key, 'idx', None)))
+      node = getattr(node, name, None) if isinstance(name, str) else None
+    if config is None or not (config.mup_width or config.mup_depth):
+      return Factors()
+    found = True
+    return factors(config, tree.group(names))
+
+  own = jax.tree_util.tree_map_with_path(one, params)
+  return own if found else None
+
+
 def factors(config: Any, name: str) -> Factors:
   """Of a parameter, by its name in the model.
 
   Args:
     config: resolved, of the model; one without `mup_width` changes nothing.
     name: 'encoder/blocks/mlp/up/kernel'.
+
+  Raises:
+    RunError: for a matrix that the rules do not know.
   """
   width = config.width / config.mup_width if config.mup_width else 1.0
   depth = config.depth / config.mup_depth if config.mup_depth else 1.0
@@ -48,5 +88,7 @@ def factors(config: Any, name: str) -> Factors:
     fan_in = 1.0 if is_head and config.representation_size else width
   elif config.mup_width and re.fullmatch(_DOWN, name):
     fan_in = config.mlp_dim / (4 * config.mup_width)
+  elif config.mup_width and name.endswith('kernel') and not re.match(_INPUTS, name):
+    raise RunError(f'model.mup_width: no rule for the matrix {name}')
   eps = 1.0 if is_head else 1 / width
   return Factors(1 / fan_in, fan_in, eps / depth if '/blocks/' in name else eps)

@@ -45,15 +45,12 @@ def optimizer(
   decay = groups(config.decay, params, 'decay')
   scale = groups(config.lr_scale, params, 'lr_scale')
   eps: Any = getattr(config, 'eps', 0.0)
-  model = getattr(params, 'config', None)
-  if getattr(model, 'mup_width', 0) or getattr(model, 'mup_depth', 0):
+  own = mup.of_parameters(params)
+  if own is not None:
     if type(config) is not config_lib.AdamW:
       raise RunError(
         'model.mup_width and model.mup_depth are rules for Adam: use optim.name=adamw with them'
       )
-    own = jax.tree_util.tree_map_with_path(
-      lambda path, _: mup.factors(model, tree.group(path)), params
-    )
     pick = lambda field: jax.tree.map(lambda _, f: getattr(f, field), params, own)  # noqa: E731
     decay, scale = (
       jax.tree.map(operator.mul, ours, pick(field))
