@@ -21,6 +21,7 @@ import re
 from typing import Any, NamedTuple
 
 import jax
+from flax import nnx
 
 from vit_jax.core.errors import RunError
 from vit_jax.nn import tree
@@ -60,7 +61,7 @@ def of_parameters(params: Any) -> Any:
         config, names = node.config, path[at:]
         break
       name = getattr(key, 'name', getattr(key, 'key', getattr(key, 'idx', None)))
-      node = getattr(node, name, None) if isinstance(name, str) else None
+      node = getattr(node, name, None) if isinstance(node, nnx.Module) else None
     if config is None or not (config.mup_width or config.mup_depth):
       return Factors()
     found = True
