@@ -61,7 +61,7 @@ def of_parameters(params: Any) -> Any:
         config, names = node.config, path[at:]
         break
       name = getattr(key, 'name', getattr(key, 'key', getattr(key, 'idx', None)))
-      node = getattr(node, name, None) if isinstance(node, nnx.Module) else None
+      node = getattr(node, str(name), None) if isinstance(node, nnx.Module) else None
     if config is None or not (config.mup_width or config.mup_depth):
       return Factors()
     found = True
