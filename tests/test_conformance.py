@@ -10,8 +10,11 @@ import pytest
 import vit_jax
 from tests import runs, toy_tasks
 from tests.conftest import tiers
+from tests.test_costs import products, traced
 from vit_jax.compile.plan import plan
 from vit_jax.core import schema
+from vit_jax.costs.step import step as step_flops
+from vit_jax.data.rows import Array
 from vit_jax.evaluators import EVALUATORS
 from vit_jax.nn import sharding, tree
 from vit_jax.tasks import TASKS
@@ -36,7 +39,7 @@ CASES = {
     evals=dict(test=dict(name='toy_spread', output='said', every='100%', batch_size=64)),
     model=dict(name='two_towers', variant='clip:B/16', image={**VIT, 'variant': 'clip:B/16',
                'patch_size': 4, 'drop_path': 0.0, 'pool': None},
-               text={**TEXT, 'variant': 'clip:B'}),
+               text={**TEXT, 'variant': 'clip:B', 'num_classes': 16}),
     lanes={'temperature': (0.05, 0.2)},
   ),
   'toy_captions': dict(
@@ -211,3 +214,22 @@ def test_frozen_parameters_cost_nothing(data_dir, tmp_path):
   assert states == 4 * state
   for found, own in zip(compiled, (state, states), strict=True):
     assert found == pytest.approx(own + frozen + batch, rel=0.02)
+
+
+@pytest.mark.parametrize('name', ['toy_dino', 'toy_lit'])
+def test_what_a_step_costs(name, data_dir):
+  """By passes, and as the traced program counts its products: teachers, frozen towers."""
+  config = configured(name, data_dir)
+  if name == 'toy_dino':  # what is dropped costs nothing, and is drawn
+    config = configured(name, data_dir, model__drop_path=0.0)
+  experiment = lanes.experiment(schema.build(config_lib.Config, config_lib.to_dict(config)))
+  arrays = dict(experiment.rows.arrays()) | {'mask': Array((), np.float32)}
+  batch = {
+    n: jax.ShapeDtypeStruct((config.batch_size, *array.shape), array.dtype)
+    for n, array in arrays.items()
+  }
+  state = experiment.abstract_state
+  program = traced(experiment.train_step(), state, experiment.frozen, batch, experiment.hyper(0))
+  cfg = experiment.config
+  counted = step_flops(cfg.task.passes(cfg.model)) * config.batch_size
+  assert 2 * products(program) == pytest.approx(counted, rel=0.05)
