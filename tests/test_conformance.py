@@ -13,6 +13,7 @@ from tests.conftest import tiers
 from tests.test_costs import products, traced
 from vit_jax.compile.plan import plan
 from vit_jax.core import schema
+from vit_jax.core.errors import RunError
 from vit_jax.costs.step import step as step_flops
 from vit_jax.data.rows import Array
 from vit_jax.evaluators import EVALUATORS
@@ -187,6 +188,23 @@ def test_a_plan(name, data_dir):
   assert bool(frozen) == bool(experiment.config.task.frozen)
   assert found.parameters <= 4 * (trained + frozen)
   assert found.optimizer <= 4 * (3 * trained + size(experiment.abstract_state.extra)) + 4
+
+
+def test_what_does_not_go_together_is_refused(data_dir, monkeypatch):
+  """A coupled task without `embed` and `joint`; patterns that match nothing; another model."""
+  monkeypatch.setattr(toy_tasks.Dino, 'coupled', True)
+  build = lambda *args, **kwargs: lanes.experiment(  # noqa: E731
+    schema.build(config_lib.Config, config_lib.to_dict(configured(*args, data_dir, **kwargs)))
+  )
+  with pytest.raises(RunError, match='couples the examples of a batch'):
+    build('toy_dino', optim__accumulate=2)
+  with pytest.raises(RunError, match=r"task\.frozen: 'haed.*' matches no parameter"):
+    build('toy_set', task__frozen=('haed.*',))
+  config = configured('toy_lit', data_dir).to_dict() | {'evals': {}}
+  config = config_lib.complete(config | {'task': dict(name='classification')})
+  cfg = schema.build(config_lib.Config, config_lib.to_dict(config))
+  with pytest.raises(RunError, match=r'needs model\.name=vit, not two_towers'):
+    lanes.experiment(cfg)
 
 
 def test_frozen_parameters_cost_nothing(data_dir, tmp_path):

@@ -25,6 +25,7 @@ from vit_jax.nn import sharding, tree
 from vit_jax.nn.encoder import is_unrolled, split_layers, stack_layers
 from vit_jax.nn.sharding import BatchLayout
 from vit_jax.optim import schedules
+from vit_jax.tasks.task import Coupled
 from vit_jax.training import config as config_lib
 from vit_jax.training import hyper as hyper_lib
 from vit_jax.training.hyper import Hyper
@@ -112,6 +113,12 @@ class Experiment:
       warmup=self.steps(cfg.optim.warmup, 'optim.warmup'),
       cooldown=self.steps(cfg.optim.cooldown, 'optim.cooldown'),
     )
+    task = type(cfg.task)
+    if cfg.optim.accumulate > 1 and task.coupled and not issubclass(task, Coupled):
+      raise RunError(
+        f'optim.accumulate={cfg.optim.accumulate}: the loss of {task.__name__} couples the '
+        'examples of a batch, and cannot be computed in parts'
+      )
     count = lambda duration: self.steps(duration, 'a schedule')  # noqa: E731
     self._tables = [hyper_lib.Table(each, count, **self._durations) for each in self._alone()]
     schedules.check(
