@@ -4,11 +4,11 @@ import json
 import pathlib
 
 import jax
-import numpy as np
 import pytest
 
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
+from vit_jax.data.pipeline import arrays
 from vit_jax.training import config as config_lib
 from vit_jax.training.experiment import Experiment
 
@@ -47,9 +47,8 @@ def test_configs_trace_a_step(name):
   experiment = Experiment(schema.build(config_lib.Config, tree))
   batch = {
     name: jax.ShapeDtypeStruct((tree['batch_size'], *array.shape), array.dtype)
-    for name, array in experiment.rows.arrays().items()
+    for name, array in arrays(experiment.rows).items()
   }
-  batch['mask'] = jax.ShapeDtypeStruct((tree['batch_size'],), np.float32)
   step = experiment.train_step()
   state, metrics = jax.eval_shape(
     step, experiment.abstract_state, experiment.frozen, batch, experiment.hyper(0)

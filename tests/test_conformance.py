@@ -15,13 +15,14 @@ from vit_jax.compile.plan import plan
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.costs.step import step as step_flops
-from vit_jax.data.rows import Array
+from vit_jax.data.pipeline import arrays
 from vit_jax.evaluators import EVALUATORS
 from vit_jax.nn import sharding, tree
 from vit_jax.tasks import TASKS
 from vit_jax.train import train
 from vit_jax.training import config as config_lib
 from vit_jax.training import hyper, lanes
+from vit_jax.training.workdir import Workdir
 
 VIT = dict(variant='mu/4', image_size=(8, 8), in_channels=1, depth=2, width=16, mlp_dim=32,
            num_heads=2, posemb='sincos2d', pool='mean', drop_path=0.2)  # fmt: skip
@@ -234,6 +235,22 @@ def test_frozen_parameters_cost_nothing(data_dir, tmp_path):
     assert found == pytest.approx(own + frozen + batch, rel=0.02)
 
 
+def test_frozen_parameters_of_unrolled_lanes(data_dir, tmp_path):
+  """In checkpoints they lie as those of one scanned run, and such a run goes on from there."""
+  rolled = configured('toy_lit', data_dir)
+  config = configured('toy_lit', data_dir, model__image__scan=False)
+  config = config_lib.complete({**config.to_dict(), 'lanes': {'temperature': (0.05, 0.2)}})
+  train(config, str(tmp_path / 'whole'))
+  runs.cut_off(tmp_path / 'cut', config, 'at step 3')
+  train(config, str(tmp_path / 'cut'))
+  runs.assert_bit_identical(tmp_path / 'whole', tmp_path / 'cut')
+  with jax.set_mesh(jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1])):
+    experiment = lanes.experiment(schema.build(config_lib.Config, config_lib.to_dict(rolled)))
+    saved = Workdir(tmp_path / 'cut').frozen(experiment.frozen)
+    experiment.init()
+    jax.tree.map(np.testing.assert_array_equal, saved, experiment.frozen)
+
+
 @pytest.mark.parametrize('name', ['toy_dino', 'toy_lit'])
 def test_what_a_step_costs(name, data_dir):
   """By passes, and as the traced program counts its products: teachers, frozen towers."""
@@ -241,10 +258,9 @@ def test_what_a_step_costs(name, data_dir):
   if name == 'toy_dino':  # what is dropped costs nothing, and is drawn
     config = configured(name, data_dir, model__drop_path=0.0)
   experiment = lanes.experiment(schema.build(config_lib.Config, config_lib.to_dict(config)))
-  arrays = dict(experiment.rows.arrays()) | {'mask': Array((), np.float32)}
   batch = {
     n: jax.ShapeDtypeStruct((config.batch_size, *array.shape), array.dtype)
-    for n, array in arrays.items()
+    for n, array in arrays(experiment.rows).items()
   }
   state = experiment.abstract_state
   program = traced(experiment.train_step(), state, experiment.frozen, batch, experiment.hyper(0))

@@ -18,6 +18,7 @@ from vit_jax.compile import plan
 from vit_jax.core import schema
 from vit_jax.costs import flops, footprint
 from vit_jax.costs.parts import BIAS_COLUMNS
+from vit_jax.data.pipeline import arrays
 from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.models.vit import ViTConfig
 from vit_jax.nn.encoder import split_layers
@@ -117,9 +118,8 @@ def inputs(it):
   """State, frozen parameters and batch of a step, as shapes."""
   batch = {
     name: jax.ShapeDtypeStruct((BATCH, *array.shape), array.dtype)
-    for name, array in it.rows.arrays().items()
+    for name, array in arrays(it.rows).items()
   }
-  batch['mask'] = jax.ShapeDtypeStruct((BATCH,), np.float32)
   state, frozen = (jax.eval_shape(split_layers, tree) for tree in (it.abstract_state, it.frozen))
   return state, frozen, batch
 

@@ -116,9 +116,6 @@ class Dino(Images):
   def adapt(self, model, class_names):
     return dataclasses.replace(super().adapt(model, class_names), num_classes=16)
 
-  def card(self, model, crop, class_names):
-    return Card('vit_jax', model.image_size, (0.5,), (0.5,), 'area')
-
   def rows(self, model, crop, *, train):
     return Views(train)
 
@@ -179,14 +176,8 @@ class SetPrediction(Images):
   def adapt(self, model, class_names):
     return dataclasses.replace(super().adapt(model, class_names), num_classes=12)
 
-  def card(self, model, crop, class_names):
-    return Card('vit_jax', model.image_size, (0.5,), (0.5,), 'area')
-
   def rows(self, model, crop, *, train):
     return Spots()
-
-  def augment(self, batch, key, hyper):
-    return {**batch, 'image': self.normalize(batch['image'])}
 
   def totals(self, batch):
     mask = batch['mask']
@@ -237,9 +228,6 @@ class Lit(Images, Coupled):
   def rows(self, model, crop, *, train):
     return Captioned()
 
-  def augment(self, batch, key, hyper):
-    return {**batch, 'image': self.normalize(batch['image'])}
-
   def passes(self, model):
     return [Pass(model.image, grad='none'), Pass(model.text)]
 
@@ -276,14 +264,8 @@ class Captions(Images):
   def adapt(self, model, class_names):
     return dataclasses.replace(super().adapt(model, class_names), num_classes=20)
 
-  def card(self, model, crop, class_names):
-    return Card('vit_jax', model.image_size, (0.5,), (0.5,), 'area')
-
   def rows(self, model, crop, *, train):
     return Captioned()
-
-  def augment(self, batch, key, hyper):
-    return {**batch, 'image': self.normalize(batch['image'])}
 
   def totals(self, batch):
     return {'examples': batch['mask'].sum(), 'words': 3 * batch['mask'].sum()}

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -31,7 +30,7 @@ from vit_jax.core import paths, schema
 from vit_jax.costs import chips
 from vit_jax.costs.step import step as step_flops
 from vit_jax.data.examples import NoDataError
-from vit_jax.data.rows import Array
+from vit_jax.data.pipeline import arrays
 from vit_jax.data.synthetic import Synthetic
 from vit_jax.nn import sharding, tree
 from vit_jax.nn.encoder import split_layers
@@ -242,11 +241,10 @@ def _experiment(cfg: config_lib.Config) -> Experiment:
 
 def _abstract_batch(experiment: Experiment, mesh: Any) -> dict[str, Any]:
   place = NamedSharding(mesh, P(sharding.RULES['batch']))
-  size, arrays = experiment.config.batch_size, dict(experiment.rows.arrays())
-  arrays |= {'mask': Array((), np.float32), 'index': Array((), np.int32)}
+  size = experiment.config.batch_size
   return {
     name: jax.ShapeDtypeStruct((size, *array.shape), array.dtype, sharding=place)
-    for name, array in arrays.items()
+    for name, array in arrays(experiment.rows).items()
   }
 
 

@@ -76,14 +76,21 @@ def writing(path: Path) -> Iterator[None]:
     ) from error
 
 
-def write_text(path: Path, text: str) -> None:
-  """Writes so that the file is either the old one or the whole new one, even after a power cut."""
+@contextlib.contextmanager
+def _replacing(path: Path, mode: str) -> Iterator[IO[Any]]:
+  """A file to write: `path` is either the old one or the whole new one, even after a power cut."""
   partial = path.with_name(f'.{path.name}.partial')
-  with writing(path), partial.open('w') as file:
-    file.write(text)
+  with writing(path), partial.open(mode) as file:
+    yield file
     file.flush()
     os.fsync(file.fileno())
     partial.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+  """Writes a file whole or not at all."""
+  with _replacing(path, 'w') as file:
+    file.write(text)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -92,15 +99,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
-  """Writes arrays so that the file is either the old one or the whole new one."""
+  """As `write_text`, of arrays."""
   import numpy as np
 
-  partial = path.with_name(f'.{path.name}.partial')
-  with writing(path), partial.open('wb') as file:
+  with _replacing(path, 'wb') as file:
     np.savez_compressed(file, **arrays)
-    file.flush()
-    os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def read_json(path: Path) -> Any:

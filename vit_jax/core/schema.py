@@ -190,6 +190,12 @@ def leaves(section: Any, path: str = '') -> dict[str, Any]:
   return found
 
 
+def scheduled(section: Any) -> dict[str, Schedule]:
+  """The schedules among `leaves`, in the order of their names."""
+  found = {name: value for name, value in leaves(section).items() if isinstance(value, Schedule)}
+  return dict(sorted(found.items()))
+
+
 def replaced(section: Any, name: str, value: Any) -> Any:
   """A dataclass with the field of a dotted name changed."""
   first, _, rest = name.partition('.')

@@ -28,6 +28,11 @@ Batch = dict[str, Any]  # of NumPy arrays
 _TRIES = 32
 
 
+def arrays(rows: Rows) -> dict[str, Array]:
+  """Of one row of a batch: those of `rows`, mask and index."""
+  return {**rows.arrays(), 'mask': Array((), np.float32), 'index': Array((), np.int32)}
+
+
 def train_batches(
   rows: Rows, source: Source, batch_size: int, places: Sequence[int], seed: int, *,
   skip: bool = False,
@@ -159,12 +164,12 @@ class _Fill:
   """Puts an example into its place in a batch."""
 
   def __init__(self, rows: Rows, skip: bool):
-    self._rows, self._arrays, self._skip = rows, dict(rows.arrays()), skip
+    self._rows, self._made, self._skip = rows, dict(rows.arrays()), skip
 
   def empty(self, count: int) -> Batch:
     """Room for as many examples."""
-    arrays = {**self._arrays, 'mask': Array((), np.float32), 'index': Array((), np.int32)}
-    return {n: np.empty((count, *array.shape), array.dtype) for n, array in arrays.items()}
+    whole = arrays(self._rows)
+    return {name: np.empty((count, *array.shape), array.dtype) for name, array in whole.items()}
 
   def __call__(
     self, example: Example | None, number: int, rng: np.random.Generator, batch: Batch, at: int
@@ -176,7 +181,7 @@ class _Fill:
     except ValueError as error:
       self._refuse(example['name'] if example else '', error)
     # The whole row is assigned, and nothing is spread over it.
-    for name, array in self._arrays.items():
+    for name, array in self._made.items():
       value = 0 if made is None else made[name]
       if made is not None and np.shape(value) != array.shape:
         raise AssertionError(f'{name} of example {number} was made into {np.shape(value)}')

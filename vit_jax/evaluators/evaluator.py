@@ -180,7 +180,9 @@ class _Pass:
       outputs = evaluator.outputs(task, task.judged(state, frozen), batch)
       sums = evaluator.sums(outputs, batch)
       self._sums = sums is not None
-      return outputs if sums is None else {**sums, 'examples': _counted_mask(batch)}
+      if sums is None:
+        return outputs
+      return {**sums, 'examples': batch['mask'].sum().astype(jnp.int32)}
 
     self._compute = jax.jit(jax.vmap(compute, in_axes=(0, None, None)) if lanes else compute)
 
@@ -225,10 +227,6 @@ class _Pass:
       if mask:
         row = {name: value[at] for name, value in own.items()}
         records[int(index)] = self._evaluator.record(row, self._source[int(index)])
-
-
-def _counted_mask(batch: Mapping[str, Any]) -> Any:
-  return batch['mask'].sum().astype(jnp.int32)
 
 
 def _add(parts: dict[str, np.ndarray], computed: Mapping[str, Any]) -> None:

@@ -153,11 +153,6 @@ class MuonState(NamedTuple):
 _NEWTON_SCHULZ, _STEPS = (3.4445, -4.7750, 2.0315), 5
 
 
-def is_matrix(name: str) -> bool:
-  """Whether Muon orthogonalises a parameter: kernels of blocks."""
-  return '/blocks/' in f'/{name}' and name.endswith('kernel')
-
-
 def muon(config: config_lib.Muon, decay: Any, adamw: Rule) -> Rule:
   """See `config.Muon`; as `optax.contrib.muon` on the matrices of one layer."""
   rest = lambda params: tree.partition(params, ('.*/?blocks/.*kernel',), 'muon')  # noqa: E731

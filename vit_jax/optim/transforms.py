@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vit_jax.core import schema
 from vit_jax.core.errors import RunError
-from vit_jax.core.schedule import Schedule
 from vit_jax.nn import tree
 from vit_jax.optim import config as config_lib
 from vit_jax.optim import mup, rules
@@ -22,8 +22,7 @@ from vit_jax.optim.groups import groups
 
 def hyperparameters(config: OptimConfig) -> tuple[str, ...]:
   """Dotted names of what `optimizer` wants to be told at every step."""
-  scheduled = [n for n, value in vars(config).items() if isinstance(value, Schedule)]
-  return ('optim.lr', *(f'optim.{name}' for name in scheduled))
+  return ('optim.lr', *(f'optim.{name}' for name in schema.scheduled(config)))
 
 
 def optimizer(

@@ -68,8 +68,7 @@ class Classification(Images):
 
   def augment(self, batch: Batch, key: jax.Array | None, hyper: Mapping[str, Any]) -> Batch:
     """Normalises, flips and mixes a batch of uint8 images; without a key only normalises."""
-    del hyper
-    batch = {**batch, 'image': self.normalize(batch['image'])}
+    batch = super().augment(batch, key, hyper)
     if key is None:
       return batch
     flip_key, mix_key = jax.random.split(key)

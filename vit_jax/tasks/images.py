@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epy
 
 from vit_jax.architecture.card import Card
 from vit_jax.core.errors import RunError
-from vit_jax.tasks.task import Task
+from vit_jax.tasks.task import Batch, Task
 
 # Configurations are checked before JAX is there.
 with epy.lazy_imports():
@@ -64,6 +64,11 @@ class Images(Task):
           f'task.{name}={values}: pixels in [0, 1] cannot be normalised with that{scale}'
         )
     return super().adapt(model, class_names)
+
+  def augment(self, batch: Batch, key: jax.Array | None, hyper: Mapping[str, Any]) -> Batch:
+    """See `Task`: normalises `image`."""
+    del key, hyper
+    return {**batch, 'image': self.normalize(batch['image'])}
 
   def card(self, model: Any, crop: Any, class_names: Sequence[str]) -> Card:
     """See `Task`."""

@@ -205,8 +205,8 @@ def check(config: Any) -> Config:
   for field, duration in durations.items():
     steps(duration, **sizes, total=1, field=field)
   for lane in [cfg, *hyper.lanes(cfg)]:
-    for name in hyper.names(lane)[1:]:
-      for piece in schema.leaves(lane)[name].pieces:
+    for name, schedule in schema.scheduled(lane).items():
+      for piece in schedule.pieces:
         if piece.duration:
           steps(piece.duration, **sizes, total=1, field=name)
   return cfg

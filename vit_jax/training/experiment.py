@@ -88,8 +88,7 @@ class Experiment:
     model = cfg.task.adapt(model, self.class_names)
     self.config = dataclasses.replace(_prepared(cfg, card), model=model)
     self.decided = schema.decided(asked, self.config)
-    self.notes: list[str] = []
-    self.notes += cfg.task.notes(model, self.class_names)
+    self.notes: list[str] = [*cfg.task.notes(model, self.class_names)]
     if self._start:
       self._start.compare(wishes or {}, _flat(dict(model=model, task=cfg.task)))
       self.notes += self._start.notes
@@ -174,6 +173,10 @@ class Experiment:
   def adopt(self, frozen: Any) -> None:
     """Takes frozen parameters, as checkpoints hold them, for the steps and evaluations to come."""
     self.frozen = jax.jit(split_layers)(frozen) if is_unrolled(frozen) else frozen
+
+  def stacked_frozen(self) -> Any:
+    """The inverse of `adopt`: frozen parameters as checkpoints hold them."""
+    return jax.jit(stack_layers)(self.frozen) if is_unrolled(self.frozen) else self.frozen
 
   def _started(self, model: Any) -> tuple[State, Any]:
     return self._divided(model)

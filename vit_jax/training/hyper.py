@@ -37,8 +37,7 @@ class Hyper(NamedTuple):
 
 def names(cfg: Any) -> tuple[str, ...]:
   """Dotted names of the hyperparameters of a configuration, in the order of the vector."""
-  scheduled = [n for n, value in schema.leaves(cfg).items() if isinstance(value, Schedule)]
-  return (LR, *sorted(scheduled))
+  return (LR, *schema.scheduled(cfg))
 
 
 def lanes(cfg: Any) -> list[Any]:
@@ -91,15 +90,13 @@ class Table:
   def __init__(self, cfg: Any, steps: Callable[[str], int], *, total: int, **durations: int):
     self._cfg, self._steps = cfg, steps
     self._durations = dict(total=total, **durations)
-    values = schema.leaves(cfg)
-    scheduled = names(cfg)[1:]
-    self._scheduled = [values[name] for name in scheduled]
-    self._decay = scheduled.index('optim.weight_decay')
+    self._scheduled = schema.scheduled(cfg)
 
   def __call__(self, step: int) -> Hyper:
     """Of a step, computed in float64."""
     lr = schedules.learning_rate(step, self._cfg.optim, **self._durations)
-    rest = [each.at(step, self._durations['total'], self._steps) for each in self._scheduled]
+    total = self._durations['total']
+    rest = {name: each.at(step, total, self._steps) for name, each in self._scheduled.items()}
     if self._cfg.optim.decay_with == 'schedule' and self._cfg.optim.lr:  # undoes that factor
-      rest[self._decay] /= self._cfg.optim.lr
-    return Hyper(np.array([lr, *rest], np.float32), np.uint32(self._cfg.seed))
+      rest['optim.weight_decay'] /= self._cfg.optim.lr
+    return Hyper(np.array([lr, *rest.values()], np.float32), np.uint32(self._cfg.seed))

@@ -259,7 +259,8 @@ class _Session:
           'lanes': self.experiment.config.lane_count,
         }  # fmt: skip
         state = self.experiment.stack(self.state)
-        self.workdir.save_frozen(self.experiment.stack(self.experiment.frozen))
+        if not self.workdir.has_frozen:
+          self.workdir.save_frozen(self.experiment.stacked_frozen())
         self.checkpoints.save(done, state, extra)
         if stop:
           self.checkpoints.wait()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -89,65 +89,47 @@ def _gradient(
   task: Any, model: Any, batch: Any, ctx: Context, count: int
 ) -> tuple[Any, dict[str, Any], Any]:
   """Gradient of the task's loss, and its other results; the batch is cut into `count` parts."""
-  if count == 1:
-    return _of(task.loss, model, batch, ctx)
-  # Part i takes every count-th example, so that each device keeps its own examples.
-  parts = jax.tree.map(lambda x: _cut(x, count), batch)
-  if task.coupled:
-    return _in_two_passes(task, model, parts, ctx, count)
   named: dict[str, str] = {}
 
-  def one(item):
-    part, number = item
-    grad, sums, seen = _of(task.loss, model, part, _part(ctx, number, count))
+  def whole(model):
+    return tree.merge(model, ctx.frozen)
+
+  def scalar(value, sums, seen):
+    """What a loss returned, as `jax.grad` takes it; the names of totals, no arrays, go aside."""
     named.update({name: total for name, (_, total) in sums.items()})
-    return grad, {name: value for name, (value, _) in sums.items()}, seen
-
-  grad, sums, seen = _sum(one, (parts, jnp.arange(count)))
-  return grad, {name: (value, named[name]) for name, value in sums.items()}, seen
-
-
-def _of(loss: Any, model: Any, *arguments: Any) -> tuple[Any, dict[str, Any], Any]:
-  """Gradient with respect to the trainable parameters, and the other results of a loss."""
-  *_, ctx = arguments
-  found: list[Mapping[str, Any]] = []
-
-  def scalar(model):
-    value, sums, seen = loss(tree.merge(model, ctx.frozen), *arguments)
-    found.append({name: total for name, (_, total) in sums.items()})
     return value, ({name: value for name, (value, _) in sums.items()}, seen)
 
-  grad, (sums, seen) = jax.grad(scalar, has_aux=True)(model)
-  return grad, {name: (value, found[-1][name]) for name, value in sums.items()}, seen
-
-
-def _in_two_passes(
-  task: Any, model: Any, parts: Any, ctx: Context, count: int
-) -> tuple[Any, dict[str, Any], Any]:
-  """As `_gradient`, of a task whose loss is of the embeddings of the whole batch."""
-  numbers = jnp.arange(count)
+  def one(part, ctx):
+    loss = lambda model: scalar(*task.loss(whole(model), part, ctx))  # noqa: E731
+    grad, (sums, seen) = jax.grad(loss, has_aux=True)(model)
+    return grad, sums, seen
 
   def embed(model, part, number):
-    return task.embed(tree.merge(model, ctx.frozen), part, _part(ctx, number, count))
-
-  _, z = jax.lax.scan(lambda _, item: (None, embed(model, *item)), None, (parts, numbers))
-  z = jax.tree.map(lambda x: _joined(x), z)
-  found: list[Mapping[str, str]] = []
-
-  def joint(model, z):
-    value, sums, seen = task.joint(tree.merge(model, ctx.frozen), z, ctx)
-    found.append({name: total for name, (_, total) in sums.items()})
-    return value, ({name: value for name, (value, _) in sums.items()}, seen)
-
-  (grad, grad_z), (sums, seen) = jax.grad(joint, (0, 1), has_aux=True)(model, z)
+    return task.embed(whole(model), part, _part(ctx, number, count))
 
   def back(item):
     part, number, wanted = item
     return jax.vjp(lambda model: embed(model, part, number), model)[1](wanted)[0]
 
-  through = _sum(back, (parts, numbers, jax.tree.map(lambda x: _cut(x, count), grad_z)))
-  grad = jax.tree.map(jnp.add, grad, through)
-  return grad, {name: (value, found[-1][name]) for name, value in sums.items()}, seen
+  def in_two_passes(items):
+    _, z = jax.lax.scan(lambda _, item: (None, embed(model, *item)), None, items)
+    joint = lambda model, z: scalar(*task.joint(whole(model), z, ctx))  # noqa: E731
+    (grad, grad_z), (sums, seen) = jax.grad(joint, (0, 1), has_aux=True)(
+      model, jax.tree.map(_joined, z)
+    )
+    wanted = jax.tree.map(lambda x: _cut(x, count), grad_z)
+    return jax.tree.map(jnp.add, grad, _sum(back, (*items, wanted))), sums, seen
+
+  if count == 1:
+    grad, sums, seen = one(batch, ctx)
+  else:
+    # Part i takes every count-th example, so that each device keeps its own examples.
+    items = jax.tree.map(lambda x: _cut(x, count), batch), jnp.arange(count)
+    if task.coupled:
+      grad, sums, seen = in_two_passes(items)
+    else:
+      grad, sums, seen = _sum(lambda item: one(item[0], _part(ctx, item[1], count)), items)
+  return grad, {name: (value, named[name]) for name, value in sums.items()}, seen
 
 
 def _sum(function: Any, items: Any) -> Any:

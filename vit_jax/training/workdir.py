@@ -43,7 +43,7 @@ class Workdir:
 
   def __init__(self, folder: str | paths.Path):
     self.path = paths.at(folder)
-    self._has_frozen = False
+    self.has_frozen = False  # or there is nothing to be saved
 
   def __str__(self) -> str:
     return str(self.path)
@@ -64,7 +64,7 @@ class Workdir:
       raise RunError(f'{self} is not the directory of a run: config.json is missing')
     stored, damage = None, ''
     try:
-      stored = formats.record(paths.read_object(path), str(path))
+      stored = formats.record(self._stored(), str(path))
       whole = config_lib.to_plain(schema.complete(config_lib.Config, stored))
       if missing := schema.missing(stored, whole):
         damage = f'it lacks {", ".join(missing)}'
@@ -79,6 +79,9 @@ class Workdir:
       'writes it again, and assumes that what it is asked to train is what was trained there.'
     )
 
+  def _stored(self) -> dict[str, Any]:
+    return paths.read_object(self.path / 'config.json')
+
   def config(self) -> config_lib.Config:
     """The same, built."""
     return schema.build(config_lib.Config, self.record())
@@ -90,7 +93,7 @@ class Workdir:
     found = schema.differences(
       config_lib.without_free(self.record()), config_lib.without_free(record)
     )
-    number = paths.read_object(self.path / 'config.json').get('format', 0)
+    number = self._stored().get('format', 0)
     return {
       name: (old, new) for name, (old, new) in found.items()
       if not formats.meant(number, name, old, new, init=bool(record['init']))
@@ -170,14 +173,13 @@ class Workdir:
 
   def save_frozen(self, frozen: Any) -> None:
     """Writes the parameters that are not trained, once for all checkpoints."""
-    if self._has_frozen or not jax.tree.leaves(frozen):
-      return
-    store = Checkpoints(self.path / 'frozen')
-    store.prepare()
-    if not store.steps:
-      store.save(0, frozen, {})
-    store.close()
-    self._has_frozen = True
+    if jax.tree.leaves(frozen):
+      store = Checkpoints(self.path / 'frozen')
+      store.prepare()
+      if not store.steps:
+        store.save(0, frozen, {})
+      store.close()
+    self.has_frozen = True
 
   def frozen(self, abstract: Any) -> Any:
     """The parameters that are not trained, laid out for the mesh in context.
