@@ -61,6 +61,12 @@ RUNS = {
   'fork': {'optim.schedule': 'wsd', 'optim.cooldown': '4 steps', 'fork': 'trunk',
            'checkpoint.at': ('8 steps',)},
   'started': {'init': 'start.npz', 'model.variant': 'mu/4', 'optim.warmup': '0'},
+  # Since format 2.
+  'locked': {
+    'task.frozen': ('embed.*',), 'optim.weight_decay': '0.05->0.2 cosine', 'optim.ema': 0.9,
+    'optim.mu_dtype': 'bfloat16', 'optim.clip_by': 'part', 'optim.layer_decay': 0.8,
+  },
+  'muon': {'optim.name': 'muon', 'optim.accumulate': 2, 'lanes': {'momentum': (0.9, 0.95)}},
 }  # fmt: skip
 AT = {'fork': 8}
 UNSET = ('depth', 'width', 'mlp_dim', 'num_heads', 'in_channels', 'image_size')
