@@ -50,18 +50,13 @@ def type_name(kind):
 
 
 def default_of(field):
-  if 'tuples' in field.metadata:
+  if {'tuples', 'texts'} & {*field.metadata}:
     return '`{}`'
   if field.default is dataclasses.MISSING:
     return 'required'
   if field.default is None:
     return 'unset'
   return f'`{getattr(field.default, "text", field.default)!r}`'
-
-
-def free(name):
-  """Whether a run may be continued with another value."""
-  return any(f'{name}.'.startswith(f'{known}.') for known in config_lib.FREE)
 
 
 def cell(text):
@@ -93,13 +88,14 @@ def section(cls, path, title, seen):
     else:
       text = said.get(field.name) or ('' if 'Attributes:' in (cls.__doc__ or '') else 'see above')
       assert text, f'{cls.__name__} does not describe {field.name}'
-      kind = 'tuples by name' if 'tuples' in field.metadata else type_name(types[field.name])
+      named = [kind for kind in ('tuples', 'texts') if kind in field.metadata]
+      kind = f'{named[0]} by name' if named else type_name(types[field.name])
       rows.append((name, kind, default_of(field), text))
   if rows:
     yield '| field | type | default | meaning |'
     yield '|---|---|---|---|'
     for name, kind, default, text in rows:
-      mark = '°' if free(name) else ''
+      mark = '°' if config_lib.is_free(name) else ''
       yield f'| `{name}`{mark} | {cell(kind)} | {cell(default)} | {cell(text)} |'
     yield ''
   for other, where, heading in inner:

@@ -282,7 +282,7 @@ def test_runs_take_changes_too(tmp_path):
 
 def test_fields_go_to_the_right_tower(tmp_path, saved):
   vit_jax.save(towers(), tmp_path / 'two.npz', 'big_vision')
-  refused(tmp_path / 'two.npz', 'has two towers: give image=', dtype='bfloat16')
+  refused(tmp_path / 'two.npz', 'has the towers image, text: give image=', dtype='bfloat16')
   refused(tmp_path / 'two.npz', 'unknown field text.bogus', text=dict(bogus=3))
   refused(saved, 'has one tower', image=dict(mlp='gelu'))
   model = vit_jax.load(tmp_path / 'two.npz', image=dict(image_size=(24, 24)))

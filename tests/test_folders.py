@@ -12,6 +12,7 @@ from vit_jax import predict
 from vit_jax.core.errors import RunError
 from vit_jax.data import kinds, pack, preprocess
 from vit_jax.data.config import DataConfig
+from vit_jax.data.examples import check_classes
 from vit_jax.data.folder import Folder
 from vit_jax.data.sources import open_split
 from vit_jax.data.tfds import Tfds
@@ -154,15 +155,16 @@ def test_one_class_is_nothing_to_learn(folder):
   for name in ('cat', 'dog'):
     shutil.rmtree(folder / 'train' / name)
   config = DataConfig(source=Folder(str(folder)))
+  check = lambda: check_classes(config.open('train'))  # noqa: E731
   with pytest.raises(RunError, match=r'train has images of one class \(fox\): .*nothing to learn'):
-    config.open_training()
+    check()
   (folder / 'train' / 'hen').mkdir()
   with pytest.raises(RunError, match=r'one class \(fox\), and none of hen'):
-    config.open_training()
+    check()
   shutil.rmtree(folder / 'train' / 'fox')
   (folder / 'train' / 'hen' / 'a.heic').write_bytes(b'....ftypheic')
   with pytest.raises(RunError, match=r'no images in .*1 \.heic'):
-    config.open_training()
+    check()
 
 
 def test_directories_that_are_not_there(folder, tmp_path):

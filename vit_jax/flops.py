@@ -7,7 +7,12 @@ import json
 import re
 from typing import Any
 
-from vit_jax.architecture.towers import TextArchitecture, TwoTowersArchitecture
+from vit_jax.architecture.towers import (
+  Composition,
+  TextArchitecture,
+  TwoTowersArchitecture,
+  encoders,
+)
 from vit_jax.architecture.vit import ViTArchitecture
 from vit_jax.core import command, schema
 from vit_jax.core.errors import RunError, suggest
@@ -91,10 +96,9 @@ def record(config: Any, batch: int, images: float) -> dict[str, Any]:
 
 
 def _with_remat(config: Any, policy: str) -> Any:
-  if not isinstance(config, TwoTowersArchitecture):
+  if not isinstance(config, Composition):
     return dataclasses.replace(config, remat=policy)
-  image, text = (dataclasses.replace(tower, remat=policy) for tower in (config.image, config.text))
-  return dataclasses.replace(config, image=image, text=text)
+  return config.with_towers(**{n: _with_remat(t, policy) for n, t in config.towers.items()})
 
 
 def main(
@@ -128,7 +132,7 @@ def describe(config: Any, found: dict[str, Any]) -> list[str]:
   for name, value in found['conventions'].items():
     total = f'{value * images / 1e18:>13.4g} E' if images else ''
     lines.append(f'{name:<19}{value / 1e9:>12.3f}{total}  {CONVENTIONS[name]}')
-  tower = config.image if isinstance(config, TwoTowersArchitecture) else config
+  tower = next(iter(encoders(config).values()))
   gib = lambda size: f'{size / 2**30:12.3f}'  # noqa: E731
   state = found['memory']['none']
   lines += ['', f'GiB to train with AdamW on {batch} at a time, {tower.dtype}']

@@ -6,9 +6,10 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 from etils import epy
 
-from vit_jax.architecture import TwoTowersArchitecture, ViTArchitecture, variants
+from vit_jax.architecture import Composition, ViTArchitecture, variants
 from vit_jax.convert import arguments
 from vit_jax.core import command
 from vit_jax.core.errors import RunError
@@ -20,13 +21,15 @@ with epy.lazy_imports():
 
 def describe(config: Any) -> list[str]:
   """The architecture, one line per fact; of an image tower only what differs from the original."""
-  if isinstance(config, TwoTowersArchitecture):
-    lines = [f'image  {line}' for line in describe(config.image)]
-    text = dataclasses.asdict(config.text)
+  if isinstance(config, Composition):
+    return [
+      f'{name:<6} {line}' for name, tower in config.towers.items() for line in describe(tower)
+    ]
+  if not isinstance(config, ViTArchitecture):
+    text = dataclasses.asdict(config)
     shown = ('width', 'depth', 'mlp_dim', 'num_heads', 'mlp', 'vocab_size', 'context_length',
              'num_classes', 'causal', 'pool')  # fmt: skip
-    return lines + [f'text   {name} {text[name]}' for name in shown]
-  assert isinstance(config, ViTArchitecture)
+    return [f'{name} {text[name]}' for name in shown]
   name = variants.name_of(config)
   lines = [f'variant {name}'] if name else []
   always = (*variants.NUMBERS, 'patch_size', 'image_size', 'num_classes')
@@ -69,6 +72,9 @@ def main(
     for name, array in sorted(arrays.items()):
       print(f'  {name}  {tuple(array.shape)}  {array.dtype}')
   problems = opened.problems()
+  if not problems and opened.fetch is not None:
+    for leaf in opened.leaves().values():  # a damaged one is found
+      np.asarray(leaf)
   print('\neverything fits' if not problems else '\nwhat does not fit')
   print('\n'.join(problems), end='\n' if problems else '')
   return 1 if problems else 0

@@ -151,7 +151,8 @@ def _check_head(opened: Opened) -> None:
   """Raises RunError unless a checkpoint has a head for classification that was trained."""
   classes = getattr(opened.config, 'num_classes', 0)
   if not isinstance(opened.config, ViTArchitecture):
-    raise RunError(f'{opened.where} has two towers and no head for classification')
+    raise RunError(f'{opened.where} holds a model of the kind {opened.config.kind}, and classes '
+                   'are predicted by a vit')  # fmt: skip
   wanted = opened.changes.get('num_classes', classes)
   if opened.changes.get('num_classes') == 0:
     raise RunError('num_classes=0 takes away the head that predictions come from: leave it out')

@@ -1,6 +1,11 @@
 """What models are made of, by name and by field, in plain Python."""
 
-from vit_jax.architecture.towers import TextArchitecture, TwoTowersArchitecture
+from vit_jax.architecture.towers import (
+  Composition,
+  TextArchitecture,
+  TwoTowersArchitecture,
+  encoders,
+)
 from vit_jax.architecture.vit import EncoderConfig, ViTArchitecture
 
 # By the names that configurations choose from.
@@ -8,8 +13,10 @@ MODELS = {'vit': ViTArchitecture, 'two_towers': TwoTowersArchitecture}
 
 __all__ = [
   'MODELS',
+  'Composition',
   'EncoderConfig',
   'TextArchitecture',
   'TwoTowersArchitecture',
   'ViTArchitecture',
+  'encoders',
 ]

@@ -1,9 +1,9 @@
-"""What a text tower and a pair of towers are made of, in plain Python."""
+"""What text towers and compositions are made of, in plain Python."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from vit_jax.architecture import variants
 from vit_jax.architecture.vit import OPTIONS, UNSET, EncoderConfig, ViTArchitecture
@@ -49,7 +49,55 @@ class TextArchitecture(EncoderConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class TwoTowersArchitecture:
+class Composition:
+  """A model made of other models: each field that holds an architecture is one of its towers.
+
+  The module has each of them under the name of its field.
+  """
+
+  kind: ClassVar[str]
+
+  @property
+  def towers(self) -> dict[str, Any]:
+    """The towers by name."""
+    return {
+      name: value for name, value in vars(self).items()
+      if isinstance(value, EncoderConfig | Composition)
+    }  # fmt: skip
+
+  def with_towers(self, **towers: Any) -> Self:
+    """The same with other towers."""
+    return dataclasses.replace(self, **towers)
+
+  @property
+  def rest(self) -> tuple[tuple[str, int, int], ...]:
+    """What is in none of the towers: names, parameters, and multiply-adds for an example."""
+    return ()
+
+  def resolve(self) -> Self:
+    """This configuration with everything filled in and checked; raises RunError."""
+    found = {}
+    for name, tower in self.towers.items():
+      try:
+        found[name] = tower.resolve()
+      except RunError as error:
+        raise RunError(f'model.{name}: {error}') from None
+    return self.with_towers(**found)
+
+
+def encoders(config: Any) -> dict[str, Any]:
+  """Every tower of a model that is no composition, by its name; of a single one by ''."""
+  if not isinstance(config, Composition):
+    return {'': config}
+  return {
+    f'{name}/{inside}'.rstrip('/'): encoder
+    for name, tower in config.towers.items()
+    for inside, encoder in encoders(tower).items()
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoTowersArchitecture(Composition):
   """Two towers.
 
   Attributes:
@@ -67,19 +115,20 @@ class TwoTowersArchitecture:
   logit_bias: bool = UNSET
 
   @property
-  def towers(self) -> dict[str, EncoderConfig]:
-    """Both by name."""
-    return {'image': self.image, 'text': self.text}
+  def rest(self) -> tuple[tuple[str, int, int], ...]:
+    """See `Composition`: scale and bias of the logits."""
+    return (('logits', 1 + bool(self.logit_bias), 0),)
 
   def resolve(self) -> Self:
-    """This configuration with everything filled in and checked; raises RunError."""
+    """See `Composition`."""
     image, text, bias = self.image, self.text, self.logit_bias
     family, _, size = self.variant.partition(':')
     size = size.partition('/')[0]
     if self.variant:
       image = dataclasses.replace(image, variant=image.variant or self.variant)
       text = dataclasses.replace(text, variant=text.variant or f'{family}:{size}')
-    image, text = image.resolve(), text.resolve()
+    towers = Composition.resolve(self.with_towers(image=image, text=text))
+    image, text = towers.image, towers.text
     if family == 'clip':
       space = text.num_classes or image.num_classes or variants.CLIP_SPACE[size]
       image = dataclasses.replace(image, num_classes=space)

@@ -108,11 +108,6 @@ class EncoderConfig:
   scan: bool = True
   remat: str = 'none'
 
-  @property
-  def towers(self) -> dict[str, EncoderConfig]:
-    """The encoders of a model by name; of a single one by ''."""
-    return {'': self}
-
   def filled(self, options: dict[str, Any]) -> Self:
     """A copy in which the fields that are unset have the values of `options`.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from vit_jax.core.errors import RunError
 
-FORMAT = 2
+FORMAT = 3
 
 
 class LaterFormatError(RunError):
@@ -50,6 +50,12 @@ def _with_hyperparameters(record: dict[str, Any]) -> None:
     evaluation['report'] = ['top1', 'top5', 'loss']
 
 
+def _with_parts(record: dict[str, Any]) -> None:
+  """2 to 3: checkpoints of single towers to start from, types of what is not trained."""
+  record['inits'] = {}
+  record['task']['frozen_dtype'] = 'float32'
+
+
 def meant(number: int, name: str, old: Any, new: Any, *, init: bool) -> bool:
   """Whether a run of format `number` had the value `old` of a field that its command leaves unset.
 
@@ -69,9 +75,13 @@ def _decided(facts: dict[str, Any]) -> None:
 
 
 # What turns a configuration of format i into one of format i + 1.
-RECORDS: tuple[Callable[[dict[str, Any]], None], ...] = (_numbered, _with_hyperparameters)
+RECORDS: tuple[Callable[[dict[str, Any]], None], ...] = (
+  _numbered, _with_hyperparameters, _with_parts
+)  # fmt: skip
 # The same for what checkpoints say of themselves.
-FACTS: tuple[Callable[[dict[str, Any]], None], ...] = (_decided, lambda facts: None)
+FACTS: tuple[Callable[[dict[str, Any]], None], ...] = (
+  _decided, lambda facts: None, lambda facts: None
+)  # fmt: skip
 
 
 def array(number: int, name: str) -> str:

@@ -19,6 +19,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import re
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -45,7 +46,7 @@ logging.getLogger('absl').addFilter(
 
 # In the directory of a checkpoint, as Orbax names them.
 _FACTS, _ARRAYS = '_CHECKPOINT_METADATA', 'state'
-_AT_A_TIME = 64  # arrays that are read at once
+_AT_A_TIME = 2**28  # bytes that are read at once, but for an array that is larger
 _SMALL = 2**20  # bytes of an array that one replica writes alone
 # Directories that a kill leaves behind.
 _PARTIAL = ('.orbax-checkpoint-tmp', '.deleted')
@@ -235,9 +236,16 @@ class Checkpoints:
         return self._facts(step)[1]
     return None
 
-  def part(self, names: Collection[str], step: int | None = None) -> dict[str, Any]:
-    """Some arrays of a checkpoint by name, on one device; arguments as for `restore`."""
-    return self._or_name_a_good_one(step, lambda step: self._part(names, step))
+  def part(
+    self, wanted: Mapping[str, jax.ShapeDtypeStruct], step: int | None = None
+  ) -> dict[str, Any]:
+    """Some arrays of a checkpoint by name, all of them finite; raises as `restore` does.
+
+    Args:
+      wanted: shapes, dtypes and layouts; what has no sharding is returned as NumPy's array.
+      step: of the checkpoint; the newest if not given.
+    """
+    return self._or_name_a_good_one(step, lambda step: self._verified(wanted, step, finite=True)[0])
 
   def close(self) -> None:
     """Waits for the last save and lets go of the directory."""
@@ -276,12 +284,27 @@ class Checkpoints:
 
   def _restore(self, abstract: Any, step: int) -> tuple[Any, dict[str, Any]]:
     wanted = tree.flatten(sharding.fill_shardings(abstract))
-    problem, leaves, facts, sums = None, {}, {}, None
-    try:
-      found, facts, sums, names = self._facts(step)
+
+    def fits(found: dict[str, Any]) -> None:
       _compare(found, wanted, f'{self.directory}/{step}')
       faults.reached('in restore')
-      leaves = self._read(step, lambda path: _load(path, wanted, names))
+
+    leaves, facts = self._verified(wanted, step, fits=fits)
+    return tree.unflatten(abstract, leaves), facts
+
+  def _verified(
+    self, wanted: Mapping[str, jax.ShapeDtypeStruct], step: int, *,
+    fits: Callable[[dict[str, Any]], None] = lambda found: None, finite: bool = False,
+  ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """Sound arrays by name, and `extra`.
+
+    `fits` looks at all shapes before anything is read; `finite` refuses other numbers.
+    """
+    problem, leaves, facts, saved, own, odd = None, {}, {}, None, {}, []
+    try:
+      found, facts, saved, names = self._facts(step)
+      fits(found)
+      leaves, own, odd = self._read(step, lambda path: _load(path, wanted, names, finite))
     except RunError as error:
       problem = error
     # Before anything that all processes do together: one of them alone may have a problem.
@@ -292,17 +315,14 @@ class Checkpoints:
       problem = RunError(f'another process cannot read {self.directory}/{step}')
     if problem:
       raise problem
-    if sums is not None:
-      self._verify(step, _checksums(leaves), sums)
-    return tree.unflatten(abstract, leaves), facts
-
-  def _part(self, names: Collection[str], step: int) -> dict[str, np.ndarray]:
-    found, _, sums, stored = self._facts(step)
-    wanted = {name: found[name] for name in names}
-    leaves = self._read(step, lambda path: _load(path, wanted, stored))
-    if sums is not None:
-      self._verify(step, {name: checksum(leaf) for name, leaf in leaves.items()}, sums)
-    return leaves
+    if saved is not None:
+      read = _added(own)
+      if bad := [name for name, value in read.items() if value != saved[name]]:
+        raise self._damaged(step, f'{_listed(bad)}: not the numbers that were written')
+    if finite and _worst(len(odd)):
+      name = odd[0] if odd else 'an array'
+      raise RunError(f'{self.directory}/{step}: {name} has values that are not finite')
+    return leaves, facts
 
   def _facts(
     self, step: int
@@ -327,11 +347,6 @@ class Checkpoints:
     }
     sums = {today(name): value for name, (_, _, value) in arrays.items()}
     return shapes, facts, sums, {today(name): name for name in arrays}
-
-  def _verify(self, step: int, found: Mapping[str, int], saved: Mapping[str, int]) -> None:
-    bad = [name for name, value in found.items() if value != saved[name]]
-    if bad:
-      raise self._damaged(step, f'{_listed(bad)}: not the numbers that were written')
 
   def _read(self, step: int, read: Callable[[paths.Path], Any]) -> Any:
     """`read` of the directory of a step, whose failures are the checkpoint's."""
@@ -440,32 +455,63 @@ def _shapes(path: paths.Path) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _load(
-  path: paths.Path, wanted: Mapping[str, jax.ShapeDtypeStruct], stored: Mapping[str, str]
-) -> dict[str, Any]:
-  """Arrays by name: this process's parts of global ones as their shardings say, or NumPy's.
+  path: paths.Path, wanted: Mapping[str, jax.ShapeDtypeStruct], stored: Mapping[str, str],
+  finite: bool,
+) -> tuple[dict[str, Any], dict[str, int], list[str]]:  # fmt: skip
+  """Reads arrays.
 
-  `stored` has their names on disk.
+  Args:
+    path: of the checkpoint.
+    wanted: by name.
+    stored: their names on disk.
+    finite: whether to look for values that are not.
+
+  Returns:
+    By name this process's parts of global arrays, as their shardings say, or NumPy's; checksums of
+    which those of all processes add up; and names of what is not finite.
   """
-  names, leaves = list(wanted), {}
-  opened = _open(path, [stored[name] for name in names])
-  arrays = {name: opened[stored[name]] for name in names}
-  for first in range(0, len(names), _AT_A_TIME):
-    reading = {}
-    for name in names[first : first + _AT_A_TIME]:
-      leaf, array = wanted[name], arrays[name]
-      if (array.shape, array.dtype.numpy_dtype) != (leaf.shape, leaf.dtype):
-        raise ValueError(f'{name} is {array.dtype.numpy_dtype}{array.shape} on disk')
-      reading[name] = {_key(index): array[index].read() for index in _parts(leaf)}
-    for name, parts in reading.items():
+  opened = _open(path, [stored[name] for name in wanted])
+  for name, leaf in wanted.items():
+    array = opened[stored[name]]
+    if (array.shape, array.dtype.numpy_dtype) != (leaf.shape, leaf.dtype):
+      raise ValueError(f'{name} is {array.dtype.numpy_dtype}{array.shape} on disk')
+  leaves, sums, odd = {}, {}, []
+  for names in _windows(wanted):
+    reading = {
+      name: {_key(part): opened[stored[name]][part].read() for part in _parts(wanted[name])}
+      for name in names
+    }
+    for name in names:
       leaf = wanted[name]
-      blocks = {key: part.result() for key, part in parts.items()}
+      blocks = {key: part.result() for key, part in reading.pop(name).items()}
+      own = _counted_here(leaf)
+      sums[name] = sum(checksum(block) for key, block in blocks.items() if key in own) % 2**32
+      if finite and not all(np.isfinite(block).all() for block in blocks.values()):
+        odd.append(name)
       if leaf.sharding is None:
         (leaves[name],) = blocks.values()
       else:
         leaves[name] = jax.make_array_from_callback(
           leaf.shape, leaf.sharding, lambda index, blocks=blocks: blocks[_key(index)]
         )
-  return leaves
+    jax.block_until_ready([leaves[name] for name in names])
+  return leaves, sums, odd
+
+
+def _windows(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> list[list[str]]:
+  """Names of arrays to be read at once: as many as make up `_AT_A_TIME`, and at least one."""
+  windows, room = [], 0
+  for name, leaf in wanted.items():
+    here = sum(
+      math.prod(len(range(*cut.indices(size))) for cut, size in zip(part, leaf.shape, strict=True))
+      for part in {_key(part): part for part in _parts(leaf)}.values()
+    ) * leaf.dtype.itemsize  # fmt: skip
+    if here > room:
+      windows.append([])
+      room = _AT_A_TIME
+    windows[-1].append(name)
+    room -= here
+  return windows
 
 
 def _parts(leaf: jax.ShapeDtypeStruct) -> list[tuple[slice, ...]]:
@@ -476,8 +522,28 @@ def _parts(leaf: jax.ShapeDtypeStruct) -> list[tuple[slice, ...]]:
   return [part for part in parts if part is not None]
 
 
+def _counted_here(leaf: jax.ShapeDtypeStruct) -> set[tuple[Any, ...]]:
+  """Of the parts that several processes hold, each is counted by the first of them."""
+  if leaf.sharding is None:
+    return {_key((slice(None),) * len(leaf.shape))} if jax.process_index() == 0 else set()
+  first: dict[tuple[Any, ...], int] = {}
+  for device, part in leaf.sharding.devices_indices_map(leaf.shape).items():
+    if part is not None:
+      process = device.process_index
+      first[_key(part)] = min(first.get(_key(part), process), process)
+  return {key for key, process in first.items() if process == jax.process_index()}
+
+
 def _key(index: Any) -> tuple[Any, ...]:
   return tuple((part.start, part.stop) for part in index)
+
+
+def _added(own: Mapping[str, int]) -> dict[str, int]:
+  """Checksums, of which every process has seen a part."""
+  if jax.process_count() == 1:
+    return dict(own)
+  every = multihost_utils.process_allgather(np.array(list(own.values()), np.uint32))
+  return dict(zip(own, every.sum(0, dtype=np.uint32).tolist(), strict=True))
 
 
 def _worst(own: int) -> int:

@@ -23,6 +23,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from vit_jax.architecture import encoders
 from vit_jax.compile import compiled as compiled_lib
 from vit_jax.compile import topology
 from vit_jax.compile.compiled import Collective, Kernel, Program
@@ -38,6 +39,7 @@ from vit_jax.nn.noise import Noise
 from vit_jax.tasks.task import Context
 from vit_jax.training import config as config_lib
 from vit_jax.training import hyper as hyper_lib
+from vit_jax.training import lanes
 from vit_jax.training.experiment import Experiment
 
 # A kernel of ours is expected to reach this share of its roofline.
@@ -118,13 +120,11 @@ def plan(config: ConfigDict, where: str, hlo: str = '') -> Plan:
   mesh = sharding.make_mesh(cfg.mesh, devices)
   with jax.set_mesh(mesh):
     experiment = _experiment(cfg)
-    state, frozen = (
-      sharding.fill_shardings(jax.eval_shape(split_layers, each))
-      for each in (experiment.abstract_state, experiment.frozen)
-    )
+    state = sharding.fill_shardings(jax.eval_shape(experiment.split, experiment.abstract_state))
+    frozen = sharding.fill_shardings(jax.eval_shape(split_layers, experiment.frozen))
     batch = _abstract_batch(experiment, mesh)
     held = functools.partial(_per_device_bytes, mesh)
-    towers = experiment.config.model.towers.values()
+    towers = encoders(experiment.config.model).values()
     facts: dict[str, Any] = dict(
       topology=where, chips=len(devices), mesh='x'.join(map(str, mesh.shape.values())),
       batch_size=cfg.batch_size, remat=', '.join(dict.fromkeys(t.remat for t in towers)),
@@ -157,9 +157,10 @@ def plan(config: ConfigDict, where: str, hlo: str = '') -> Plan:
   )  # fmt: skip
   if not chip:
     return Plan(**facts)
-  per_chip = cfg.batch_size / len(devices)
+  per_chip = experiment.examples_per_step / len(devices)
   passes = cfg.task.passes(experiment.config.model)
-  work = step_flops(passes, examples=max(1, int(per_chip))) * per_chip
+  at_a_time = cfg.batch_size // len(devices) // cfg.optim.accumulate
+  work = step_flops(passes, examples=max(1, at_a_time)) * per_chip
   compiler_time = program.cycles / chip.clock
   kernel_time = sum(k.count * kernel_seconds(k, chip) for k in program.kernels)
   step_time = compiler_time + kernel_time
@@ -193,10 +194,11 @@ def alternatives(config: ConfigDict, where: str) -> Iterator[tuple[dict[str, Any
   'fsdp'), then smaller batches, all with the least memory that came before.
   """
   current: Any = config.copy_and_resolve_references()
-  policies = POLICIES[POLICIES.index(current.model.remat) + 1 :] if (
-    current.model.remat in POLICIES
-  ) else POLICIES[2:]  # fmt: skip
-  steps: list[dict[str, Any]] = [{'model.remat': policy} for policy in policies]
+  cfg: config_lib.Config = schema.build(config_lib.Config, config_lib.to_dict(config))
+  towers = encoders(cfg.model)
+  kept = max(POLICIES.index(t.remat) if t.remat in POLICIES else 1 for t in towers.values())
+  names = [f'model.{name.replace("/", ".")}.remat'.replace('..', '.') for name in towers]
+  steps: list[dict[str, Any]] = [dict.fromkeys(names, policy) for policy in POLICIES[kept + 1 :]]
   if current.mesh != 'fsdp':
     steps.append({'mesh': 'fsdp'})
   batch = current.batch_size
@@ -230,20 +232,24 @@ def no_cache() -> Iterator[None]:
 def _experiment(cfg: config_lib.Config) -> Experiment:
   """Of the data set only its size and classes matter; a missing one is replaced."""
   try:
-    return Experiment(cfg)
+    return lanes.experiment(cfg)
   except NoDataError as error:
-    source = Synthetic(cfg.model.num_classes or 1000, channels=cfg.model.in_channels or 3)
+    said = lambda field: next(  # noqa: E731
+      filter(None, (getattr(tower, field, None) for tower in encoders(cfg.model).values())), None
+    )
+    source = Synthetic(said('num_classes') or 1000, channels=said('in_channels') or 3)
     data = dataclasses.replace(cfg.data, source=source)
-    experiment = Experiment(dataclasses.replace(cfg, data=data))
+    experiment = lanes.experiment(dataclasses.replace(cfg, data=data))
     print(f'({error}\n planned with random images of 1,000 classes)', file=sys.stderr)
     return experiment
 
 
 def _abstract_batch(experiment: Experiment, mesh: Any) -> dict[str, Any]:
-  place = NamedSharding(mesh, P(sharding.RULES['batch']))
-  size = experiment.config.batch_size
+  lead = experiment.batch_axes
+  place = NamedSharding(mesh, P(*(None,) * len(lead), sharding.RULES['batch']))
+  size = (*lead, experiment.config.batch_size)
   return {
-    name: jax.ShapeDtypeStruct((size, *array.shape), array.dtype, sharding=place)
+    name: jax.ShapeDtypeStruct((*size, *array.shape), array.dtype, sharding=place)
     for name, array in arrays(experiment.rows).items()
   }
 
@@ -255,7 +261,7 @@ def residuals(experiment: Experiment) -> Any:
   """
   cfg = experiment.config
   task, accumulate = cfg.task, cfg.optim.accumulate
-  hyper = experiment.hyper(0).named(hyper_lib.names(cfg))
+  hyper = Experiment.hyper(experiment, 0).named(hyper_lib.names(cfg))  # of one lane
 
   def left(model, extra, frozen, batch):
     key = jax.random.key(0)
@@ -270,9 +276,22 @@ def residuals(experiment: Experiment) -> Any:
 
 def _activations(experiment: Experiment, state: Any, frozen: Any, batch: Any, mesh: Any) -> int:
   """Bytes per chip that the forward pass leaves for the backward pass, without its arguments."""
+  count = max(1, experiment.config.lane_count)
+
+  def one(axes):
+    """What a leaf is without its first axes."""
+
+    def cut(leaf):
+      layout = NamedSharding(mesh, P(*leaf.sharding.spec[axes:]))
+      return leaf.update(shape=leaf.shape[axes:], sharding=layout) if axes else leaf
+
+    return cut
+
+  state = jax.tree.map(one(bool(experiment.config.lane_count)), state)
+  batch = jax.tree.map(one(len(experiment.batch_axes)), batch)
   traced = jax.make_jaxpr(residuals(experiment))(state.model, state.extra, frozen, batch).jaxpr
   given = {id(variable) for variable in traced.invars}
-  return _per_device_bytes(mesh, [v.aval for v in traced.outvars if id(v) not in given])
+  return count * _per_device_bytes(mesh, [v.aval for v in traced.outvars if id(v) not in given])
 
 
 def _per_device_bytes(mesh: Any, arrays: Any) -> int:

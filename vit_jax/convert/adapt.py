@@ -14,15 +14,15 @@ import numpy as np
 from flax import nnx
 
 from vit_jax import models
+from vit_jax.architecture import Composition, ViTArchitecture
 from vit_jax.architecture.card import Card
-from vit_jax.models.vit import ViTConfig
 from vit_jax.nn import tree
 from vit_jax.nn.layers import resample_patches
 from vit_jax.nn.positions import resample, resize_relative, resize_weights
 
 # Fields that change the shape of parameters after they have been read.
 CHANGES = ('num_classes', 'image_size', 'patch_size', 'in_channels')
-Leaves = dict[str, np.ndarray]
+Leaves = dict[str, Any]  # arrays, or what `np.asarray` makes one of
 
 
 @functools.lru_cache(64)  # a conversion asks for the same few again and again
@@ -33,24 +33,39 @@ def abstract(config: Any) -> Mapping[str, tuple[int, ...]]:
 
 
 def adapt(
-  config: ViTConfig, card: Card, leaves: Leaves, changes: Mapping[str, Any],
+  config: Any, card: Card, leaves: Leaves, changes: Mapping[str, Any],
   patch_method: str = 'bilinear',
-) -> tuple[ViTConfig, Card, Leaves]:  # fmt: skip
-  """A model with `CHANGES` made to it; see `read.load`.
+) -> tuple[Any, Card, Leaves]:  # fmt: skip
+  """A model with `CHANGES` made to it, or to its towers by their names; see `read.load`.
+
+  Parameters that stay as they are are not read.
 
   Raises:
     RunError: if what is asked for makes no model.
   """
-  new = changed(config, changes)
   leaves = dict(leaves)
+  if isinstance(config, Composition):
+    for name, tower in config.towers.items():
+      own = {n.removeprefix(f'{name}/'): leaf for n, leaf in leaves.items()
+             if n.startswith(f'{name}/')}  # fmt: skip
+      new, card, own = adapt(tower, card, own, changes.get(name, {}), patch_method)
+      config = config.with_towers(**{name: new})
+      leaves = {n: leaf for n, leaf in leaves.items() if not n.startswith(f'{name}/')}
+      leaves |= {f'{name}/{n}': leaf for n, leaf in own.items()}
+    return config, card, leaves
+  new = changed(config, changes)
+  if not isinstance(config, ViTArchitecture):
+    if new != config:
+      _replace_head(new, leaves)
+    return new, card, leaves
   if new.patch_size != config.patch_size:
-    kernel = leaves['embed/proj/kernel']
+    kernel = np.asarray(leaves['embed/proj/kernel'])
     leaves['embed/proj/kernel'] = np.asarray(
       resample_patches(jnp.asarray(kernel), new.patch_size, patch_method)
     )
   if new.in_channels != config.in_channels:
     name = 'stem/root/kernel' if config.stem_width else 'embed/proj/kernel'
-    leaves[name] = adapt_channels(leaves[name], new.in_channels)
+    leaves[name] = adapt_channels(np.asarray(leaves[name]), new.in_channels)
     card = card_for_channels(card, new.in_channels)
   if new.grid != config.grid:
     _resample_positions(config, new, leaves)
@@ -60,12 +75,20 @@ def adapt(
   return new, dataclasses.replace(card, size=new.image_size), leaves
 
 
-def changed(config: ViTConfig, changes: Mapping[str, Any]) -> ViTConfig:
-  """A resolved configuration with `CHANGES` made to it.
+def changed(config: Any, changes: Mapping[str, Any]) -> Any:
+  """A resolved configuration with `CHANGES` made to it, or to its towers by their names.
 
   Other patches without another image size keep the grid, and with it learned positions.
   """
-  changes = {k: v for k, v in changes.items() if k in CHANGES and v != getattr(config, k)}
+  if isinstance(config, Composition):
+    towers = {n: changed(tower, changes.get(n, {})) for n, tower in config.towers.items()}
+    return config.with_towers(**towers)
+  changes = {
+    k: v for k, v in changes.items()
+    if k in CHANGES and hasattr(config, k) and v != getattr(config, k)
+  }  # fmt: skip
+  if not changes:
+    return config
   if 'image_size' in changes:
     changes['image_size'] = tuple(changes['image_size'])
   elif 'patch_size' in changes and config.posemb != 'none':
@@ -100,25 +123,26 @@ def card_for_channels(card: Card, channels: int) -> Card:
   return dataclasses.replace(card, mean=spread(card.mean), std=spread(card.std))
 
 
-def _resample_positions(old: ViTConfig, new: ViTConfig, leaves: Leaves) -> None:
+def _resample_positions(old: ViTArchitecture, new: ViTArchitecture, leaves: Leaves) -> None:
   if old.posemb == 'learned':
     prefix = old.posemb_prefix
-    rows = leaves['posemb'][0, prefix:].reshape(*old.grid, old.width)
+    table = np.asarray(leaves['posemb'])
+    rows = table[0, prefix:].reshape(*old.grid, old.width)
     rows = np.asarray(resample(rows, new.grid, new.interpolation)).reshape(1, -1, old.width)
-    leaves['posemb'] = np.concatenate([leaves['posemb'][:, :prefix], rows], axis=1)
+    leaves['posemb'] = np.concatenate([table[:, :prefix], rows], axis=1)
   elif old.posemb == 'factorised':
     for axis, name in enumerate(('posemb_rows', 'posemb_columns')):
       size = new.grid[axis]
       weights = resize_weights(np.arange(size), size, old.grid[axis], new.interpolation)
-      leaves[name] = (weights @ leaves[name][0])[None]
+      leaves[name] = (weights @ np.asarray(leaves[name])[0])[None]
   for name in [n for n in leaves if n.endswith('relative/table')]:
-    table = leaves[name]
+    table = np.asarray(leaves[name])
     stack = table if table.ndim == 3 else table[None]
     grown = [np.asarray(resize_relative(part, old.grid, new.grid)) for part in stack]
     leaves[name] = np.stack(grown) if table.ndim == 3 else grown[0]
 
 
-def _replace_head(config: ViTConfig, leaves: Leaves) -> None:
+def _replace_head(config: Any, leaves: Leaves) -> None:
   """Heads start at zero."""
   for name in [n for n in leaves if n.split('/')[0] in ('head', 'distill_head')]:
     shape = (*leaves.pop(name).shape[:-1], config.num_classes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from vit_jax.architecture import ViTArchitecture
+from vit_jax.architecture import MODELS, ViTArchitecture
 from vit_jax.core import command
 
 
@@ -26,4 +26,5 @@ def run(parser: command.Parser, main: Callable[..., int | None]) -> None:
     help='names that may be missing, unexpected or misshapen',
   )  # fmt: skip
   fields = [field.name for field in dataclasses.fields(ViTArchitecture)]
-  command.run(parser, main, fields=(*fields, 'image', 'text'))
+  towers = [name for model in MODELS.values() for name in getattr(model(), 'towers', ())]
+  command.run(parser, main, fields=(*fields, *dict.fromkeys(towers)))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.architecture import ViTArchitecture
 from vit_jax.convert.adapt import Leaves, abstract
 from vit_jax.core.errors import RunError
 from vit_jax.models.vit import ViTConfig
@@ -303,7 +304,7 @@ def signature(config: Any) -> dict[str, Any]:
   if config.norm == 'rmsnorm':
     without.discard('norm')
   found['no_bias'] = ','.join(sorted(without))
-  if isinstance(config, ViTConfig):
+  if isinstance(config, ViTArchitecture):
     if config.rope == 'none':
       del found['rope_base'], found['rope_grid']
     elif config.rope == 'unit':

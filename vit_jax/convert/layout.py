@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -193,23 +193,22 @@ def _suffix(kind: str, torch: bool) -> str:
   return f'/{kind}'
 
 
-def read(rule_list: list[Rule], arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Our leaves from foreign arrays without `misfits`, each of which is fetched once."""
-  stacks: dict[str, dict[int, np.ndarray]] = collections.defaultdict(dict)
-  leaves = {}
+class Piece(NamedTuple):
+  """Where one of our leaves, or a layer of it, comes from: a part of what a rule reads."""
+
+  layer: int | None
+  rule: Rule
+  part: int
+
+
+def pieces(rule_list: list[Rule]) -> dict[str, list[Piece]]:
+  """All pieces of each of our leaves, by its name."""
+  found: dict[str, list[Piece]] = collections.defaultdict(list)
   for rule in rule_list:
-    for (name, layer, _), part in zip(
-      rule.ours, rule.read(np.asarray(arrays[rule.theirs])), strict=True
-    ):
-      if name is None:
-        continue
-      if layer is None:
-        leaves[name] = np.array(part, order='C')
-      else:
-        stacks[name][layer] = part
-  for name, layers in stacks.items():
-    leaves[name] = np.stack([layers[i] for i in range(len(layers))])
-  return leaves
+    for part, (name, layer, _) in enumerate(rule.ours):
+      if name is not None:
+        found[name].append(Piece(layer, rule, part))
+  return dict(found)
 
 
 def write(rule_list: list[Rule], leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -1,10 +1,15 @@
-"""A checkpoint that has been recognised and not been read yet."""
+"""A checkpoint that has been recognised and not been read yet.
+
+Its parameters are read one after another, each into the layout and type that it will have, so that
+a model may be larger than the memory of any one process.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +25,20 @@ from vit_jax.core.misfits import misfits, refuse
 from vit_jax.nn import tree
 
 TYPES = {np.dtype(t) for t in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)}
+Wanted = Mapping[str, jax.ShapeDtypeStruct]
+
+
+class Unread:
+  """A parameter in a checkpoint. `np.asarray` reads all of it, as float32."""
+
+  def __init__(self, opened: Opened, name: str, shape: tuple[int, ...]):
+    self.opened, self.name, self.shape = opened, name, shape
+
+  def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    """The parameter itself."""
+    del copy
+    struct = jax.ShapeDtypeStruct(self.shape, np.dtype(dtype or np.float32))
+    return self.opened.read({self.name: struct})[self.name]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +59,7 @@ class Opened:
     part: the one that is read; '' for what is in none.
     prefix: what the names that are read begin with, taken off `arrays`.
     fresh: wanted names that are ignored and missing or misshapen; a fresh model has their values.
+    fetch: of our own checkpoints, in place of rules: reads arrays as `read` does, in their type.
   """
 
   dialect: str
@@ -55,6 +75,7 @@ class Opened:
   part: str = ''
   prefix: str = ''
   fresh: tuple[str, ...] = ()
+  fetch: Callable[[Wanted], dict[str, Any]] | None = None
 
   @property
   def wanted(self) -> dict[str, tuple[int, ...]]:
@@ -95,21 +116,72 @@ class Opened:
     fresh = [rule for rule in self.rules if rule.theirs in self.fresh]
     return {name for rule in fresh for name, _, _ in rule.ours if name}
 
-  def leaves(self) -> dict[str, np.ndarray]:
-    """Our parameters by name, float32; raises RunError for what does not fit, or is no number."""
+  def leaves(self) -> dict[str, Any]:
+    """Our parameters by name, as `Unread`; raises RunError for what does not fit."""
     self._refuse()
-    arrays = {**self.arrays, **(self._fresh_arrays() if self.fresh else {})}
-    if self.rules is None:
-      leaves = {name: np.asarray(arrays[name]) for name in self.wanted}
-    else:
-      leaves = layout.read(self.rules, arrays)
-    for name, leaf in leaves.items():
-      if leaf.dtype not in TYPES:
-        raise RunError(f'{self.where}: {name} holds {leaf.dtype}, not floating-point numbers')
-      leaves[name] = leaf = leaf.astype(np.float32)
-      if not np.isfinite(leaf).all():
+    return {name: Unread(self, name, shape) for name, shape in adapt.abstract(self.config).items()}
+
+  def read(self, wanted: Wanted) -> dict[str, Any]:
+    """Some of our parameters by name, laid out and of the types that are wanted.
+
+    Args:
+      wanted: by name; what has no sharding is returned as NumPy's array.
+
+    Raises:
+      RunError: for what cannot be read, or holds no finite floating-point numbers.
+    """
+    if self.fetch is not None:
+      return self._fetched(self.fetch, wanted)
+    arrays = {**self.arrays, **self._fresh_arrays}
+    return {
+      name: self._assembled(name, leaf, self._pieces[name], arrays) for name, leaf in wanted.items()
+    }
+
+  @functools.cached_property
+  def _pieces(self) -> dict[str, list[layout.Piece]]:
+    return layout.pieces(self.rules or [])
+
+  def _fetched(self, fetch: Callable[[Wanted], dict[str, Any]], wanted: Wanted) -> dict[str, Any]:
+    kinds = {name: self._kind(name, self.arrays[name]) for name in wanted if name not in self.fresh}
+    found = fetch({name: wanted[name].update(dtype=kind) for name, kind in kinds.items()})
+    for name, array in self._fresh_arrays.items():
+      if name in wanted:
+        found[name] = array if wanted[name].sharding is None else jax.device_put(
+          array, wanted[name].sharding
+        )  # fmt: skip
+    return {name: found[name].astype(leaf.dtype, copy=False) for name, leaf in wanted.items()}
+
+  def _assembled(
+    self, name: str, leaf: jax.ShapeDtypeStruct, pieces: list[layout.Piece],
+    arrays: Mapping[str, Any],
+  ) -> Any:  # fmt: skip
+    """A parameter, of which no more is held than its parts on this process, and one layer."""
+    whole = tuple(slice(0, size) for size in leaf.shape)
+    parts = {_bounds(whole, leaf.shape): whole}
+    if leaf.sharding is not None:
+      own = leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
+      parts = {_bounds(part, leaf.shape): part for part in own if part is not None}
+    blocks = {key: np.empty([b - a for a, b in key], leaf.dtype) for key in parts}
+    for layer, rule, at in pieces:
+      self._kind(name, arrays[rule.theirs])
+      array = rule.read(np.asarray(arrays[rule.theirs]))[at]
+      if not np.isfinite(array).all():
         raise RunError(f'{self.where}: {name} has values that are not finite')
-    return leaves
+      for key, part in parts.items():
+        if layer is None:
+          blocks[key][...] = array[part]
+        elif key[0][0] <= layer < key[0][1]:
+          blocks[key][layer - key[0][0]] = array[part[1:]]
+    if leaf.sharding is None:
+      return blocks[_bounds(whole, leaf.shape)]
+    return jax.block_until_ready(jax.make_array_from_callback(
+      leaf.shape, leaf.sharding, lambda part: blocks[_bounds(part, leaf.shape)]
+    ))  # fmt: skip
+
+  def _kind(self, name: str, array: Any) -> np.dtype:
+    if np.dtype(array.dtype) not in TYPES:
+      raise RunError(f'{self.where}: {name} holds {array.dtype}, not floating-point numbers')
+    return np.dtype(array.dtype)
 
   def _refuse(self) -> None:
     chosen = [f'part {self.part!r}'] if self.part else []
@@ -123,9 +195,17 @@ class Opened:
         'ignore=REGEX).'
       ) from None
 
+  @functools.cached_property
   def _fresh_arrays(self) -> dict[str, np.ndarray]:
+    if not self.fresh:
+      return {}
     model = jax.jit(lambda key: models.create(self.config, nnx.Rngs(key)))(jax.random.key(0))
     arrays = {name: np.asarray(jax.device_get(x)) for name, x in tree.flatten(model).items()}
     if self.rules is not None:
       arrays = layout.write([rule for rule in self.rules if rule.theirs in self.fresh], arrays)
     return {name: arrays[name] for name in self.fresh}
+
+
+def _bounds(part: Any, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+  """Where a part of an array begins and ends."""
+  return tuple(cut.indices(size)[:2] for cut, size in zip(part, shape, strict=True))

@@ -16,19 +16,17 @@ import numpy as np
 from flax import nnx
 
 from vit_jax import models
+from vit_jax.architecture import MODELS, TextArchitecture, ViTArchitecture
 from vit_jax.architecture.card import Card
 from vit_jax.architecture.vit import INTERPOLATIONS
 from vit_jax.checkpoints.store import Checkpoints
 from vit_jax.convert import adapt, files, notes, parts
 from vit_jax.convert.dialects import SIDECARS
-from vit_jax.convert.opened import Opened
+from vit_jax.convert.opened import Opened, Unread, Wanted
 from vit_jax.convert.recognise import UnrecognisedError, search, with_hints
 from vit_jax.convert.source import Source
 from vit_jax.core import paths, schema
 from vit_jax.core.errors import RunError, suggest
-from vit_jax.models.text import TextConfig
-from vit_jax.models.two_towers import TwoTowersConfig
-from vit_jax.models.vit import ViTConfig
 from vit_jax.nn import sharding, tree
 
 # Dialects in which parameters say everything about the model.
@@ -81,32 +79,45 @@ def model_of(opened: Opened, patch_method: str = 'bilinear') -> Any:
   if classes and classes != getattr(config, 'num_classes', classes):
     names = ', and class names are dropped' if card.class_names else ''
     notes.say(f'{opened.where}: the head for {classes} classes is new, initialised to zero{names}')
-  if isinstance(config, TwoTowersConfig):
-    wanted = changes.get('image', {})
-    image, card, part = adapt.adapt(
-      config.image, card, _part(leaves, 'image/'), wanted, patch_method
-    )
-    leaves |= {f'image/{name}': leaf for name, leaf in part.items()}
-    config = dataclasses.replace(config, image=image)
-  else:
-    config, card, leaves = adapt.adapt(config, card, leaves, changes, patch_method)
+  config, card, leaves = adapt.adapt(config, card, leaves, changes, patch_method)
   return build(config, leaves, card)
 
 
-def _part(leaves: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-  return {n.removeprefix(prefix): leaf for n, leaf in leaves.items() if n.startswith(prefix)}
+def build(config: Any, leaves: Mapping[str, Any], card: Card | None) -> Any:
+  """A model with these parameters, sharded over the mesh in context.
 
-
-def build(config: Any, leaves: Mapping[str, np.ndarray], card: Card | None) -> Any:
-  """A model with these parameters, sharded over the mesh in context."""
+  Args:
+    config: resolved.
+    leaves: arrays by name, or `Unread` ones.
+    card: of the model.
+  """
   model = jax.eval_shape(lambda key: models.create(config, nnx.Rngs(key)), jax.random.key(0))
   filled = sharding.fill_shardings(model)
-  place = lambda path, a: jax.device_put(  # noqa: E731
-    np.asarray(leaves[tree.name(path)], a.dtype), a.sharding
-  )
-  model = jax.tree_util.tree_map_with_path(place, filled)
+  model = tree.unflatten(filled, placed(leaves, tree.flatten(filled)))
   model.card = card
   return model
+
+
+def placed(
+  leaves: Mapping[str, Any], wanted: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
+  """Parameters on the devices.
+
+  Args:
+    leaves: arrays by name, or `Unread` ones, which are read part by part.
+    wanted: types and layouts by name, of as many as are to be placed.
+  """
+  found, unread = {}, {}
+  for name, struct in wanted.items():
+    if isinstance(leaves[name], Unread):
+      unread.setdefault(id(leaves[name].opened), []).append(name)
+    else:
+      found[name] = jax.device_put(np.asarray(leaves[name], struct.dtype), struct.sharding)
+  for names in unread.values():
+    own = {leaves[name].name: name for name in names}
+    read = leaves[names[0]].opened.read({there: wanted[name] for there, name in own.items()})
+    found |= {own[there]: array for there, array in read.items()}
+  return found
 
 
 def open_checkpoint(
@@ -193,6 +204,7 @@ def _others(whole: Mapping[str, Any], chosen: str) -> str:
 
 def _open_run(path: paths.Path, hints: Mapping[str, Any], part: str, step: int | None) -> Opened:
   checkpoints = Checkpoints(path / 'checkpoints')
+  step = checkpoints.latest if step is None else step  # the run may go on while this one is read
   shapes, extra = checkpoints.peek(step)
   frozen_store = Checkpoints(path / 'frozen')
   frozen = frozen_store.peek()[0] if frozen_store.steps else {}
@@ -213,24 +225,31 @@ def _open_run(path: paths.Path, hints: Mapping[str, Any], part: str, step: int |
       f'{path}: the moving average of the parameters is read, as in evaluations; part=model '
       'reads the parameters themselves'
     )
-  arrays = {
-    own: files.Stub(all_shapes[name].shape, all_shapes[name].dtype, lambda name=name: loaded[name])
-    for own, name in inside[chosen].items()
-  }
-  names = inside[chosen].values()
-  loaded = checkpoints.part([name for name in names if name in shapes], step)
-  loaded |= {
-    f'frozen/{name}': array
-    for name, array in (frozen_store.part(list(frozen)) if frozen else {}).items()
-  }
-  kind = TwoTowersConfig if extra['kind'] == 'two_towers' else ViTConfig
+  places = inside[chosen]
+
+  def fetch(wanted: Wanted) -> dict[str, Any]:
+    there = {places[name]: (name, struct) for name, struct in wanted.items()}
+    found = {}
+    for store, prefix, at in ((checkpoints, '', step), (frozen_store, 'frozen/', None)):
+      own = {name.removeprefix(prefix): value for name, value in there.items()
+             if name.startswith('frozen/') == bool(prefix)}  # fmt: skip
+      if own:
+        part = store.part({name: struct for name, (_, struct) in own.items()}, at)
+        found |= {own[name][0]: array for name, array in part.items()}
+    return found
+
+  if extra['kind'] not in MODELS:
+    raise RunError(f'{path} holds a model of the kind {extra["kind"]!r}, which is not known here: '
+                   f'{suggest(extra["kind"], MODELS)}')  # fmt: skip
+  kind = models.config_of(extra['kind'])
   whole = schema.complete(kind, extra['model'], 'the model')
   if missing := schema.missing(extra['model'], whole):  # of which today's default says nothing
     raise RunError(f'{path} does not say what model it holds: it lacks {", ".join(missing)}')
   config = with_hints(schema.build(kind, extra['model'], 'the model'), hints, str(path)).resolve()
   counts = {part: len(names) for part, names in inside.items()}
+  arrays = {own: all_shapes[name] for own, name in places.items()}
   return Opened('vit_jax', config, Card.from_dict(extra['card']), arrays, None, '', str(path),
-                changes=hints, parts=counts, part=chosen)  # fmt: skip
+                changes=hints, parts=counts, part=chosen, fetch=fetch)  # fmt: skip
 
 
 def _parts(
@@ -280,7 +299,7 @@ def _say_what_is_read(opened: Opened, source: Source) -> None:
 def _say_what_is_guessed(opened: Opened, source: Source) -> None:
   """Notes on what no file next to the weights says."""
   config, card = opened.config, opened.card
-  if isinstance(config, ViTConfig) and opened.dialect not in JAX and not source.config:
+  if isinstance(config, ViTArchitecture) and opened.dialect not in JAX and not source.config:
     fields = [f for f in ('num_heads', 'mlp', 'pool') if f not in opened.changes]
     values = ', '.join(f'{field}={getattr(config, field)!r}' for field in fields)
     if values:
@@ -295,26 +314,26 @@ def _say_what_is_guessed(opened: Opened, source: Source) -> None:
     )
 
 
-def _checked(changes: Mapping[str, Any]) -> dict[str, Any]:
-  """Changes with their types checked; one number for an image size is a square."""
-  changes = dict(changes)
-  known = [f.name for f in dataclasses.fields(ViTConfig)] + ['image', 'text']
-  for name in changes:
-    if name not in known:
-      raise RunError(f'unknown field {name!r} of a model: {suggest(name, known)}')
-  towers = {name: changes.pop(name) for name in ('image', 'text') if name in changes}
-  for name, fields in towers.items():
-    if not isinstance(fields, Mapping):
-      raise RunError(f'{name} must be a dict of fields, not {fields!r}')
+def _checked(changes: Mapping[str, Any], tower: str = '') -> dict[str, Any]:
+  """Fields, or dicts of fields by tower, with their types checked.
+
+  One number for an image size is a square.
+  """
+  towers = {n: _checked(fields, n) for n, fields in changes.items() if isinstance(fields, Mapping)}
+  changes = {name: value for name, value in changes.items() if name not in towers}
   for name, value in changes.items():
     if value is None:
       raise RunError(f'{name} must not be None')
   if 'image_size' in changes:
     changes['image_size'] = _size(changes['image_size'])
-  schema.complete(ViTConfig, changes, 'the model')
-  if 'image' in towers:
-    towers['image'] = _checked(towers['image'])
-  schema.complete(TextConfig, towers.get('text', {}), 'text')
+  # Whether the model in question has these fields is known when it is.
+  kinds = {f.name: kind for kind in (ViTArchitecture, TextArchitecture)
+           for f in dataclasses.fields(kind)}  # fmt: skip
+  for name, value in changes.items():
+    if name not in kinds:
+      field = f'{tower}.{name}' if tower else repr(name)
+      raise RunError(f'unknown field {field} of a model: {suggest(name, kinds)}')
+    schema.complete(kinds[name], {name: value}, 'the model')
   return {**changes, **towers}
 
 

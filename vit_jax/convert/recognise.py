@@ -8,14 +8,14 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from vit_jax.architecture import encoders
 from vit_jax.architecture.card import Card
 from vit_jax.convert import adapt, npz, openai, parts, timm, transformers
 from vit_jax.convert.dialects import DIALECTS
 from vit_jax.convert.opened import Opened
 from vit_jax.convert.source import Source
 from vit_jax.core import schema
-from vit_jax.core.errors import RunError
-from vit_jax.models.two_towers import TwoTowersConfig
+from vit_jax.core.errors import RunError, suggest
 
 READERS: dict[str, Any] = {
   'npz': npz, 'openai': openai, 'transformers': transformers, 'timm': timm
@@ -24,6 +24,10 @@ READERS: dict[str, Any] = {
 
 class UnrecognisedError(RunError):
   """A checkpoint of no known dialect."""
+
+
+class HintsError(RunError):
+  """Fields of another kind of model than the one in a checkpoint."""
 
 
 def recognise(source: Source) -> tuple[str, Any, dict[str, Any], Any, Card]:
@@ -51,22 +55,24 @@ def with_hints(config: Any, hints: Mapping[str, Any], where: str) -> Any:
   Raises:
     RunError: for fields of one tower where there are two, or the other way round.
   """
-  two = isinstance(config, TwoTowersConfig)
-  wrong = [name for name in hints if (name in ('image', 'text')) != two]
-  if wrong:
-    form = f'image={{{wrong[0]!r}: ...}}' if two else 'its fields by themselves'
-    raise RunError(f'{where} has {"two towers" if two else "one tower"}: give {form}')
-
-  def corrected(config: Any, hints: Mapping[str, Any]) -> Any:
-    fields = {k: v for k, v in hints.items() if k not in adapt.CHANGES}
-    return dataclasses.replace(config, **fields)
-
-  if not isinstance(config, TwoTowersConfig):
-    return corrected(config, hints)
-  image = corrected(config.image, hints.get('image', {}))
-  return dataclasses.replace(
-    config, image=image, text=corrected(config.text, hints.get('text', {}))
-  )
+  towers = getattr(config, 'towers', {})
+  for name, value in hints.items():
+    if bool(towers) != isinstance(value, Mapping):
+      several = f'the towers {", ".join(towers)}: give {next(iter(towers), "")}={{{name!r}: ...}}'
+      raise HintsError(
+        f'{where} has {several if towers else "one tower: give its fields by themselves"}'
+      )
+    if towers and name not in towers:
+      raise HintsError(f'{where} has no tower {name!r}: {suggest(name, towers)}')
+  if towers:
+    return config.with_towers(
+      **{n: with_hints(tower, hints.get(n, {}), where) for n, tower in towers.items()}
+    )
+  fields = {field.name for field in dataclasses.fields(config)}
+  if wrong := [name for name in hints if name not in fields]:
+    raise HintsError(f'unknown field {wrong[0]!r} of {where}: {suggest(wrong[0], fields)}')
+  fields = {k: v for k, v in hints.items() if k not in adapt.CHANGES}
+  return dataclasses.replace(config, **fields)
 
 
 def search(
@@ -167,7 +173,7 @@ def _interpreted(source: Source, ignore: str) -> tuple[Opened, Source]:
 
 def _as_model(source: Source) -> Opened:
   name, reader, style, config, card = recognise(source)
-  channels = (config.image if isinstance(config, TwoTowersConfig) else config).in_channels
+  channels = next(t.in_channels for t in encoders(config).values() if hasattr(t, 'in_channels'))
   card = adapt.card_for_channels(card, channels)
   try:
     made = reader.make_rules(config, adapt.abstract(config), style)

@@ -10,6 +10,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from vit_jax.architecture import Composition, TwoTowersArchitecture, ViTArchitecture, encoders
 from vit_jax.architecture.card import Card, about
 from vit_jax.checkpoints.store import Checkpoints
 from vit_jax.convert import (
@@ -30,7 +31,6 @@ from vit_jax.convert.recognise import recognise
 from vit_jax.convert.source import Source
 from vit_jax.core import paths
 from vit_jax.core.errors import RunError, suggest
-from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.nn import tree
 
 DTYPES = {'float32': np.float32, 'float16': np.float16, 'bfloat16': ml_dtypes.bfloat16}
@@ -132,7 +132,10 @@ def _able(config: Any, leaves: Leaves, card: Card, but: str) -> list[str]:
 
 def _plan(model: Any, leaves: Leaves, card: Card, dialect: str) -> _Plan:
   """How a model is written; raises RunError if it cannot be."""
-  two = isinstance(model, TwoTowersConfig)
+  config: Any
+  two = isinstance(model, TwoTowersArchitecture)
+  if not two and isinstance(model, Composition):
+    raise RunError(f'{dialect} has no models of the kind {model.kind}')
   if two and dialect in ('timm', 'dinov2', 'dinov3'):
     raise RunError(f'{dialect} has no text towers')
   if two and model.image.pool == 'map' and dialect in ('openai', 'vit', 'vit-linen'):
@@ -172,7 +175,7 @@ def _read_back(
 ) -> tuple[Any, Card]:
   """What is written as it would be read; raises RunError unless that is the same model."""
   stubs = {rule.theirs: files.Stub(rule.shape, np.float32, lambda: None) for rule in made}
-  two = isinstance(config, TwoTowersConfig)
+  two = isinstance(config, TwoTowersArchitecture)
   # The number of heads goes into the header of the file, the shape of images nowhere.
   hints: dict[str, Any] = {} if two else {'image_size': config.image_size}
   if dialect in ('dinov2', 'dinov3'):
@@ -244,7 +247,7 @@ def _differences(
 
 
 def _plain_card(config: Any) -> Card:
-  image = config.image if isinstance(config, TwoTowersConfig) else config
+  image = next(t for t in encoders(config).values() if isinstance(t, ViTArchitecture))
   channels = image.in_channels
   return Card('vit_jax', image.image_size, (0.5,) * channels, (0.5,) * channels)
 

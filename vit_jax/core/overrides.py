@@ -69,8 +69,8 @@ def _set(cls: type, tree: dict[str, Any], path: list[str], text: str, where: str
     raise RunError(f'unknown field {where}.{name}: {suggest(name, fields)}')
   field, kind = fields[name], _plain(typing.get_type_hints(cls)[name])
   where = f'{where}.{name}'
-  if 'tuples' in field.metadata:
-    _set_tuple(tree.setdefault(name, {}), rest, text, where)
+  if {'tuples', 'texts'} & {*field.metadata}:
+    _set_named(tree.setdefault(name, {}), rest, text, where, texts='texts' in field.metadata)
   elif 'choices' in field.metadata:
     _set_entry(field, tree.setdefault(name, {}), rest, text, where)
   elif 'choice' in field.metadata:
@@ -86,14 +86,19 @@ def _set(cls: type, tree: dict[str, Any], path: list[str], text: str, where: str
     tree[name] = value(text, kind, field.default, where)
 
 
-def _set_tuple(entries: dict[str, Any], path: list[str], text: str, where: str) -> None:
-  """Sets, or removes, one of the tuples of `schema.tuples`."""
+def _set_named(
+  entries: dict[str, Any], path: list[str], text: str, where: str, *, texts: bool
+) -> None:
+  """Sets, or removes, one of the tuples of `schema.tuples` or of the texts of `schema.texts`."""
   if len(path) > 1 or (not path and text not in UNSET):
-    raise RunError(f'{where} holds tuples by name: {where}.NAME=1,2,3')
+    what = f'texts by name: {where}.NAME=TEXT' if texts else f'tuples by name: {where}.NAME=1,2,3'
+    raise RunError(f'{where} holds {what}')
   if not path:
     entries.clear()
   elif text in UNSET:
     entries.pop(path[0], None)
+  elif texts:
+    entries[path[0]] = text
   else:
     found = (_number(part.strip()) for part in text.strip('()[]').split(',') if part.strip())
     entries[path[0]] = tuple(found)

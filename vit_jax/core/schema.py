@@ -3,8 +3,8 @@
 A field annotated with a dataclass is a section. A field made by `choice(REGISTRY)` is a section
 whose key `name` picks the dataclass: `dict(name='wsd', cooldown='20%')`. A field made by
 `choices(REGISTRY)` holds any number of such sections under keys of the user's own, one made by
-`tuples()` tuples of numbers. A field whose default is None may be left unset, whatever its type. A
-field of type `Schedule` is a number or a text.
+`tuples()` tuples of numbers, one made by `texts()` texts. A field whose default is None may be left
+unset, whatever its type. A field of type `Schedule` is a number or a text.
 """
 
 from __future__ import annotations
@@ -33,6 +33,11 @@ def choices(registry: Mapping[str, type], default: str) -> Any:
 def tuples() -> Any:
   """A dataclass field holding a dict of tuples, of numbers or of texts."""
   return dataclasses.field(metadata={'tuples': True}, default_factory=dict)
+
+
+def texts() -> Any:
+  """A dataclass field holding a dict of texts."""
+  return dataclasses.field(metadata={'texts': True}, default_factory=dict)
 
 
 class StandIns(typing.NamedTuple):
@@ -87,10 +92,15 @@ def complete(
         key: _checked(values, tuple[Any, ...], f'{where}.{key}')
         for key, values in given.get(name, {}).items()
       }
+    elif 'texts' in field.metadata:
+      tree[name] = {
+        key: _checked(text, str, f'{where}.{key}') for key, text in given.get(name, {}).items()
+      }
     elif types[name] is Schedule:
       tree[name] = stand.loose(_scheduled(given.get(name, field.default), where))
     elif dataclasses.is_dataclass(types[name]):
-      tree[name] = complete(typing.cast(type, types[name]), given.get(name, {}), where, stand)
+      own = {**_defaults(field), **given.get(name, {})}
+      tree[name] = complete(typing.cast(type, types[name]), own, where, stand)
     elif name in given and not (given[name] is None and field.default is None):
       tree[name] = _checked(given[name], types[name], where)
     elif field.default is dataclasses.MISSING:
@@ -100,6 +110,17 @@ def complete(
     else:
       tree[name] = field.default
   return tree
+
+
+def _defaults(field: Any) -> dict[str, Any]:
+  """What a field says of the section in it that the section's class does not say."""
+  if field.default_factory is dataclasses.MISSING:
+    return {}
+  section = field.default_factory()
+  return {
+    inner.name: value for inner in dataclasses.fields(section)
+    if inner.init and (value := getattr(section, inner.name)) != inner.default
+  }  # fmt: skip
 
 
 def build(cls: type, given: Mapping[str, Any], path: str = 'config') -> Any:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from vit_jax.architecture.towers import TextArchitecture, TwoTowersArchitecture
+from vit_jax.architecture.towers import TextArchitecture, encoders
 from vit_jax.architecture.vit import STEM_GROUPS, EncoderConfig, ViTArchitecture
 from vit_jax.costs.parts import kept_activations, parts, sequence, stem, stem_features
 
@@ -43,13 +43,11 @@ def memory(config: Any, batch: int, *, ema: bool = False) -> Memory:
   """What training takes.
 
   Args:
-    config: a resolved `ViTArchitecture` or `TwoTowersArchitecture`; its `dtype` and `remat` count.
+    config: resolved, of a tower or a `Composition`; its `dtype` and `remat` count.
     batch: images, and texts, on the device at a time.
     ema: whether a moving average of the parameters is kept.
   """
-  towers = [config]
-  if isinstance(config, TwoTowersArchitecture):
-    towers = [config.image, config.text]
+  towers = encoders(config).values()
   parameters = FLOAT * sum(part.params for part in parts(config))
   each = [activations(tower, examples=batch) for tower in towers]
   return Memory(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from vit_jax.architecture.towers import TextArchitecture, TwoTowersArchitecture
+from vit_jax.architecture.towers import Composition, TextArchitecture, encoders
 from vit_jax.architecture.vit import EncoderConfig, ViTArchitecture, kept_names
 
 # `layers.add_bias` sums gradients by a product with so many columns of ones.
@@ -51,19 +51,17 @@ def parts(config: Any, *, training: bool = False, examples: int = 0) -> list[Par
   """Every part of a model, in the order in which it is computed.
 
   Args:
-    config: a resolved `ViTArchitecture`, `TextArchitecture` or `TwoTowersArchitecture`, for images
-      and texts of its own size.
+    config: resolved, of a tower or a `Composition`, for images and texts of its own size.
     training: leave out what patch dropout and stochastic depth on a subset of the batch leave out.
     examples: on each device at a time, of which the subset is a whole number; 0 if not known.
   """
-  if isinstance(config, TwoTowersArchitecture):
-    towers = {'image': config.image, 'text': config.text}
+  if isinstance(config, Composition):
     found = [
       part._replace(name=f'{name}/{part.name}')
-      for name, tower in towers.items()
+      for name, tower in config.towers.items()
       for part in parts(tower, training=training, examples=examples)
     ]
-    return [*found, Part('logits', 1 + config.logit_bias)]
+    return [*found, *(Part(name, params, macs) for name, params, macs in config.rest)]
   if isinstance(config, TextArchitecture):
     return _text(config, training, examples)
   return _image(config, training, examples)
@@ -87,10 +85,10 @@ def sequence(config: Any, *, training: bool = False, examples: int = 0) -> Seque
 
 def sequences(config: Any, **kwargs: Any) -> dict[str, Sequence]:
   """Of each tower by the prefix of its parts, which is '' if it is the only one."""
-  if isinstance(config, TwoTowersArchitecture):
-    towers = {'image/': config.image, 'text/': config.text}
-    return {name: sequence(tower, **kwargs) for name, tower in towers.items()}
-  return {'': sequence(config, **kwargs)}
+  return {
+    f'{name}/' if name else '': sequence(tower, **kwargs)
+    for name, tower in encoders(config).items()
+  }
 
 
 class Conv(NamedTuple):

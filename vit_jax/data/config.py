@@ -8,8 +8,7 @@ from typing import Any
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.data.crops import CROPS
-from vit_jax.data.examples import Source, without_images
-from vit_jax.data.files import few
+from vit_jax.data.examples import Source
 from vit_jax.data.sources import SOURCES, open_split
 
 ON_CORRUPT = ('error', 'skip')
@@ -52,19 +51,3 @@ class DataConfig:
   def open(self, split: str) -> Source:
     """The examples of a split, or of a part of it."""
     return open_split(self.source, split, cache=self.cache)
-
-  def open_training(self) -> Source:
-    """The examples to train on.
-
-    Raises:
-      RunError: if they cannot be read, or are all of one class.
-    """
-    source = self.open(self.split)
-    empty = without_images(source)
-    names = [name for name in source.class_names if name not in set(empty)]
-    if len(names) < 2:
-      others = f', and none of {few(empty)}' if empty else ''
-      raise RunError(
-        f'{source.name} has images of one class ({few(names)}){others}: there is nothing to learn'
-      )
-    return source

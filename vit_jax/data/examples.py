@@ -17,7 +17,15 @@ class NoDataError(RunError):
 
 
 class NoSplitError(NoDataError):
-  """A split that a data set does not have."""
+  """A split that a data set does not have.
+
+  Attributes:
+    field: of an evaluator, that names it.
+  """
+
+  def __init__(self, message: str, field: str = 'split'):
+    super().__init__(message)
+    self.field = field
 
 
 class Example(TypedDict):
@@ -66,6 +74,17 @@ def without_images(source: Source) -> list[str]:
     return []
   there = set(source.labels)
   return [name for label, name in enumerate(source.class_names) if label not in there]
+
+
+def check_classes(source: Source) -> None:
+  """Raises RunError if all examples are of one class."""
+  empty = without_images(source)
+  names = [name for name in source.class_names if name not in set(empty)]
+  if len(names) < 2:
+    others = f', and none of {few(empty)}' if empty else ''
+    raise RunError(
+      f'{source.name} has images of one class ({few(names)}){others}: there is nothing to learn'
+    )
 
 
 def read(source: Source, indices: Iterable[int]) -> list[Example]:

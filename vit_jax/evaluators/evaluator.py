@@ -11,11 +11,10 @@ import numpy as np
 from etils import epy
 
 from vit_jax.core import schema
-from vit_jax.core.errors import RunError
 from vit_jax.data.classes import aligned
 from vit_jax.data.config import DataConfig
 from vit_jax.data.crops import CROPS
-from vit_jax.data.examples import Example, Source
+from vit_jax.data.examples import Example, NoSplitError, Source
 
 # Configurations are checked before JAX is there.
 with epy.lazy_imports():
@@ -133,7 +132,11 @@ def prepare(
   layout = sharding.BatchLayout(evaluator.batch_size or batch_size)
   skip, passes, summary = data.on_corrupt == 'skip', {}, []
   for name, split in evaluator.splits().items():
-    source = data.open(split)
+    try:
+      source = data.open(split)
+    except NoSplitError as error:
+      fields = [n for n, value in vars(evaluator).items() if value == split]
+      raise NoSplitError(str(error), fields[0] if fields else 'split') from None
     if class_names:
       source = aligned(source, class_names)
     summary += [*source.summary(), *pipeline.probe(rows, source, skip=skip)]
@@ -165,7 +168,8 @@ def _counted(scores: Scores, found: Mapping[str, Found]) -> Scores:
 
 def _lane(found: Found, lane: int) -> Found:
   totals = {name: total[lane] for name, total in found.totals.items()}
-  return found._replace(totals=totals, examples=found.examples[lane])
+  records = [record[lane] for record in found.records]
+  return found._replace(totals=totals, records=records, examples=found.examples[lane])
 
 
 class _Pass:
@@ -194,9 +198,6 @@ class _Pass:
     for batch in pipeline.iterate(self._batches, workers=self._workers):
       computed = self._compute(state, frozen, self._layout.place(batch))
       if not self._sums:
-        if self._lanes:
-          kind = type(self._evaluator).__name__
-          raise RunError(f'evaluations by {kind} are of one run at a time: leave config.lanes out')
         pending.append((batch, computed))
         if len(pending) > 2:  # keeps the host from running far ahead of the devices
           self._keep(records, *pending.pop(0))
@@ -218,15 +219,18 @@ class _Pass:
       return Found(self._source, totals, [], np.zeros(0, np.int64), totals.pop('examples'))
     records = _gathered(records)
     order = sorted(records)
-    return Found(self._source, {}, [records[index] for index in order], np.array(order), len(order))
+    count = np.full(self._lanes, len(order)) if self._lanes else len(order)
+    return Found(self._source, {}, [records[index] for index in order], np.array(order), count)
 
   def _keep(self, records: dict[int, Any], batch: Any, outputs: Any) -> None:
-    """Records of the examples of a batch that this process has."""
-    own = {name: self._layout.local(value) for name, value in outputs.items()}
+    """Records of the examples of a batch that this process has; with lanes a list for each."""
+    lanes = [{name: value[lane] for name, value in outputs.items()} for lane in range(self._lanes)]
+    own = [{n: self._layout.local(x) for n, x in each.items()} for each in lanes or [outputs]]
     for at, (index, mask) in enumerate(zip(batch['index'], batch['mask'], strict=True)):
       if mask:
-        row = {name: value[at] for name, value in own.items()}
-        records[int(index)] = self._evaluator.record(row, self._source[int(index)])
+        example = self._source[int(index)]
+        found = [self._evaluator.record({n: x[at] for n, x in e.items()}, example) for e in own]
+        records[int(index)] = found if self._lanes else found[0]
 
 
 def _add(parts: dict[str, np.ndarray], computed: Mapping[str, Any]) -> None:

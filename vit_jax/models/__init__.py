@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from vit_jax.architecture import TextArchitecture, TwoTowersArchitecture, ViTArchitecture
+from vit_jax.architecture import MODELS, TextArchitecture, TwoTowersArchitecture, ViTArchitecture
 
 # The module of each architecture, 'package.module:Class', imported when one is created: listing
 # models needs no JAX.
@@ -14,6 +14,12 @@ MODULES: dict[type, str] = {
   TextArchitecture: 'vit_jax.models.text:Text',
   TwoTowersArchitecture: 'vit_jax.models.two_towers:TwoTowers',
 }
+
+
+def config_of(kind: str) -> type:
+  """The configuration of a model by its name in `MODELS`, with `create` where there is one."""
+  module, _, name = MODULES[MODELS[kind]].partition(':')
+  return getattr(importlib.import_module(module), f'{name}Config', MODELS[kind])
 
 
 def create(config: Any, rngs: Any) -> Any:

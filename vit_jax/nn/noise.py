@@ -19,11 +19,20 @@ from vit_jax.nn.sharding import spec
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Noise:
-  """A key, and the part of the batch it is for: every `parts`-th example from number `part` on."""
+  """A key, and the part of the batch it is for: every `parts`-th example from number `part` on.
+
+  Attributes:
+    key: of the whole batch.
+    part: which one, from 0.
+    parts: how many there are.
+    examples: in the whole batch, to tell several views of an example from several examples; 0 if
+      there is one of each.
+  """
 
   key: jax.Array
   part: Any = 0
   parts: int = dataclasses.field(default=1, metadata={'static': True})
+  examples: int = dataclasses.field(default=0, metadata={'static': True})
 
   def split(self, count: int = 2) -> list[Noise]:
     """Independent ones for the same part."""
@@ -39,16 +48,23 @@ class Noise:
 
     Args:
       function: of a key, a shape and, by name, `out_sharding`, as in `jax.random`.
-      batch: examples in the part.
-      *shape: of the numbers of an example.
+      batch: rows in the part: its examples, or as many views of each, one after another.
+      *shape: of the numbers of a row.
+
+    Raises:
+      ValueError: in parts, if the rows are not equally many for each example.
     """
     layout = spec('batch', *(None,) * len(shape))
     drawn = function(self.key, (batch * self.parts, *shape), out_sharding=layout)
     if self.parts == 1:
       return drawn
-    cut = (batch, self.parts, *shape)
-    drawn = drawn.reshape(cut, out_sharding=spec('batch', *(None,) * (len(shape) + 1)))
-    return jax.lax.dynamic_index_in_dim(drawn, self.part, axis=1, keepdims=False)
+    examples = self.examples // self.parts or batch
+    if batch % examples:
+      raise ValueError(f'{batch} rows are not equally many for each of {examples} examples')
+    cut = (examples, self.parts, batch // examples, *shape)
+    drawn = drawn.reshape(cut, out_sharding=spec('batch', *(None,) * (len(cut) - 1)))
+    drawn = jax.lax.dynamic_index_in_dim(drawn, self.part, axis=1, keepdims=False)
+    return drawn.reshape(batch, *shape, out_sharding=layout)
 
 
 def noise(key: jax.Array | Noise) -> Noise:

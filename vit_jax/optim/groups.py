@@ -33,6 +33,6 @@ def groups(entries: Groups, params: Any, field: str) -> Any:
     # A catch-all at the end may be left with nothing to catch.
     if pattern not in used and pattern != '.*':
       names = tree.flatten(params)
-      raise RunError(f'optim.{field}: {pattern!r} is the first match of no parameter: '
-                     f'{suggest(pattern, names)}')  # fmt: skip
+      raise RunError(f'optim.{field}: {pattern!r} is the first match of no parameter that is '
+                     f'trained: {suggest(pattern, names)}')  # fmt: skip
   return factors

@@ -50,10 +50,10 @@ def of_parameters(params: Any) -> Any:
   Raises:
     RunError: for a matrix that the rules do not know.
   """
-  found = False
+  found, outside = False, ''
 
   def one(path, _):
-    nonlocal found
+    nonlocal found, outside
     node: Any = params
     config, names = None, ()
     for at, key in enumerate(path):
@@ -62,12 +62,16 @@ def of_parameters(params: Any) -> Any:
         break
       name = getattr(key, 'name', getattr(key, 'key', getattr(key, 'idx', None)))
       node = getattr(node, str(name), None) if isinstance(node, nnx.Module) else None
+    if config is None and tree.name(path).endswith('kernel'):
+      outside = tree.name(path)
     if config is None or not (config.mup_width or config.mup_depth):
       return Factors()
     found = True
     return factors(config, tree.group(names))
 
   own = jax.tree_util.tree_map_with_path(one, params)
+  if found and outside:
+    raise RunError(f'model.mup_width: no rule for the matrix {outside}, which is in no tower')
   return own if found else None
 
 

@@ -8,6 +8,7 @@ nothing depends on how layers lie.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vit_jax.core.errors import RunError
 from vit_jax.nn import sharding, tree
 from vit_jax.optim import config as config_lib
 
@@ -155,9 +157,13 @@ _NEWTON_SCHULZ, _STEPS = (3.4445, -4.7750, 2.0315), 5
 
 def muon(config: config_lib.Muon, decay: Any, adamw: Rule) -> Rule:
   """See `config.Muon`; as `optax.contrib.muon` on the matrices of one layer."""
-  rest = lambda params: tree.partition(params, ('.*/?blocks/.*kernel',), 'muon')  # noqa: E731
+  matrix = '(.*/)?blocks/.*kernel'
+  rest = lambda params: tree.partition(params, (matrix,), 'muon')  # noqa: E731
 
   def init(params):
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    if not any(re.fullmatch(matrix, tree.group(path)) for path in paths):
+      raise RunError('optim.name=muon: no matrix of a block is trained: use adamw')
     others, matrices = rest(params)
     return MuonState(zeros(matrices, config.mu_dtype), adamw.init(others))
 

@@ -119,7 +119,8 @@ def _by_layer(updates: Any, factor: float) -> Any:
 
   def one(path, u):
     name = tree.name(path)
-    tower = next((t for t in sorted(depths, key=len, reverse=True) if name.startswith(t)), None)
+    longest = sorted(depths, key=len, reverse=True)
+    tower = next((t for t in longest if not t or name.startswith(f'{t}/')), None)
     if tower is None:
       return u
     depth, rest = depths[tower], name.removeprefix(tower).removeprefix('/')

@@ -36,6 +36,7 @@ class Classification(Images):
   flip: bool = False
 
   def __post_init__(self):
+    super().__post_init__()
     if not 0 <= self.label_smoothing < 1:
       raise RunError(f'task.label_smoothing={self.label_smoothing} must be in [0, 1)')
     if self.mixup < 0:

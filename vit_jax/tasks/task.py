@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from etils import epy
 
 from vit_jax.architecture.card import Card
+from vit_jax.core.errors import RunError, suggest
 from vit_jax.costs.step import Pass
 from vit_jax.data.rows import Rows
 
@@ -18,6 +19,7 @@ with epy.lazy_imports():
 
   from vit_jax.nn import tree
 
+DTYPES = ('float32', 'bfloat16')
 Batch = dict[str, Any]  # of arrays whose leading axis is the batch
 # Sums over a batch, each with the name of the total that it is divided by to be reported.
 Sums = dict[str, tuple[Any, str]]
@@ -59,12 +61,20 @@ class Task:
   Attributes:
     frozen: regular expressions of whole names of parameters that are not trained: they have no
       gradient and no optimizer state, do not count in the norm of the gradient, and are saved once.
+    frozen_dtype: of these parameters; 'bfloat16' halves them.
     coupled: whether the loss of an example depends on the other examples of the batch. Such a task
       cannot be computed in parts, unless it is a `Coupled` one.
   """
 
   frozen: tuple[str, ...] = ()
+  frozen_dtype: str = 'float32'
   coupled: ClassVar[bool] = False
+
+  def __post_init__(self):
+    if self.frozen_dtype not in DTYPES:
+      raise RunError(
+        f'unknown task.frozen_dtype {self.frozen_dtype!r}: {suggest(self.frozen_dtype, DTYPES)}'
+      )
 
   def adapt(self, model: Any, class_names: Sequence[str]) -> Any:
     """The configuration of the model, with what only the data can tell filled in.

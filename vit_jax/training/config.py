@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
+import operator
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -15,7 +17,7 @@ from ml_collections import config_dict
 
 from vit_jax.architecture import MODELS
 from vit_jax.core import modules, overrides, schema
-from vit_jax.core.errors import RunError
+from vit_jax.core.errors import RunError, suggest
 from vit_jax.data.config import DataConfig
 from vit_jax.evaluators import EVALUATORS
 from vit_jax.optim.config import OPTIMIZERS
@@ -67,6 +69,9 @@ class Config:
       does, and the head is replaced unless it is for the same classes by name. What of a file to
       read is written behind its path: 'dino.pth?part=teacher&prefix=backbone.&ignore=head.*'; of a
       run '?step=500'.
+    inits: the same for single towers of a model that has several, by their names
+      (`inits.image=clip.npz`): a checkpoint of such a tower, or of a model with one tower of that
+      kind ('?tower=NAME' chooses among several). What is in none of them begins as without.
     fork: directory of a run that is identical up to some step, for example one that has not begun
       its cooldown: this run starts from the newest checkpoint that both have in common, and ends as
       if it had been trained from the start.
@@ -87,6 +92,7 @@ class Config:
   mesh: str = 'data'
   seed: int = 0
   init: str = ''
+  inits: dict[str, str] = schema.texts()
   fork: str = ''
   lanes: dict[str, Any] = schema.tuples()
   compilation_cache: str = '../compilation_cache'
@@ -105,7 +111,7 @@ class Config:
 
 
 # Fields that decide where and how fast a run goes, not what it computes (beyond rounding): a run
-# may be continued with other values of these.
+# may be continued with other values of these. Those of the model are of its towers, too.
 FREE = (
   'mesh', 'model.scan', 'model.remat', 'optim.accumulate', 'data.workers', 'data.cache',
   'data.on_corrupt', 'data.source.dir', 'data.source.manual_dir', 'fork', 'compilation_cache',
@@ -123,8 +129,9 @@ def complete(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
     config_dict.placeholder, lambda value: config_dict.FieldReference(value, field_type=object)
   )
   tree = schema.complete(Config, config, stand=stand)
-  if tree['init']:
-    tree['model']['variant'] = ''  # the checkpoint takes its place
+  for _, section, _ in _started(tree):
+    if 'variant' in section:
+      section['variant'] = ''  # the checkpoint takes its place
   tree = ml_collections.ConfigDict(tree)
   return tree.lock()
 
@@ -148,7 +155,20 @@ OWN = (
   'name', 'num_classes', 'dtype', 'scan', 'remat', 'drop_path', 'drop_path_mode', 'patch_dropout',
   'mup_width', 'mup_depth',
 )  # fmt: skip
-_TAKEN = ('task.mean', 'task.std')
+_TAKEN = ('mean', 'std')
+
+
+def _started(tree: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
+  """The sections that checkpoints decide: dotted names, fields, and which checkpoint."""
+  model = tree['model']
+  towers = {name: tower for name, tower in model.items() if isinstance(tower, Mapping)}
+  if path := tree['init']:
+    every = {'model': model, **{f'model.{name}': tower for name, tower in towers.items()}}
+    return [(name, section, f'init={path}') for name, section in every.items()]
+  return [
+    (f'model.{name}', towers[name], f'inits.{name}={path}')
+    for name, path in tree['inits'].items() if name in towers
+  ]  # fmt: skip
 
 
 def started(
@@ -164,22 +184,24 @@ def started(
     The configuration without what the checkpoint decides, and what the file said of that: wishes,
     of which the start of the run names those that did not come true.
   """
-  if not config.init:
-    return config, {}
-  if 'model.variant' in insisted:
-    raise RunError(
-      f'model.variant and init={config.init} contradict each other: the checkpoint decides the '
-      'architecture; leave one of them out'
-    )
   tree, wishes = _plain(config), {}
-  names = [f'model.{name}' for name in tree['model'] if name not in OWN]
-  for name in (*names, *_TAKEN):
-    section, _, field = name.rpartition('.')
-    node = tree[section]
-    if name not in insisted and node.get(field) is not None:
-      value, node[field] = node[field], '' if field == 'variant' else None
-      if field != 'variant':
-        wishes[name] = value
+  sections = _started(tree)
+  if any('image_size' in section for _, section, _ in sections):
+    sections.append(('task', {name: tree['task'].get(name) for name in _TAKEN}, ''))
+  for section, fields, where in sections:
+    if f'{section}.variant' in insisted:
+      raise RunError(
+        f'{section}.variant and {where} contradict each other: the checkpoint decides the '
+        'architecture; leave one of them out'
+      )
+    node = functools.reduce(operator.getitem, section.split('.'), tree)
+    for field, value in fields.items():
+      name = f'{section}.{field}'
+      own = field in OWN or isinstance(value, Mapping)
+      if name not in insisted and value is not None and not (own and section != 'task'):
+        node[field] = '' if field == 'variant' else None
+        if field != 'variant':
+          wishes[name] = value
   return complete(tree), wishes
 
 
@@ -190,7 +212,14 @@ def check(config: Any) -> Config:
     RunError: for unknown names, values of a wrong type, durations that cannot be read.
   """
   cfg: Config = schema.build(Config, config)
-  if not cfg.init:
+  towers = getattr(cfg.model, 'towers', {})
+  for name in cfg.inits:
+    if name not in towers:
+      inside = suggest(name, towers) if towers else 'it is one tower; start it from init'
+      raise RunError(f'inits.{name}: {cfg.model.kind} has no tower of that name: {inside}')
+  if cfg.init and cfg.inits:
+    raise RunError('init and inits contradict each other: all towers start from init')
+  if not cfg.init and not cfg.inits:
     cfg.model.resolve()
   if cfg.batch_size < 1:
     raise RunError(f'batch_size={cfg.batch_size} must be at least 1')
@@ -228,8 +257,15 @@ def without_free(config: Mapping[str, Any], path: str = '') -> dict[str, Any]:
   return {
     key: without_free(value, f'{path}{key}.') if isinstance(value, Mapping) else value
     for key, value in config.items()
-    if f'{path}{key}' not in FREE
+    if not is_free(f'{path}{key}')
   }
+
+
+def is_free(name: str) -> bool:
+  """Whether a run may be continued with another value of a field."""
+  return any(f'{name}.'.startswith(f'{known}.') for known in FREE) or bool(
+    re.fullmatch(r'model\.(\w+\.)*(scan|remat)', name)
+  )
 
 
 def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from vit_jax.training.workdir import Workdir
 def restore(
   workdir: str, config: Mapping[str, Any] | None = None, *, step: int | None = None
 ) -> tuple[Experiment, Any]:
-  """A run's experiment and the state in a checkpoint, on the mesh in context.
+  """A run's experiment and the state in a checkpoint as steps have it, on the mesh in context.
 
   Args:
     workdir: of the run.
@@ -43,7 +43,7 @@ def restore(
       "the run does; single fields can be changed, such as --config.data.source.dir='DIR'."
     ) from None
   experiment.adopt(run.frozen(experiment.frozen))
-  return experiment, state
+  return experiment, experiment.split(state)
 
 
 def evaluate(

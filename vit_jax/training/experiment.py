@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Generator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.data import folds
 from vit_jax.data.classes import aligned
-from vit_jax.data.examples import NoSplitError
+from vit_jax.data.examples import NoSplitError, check_classes
 from vit_jax.data.pipeline import iterate, probe, train_batches
 from vit_jax.evaluators.evaluator import Evaluation, prepare
 from vit_jax.nn import sharding, tree
@@ -29,7 +30,7 @@ from vit_jax.tasks.task import Coupled
 from vit_jax.training import config as config_lib
 from vit_jax.training import hyper as hyper_lib
 from vit_jax.training.hyper import Hyper
-from vit_jax.training.initial import Start
+from vit_jax.training.initial import starts
 from vit_jax.training.state import State, init_state, train_step
 from vit_jax.training.workdir import Known
 
@@ -71,28 +72,33 @@ class Experiment:
     asked = cfg
     if known:
       cfg = schema.filled(cfg, known.decided)
-    self._start = Start(cfg.init, cfg.model) if cfg.init and not known else None
+    self._starts = [] if known else starts(cfg)
     self.layout = BatchLayout(cfg.batch_size)
     if training or not known:
-      self.source = cfg.data.open_training()
+      self.source = cfg.data.open(cfg.data.split)
       self.class_names = tuple(self.source.class_names)
     if known and (known.class_names or not training):
       self.class_names = known.class_names
     model, card = cfg.model, Card('vit_jax', (1, 1), (0.5,), (0.5,), 'area')
-    if self._start:
-      self.class_names = self._start.set_classes(self.class_names)
-      model, card = self._start.model, self._start.card
-    model = model.resolve()
-    if known and known.num_classes:
-      model = dataclasses.replace(model, num_classes=known.num_classes)
-    model = cfg.task.adapt(model, self.class_names)
+    for start in self._starts:
+      self.class_names = start.set_classes(self.class_names)
+      model = start.within(model)
+    card = next((start.card for start in self._starts if start.sees), card)
+    if known:
+      model = _with_classes(model, known.model)
+    model = cfg.task.adapt(model.resolve(), self.class_names)
     self.config = dataclasses.replace(_prepared(cfg, card), model=model)
     self.decided = schema.decided(asked, self.config)
     self.notes: list[str] = [*cfg.task.notes(model, self.class_names)]
-    if self._start:
-      self._start.compare(wishes or {}, _flat(dict(model=model, task=cfg.task)))
-      self.notes += self._start.notes
+    for start in self._starts:
+      start.settle(start.of(model))
+      start.compare(wishes or {}, {
+        **schema.leaves(model, 'model.'), **schema.leaves(cfg.task, 'task.')
+      })  # fmt: skip
+      self.notes += start.notes
     self.rows = self.config.task.rows(model, self.config.data.crop, train=True)
+    if training and 'label' in self.rows.needs:
+      check_classes(self.source)
     self.abstract_state: State
     self.abstract_state, self.frozen = jax.eval_shape(self._init, self._seeds())
     self._about_data: list[str] = []
@@ -138,6 +144,11 @@ class Experiment:
     """How many the compiled step trains on."""
     return self.config.batch_size
 
+  @property
+  def batch_axes(self) -> tuple[int, ...]:
+    """Sizes of the axes that batches have before that of the examples."""
+    return ()
+
   def hyper(self, step: int) -> Hyper:
     """The hyperparameters of step number `step`, an argument of the compiled step."""
     return self._tables[0](step)
@@ -161,12 +172,13 @@ class Experiment:
 
   def init(self) -> State:
     """The initial state; equal seeds give equal values on any mesh. Sets `frozen`."""
-    config = self.config
-    if self._start is None:
-      state, frozen = jax.jit(self._init)(self._seeds())
-    else:
-      model = read.build(config.model, self._start.leaves(config.model), None)
-      state, frozen = jax.jit(self._started)(model)
+    leaves: dict[str, Any] = {}
+    for start in self._starts:
+      leaves |= start.leaves()
+    whole = jax.eval_shape(lambda: tree.merge(*self._divided(self._model())))
+    wanted = tree.flatten(sharding.fill_shardings(whole))
+    taken = read.placed(leaves, {name: wanted[name] for name in leaves})
+    state, frozen = jax.jit(self._init)(self._seeds(), taken)
     self.adopt(frozen)
     return state
 
@@ -178,21 +190,25 @@ class Experiment:
     """The inverse of `adopt`: frozen parameters as checkpoints hold them."""
     return jax.jit(stack_layers)(self.frozen) if is_unrolled(self.frozen) else self.frozen
 
-  def _started(self, model: Any) -> tuple[State, Any]:
-    return self._divided(model)
-
-  def _divided(self, model: Any) -> tuple[State, Any]:
-    """The initial state, and the frozen parameters."""
-    cfg = self.config
-    model, frozen = tree.partition(model, cfg.task.frozen, 'task.frozen')
-    return init_state(model, cfg.optim, cfg.task, jax.random.key(cfg.seed)), frozen
-
   def _seeds(self) -> Any:
     """The argument of `_init`."""
     return np.uint32(self.config.seed)
 
-  def _init(self, seed: Any) -> tuple[State, Any]:
-    return self._divided(models.create(self.config.model, nnx.Rngs(jax.random.key(seed))))
+  def _init(self, seed: Any, taken: Mapping[str, jax.Array] = MappingProxyType({})) -> Any:
+    """The initial state, and the frozen parameters; those of `taken` are not drawn."""
+    cfg = self.config
+    model, frozen = self._divided(self._model(seed, taken))
+    return init_state(model, cfg.optim, cfg.task, jax.random.key(seed)), frozen
+
+  def _divided(self, model: Any) -> tuple[Any, Any]:
+    """Parameters that are trained, and frozen ones in the type in which they are kept."""
+    task = self.config.task
+    model, frozen = tree.partition(model, task.frozen, 'task.frozen')
+    return model, jax.tree.map(lambda leaf: leaf.astype(task.frozen_dtype), frozen)
+
+  def _model(self, seed: Any = 0, taken: Mapping[str, jax.Array] = MappingProxyType({})) -> Any:
+    model = models.create(self.config.model, nnx.Rngs(jax.random.key(seed)))
+    return tree.unflatten(model, {**tree.flatten(model), **taken})
 
   def split(self, state: State) -> State:
     """A state as `train_step` is fastest with: see `encoder.split_layers`."""
@@ -253,7 +269,7 @@ class Experiment:
         )  # fmt: skip
       except NoSplitError as error:
         raise RunError(
-          f'{error}. {folds.way_out(config.data.split, f"evals.{name}.split")}'
+          f'{error}. {folds.way_out(config.data.split, f"evals.{name}.{error.field}")}'
         ) from None
       except RunError as error:
         raise RunError(f'evals.{name}: {error}') from None
@@ -299,10 +315,9 @@ def _prepared(cfg: config_lib.Config, card: Card) -> config_lib.Config:
   )  # fmt: skip
 
 
-def _flat(sections: Mapping[str, Any]) -> dict[str, Any]:
-  """Fields by dotted name."""
-  return {
-    f'{section}.{field.name}': getattr(values, field.name)
-    for section, values in sections.items()
-    for field in dataclasses.fields(values)
-  }
+def _with_classes(model: Any, known: Mapping[str, Any]) -> Any:
+  """An architecture with the numbers of classes, of its towers too, that a checkpoint has."""
+  towers = getattr(model, 'towers', {})
+  if towers:
+    return model.with_towers(**{n: _with_classes(t, known[n]) for n, t in towers.items()})
+  return dataclasses.replace(model, num_classes=known.get('num_classes', 0) or model.num_classes)

@@ -32,7 +32,14 @@ class Hyper(NamedTuple):
 
   def named(self, names: Sequence[str]) -> dict[str, Any]:
     """Scalars by dotted name."""
-    return {name: self.values[i] for i, name in enumerate(names)}
+    return Named({name: self.values[i] for i, name in enumerate(names)})
+
+
+class Named(dict[str, Any]):
+  """Values by name, of which a missing one is called by the names that there are."""
+
+  def __missing__(self, name: str) -> Any:
+    raise KeyError(f'{name} is not a hyperparameter: {suggest(name, list(self))}')
 
 
 def names(cfg: Any) -> tuple[str, ...]:

@@ -1,68 +1,98 @@
-"""The checkpoint, of any dialect, that a run starts from (`config.init`)."""
+"""The checkpoints, of any dialect, that a run starts from (`config.init` and `config.inits`)."""
 
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from vit_jax.architecture import ViTArchitecture
+from vit_jax.architecture import Composition, ViTArchitecture, encoders
 from vit_jax.architecture.card import Card
 from vit_jax.convert import adapt, notes, read
+from vit_jax.convert.opened import Opened
+from vit_jax.convert.recognise import HintsError
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.core.misfits import refuse
 from vit_jax.data.files import few
-from vit_jax.training.config import OWN
+from vit_jax.training.config import OWN, Config
 
 # What may be said behind a path; see `read.load`.
-_CHOICE = ('part', 'prefix', 'ignore', 'step')
+_CHOICE = ('part', 'prefix', 'ignore', 'step', 'tower')
 # Fields that no checkpoint can be loaded with other values of.
 _SIZES = ('width', 'depth', 'mlp_dim', 'num_heads')
+_HEADS = ('head/', 'distill_head/')
+
+
+def starts(cfg: Config) -> list[Start]:
+  """The checkpoints that a run starts from: one of the whole model, or of some of its towers."""
+  if cfg.init:
+    return [Start(cfg.init, cfg.model)]
+  return [Start(path, cfg.model.towers[name], name) for name, path in cfg.inits.items()]
 
 
 class Start:
-  """What a run takes over from a checkpoint, before anything of it is read.
+  """What a model, or one of its towers, takes over from a checkpoint, before anything is read.
 
   Attributes:
-    model: the architecture in it, with the fields that the run sets changed; without a head, unless
-      the run says how many classes it has.
+    tower: of the model, by name; '' for the whole.
+    path: of the checkpoint.
+    model: the architecture in it, with the fields that the run sets changed. A model that is not
+      one of several towers has no head, unless the run says how many classes it has.
     card: what the checkpoint says of images and classes.
     notes: what was decided, a line each.
   """
 
-  def __init__(self, path: str, fields: Any):
+  def __init__(self, path: str, fields: Any, tower: str = ''):
     """Opens a checkpoint.
 
     Args:
       path: of it.
-      fields: a `ViTArchitecture` of which the fields that are set change the checkpoint's model.
+      fields: an architecture of which the fields that are set change the checkpoint's.
+      tower: of the model, by name; '' for the whole.
 
     Raises:
       RunError: if the checkpoint cannot be read, or cannot be changed like that.
     """
-    given = {f.name: getattr(fields, f.name) for f in dataclasses.fields(fields)}
-    hints = {k: v for k, v in given.items() if k != 'variant' and v is not None}
-    self.path, choice = chosen(path)
+    self.tower, self.notes = tower, []
+    self._field = f'inits.{tower}' if tower else 'init'
+    self.path, choice = chosen(path, self._field)
     try:
-      with notes.printed():
-        self._opened = read.open_checkpoint(self.path, **choice, **hints)
-      refuse(self._opened.problems(), self.path)
+      opened, name = _open(self.path, choice, fields, tower, self._field)
+      refuse(opened.problems(), self.path)
     except RunError as error:
-      raise RunError(f'{error}{_ways_out(str(error), self.path, hints)}') from None
-    path = self.path
-    if not isinstance(self._opened.config, ViTArchitecture):
-      raise RunError(f'init={path} has an image and a text tower: a run trains a single model')
-    model: Any = self._opened.config
-    self.model: Any = adapt.changed(model, hints)
-    self.card: Card = adapt.card_for_channels(self._opened.card, self.model.in_channels)
-    self.notes: list[str] = []
+      ways = _ways_out(str(error), self.path, self._field, _given(fields))
+      raise RunError(f'{error}{ways}') from None
+    self._config, self._leaves = opened.config, opened.leaves()
+    several = isinstance(self._config, Composition)
+    if name:
+      self.notes.append(f'{self._field}: of {self.path} the tower {name!r} is read')
+      self._config, self._leaves = encoders(self._config)[name], _inside(self._leaves, name)
+    self.model: Any = adapt.changed(self._config, _given(fields, keep=several))
+    self.card: Card = opened.card
+    channels = [t.in_channels for t in encoders(self.model).values() if hasattr(t, 'in_channels')]
+    if channels:
+      self.card = adapt.card_for_channels(self.card, channels[0])
     self._order: list[int] | None = None
     self._fresh_head = False
 
+  @property
+  def sees(self) -> bool:
+    """Whether its card is of images that the model gets."""
+    return any(hasattr(tower, 'image_size') for tower in encoders(self.model).values())
+
+  def within(self, model: Any) -> Any:
+    """A model's configuration with what was found."""
+    return model.with_towers(**{self.tower: self.model}) if self.tower else self.model
+
+  def of(self, model: Any) -> Any:
+    """The inverse: of the configuration of a whole model what belongs to this."""
+    return model.towers[self.tower] if self.tower else model
+
   def set_classes(self, names: Sequence[str]) -> tuple[str, ...]:
-    """Decides what becomes of the head: it is kept where it is for the same classes by name.
+    """Decides what becomes of the head of a single model: kept for the same classes by name.
 
     Args:
       names: of the classes of the data. Their number is that of the model unless the run sets one.
@@ -71,7 +101,9 @@ class Start:
       Names of the classes by label: the checkpoint's, where all of its classes are kept because the
       run sets their number and it knows those of the data.
     """
-    theirs, count = self._opened.card.class_names, self._opened.config.num_classes
+    if self.tower or not isinstance(self.model, ViTArchitecture):
+      return tuple(names)
+    theirs, count = self.card.class_names, self._config.num_classes
     wanted, names = self.model.num_classes, tuple(names)
     self.model = dataclasses.replace(self.model, num_classes=wanted or len(names))
     known = bool(names) and {*names} <= {*theirs}
@@ -115,20 +147,93 @@ class Start:
     if ways:
       self.notes.append(f'to have it as the configuration says: {ways}')
 
-  def leaves(self, model: Any) -> dict[str, np.ndarray]:
-    """Parameters by name for `model`, what the run has made of `self.model`; raises RunError."""
-    changes = {name: getattr(model, name) for name in adapt.CHANGES}
-    config, card, leaves = self._opened.config, self._opened.card, self._opened.leaves()
-    if self._fresh_head:
-      config, card, leaves = adapt.adapt(config, card, leaves, {'num_classes': 0})
-    _, _, leaves = adapt.adapt(config, card, leaves, changes)
+  def settle(self, model: Any) -> None:
+    """Decides what is taken over for `model`, what the run has made of `self.model`."""
+    mine, theirs = encoders(model), encoders(self._config)
+    for name, tower in mine.items():
+      if self._fresh_head or tower.num_classes != theirs[name].num_classes:
+        heads = tuple(f'{name}/{head}'.lstrip('/') for head in _HEADS)
+        self._leaves = {n: leaf for n, leaf in self._leaves.items() if not n.startswith(heads)}
+    said = () if self.tower or len(mine) > 1 else _HEADS
+    new = [n for n in adapt.abstract(model) if n not in self._leaves and not n.startswith(said)]
+    if new:
+      self.notes.append(
+        f'{self._field}: new, because {self.path} has nothing that fits: {notes.names(new)}'
+      )
+    self._settled = model
+
+  def leaves(self) -> dict[str, Any]:
+    """What is taken over, by its name in the whole model: arrays, or `Unread` ones."""
+    found, mine = dict(self._leaves), encoders(self._settled)
+    for name, tower in encoders(self._config).items():
+      own = _inside(found, name)
+      changes = {field: getattr(mine[name], field, None) for field in adapt.CHANGES}
+      tower = dataclasses.replace(tower, num_classes=changes.pop('num_classes'))
+      _, _, own = adapt.adapt(tower, self.card, own, changes)
+      found |= {f'{name}/{n}'.lstrip('/'): leaf for n, leaf in own.items()}
     if self._order is not None:
-      heads = [name for name in leaves if name.split('/')[0] in ('head', 'distill_head')]
-      leaves |= {name: leaves[name][..., self._order] for name in heads}
-    return leaves
+      heads = [name for name in found if name.startswith(_HEADS)]
+      found |= {name: np.asarray(found[name])[..., self._order] for name in heads}
+    return {f'{self.tower}/{name}'.lstrip('/'): leaf for name, leaf in found.items()}
 
 
-def chosen(text: str) -> tuple[str, dict[str, Any]]:
+def _given(fields: Any, *, keep: bool = False) -> dict[str, Any]:
+  """The fields of an architecture that a run sets; those of towers by their names.
+
+  With `keep` a number of classes of 0 is none that was set.
+  """
+  if isinstance(fields, Composition):
+    return {name: _given(tower, keep=keep) for name, tower in fields.towers.items()}
+  return {
+    name: value for name, value in vars(fields).items()
+    if name != 'variant' and value is not None and (value or name != 'num_classes' or not keep)
+  }  # fmt: skip
+
+
+def _open(
+  path: str, choice: dict[str, Any], fields: Any, tower: str, field: str
+) -> tuple[Opened, str]:
+  """Opens a checkpoint, and says which of its towers is of the wanted kind; '' for the whole."""
+  chosen_tower, hints = choice.pop('tower', ''), _given(fields)
+  try:
+    with notes.printed():
+      opened = read.open_checkpoint(path, **choice, **hints)
+    if opened.config.kind == fields.kind and not chosen_tower:
+      return opened, ''
+  except HintsError:
+    with notes.printed(io.StringIO()):  # it is opened once more
+      opened = read.open_checkpoint(path, **choice)
+  name = _tower(opened.config, fields, chosen_tower or tower, f'{field}={path}')
+  own: Any = {name: hints}
+  with notes.printed():
+    return read.open_checkpoint(path, **choice, **own), name
+
+
+def _tower(config: Any, fields: Any, wanted: str, where: str) -> str:
+  """The name of the tower in a checkpoint that is of the kind of `fields`."""
+  inside = f'{where} has a model of the kind {config.kind}'
+  towers = {name: tower for name, tower in encoders(config).items() if name}
+  if isinstance(fields, Composition) or not towers:
+    way = '; a tower alone starts from --config.inits.TOWER=PATH' * isinstance(fields, Composition)
+    raise RunError(f'{inside}, not of the kind {fields.kind}{way}')
+  fitting = [name for name, tower in towers.items() if tower.kind == fields.kind]
+  if wanted in fitting:
+    return wanted
+  if len(fitting) != 1:
+    raise RunError(
+      f'{inside} with the towers {", ".join(towers)}: choose one of the kind {fields.kind} by '
+      '?tower=NAME behind the path'
+    )
+  return fitting[0]
+
+
+def _inside(leaves: Mapping[str, Any], tower: str) -> dict[str, Any]:
+  """Those of a tower, by their names in it; all of a model that is a single one."""
+  prefix = f'{tower}/' if tower else ''
+  return {n.removeprefix(prefix): leaf for n, leaf in leaves.items() if n.startswith(prefix)}
+
+
+def chosen(text: str, field: str = 'init') -> tuple[str, dict[str, Any]]:
   """A path, and what of it to read, from 'PATH?part=teacher&prefix=module.&ignore=head.*&step=9'.
 
   Raises:
@@ -139,16 +244,16 @@ def chosen(text: str) -> tuple[str, dict[str, Any]]:
   for item in query.split('&') if query else ():
     name, _, value = item.partition('=')
     if name not in _CHOICE:
-      raise RunError(f'init={text}: unknown {name!r} behind the path: {suggest(name, _CHOICE)}')
+      raise RunError(f'{field}={text}: unknown {name!r} behind the path: {suggest(name, _CHOICE)}')
     choice[name] = value
   if not str(choice.get('step', '0')).isdigit():
-    raise RunError(f'init={text}: step must be a number')
+    raise RunError(f'{field}={text}: step must be a number')
   if 'step' in choice:
     choice['step'] = int(choice['step'])
   return path, choice
 
 
-def _ways_out(error: str, path: str, hints: Mapping[str, Any]) -> str:
+def _ways_out(error: str, path: str, field: str, hints: Mapping[str, Any]) -> str:
   """What to add to the message of a checkpoint that cannot be read."""
   text = ''
   if hints and 'does not fit' in error:
@@ -157,8 +262,8 @@ def _ways_out(error: str, path: str, hints: Mapping[str, Any]) -> str:
       given
     )
   if 'does not fit' in error or any(f'--{name}' in error for name in _CHOICE):
-    text += f"\nA run chooses behind the path: --config.init='{path}?ignore=REGEX' names what may "
-    text += 'differ; part=, prefix= and step= are written likewise, joined by &.'
+    text += f"\nA run chooses behind the path: --config.{field}='{path}?ignore=REGEX' names what "
+    text += 'may differ; part=, prefix= and step= are written likewise, joined by &.'
   return text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -39,6 +40,11 @@ class Lanes(Experiment):
     """How many the compiled step trains on, all lanes together."""
     return self.config.batch_size * len(self.lanes)
 
+  @property
+  def batch_axes(self) -> tuple[int, ...]:
+    """One over the lanes, where they have seeds of their own."""
+    return (len(self.lanes),) if len(set(self._seeds().tolist())) > 1 else ()
+
   def hyper(self, step: int) -> Hyper:
     """The arguments of the compiled step number `step`, with a leading axis over the lanes."""
     every = [table(step) for table in self._tables]
@@ -51,7 +57,7 @@ class Lanes(Experiment):
     """As of one run where the lanes have one seed; else with a leading axis over the lanes."""
     seeds = self._seeds().tolist()
     different = list(dict.fromkeys(seeds))
-    if len(different) == 1:
+    if not self.batch_axes:
       yield from self._batches(different[0], start)
       return
     with contextlib.ExitStack() as stack:
@@ -65,19 +71,15 @@ class Lanes(Experiment):
   def _seeds(self) -> Any:
     return np.array([lane.seed for lane in self.lanes], np.uint32)
 
-  def _init(self, seed: Any) -> tuple[State, Any]:
-    _, frozen = super()._init(np.uint32(self.config.seed))
-    return jax.vmap(lambda seed: super(Lanes, self)._init(seed)[0])(seed), frozen
+  def _init(self, seed: Any, taken: Any = MappingProxyType({})) -> tuple[State, Any]:
+    _, frozen = super()._init(np.uint32(self.config.seed), taken)
+    return jax.vmap(lambda seed: super(Lanes, self)._init(seed, taken)[0])(seed), frozen
 
   def _split(self, state: State) -> State:
     return jax.vmap(super()._split)(state)
 
   def _stack(self, state: State) -> State:
     return jax.vmap(super()._stack)(state)
-
-  def _started(self, model: Any) -> tuple[State, Any]:
-    state, frozen = super()._started(model)
-    return jax.tree.map(lambda leaf: jnp.stack([leaf] * len(self.lanes)), state), frozen
 
   def _step(
     self, state: State, frozen: Any, batch: Any, hyper: Hyper

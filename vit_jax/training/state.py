@@ -71,7 +71,8 @@ def train_step(
   )
   batch = task.augment(batch, augment_key, named)
   totals = {name: jnp.maximum(total, 1.0) for name, total in task.totals(batch).items()}
-  ctx = Context(state.extra, totals, named, Noise(model_key), state.step, frozen)
+  noise = Noise(model_key, examples=len(batch['mask']))
+  ctx = Context(state.extra, totals, named, noise, state.step, frozen)
   grad, sums, seen = _gradient(task, state.model, batch, ctx, config.accumulate)
   update, opt = optimizer(config, state.model, named).update(grad, state.opt, state.model)
   model = optax.apply_updates(state.model, update)
@@ -80,6 +81,7 @@ def train_step(
     # Early on the average covers the steps there have been (as in TF's ExponentialMovingAverage).
     ema = average(ema, model, jnp.minimum(config.ema, (1 + state.step) / (10 + state.step)))
   extra = task.update(state.extra, model, seen, ctx)
+  _same_kind(state.extra, extra, f'{type(task).__name__}.update gives another state than it got')
   metrics = {name: value / totals[total] for name, (value, total) in sums.items()}
   metrics |= {'grad_norm': optax.tree.norm(grad), 'skipped': (1 - batch['mask']).sum()}
   return State(state.step + 1, model, opt, ema, extra), metrics
@@ -96,6 +98,7 @@ def _gradient(
 
   def scalar(value, sums, seen):
     """What a loss returned, as `jax.grad` takes it; the names of totals, no arrays, go aside."""
+    _check_sums(sums, ctx.totals, type(task).__name__)
     named.update({name: total for name, (_, total) in sums.items()})
     return value, ({name: value for name, (value, _) in sums.items()}, seen)
 
@@ -113,6 +116,8 @@ def _gradient(
 
   def in_two_passes(items):
     _, z = jax.lax.scan(lambda _, item: (None, embed(model, *item)), None, items)
+    if odd := [n for n, x in tree.flatten(z).items() if not jnp.issubdtype(x.dtype, jnp.floating)]:
+      raise TypeError(f'{type(task).__name__}.embed must give float arrays; {odd[0]} is not')
     joint = lambda model, z: scalar(*task.joint(whole(model), z, ctx))  # noqa: E731
     (grad, grad_z), (sums, seen) = jax.grad(joint, (0, 1), has_aux=True)(
       model, jax.tree.map(_joined, z)
@@ -129,7 +134,35 @@ def _gradient(
       grad, sums, seen = in_two_passes(items)
     else:
       grad, sums, seen = _sum(lambda item: one(item[0], _part(ctx, item[1], count)), items)
+      if jax.tree.leaves(seen):
+        whole_batch = jax.eval_shape(lambda: task.loss(whole(model), batch, ctx)[2])
+        what = f'what {type(task).__name__}.loss gives for update is no sum over the batch'
+        _same_kind(whole_batch, seen, f'{what}: a Coupled task may keep examples apart')
   return grad, {name: (value, named[name]) for name, value in sums.items()}, seen
+
+
+def _check_sums(sums: Any, totals: Any, task: str) -> None:
+  """Raises TypeError unless a loss reports sums as `tasks.task` says."""
+  for name, value in sums.items():
+    if not isinstance(value, tuple) or len(value) != 2 or value[1] not in totals:
+      raise TypeError(
+        f'{task}: what is reported as {name!r} must be a sum and the name of its total, one of '
+        f'{", ".join(totals)}'
+      )
+  if 'loss' not in sums:
+    raise TypeError(f"{task}: among the sums that are reported must be 'loss'")
+
+
+def _same_kind(one: Any, other: Any, message: str) -> None:
+  """Raises TypeError, with a message and names, unless two trees have equal shapes and dtypes."""
+  kinds = [
+    {name: f'{leaf.dtype}{list(leaf.shape)}' for name, leaf in tree.flatten(each).items()}
+    for each in jax.eval_shape(lambda: (one, other))
+  ]
+  for name in sorted(kinds[0].keys() | kinds[1].keys()):
+    first, second = (kind.get(name, 'missing') for kind in kinds)
+    if first != second:
+      raise TypeError(f'{message}: {name} is {second}, not {first}')
 
 
 def _sum(function: Any, items: Any) -> Any:

@@ -25,12 +25,12 @@ class Known(NamedTuple):
   Attributes:
     decided: values of unset fields, nested; see `schema.decided`.
     class_names: of the labels that it was trained on, or nothing if they have none.
-    num_classes: logits of the model, 0 if it is not that kind of model.
+    model: its configuration, as plain JSON.
   """
 
   decided: Mapping[str, Any]
   class_names: tuple[str, ...]
-  num_classes: int
+  model: Mapping[str, Any]
 
 
 class Workdir:
@@ -196,7 +196,7 @@ class Workdir:
     facts = self.checkpoints().facts()
     if not facts:
       return None
-    return Known(facts['decided'], tuple(facts['classes']), facts['model'].get('num_classes', 0))
+    return Known(facts['decided'], tuple(facts['classes']), facts['model'])
 
   def result(self) -> dict[str, Any] | None:
     """The contents of result.json; None if the run is not complete.
