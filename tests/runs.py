@@ -50,11 +50,14 @@ def assert_close(a, b):
     assert x == pytest.approx(y, rel=1e-3, abs=1e-4)
 
 
-def command(workdir, config, *flags, devices=1, module='train', fault=''):
-  """A command line and environment; `config` is written to a file that returns it."""
+def command(workdir, config, *flags, devices=1, module='train', fault='', first=''):
+  """A command line and environment; `config` is written to a file that returns it.
+
+  `first` is run before that.
+  """
   path = pathlib.Path(workdir).with_suffix('.py')
   path.write_text(
-    'import json\nfrom vit_jax.config import complete\n'
+    f'import json\nfrom vit_jax.config import complete\n{first}\n'
     f'def get_config():\n  return complete(json.loads({config.to_json()!r}))\n'
   )
   env = {**os.environ, 'XLA_FLAGS': compiling.flags(devices), 'PYTHONPATH': str(ROOT)}

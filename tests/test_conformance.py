@@ -11,14 +11,13 @@ import vit_jax
 from tests import runs, toy_tasks
 from tests.conftest import tiers
 from tests.test_costs import products, traced
+from tests.test_kills import finish, start_two
 from vit_jax.compile.plan import plan
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.costs.step import step as step_flops
 from vit_jax.data.pipeline import arrays
-from vit_jax.evaluators import EVALUATORS
 from vit_jax.nn import sharding, tree
-from vit_jax.tasks import TASKS
 from vit_jax.train import train
 from vit_jax.training import config as config_lib
 from vit_jax.training import hyper, lanes
@@ -27,26 +26,47 @@ from vit_jax.training.workdir import Workdir
 VIT = dict(variant='mu/4', image_size=(8, 8), in_channels=1, depth=2, width=16, mlp_dim=32,
            num_heads=2, posemb='sincos2d', pool='mean', drop_path=0.2)  # fmt: skip
 TEXT = dict(vocab_size=20, context_length=4, width=16, depth=1, mlp_dim=32, num_heads=2, eot=19)
+OTHER = {**VIT, 'variant': 'mu/2', 'patch_size': 2, 'depth': 1, 'width': 8, 'mlp_dim': 16,
+         'drop_path': 0.0}  # fmt: skip
+FEW = 'query,key,value'  # gradients of biases are products, and many where features are so few
+# Of each task: its model and evaluation; what lanes may be over; fields with which a layer is not
+# scanned; whether its evaluation leaves arrays; fields with which its costs are known.
 CASES = {
   'toy_dino': dict(
+    costs=dict(model__drop_path=0.0),  # what is dropped costs nothing, and is drawn
     evals=dict(test=dict(name='toy_spread', every='100%', batch_size=64)), model=VIT,
     lanes={'temperature': (0.05, 0.2)},
   ),
   'toy_set': dict(
+    arrays=True,
     evals=dict(test=dict(name='toy_precision', every='100%', batch_size=64)), model=VIT,
     lanes={'lr': (1e-3, 1e-2)},
   ),
   'toy_lit': dict(
     task=dict(name='toy_lit', frozen=('image/.*',)),
     evals=dict(test=dict(name='toy_spread', output='said', every='100%', batch_size=64)),
+    unrolled=dict(model__image__scan=False), costs={},
     model=dict(name='two_towers', variant='clip:B/16', image={**VIT, 'variant': 'clip:B/16',
                'patch_size': 4, 'drop_path': 0.0, 'pool': None},
                text={**TEXT, 'variant': 'clip:B', 'num_classes': 16}),
     lanes={'temperature': (0.05, 0.2)},
   ),
   'toy_captions': dict(
+    arrays=True,
     evals=dict(test=dict(name='toy_spoken', every='100%', batch_size=64)), model=VIT,
     lanes={'seed': (0, 1)},
+  ),
+  'toy_moco': dict(
+    arrays=True, costs=dict(model__drop_path=0.0, task__queue=16),
+    evals=dict(test=dict(name='toy_neighbour', every='100%', batch_size=64)), model=VIT,
+    lanes={'seed': (0, 1)},
+  ),
+  'toy_pair': dict(
+    arrays=True, unrolled=dict(model__left__scan=False),
+    costs=dict(model__left__drop_path=0.0, model__left__no_bias=FEW, model__right__no_bias=FEW),
+    evals=dict(test=dict(name='classification', every='100%', batch_size=64)),
+    model=dict(name='toy_pair', left=VIT, right=OTHER), lanes={'weight_decay': (0.0, 0.1)},
+    task=dict(name='toy_pair', frozen=('right/embed/.*',), frozen_dtype='bfloat16'),
   ),
 }  # fmt: skip
 NAMES = tuple(CASES)
@@ -54,7 +74,7 @@ NAMES = tuple(CASES)
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-  for there, ours in ((TASKS, toy_tasks.TASKS), (EVALUATORS, toy_tasks.EVALUATORS)):
+  for there, ours in toy_tasks.REGISTRIES:
     for name, cls in ours.items():
       monkeypatch.setitem(there, name, cls)
 
@@ -111,8 +131,8 @@ def test_a_step_is_the_same_however_it_is_computed(name, data_dir):
   """On one device, in parts, unrolled, and all of that on a mesh."""
   plain = stepped(configured(name, data_dir))
   assert all(np.isfinite(line['loss']) for line in plain[0])
-  unrolled = 'model__image__scan' if name == 'toy_lit' else 'model__scan'
-  assert_same(stepped(configured(name, data_dir, optim__accumulate=4, **{unrolled: False})), plain)
+  unrolled = CASES[name].get('unrolled', dict(model__scan=False))
+  assert_same(stepped(configured(name, data_dir, optim__accumulate=4, **unrolled)), plain)
   assert_same(stepped(configured(name, data_dir, optim__accumulate=2), '2x2x2'), plain)
 
 
@@ -137,7 +157,8 @@ def test_lanes_are_the_runs_alone(name, data_dir):
   step = None
   for lane, alone in enumerate(hyper.lanes(cfg)):
     field, values = next(iter(own.items()))
-    known = {'seed': 'seed', 'lr': 'optim__lr'}.get(field, f'task__{field}')
+    known = {'lr': 'optim__lr', 'weight_decay': 'optim__weight_decay', 'seed': 'seed'}
+    known = known.get(field, f'task__{field}')
     got = stepped(configured(name, data_dir, **{known: values[lane]}))
     one = ([{n: v[lane] for n, v in line.items()} for line in together[0]],
            {n: leaf[lane] for n, leaf in together[1].items()})  # fmt: skip
@@ -170,7 +191,7 @@ def test_a_run_is_killed_resumed_forked_and_exported(name, data_dir, tmp_path):
   assert sum(np.asarray(leaf).size for leaf in jax.tree.leaves(model)) <= sum(
     leaf.size for leaf in stored
   ) + sum(leaf.size for leaf in jax.tree.leaves(model)) * bool(config.task.frozen)
-  if name in ('toy_set', 'toy_captions'):
+  if CASES[name].get('arrays'):
     assert np.load(tmp_path / 'whole' / 'evals' / 'test.npz').files
   shutil.rmtree(tmp_path / 'whole')
 
@@ -235,6 +256,134 @@ def test_frozen_parameters_cost_nothing(data_dir, tmp_path):
     assert found == pytest.approx(own + frozen + batch, rel=0.02)
 
 
+def one_device():
+  return jax.set_mesh(jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1]))
+
+
+def test_towers_start_from_checkpoints_of_their_own(data_dir, tmp_path, capsys):
+  """One from a run, with another size of images; one from a file of another dialect.
+
+  What was decided from them is kept with the run, which goes on without them.
+  """
+  plain = dict(name='classification')
+  config = lambda model: config_lib.complete(  # noqa: E731
+    configured('toy_set', data_dir).to_dict() | {'task': plain, 'model': model, 'evals': {}}
+  )
+  train(config(VIT), str(tmp_path / 'one'))
+  train(config(OTHER), str(tmp_path / 'other'))
+  vit_jax.save(vit_jax.load(tmp_path / 'other'), tmp_path / 'other.npz', 'vit')
+  given = configured('toy_pair', data_dir).to_dict() | {
+    'inits': {'left': str(tmp_path / 'one'), 'right': f'{tmp_path}/other.npz'},
+    'model': dict(name='toy_pair', left=dict(image_size=(16, 16), dtype='bfloat16'),
+                  right=dict(scan=False, num_heads=2, patch_size=4, image_size=(16, 16))),
+  }  # fmt: skip
+  insisted = ('left.image_size', 'right.num_heads', 'right.patch_size', 'right.image_size')
+  config, wishes = config_lib.started(
+    config_lib.complete(given), [f'model.{name}' for name in insisted]
+  )
+  assert not wishes
+  with one_device():
+    experiment = lanes.experiment(schema.build(config_lib.Config, config_lib.to_dict(config)))
+    assert experiment.config.model.left.dtype == 'bfloat16'
+    state = experiment.stack(experiment.init())
+    model = tree.flatten(tree.merge(state.model, experiment.stacked_frozen()))
+  left = tree.flatten(vit_jax.load(tmp_path / 'one', image_size=(16, 16), num_classes=0))
+  right = tree.flatten(
+    vit_jax.load(tmp_path / 'other.npz', patch_size=4, image_size=(16, 16), num_classes=0,
+                 num_heads=2)
+  )  # fmt: skip
+  for name, leaf in model.items():
+    tower, _, own = name.partition('/')
+    if tower != 'bridge':
+      want = np.asarray({'left': left, 'right': right}[tower][own])
+      assert leaf.dtype == ('bfloat16' if name.startswith('right/embed') else 'float32')
+      np.testing.assert_array_equal(leaf, want.astype(leaf.dtype), err_msg=name)
+  assert {n for n in model if n.startswith('bridge')} == {'bridge/kernel', 'bridge/bias'}
+  runs.cut_off(tmp_path / 'run', config, 'at step 3')
+  said = capsys.readouterr().out
+  assert 'inits.left: new' not in said
+  shutil.rmtree(tmp_path / 'one')
+  (tmp_path / 'other.npz').unlink()
+  train(config, str(tmp_path / 'run'))
+  assert json.loads((tmp_path / 'run' / 'result.json').read_text())['step'] == 6
+
+
+def test_a_tower_of_another_model(data_dir, tmp_path):
+  """A single model, and a tower, from a checkpoint of several; and what does not fit is refused."""
+  train(configured('toy_lit', data_dir), str(tmp_path / 'lit'))
+  towers, path = vit_jax.load(tmp_path / 'lit'), str(tmp_path / 'lit')
+
+  def build(name, **given):
+    config = configured(name, data_dir).to_dict() | {'evals': {}} | given
+    tree = config_lib.to_dict(config_lib.complete(config))
+    return lanes.experiment(schema.build(config_lib.Config, tree))
+
+  with one_device():
+    single = build('toy_captions', model=dict(name='vit'), init=path)
+    assert f"init: of {path} the tower 'image' is read" in single.notes
+    got = tree.flatten(single.init().model)
+    for name, leaf in tree.flatten(towers.image).items():
+      if not name.startswith('head/'):
+        np.testing.assert_array_equal(got[name], leaf, err_msg=name)
+    again = build('toy_lit', model=dict(name='two_towers'), init=path)
+    state = tree.flatten(tree.merge(again.init().model, again.frozen))
+    for name, leaf in tree.flatten(towers).items():
+      np.testing.assert_array_equal(state[name], leaf, err_msg=name)
+    pair = dict(name='toy_pair', left=dict(VIT, width=24), right=OTHER)
+    own = dict(model=pair, task=dict(name='toy_pair'))
+    with pytest.raises(RunError, match=r'Leave out what contradicts it: model\.right\.width=8'):
+      build('toy_pair', **own, inits={'right': f'{path}?tower=image'})
+    own['model'] = {**pair, 'right': dict(scan=False)}
+    one = build('toy_pair', **own, inits={'right': f'{path}?tower=image'})
+    assert one.config.model.left.width == 24
+    assert one.config.model.right.width == 16
+    with pytest.raises(RunError, match='of the kind two_towers, not of the kind toy_pair; a tower'):
+      build('toy_pair', model=dict(name='toy_pair'), init=path)
+    with pytest.raises(RunError, match=r'there is no file .*nowhere'):
+      build('toy_pair', **own, inits={'left': f'{tmp_path}/nowhere'})
+  for given, message in (
+    ({'inits': {'lefd': 'x'}}, r'inits\.lefd: toy_pair has no tower of that name: did you mean le'),
+    ({'inits': {'left': 'x'}, 'init': 'y'}, 'init and inits contradict each other'),
+  ):
+    with pytest.raises(RunError, match=message):
+      config_lib.check(configured('toy_pair', data_dir).to_dict() | given)
+
+
+def test_evaluations_by_record_with_lanes(data_dir, tmp_path):
+  """Of each lane what the run alone leaves."""
+  config = configured('toy_moco', data_dir)
+  train(config, str(tmp_path / 'alone'))
+  two = config_lib.complete({**config.to_dict(), 'lanes': {'seed': (1, 0)}})
+  found = train(two, str(tmp_path / 'two'))['metrics']
+  alone, both = (np.load(tmp_path / name / 'evals' / 'test.npz') for name in ('alone', 'two'))
+  assert both['said'].shape == (2, *alone['said'].shape)
+  assert (both['said'][1] == alone['said']).mean() > 0.99
+  assert found['test/examples'] == [360.0, 360.0]
+  assert (both['said'][0] != alone['said']).any()
+
+
+def test_two_processes_leave_what_one_does(data_dir, tmp_path):
+  """Records of two splits gathered, and parameters of a file read by both, cut over eight devices.
+
+  More than ten seconds: three processes.
+  """
+  train(configured('toy_moco', data_dir), str(tmp_path / 'first'))
+  vit_jax.save(vit_jax.load(tmp_path / 'first'), tmp_path / 'first.npz', 'vit')
+  given = configured('toy_moco', data_dir, total='2 steps', checkpoint__at=()).to_dict()
+  given |= {'model': dict(name='vit', image_size=(8, 8), num_heads=2, drop_path=0.2),
+            'init': f'{tmp_path}/first.npz', 'mesh': '1x8x1'}  # fmt: skip
+  config, first = config_lib.complete(given), 'import tests.toy_tasks as t; t.register()'
+  finish(start_two(tmp_path / 'two', config, first=first))
+  train(config, str(tmp_path / 'one'))
+  results = [json.loads((tmp_path / n / 'result.json').read_text()) for n in ('one', 'two')]
+  assert [result['processes'] for result in results] == [1, 2]
+  assert results[0]['metrics'] == pytest.approx(results[1]['metrics'], abs=0.01)
+  one, two = (np.load(tmp_path / name / 'evals' / 'test.npz') for name in ('one', 'two'))
+  assert one['said'].shape == two['said'].shape == (360,)
+  assert (one['nearest'] == two['nearest']).mean() > 0.99
+  runs.assert_close(tmp_path / 'one', tmp_path / 'two')
+
+
 def test_frozen_parameters_of_unrolled_lanes(data_dir, tmp_path):
   """In checkpoints they lie as those of one scanned run, and such a run goes on from there."""
   rolled = configured('toy_lit', data_dir)
@@ -251,12 +400,10 @@ def test_frozen_parameters_of_unrolled_lanes(data_dir, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, saved, experiment.frozen)
 
 
-@pytest.mark.parametrize('name', ['toy_dino', 'toy_lit'])
+@pytest.mark.parametrize('name', [name for name, case in CASES.items() if 'costs' in case])
 def test_what_a_step_costs(name, data_dir):
   """By passes, and as the traced program counts its products: teachers, frozen towers."""
-  config = configured(name, data_dir)
-  if name == 'toy_dino':  # what is dropped costs nothing, and is drawn
-    config = configured(name, data_dir, model__drop_path=0.0)
+  config = configured(name, data_dir, **CASES[name]['costs'])
   experiment = lanes.experiment(schema.build(config_lib.Config, config_lib.to_dict(config)))
   batch = {
     n: jax.ShapeDtypeStruct((config.batch_size, *array.shape), array.dtype)

@@ -168,11 +168,13 @@ def free_port():
     return s.getsockname()[1]
 
 
-def start_two(workdir, config, *, fault=''):
+def start_two(workdir, config, *, fault='', **kwargs):
   """Two processes with four devices each; the second gets the fault."""
   flags = f'--coordinator=127.0.0.1:{free_port()}', '--num_processes=2'
   return [
-    start(workdir, config, *flags, f'--process_id={i}', devices=4, fault=fault if i else '')
+    start(
+      workdir, config, *flags, f'--process_id={i}', devices=4, fault=fault if i else '', **kwargs
+    )
     for i in range(2)
   ]
 

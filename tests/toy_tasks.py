@@ -1,7 +1,8 @@
 """Tasks that are hard on the loop, as small as they can be: `test_conformance` trains them.
 
 None of them is good at anything. Each uses what others do not: state of its own, another size of
-images, a loss over pairs, frozen parameters, several totals, records joined with the source.
+images, a loss over pairs, frozen parameters, several totals, records joined with the source, a
+queue, a model that is made of two.
 """
 
 import dataclasses
@@ -11,15 +12,21 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
+from vit_jax import architecture, evaluators, models, tasks
+from vit_jax.architecture import Composition, ViTArchitecture
 from vit_jax.architecture.card import Card
 from vit_jax.core.schedule import Schedule
 from vit_jax.costs.step import Pass
 from vit_jax.data import crops
 from vit_jax.data.preprocess import prepare
-from vit_jax.data.rows import Array
+from vit_jax.data.rows import Array, Labelled
 from vit_jax.evaluators.evaluator import Evaluator, Scores
-from vit_jax.nn.sharding import spec
+from vit_jax.models.vit import ViT
+from vit_jax.nn import tree
+from vit_jax.nn.layers import Dense
+from vit_jax.nn.sharding import spec, whole
 from vit_jax.tasks.images import Images
 from vit_jax.tasks.task import Coupled, average
 
@@ -161,8 +168,6 @@ class Dino(Images):
     }
 
   def judged(self, state, frozen):
-    from vit_jax.nn import tree
-
     return tree.merge(state.extra['teacher'], frozen)
 
   def predict(self, model, batch):
@@ -251,12 +256,6 @@ class Lit(Images, Coupled):
     return {'said': model.encode_image(batch['image'])}
 
 
-def whole(x):
-  from vit_jax.nn import sharding
-
-  return sharding.whole(x)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Captions(Images):
   """Words one after another, written down when they are evaluated."""
@@ -293,6 +292,128 @@ class Captions(Images):
     first = jnp.zeros_like(batch['mask'], jnp.int32)
     _, words = jax.lax.scan(step, first, length=3)
     return {'words': words.T}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Moco(Images, Coupled):
+  """A queue of keys: state that is no sum over the batch, of a teacher that follows."""
+
+  temperature: Schedule = Schedule(0.2)
+  momentum: Schedule = Schedule('0.9->1 cosine 6 steps')
+  queue: int = 40
+
+  def adapt(self, model, class_names):
+    return dataclasses.replace(super().adapt(model, class_names), num_classes=0)
+
+  def rows(self, model, crop, *, train):
+    return Views(train)
+
+  def passes(self, model):
+    return [Pass(model), Pass(model, grad='none')]
+
+  def start(self, model, key):
+    keys = unit(jax.random.normal(key, (self.queue, model.config.width)))
+    return {'key': jax.tree.map(jnp.copy, model), 'queue': keys, 'at': jnp.int32(0)}
+
+  def augment(self, batch, key, hyper):
+    names = [name for name in ('image', 'global') if name in batch]
+    return {**batch, **{name: self.normalize(batch[name]) for name in names}}
+
+  def embed(self, model, part, ctx):
+    one, other = ctx.noise.split()
+    teacher = ctx.whole(ctx.extra['key'])
+    key = jax.lax.stop_gradient(unit(teacher(part['global'][:, 1], key=other)))
+    return {'query': unit(model(part['global'][:, 0], key=one)), 'key': key, 'mask': part['mask']}
+
+  def joint(self, model, z, ctx):
+    own = (z['query'] * z['key']).sum(-1, keepdims=True)
+    others = jnp.einsum('bd,kd->bk', z['query'], ctx.extra['queue'],
+                        out_sharding=spec('batch', None))  # fmt: skip
+    logits = jnp.concatenate([own, others], -1) / ctx.hyper['task.temperature']
+    total = ((jax.nn.logsumexp(logits, -1) - logits[:, 0]) * z['mask']).sum()
+    seen = {'keys': whole(z['key'])}
+    return total / ctx.totals['examples'], {'loss': (total, 'examples')}, seen
+
+  def update(self, extra, model, seen, ctx):
+    places = (extra['at'] + jnp.arange(len(seen['keys']))) % self.queue
+    return {
+      'key': average(extra['key'], model, ctx.hyper['task.momentum']),
+      'queue': extra['queue'].at[places].set(seen['keys']),
+      'at': (extra['at'] + len(seen['keys'])) % self.queue,
+    }  # fmt: skip
+
+  def judged(self, state, frozen):
+    return tree.merge(state.extra['key'], frozen)
+
+  def predict(self, model, batch):
+    return {'features': unit(model(batch['image']))}
+
+
+def unit(x):
+  """Rows of length 1."""
+  return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)
+
+
+# --- a model of two ---
+
+
+@dataclasses.dataclass(frozen=True)
+class PairArchitecture(Composition):
+  """Two encoders that look at the same image.
+
+  Attributes:
+    left, right: without heads.
+    num_classes: of both together.
+  """
+
+  kind: ClassVar[str] = 'toy_pair'
+  left: ViTArchitecture = dataclasses.field(default_factory=lambda: ViTArchitecture(''))
+  right: ViTArchitecture = dataclasses.field(default_factory=lambda: ViTArchitecture(''))
+  num_classes: int = 10
+
+  @property
+  def rest(self):
+    products = (self.left.width + self.right.width) * self.num_classes
+    return (('bridge', products + self.num_classes, products),)
+
+
+class Pair(nnx.Module):
+  """Logits from the features of both."""
+
+  def __init__(self, config, rngs):
+    config = config.resolve()
+    self.config, self.card = config, None
+    self.left, self.right = (ViT(tower, rngs) for tower in config.towers.values())
+    width = config.left.width + config.right.width
+    self.bridge = Dense(rngs, (width, config.num_classes), (None, None))
+
+  def __call__(self, images, *, key=None):
+    keys = (None, None) if key is None else key.split()
+    both = [tower(images, key=k) for tower, k in zip((self.left, self.right), keys, strict=True)]
+    return self.bridge(jnp.concatenate(both, -1), 'bd,dc->bc', ('batch', None))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Together(Images):
+  """Classification by two encoders; reports how the harder half does, too."""
+
+  def adapt(self, model, class_names):
+    return model
+
+  def card(self, model, crop, class_names):
+    return Card('vit_jax', model.left.image_size, (0.5,), (0.5,), 'area')
+
+  def rows(self, model, crop, *, train):
+    return Labelled(crops.Resize(), model.left.image_size, 1, model.num_classes)
+
+  def loss(self, model, part, ctx):
+    logits = model(part['image'], key=ctx.noise)
+    each = -jax.nn.log_softmax(logits) * jax.nn.one_hot(part['label'], logits.shape[-1])
+    total = (each.sum(-1) * part['mask']).sum()
+    return total / ctx.totals['examples'], {'loss': (total, 'examples')}, {}
+
+  def predict(self, model, batch):
+    return {'logits': model(batch['image'])}
 
 
 # --- evaluators ---
@@ -346,9 +467,44 @@ class Spread(Evaluator):
     return Scores({'spread': float(np.sqrt(np.maximum(second - first**2, 0)).mean())}, {})
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Neighbour(Evaluator):
+  """Accuracy of the class of the nearest image of another split."""
+
+  fit: str = 'train'
+
+  def splits(self):
+    return {'fit': self.fit, 'test': self.split}
+
+  def record(self, row, example):
+    return row['features'], example['label']
+
+  def finish(self, found):
+    (known, labels), (asked, truth) = (
+      map(np.array, zip(*found[name].records, strict=True)) for name in ('fit', 'test')
+    )
+    near = (asked @ known.T).argmax(1)
+    arrays = {'nearest': found['fit'].indices[near], 'said': labels[near]}
+    return Scores({'top1': float((labels[near] == truth).mean())}, arrays)
+
+
+def register():
+  """Makes all of this known; in a process of its own, before it reads its configuration."""
+  for there, ours in REGISTRIES:
+    there.update(ours)
+
+
+MODELS: dict[str, Any] = {'toy_pair': PairArchitecture}
+MODULES: dict[type, str] = {PairArchitecture: 'tests.toy_tasks:Pair'}
 TASKS: dict[str, Any] = {
   'toy_dino': Dino, 'toy_set': SetPrediction, 'toy_lit': Lit, 'toy_captions': Captions,
+  'toy_moco': Moco, 'toy_pair': Together,
 }  # fmt: skip
 EVALUATORS: dict[str, Any] = {
   'toy_precision': Precision, 'toy_spoken': Spoken, 'toy_spread': Spread,
+  'toy_neighbour': Neighbour,
 }  # fmt: skip
+REGISTRIES: tuple[tuple[dict[Any, Any], dict[Any, Any]], ...] = (
+  (tasks.TASKS, TASKS), (evaluators.EVALUATORS, EVALUATORS), (architecture.MODELS, MODELS),
+  (models.MODULES, MODULES),
+)  # fmt: skip

@@ -127,7 +127,7 @@ class TwoTowersArchitecture(Composition):
     if self.variant:
       image = dataclasses.replace(image, variant=image.variant or self.variant)
       text = dataclasses.replace(text, variant=text.variant or f'{family}:{size}')
-    towers = Composition.resolve(self.with_towers(image=image, text=text))
+    towers: Any = Composition.resolve(self.with_towers(image=image, text=text))
     image, text = towers.image, towers.text
     if family == 'clip':
       space = text.num_classes or image.num_classes or variants.CLIP_SPACE[size]

@@ -529,7 +529,7 @@ def _counted_here(leaf: jax.ShapeDtypeStruct) -> set[tuple[Any, ...]]:
   first: dict[tuple[Any, ...], int] = {}
   for device, part in leaf.sharding.devices_indices_map(leaf.shape).items():
     if part is not None:
-      process = device.process_index
+      process = int(device.process_index or 0)
       first[_key(part)] = min(first.get(_key(part), process), process)
   return {key for key, process in first.items() if process == jax.process_index()}
 

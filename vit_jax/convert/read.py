@@ -221,9 +221,9 @@ def _open_run(path: paths.Path, hints: Mapping[str, Any], part: str, step: int |
     raise RunError(f'{path} has no part {part!r}: {suggest(part, inside)}')
   chosen = part or next(iter(inside))
   if len(inside) > 1 and not part:
+    what = 'the moving average of the parameters' if chosen == 'ema' else f'{chosen!r}'
     notes.say(
-      f'{path}: the moving average of the parameters is read, as in evaluations; part=model '
-      'reads the parameters themselves'
+      f'{path}: {what} is read, as in evaluations; part=model reads the parameters themselves'
     )
   places = inside[chosen]
 
@@ -262,7 +262,8 @@ def _parts(
   wanted = facts.get('judged') or ['ema/' if averaged else 'model/']
   for where in wanted:
     judged |= {name.removeprefix(where): name for name in places if name.startswith(where)}
-  found = {wanted[0].rstrip('/'): judged}
+  own = [where for where in wanted if where != 'frozen/']
+  found = {(own or wanted)[0].rstrip('/'): judged}
   rest = {name: f'frozen/{name}' for name in frozen}
   for part in ('ema', 'model'):
     own = {n.removeprefix(f'{part}/'): n for n in shapes if n.startswith(f'{part}/')}

@@ -14,6 +14,7 @@ from vit_jax.architecture.card import Card
 from vit_jax.convert import adapt, notes, read
 from vit_jax.convert.opened import Opened
 from vit_jax.convert.recognise import HintsError
+from vit_jax.core import schema
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.core.misfits import refuse
 from vit_jax.data.files import few
@@ -257,7 +258,9 @@ def _ways_out(error: str, path: str, field: str, hints: Mapping[str, Any]) -> st
   """What to add to the message of a checkpoint that cannot be read."""
   text = ''
   if hints and 'does not fit' in error:
-    given = ', '.join(f'model.{name}={value}' for name, value in hints.items() if name not in OWN)
+    section = 'model' + f'.{field.removeprefix("inits.")}' * (field != 'init')
+    fields = schema.leaves(hints, f'{section}.')
+    given = ', '.join(f'{n}={v}' for n, v in fields.items() if n.rpartition('.')[2] not in OWN)
     text = f'\nThe checkpoint decides the model. Leave out what contradicts it: {given}' * bool(
       given
     )
