@@ -6,6 +6,7 @@ import pathlib
 import jax
 import pytest
 
+from vit_jax.architecture import TwoTowersArchitecture
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.data.pipeline import arrays
@@ -116,6 +117,23 @@ def test_free_fields_do_not_name_another_run(digits):
   config, moved = digits().to_dict(), digits(mesh='fsdp', model__remat='full').to_dict()
   assert config_lib.run_hash(config) == config_lib.run_hash(moved)
   assert config_lib.run_hash(config) != config_lib.run_hash(digits(seed=1).to_dict())
+
+
+def test_free_fields_of_towers_do_not_name_another_run(digits):
+  config = {**digits().to_dict(), 'model': dict(name='two_towers', text=dict(context_length=8))}
+  moved = {**config, 'model': {**config['model'], 'image': dict(scan=False, remat='full')}}
+  one, other, third = (
+    config_lib.run_hash(config_lib.complete(each).to_dict())
+    for each in (config, moved, {**moved, 'model': dict(name='two_towers')})
+  )
+  assert one == other != third
+
+
+def test_a_section_in_another_has_that_ones_defaults(digits):
+  """A tower without a variant has the variant of both."""
+  config = config_lib.complete({**digits().to_dict(), 'model': dict(name='two_towers')})
+  model = schema.build(config_lib.Config, config.to_dict()).model.resolve()
+  assert model == TwoTowersArchitecture('clip:B/16').resolve()
 
 
 def test_free_fields_exist(digits):

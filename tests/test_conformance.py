@@ -1,9 +1,11 @@
 """Every kind of task through everything the loop does: none of it knows what a task is."""
 
+import dataclasses
 import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from tests import runs, toy_tasks
 from tests.conftest import tiers
 from tests.test_costs import products, traced
 from tests.test_kills import finish, start_two
+from vit_jax import tasks
 from vit_jax.compile.plan import plan
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
@@ -21,6 +24,7 @@ from vit_jax.nn import sharding, tree
 from vit_jax.train import train
 from vit_jax.training import config as config_lib
 from vit_jax.training import hyper, lanes
+from vit_jax.training.evaluation import evaluate
 from vit_jax.training.workdir import Workdir
 
 VIT = dict(variant='mu/4', image_size=(8, 8), in_channels=1, depth=2, width=16, mlp_dim=32,
@@ -184,6 +188,10 @@ def test_a_run_is_killed_resumed_forked_and_exported(name, data_dir, tmp_path):
   runs.assert_bit_identical(tmp_path / 'alone', tmp_path / 'fork')
   assert alone['metrics'] == forked['metrics']
   # What an evaluation left, and what is exported: the model that is judged.
+  again = evaluate(str(tmp_path / 'whole'))
+  assert {n: float(v) for n, v in again.items()} == pytest.approx(
+    {n: v for n, v in result['metrics'].items() if n in again}, rel=1e-5
+  )
   scores = {key: value for key, value in result['metrics'].items() if key.startswith('test/')}
   assert scores['test/examples'] == 360
   model = vit_jax.load(tmp_path / 'whole')
@@ -227,6 +235,54 @@ def test_what_does_not_go_together_is_refused(data_dir, monkeypatch):
   cfg = schema.build(config_lib.Config, config_lib.to_dict(config))
   with pytest.raises(RunError, match=r'needs model\.name=vit, not two_towers'):
     lanes.experiment(cfg)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sloppy(toy_tasks.SetPrediction):
+  """Gives what no step can use."""
+
+  fault: str = ''
+
+  def start(self, model, key):
+    return {'seen': jnp.zeros(16)}
+
+  def loss(self, model, part, ctx):
+    loss, sums, _ = super().loss(model, part, ctx)
+    if self.fault == 'total':
+      sums['distance'] = (sums['distance'][0], 'spot')
+    if self.fault == 'no loss':
+      del sums['loss']
+    if self.fault == 'name':
+      ctx.hyper['temperature']
+    return loss, sums, {'rows': part['mask']} if self.fault == 'rows' else {}
+
+  def update(self, extra, model, seen, ctx):
+    return {} if self.fault == 'state' else extra
+
+
+@pytest.mark.parametrize(
+  ('fault', 'message'),
+  [
+    ('total', r"what is reported as 'distance' must be a sum and the name of its total, one of ex"),
+    ('no loss', "among the sums that are reported must be 'loss'"),
+    ('name', 'temperature is not a hyperparameter: choose from optim.lr'),
+    (
+      'rows',
+      r'no sum over the batch: a Coupled task may keep examples apart: rows is float32',
+    ),
+    ('state', r'update gives another state than it got: seen is missing, not float32\[16\]'),
+  ],
+)
+def test_what_a_task_returns_is_checked(fault, message, data_dir, monkeypatch):
+  monkeypatch.setitem(toy_tasks.TASKS, 'sloppy', Sloppy)
+  monkeypatch.setitem(tasks.TASKS, 'sloppy', Sloppy)
+  monkeypatch.setitem(CASES, 'sloppy', CASES['toy_set'])
+  config = configured('sloppy', data_dir, optim__accumulate=2, task__fault=fault)
+  with one_device():
+    it = lanes.experiment(schema.build(config_lib.Config, config_lib.to_dict(config)))
+    batch = next(it.batches(0))
+    with pytest.raises((TypeError, KeyError), match=message):
+      jax.eval_shape(it.train_step(), it.abstract_state, it.frozen, batch, it.hyper(0))
 
 
 def test_frozen_parameters_cost_nothing(data_dir, tmp_path):
@@ -391,8 +447,11 @@ def test_frozen_parameters_of_unrolled_lanes(data_dir, tmp_path):
   config = config_lib.complete({**config.to_dict(), 'lanes': {'temperature': (0.05, 0.2)}})
   train(config, str(tmp_path / 'whole'))
   runs.cut_off(tmp_path / 'cut', config, 'at step 3')
-  train(config, str(tmp_path / 'cut'))
+  result = train(config, str(tmp_path / 'cut'))
   runs.assert_bit_identical(tmp_path / 'whole', tmp_path / 'cut')
+  again = evaluate(str(tmp_path / 'cut'))
+  for name, values in again.items():
+    np.testing.assert_allclose(values, result['metrics'][name], rtol=1e-5)
   with jax.set_mesh(jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1])):
     experiment = lanes.experiment(schema.build(config_lib.Config, config_lib.to_dict(rolled)))
     saved = Workdir(tmp_path / 'cut').frozen(experiment.frozen)

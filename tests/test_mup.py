@@ -207,3 +207,7 @@ def test_an_unknown_matrix_is_refused():
   config = ViTConfig('mu/4', image_size=(8, 8), width=16, mup_width=8).resolve()
   with pytest.raises(RunError, match='no rule for the matrix memory/kernel'):
     mup.factors(config, 'memory/kernel')
+  tower = models.create(config, nnx.Rngs(0))
+  between = nnx.Dict(tower=tower, bridge=nnx.Dict(kernel=nnx.Param(jnp.ones((2, 2)))))
+  with pytest.raises(RunError, match='no rule for the matrix bridge/kernel, which is in no tower'):
+    mup.of_parameters(between)

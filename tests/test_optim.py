@@ -264,6 +264,15 @@ def test_layer_decay_counts_from_the_output():
   assert float(found['head/kernel'].max()) == float(found['encoder/norm/scale'].max()) == 1
 
 
+def test_layer_decay_of_towers_is_by_their_whole_names():
+  tree_of = lambda depth: {'encoder': {'blocks': {'w': jnp.ones((depth, 2))}}}  # noqa: E731
+  ones = {'eye': tree_of(3), 'eye_bridge': {'kernel': jnp.ones(2)}, 'ear': tree_of(1)}
+  found = tree.flatten(transforms._by_layer(ones, 0.5))
+  np.testing.assert_allclose(found['eye/encoder/blocks/w'][:, 0], [0.5**3, 0.5**2, 0.5])
+  np.testing.assert_allclose(found['ear/encoder/blocks/w'][:, 0], [0.5])
+  np.testing.assert_array_equal(found['eye_bridge/kernel'], 1)
+
+
 def test_weight_decay_of_big_vision(digits):
   """p -= s (lr u + wd p), with s the share of the peak: 1e-4 at 1e-3 is our 0.1."""
   cfg = schema.build(config_lib.Config, config_lib.to_dict(digits(

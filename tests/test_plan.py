@@ -210,6 +210,26 @@ def test_what_does_not_fit_is_replaced(monkeypatch, capsys, small):
   assert '--config.model.remat=full' in out
 
 
+def test_towers_and_lanes_are_planned():
+  """Two towers without data, whose policies are looked for; lanes, which take room each."""
+  tower = dict(width=64, depth=1, mlp_dim=128, num_heads=2, image_size=(32, 32))
+  text = dict(width=64, depth=1, mlp_dim=128, num_heads=2, vocab_size=64, context_length=8)
+  towers = config_lib.complete({
+    **config().to_dict(), 'evals': {},
+    'model': dict(name='two_towers', variant='clip:B/16', image=tower, text=text),
+  })  # fmt: skip
+  changes = plan.alternatives(towers, 'v5e:2x2')
+  with pytest.raises(RunError, match=r'needs model\.name=vit'):  # asked when it is planned
+    next(changes)
+  one, two = (
+    plan.plan(config(model__depth=1, lanes=lanes), 'v5e:2x2')
+    for lanes in ({}, {'lr': (1e-3, 1e-4)})
+  )
+  assert two.optimizer > 1.9 * one.optimizer
+  assert two.activations == 2 * one.activations
+  assert two.step_time > 1.3 * one.step_time
+
+
 def test_running_out_of_memory_is_a_result():
   result = plan.plan(config(batch_size=4 * 2**16, model__remat='none'), 'v5e:2x2')
   assert not result.fits

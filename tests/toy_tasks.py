@@ -150,7 +150,8 @@ class Dino(Images):
       return out.reshape(*views.shape[:2], 16, out_sharding=spec('batch', None, None))
 
     teacher = jax.lax.stop_gradient(run(ctx.whole(ctx.extra['teacher']), part['global'], None))
-    student = [run(model, part[name], None) for name in ('global', 'local')]
+    noise = ctx.noise.split()
+    student = [run(model, part[n], key) for n, key in zip(('global', 'local'), noise, strict=True)]
     target = jax.nn.softmax((teacher - ctx.extra['center']) / ctx.hyper['task.temperature'])
     each = 0.0
     for views in student:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
@@ -57,7 +58,7 @@ def evaluate(
   mesh = config['mesh'] if config is not None else 'data'
   with jax.set_mesh(sharding.make_mesh(mesh)):
     experiment, state = restore(workdir, config, step=step)
-    done, evaluators = int(state.step), experiment.evaluators()
+    done, evaluators = int(np.max(state.step)), experiment.evaluators()
     if not evaluators:
       raise RunError('the configuration has no evaluations: there is nothing to do')
     reporter = Reporter(done, done, visible=jax.process_index() == 0)
