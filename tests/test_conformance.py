@@ -459,10 +459,31 @@ def test_frozen_parameters_of_unrolled_lanes(data_dir, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, saved, experiment.frozen)
 
 
+@pytest.mark.parametrize(
+  'frozen',
+  [
+    ('embed/.*', 'encoder/.*'),  # a linear probe
+    ('embed/.*', 'encoder/blocks/(attn|norm.)/.*'), ('embed/.*',), ('head/.*',),
+    ('encoder/.*',), ('encoder/blocks/mlp/.*',),
+  ],
+)  # fmt: skip
+def test_what_a_step_costs_where_some_is_frozen(frozen, data_dir):
+  """As the traced program counts its products, of every kind of part."""
+  case = CASES['toy_set']
+  task = dict(name='classification', frozen=frozen)
+  model = {**case['model'], 'no_bias': FEW, 'drop_path': 0.0, 'width': 32, 'mlp_dim': 128}
+  config = configured('toy_set', data_dir).to_dict() | {'task': task, 'model': model, 'evals': {}}
+  assert_costs(config_lib.complete(config))
+
+
 @pytest.mark.parametrize('name', [name for name, case in CASES.items() if 'costs' in case])
 def test_what_a_step_costs(name, data_dir):
   """By passes, and as the traced program counts its products: teachers, frozen towers."""
-  config = configured(name, data_dir, **CASES[name]['costs'])
+  assert_costs(configured(name, data_dir, **CASES[name]['costs']))
+
+
+def assert_costs(config):
+  """The count of a step is that of its program."""
   experiment = lanes.experiment(schema.build(config_lib.Config, config_lib.to_dict(config)))
   batch = {
     n: jax.ShapeDtypeStruct((config.batch_size, *array.shape), array.dtype)

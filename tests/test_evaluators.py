@@ -73,6 +73,17 @@ def test_nothing_at_all_and_absent_classes():
   assert np.isnan(scores.arrays['accuracy'][4:]).all()
 
 
+def test_many_classes_have_no_confusion_matrix():
+  """It would be large; what is said of each class is the same."""
+  label = np.array([0, 1500, 1500, 7], np.int32)
+  logits = np.eye(2000, dtype=np.float32)[[0, 1500, 3, 7]]
+  scores = found(logits, label, np.array([1, 1, 1, 0], np.float32))
+  assert 'confusion' not in scores.arrays
+  assert scores.arrays['examples'].sum() == 3
+  assert scores.arrays['accuracy'][[0, 1500]].tolist() == [1.0, 0.5]
+  assert scores.values['balanced'] == 0.75
+
+
 def test_unknown_reports():
   with pytest.raises(RunError, match='did you mean top1'):
     Classification(report=('top11',))

@@ -46,7 +46,7 @@ logging.getLogger('absl').addFilter(
 
 # In the directory of a checkpoint, as Orbax names them.
 _FACTS, _ARRAYS = '_CHECKPOINT_METADATA', 'state'
-_AT_A_TIME = 2**28  # bytes that are read at once, but for an array that is larger
+_AT_A_TIME = 2**26  # bytes that are read at once, but for an array that is larger
 _SMALL = 2**20  # bytes of an array that one replica writes alone
 # Directories that a kill leaves behind.
 _PARTIAL = ('.orbax-checkpoint-tmp', '.deleted')
@@ -477,13 +477,9 @@ def _load(
       raise ValueError(f'{name} is {array.dtype.numpy_dtype}{array.shape} on disk')
   leaves, sums, odd = {}, {}, []
   for names in _windows(wanted):
-    reading = {
-      name: {_key(part): opened[stored[name]][part].read() for part in _parts(wanted[name])}
-      for name in names
-    }
+    reading = {name: _begin(opened[stored[name]], wanted[name]) for name in names}
     for name in names:
-      leaf = wanted[name]
-      blocks = {key: part.result() for key, part in reading.pop(name).items()}
+      leaf, blocks = wanted[name], reading.pop(name)()
       own = _counted_here(leaf)
       sums[name] = sum(checksum(block) for key, block in blocks.items() if key in own) % 2**32
       if finite and not all(np.isfinite(block).all() for block in blocks.values()):
@@ -498,14 +494,45 @@ def _load(
   return leaves, sums, odd
 
 
+def _begin(array: Any, leaf: jax.ShapeDtypeStruct) -> Callable[[], dict[Any, np.ndarray]]:
+  """Begins to read this process's parts of an array; what is returned waits for them.
+
+  Parts that make up one block are read as that: what lies on disk as one piece is decoded once.
+  """
+  bounds = {_key(part): _bounds(part, leaf.shape) for part in _parts(leaf)}
+  around = [
+    (min(start for start, _ in axis), max(stop for _, stop in axis))
+    for axis in zip(*bounds.values(), strict=True)
+  ]
+  if _volume(around) > sum(map(_volume, set(bounds.values()))):
+    reading = {key: array[_slices(each)].read() for key, each in bounds.items()}
+    return lambda: {key: part.result() for key, part in reading.items()}
+  block, first = array[_slices(around)].read(), [start for start, _ in around]
+  return lambda: {
+    key: block.result()[_slices([(a - at, b - at) for (a, b), at in zip(each, first, strict=True)])]
+    for key, each in bounds.items()
+  }
+
+
+def _slices(bounds: Collection[tuple[int, int]]) -> tuple[slice, ...]:
+  return tuple(slice(start, stop) for start, stop in bounds)
+
+
+def _bounds(part: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+  """Where a part of an array begins and ends."""
+  return tuple(cut.indices(size)[:2] for cut, size in zip(part, shape, strict=True))
+
+
+def _volume(bounds: Collection[tuple[int, int]]) -> int:
+  return math.prod(stop - start for start, stop in bounds)
+
+
 def _windows(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> list[list[str]]:
   """Names of arrays to be read at once: as many as make up `_AT_A_TIME`, and at least one."""
   windows, room = [], 0
   for name, leaf in wanted.items():
-    here = sum(
-      math.prod(len(range(*cut.indices(size))) for cut, size in zip(part, leaf.shape, strict=True))
-      for part in {_key(part): part for part in _parts(leaf)}.values()
-    ) * leaf.dtype.itemsize  # fmt: skip
+    bounds = {_bounds(part, leaf.shape) for part in _parts(leaf)}
+    here = sum(map(_volume, bounds)) * leaf.dtype.itemsize
     if here > room:
       windows.append([])
       room = _AT_A_TIME

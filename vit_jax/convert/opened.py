@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -155,28 +155,38 @@ class Opened:
     self, name: str, leaf: jax.ShapeDtypeStruct, pieces: list[layout.Piece],
     arrays: Mapping[str, Any],
   ) -> Any:  # fmt: skip
-    """A parameter, of which no more is held than its parts on this process, and one layer."""
     whole = tuple(slice(0, size) for size in leaf.shape)
-    parts = {_bounds(whole, leaf.shape): whole}
+    parts = [whole]
     if leaf.sharding is not None:
       own = leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
-      parts = {_bounds(part, leaf.shape): part for part in own if part is not None}
-    blocks = {key: np.empty([b - a for a, b in key], leaf.dtype) for key in parts}
+      parts = [part for part in own if part is not None]
+    blocks = self._blocks(name, leaf, pieces, arrays, parts)
+    if leaf.sharding is None:
+      return blocks[_bounds(whole, leaf.shape)]
+    return jax.block_until_ready(
+      jax.make_array_from_callback(
+        leaf.shape, leaf.sharding, lambda part: blocks[_bounds(part, leaf.shape)]
+      )
+    )
+
+  def _blocks(
+    self, name: str, leaf: jax.ShapeDtypeStruct, pieces: list[layout.Piece],
+    arrays: Mapping[str, Any], parts: Iterable[Any],
+  ) -> dict[Any, np.ndarray]:  # fmt: skip
+    """Parts of a parameter by their bounds; beside them one array of the file is held."""
+    keys = {_bounds(part, leaf.shape): part for part in parts}
+    blocks = {key: np.empty([b - a for a, b in key], leaf.dtype) for key in keys}
     for layer, rule, at in pieces:
       self._kind(name, arrays[rule.theirs])
       array = rule.read(np.asarray(arrays[rule.theirs]))[at]
       if not np.isfinite(array).all():
         raise RunError(f'{self.where}: {name} has values that are not finite')
-      for key, part in parts.items():
+      for key, part in keys.items():
         if layer is None:
           blocks[key][...] = array[part]
         elif key[0][0] <= layer < key[0][1]:
           blocks[key][layer - key[0][0]] = array[part[1:]]
-    if leaf.sharding is None:
-      return blocks[_bounds(whole, leaf.shape)]
-    return jax.block_until_ready(jax.make_array_from_callback(
-      leaf.shape, leaf.sharding, lambda part: blocks[_bounds(part, leaf.shape)]
-    ))  # fmt: skip
+    return blocks
 
   def _kind(self, name: str, array: Any) -> np.dtype:
     if np.dtype(array.dtype) not in TYPES:

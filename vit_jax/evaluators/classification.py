@@ -22,11 +22,15 @@ with epy.lazy_imports():
 REPORTS = ('top1', 'top5', 'loss', 'ece', 'brier', 'balanced')
 # Of the reliability diagram; as in Guo et al. 2017.
 BINS = 15
+# With more classes there is no confusion matrix: 21,843 classes would make one of 2 GB.
+MOST = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classification(Evaluator):
   """Accuracy, loss and calibration on a split. Every class and bin is left in evals/NAME.npz.
+
+  So is the confusion matrix, of up to 1,000 classes.
 
   Attributes:
     report: numbers to report. 'top1' and 'top5'; 'loss', the negative log-likelihood; 'ece', the
@@ -61,10 +65,15 @@ class Classification(Evaluator):
     # Small, and products along a batch that is cut over devices are not mapped over lanes.
     label, said, mask, sure = map(sharding.whole, (label, said, mask, chances.max(-1)))
     one_hot = jax.nn.one_hot
-    confusion = (one_hot(label, classes) * mask[:, None]).T @ one_hot(said, classes)
+    of_classes = jnp.zeros((classes, 2), jnp.int32)
+    counts = jnp.stack([mask, mask * (said == label)], -1).astype(jnp.int32)
+    found = {'classes': of_classes.at[label].add(counts)}
+    if classes <= MOST:
+      confusion = (one_hot(label, classes) * mask[:, None]).T @ one_hot(said, classes)
+      found['confusion'] = confusion.round().astype(jnp.int32)
     bins = one_hot(jnp.clip((sure * BINS).astype(jnp.int32), 0, BINS - 1), BINS)
     columns = jnp.stack([mask, mask * (said == label), mask * sure], -1)
-    return sums | {'confusion': confusion.round().astype(jnp.int32), 'bins': bins.T @ columns}
+    return sums | found | {'bins': bins.T @ columns}
 
   def finish(self, found: Mapping[str, Found]) -> Scores:
     """See `Evaluator`."""
@@ -72,17 +81,16 @@ class Classification(Evaluator):
     values: dict[str, Any] = {
       name: totals[name] / count for name in ('top1', 'top5', 'loss', 'brier')
     }
-    confusion, (size, right, sure) = totals['confusion'], totals['bins'].T
+    (there, hits), (size, right, sure) = totals['classes'].T, totals['bins'].T
     values['ece'] = np.abs(right - sure).sum() / count
-    there = confusion.sum(1)
-    accuracy = np.divide(
-      confusion.diagonal(), there, out=np.full(len(there), np.nan), where=there > 0
-    )
+    accuracy = np.divide(hits, there, out=np.full(len(there), np.nan), where=there > 0)
     values['balanced'] = np.nanmean(accuracy) if there.any() else 0.0
     few = len(there) <= 5
     values = {n: float(values[n]) for n in self.report if not (few and n == 'top5')}
     arrays = {
-      'confusion': confusion, 'accuracy': accuracy, 'bin_size': size,
+      'accuracy': accuracy, 'examples': there, 'bin_size': size,
       'bin_accuracy': right / np.maximum(size, 1), 'bin_confidence': sure / np.maximum(size, 1),
     }  # fmt: skip
+    if 'confusion' in totals:
+      arrays['confusion'] = totals['confusion']
     return Scores(values, arrays)
