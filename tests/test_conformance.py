@@ -381,6 +381,10 @@ def test_a_tower_of_another_model(data_dir, tmp_path):
     for name, leaf in tree.flatten(towers.image).items():
       if not name.startswith('head/'):
         np.testing.assert_array_equal(got[name], leaf, err_msg=name)
+    classes = build('toy_set', model=dict(name='vit'), init=path, task=dict(name='classification'))
+    assert classes.config.model.num_classes == 10
+    assert any(note.startswith('head: new, for 10 classes') for note in classes.notes)
+    assert not np.any(classes.init().model.head.kernel)
     again = build('toy_lit', model=dict(name='two_towers'), init=path)
     state = tree.flatten(tree.merge(again.init().model, again.frozen))
     for name, leaf in tree.flatten(towers).items():

@@ -118,6 +118,11 @@ class Experiment:
       warmup=self.steps(cfg.optim.warmup, 'optim.warmup'),
       cooldown=self.steps(cfg.optim.cooldown, 'optim.cooldown'),
     )
+    if still := [pattern for pattern, factor in cfg.optim.lr_scale if not factor]:
+      self.notes.append(
+        f'optim.lr_scale is 0 for {", ".join(still)}: that still has a gradient and optimizer '
+        'state, which task.frozen saves'
+      )
     task = type(cfg.task)
     if cfg.optim.accumulate > 1 and task.coupled and not issubclass(task, Coupled):
       raise RunError(

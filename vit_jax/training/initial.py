@@ -67,11 +67,12 @@ class Start:
       ways = _ways_out(str(error), self.path, self._field, _given(fields))
       raise RunError(f'{error}{ways}') from None
     self._config, self._leaves = opened.config, opened.leaves()
-    several = isinstance(self._config, Composition)
+    # What a tower projects to stays; a single model has the classes of its own data.
+    keep = isinstance(self._config, Composition) and (tower or isinstance(fields, Composition))
     if name:
       self.notes.append(f'{self._field}: of {self.path} the tower {name!r} is read')
       self._config, self._leaves = encoders(self._config)[name], _inside(self._leaves, name)
-    self.model: Any = adapt.changed(self._config, _given(fields, keep=several))
+    self.model: Any = adapt.changed(self._config, _given(fields, keep=bool(keep)))
     self.card: Card = opened.card
     channels = [t.in_channels for t in encoders(self.model).values() if hasattr(t, 'in_channels')]
     if channels:
