@@ -6,6 +6,7 @@ import json
 import pathlib
 import pickle
 import struct
+import tracemalloc
 import zipfile
 
 import jax
@@ -278,6 +279,28 @@ def test_runs_take_changes_too(tmp_path):
   model = vit_jax.load(tmp_path / 'run', dtype='bfloat16', eps=1e-3, num_classes=2)
   assert (model.config.dtype, model.config.eps, model.config.num_classes) == ('bfloat16', 1e-3, 2)
   refused(tmp_path / 'run', 'misshapen', num_heads=4)
+
+
+def test_a_process_reads_no_more_than_its_share(tmp_path):
+  """Of a model that is cut over 16 processes: its parts, and one array of the file at a time."""
+  model = vit_jax.create('mu/8', image_size=(16, 16), width=256, depth=12, mlp_dim=1024,
+                         num_heads=4)  # fmt: skip
+  vit_jax.save(model, tmp_path / 'timm', 'timm')
+  opened = read.open_checkpoint(tmp_path / 'timm', num_heads=4)
+  name, arrays = 'encoder/blocks/mlp/up/kernel', dict(opened.arrays)
+  shape = opened.leaves()[name].shape
+  part = (slice(0, 12), slice(0, 256), slice(64, 128))
+  wanted = jax.ShapeDtypeStruct(shape, np.dtype('bfloat16'))
+  tracemalloc.start()
+  (block,) = opened._blocks(name, wanted, opened._pieces[name], arrays, [part]).values()
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  np.testing.assert_array_equal(
+    block, np.asarray(model.encoder.blocks.mlp.up.kernel)[part].astype('bfloat16')
+  )
+  one = 4 * 256 * 1024
+  assert block.nbytes == 2 * 12 * 256 * 64
+  assert peak < block.nbytes + 3 * one < 12 * one / 2
 
 
 def test_fields_go_to_the_right_tower(tmp_path, saved):

@@ -1,9 +1,9 @@
-"""Memory to load a checkpoint: `python -m experiments.benchmarks.loading [--against=CHECKOUT]`.
+"""Memory to load a checkpoint: `python -m experiments.benchmarks.loading [--against=REVISION]`.
 
 Each case is a process of its own, on a mesh of eight devices of a CPU that cut the parameters
 (fsdp). Counted is by how much its resident memory is larger at most, while `vit_jax.load` reads the
 model, than before; the model itself, which stays, is a part of that. Pages of files that are mapped
-into memory count although the system can take them back. With `--against` another checkout of this
+into memory count although the system can take them back. With `--against` another revision of this
 project is measured in turn. The last rows are what one of several processes reads of a model as
 large as ViT-22B and holds of it: its file is sparse, all zeros, and takes no room.
 """
@@ -124,7 +124,7 @@ def giant() -> dict[str, tuple[int, ...]]:
 def main() -> None:
   """Measures and writes."""
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-  parser.add_argument('--against', type=pathlib.Path, help='another checkout to measure')
+  parser.add_argument('--against', default='', help='another revision to measure')
   parser.add_argument('--variant', default='B/16')
   parser.add_argument('--processes', default='8,64', help='of which one reads its part of 22B')
   args = parser.parse_args()
@@ -141,7 +141,11 @@ def main() -> None:
       'print(0)',
       args.variant, folder,
     )  # fmt: skip
-    checkouts = {'this': ROOT} | ({'other': args.against} if args.against else {})
+    checkouts = {'this': ROOT}
+    if args.against:
+      checkouts[args.against] = folder / 'other'
+      git = ['git', '-C', str(ROOT), 'worktree', 'add', '--detach', str(folder / 'other')]
+      subprocess.run([*git, args.against], check=True, capture_output=True)
     for kind, dialect in KINDS.items():
       ending = f'{dialect}.npz' if dialect == 'vit' else dialect
       for which, checkout in checkouts.items():
@@ -160,6 +164,7 @@ def main() -> None:
         'parameters_mib': found['total'] / MIB, 'held_mib': found['size'] / MIB,
         'peak_mib': found['peak'] / MIB, 'peak_over_held': found['peak'] / found['size'],
       })  # fmt: skip
+  subprocess.run(['git', '-C', str(ROOT), 'worktree', 'prune'], check=True)
   report.write(
     'loading', rows, title='Memory of a process that loads a model',
     note='peak: growth of resident memory at most; held: the parameters of this process, float32',
