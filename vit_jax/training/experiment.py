@@ -93,7 +93,7 @@ class Experiment:
     for start in self._starts:
       start.settle(start.of(model))
       start.compare(wishes or {}, {
-        **schema.leaves(model, 'model.'), **schema.leaves(cfg.task, 'task.')
+        **schema.leaves(model, 'model.'), **schema.leaves(self.config.task, 'task.')
       })  # fmt: skip
       self.notes += start.notes
     self.rows = self.config.task.rows(model, self.config.data.crop, train=True)
