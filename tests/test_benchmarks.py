@@ -272,6 +272,19 @@ def test_the_page_on_large_data_sets_has_the_numbers_of_the_results():
   assert f'waited for {100 * results["waiting"]:.1f} % of it' in page
 
 
+def test_the_page_on_checkpoints_has_the_numbers_of_the_results():
+  rows = json.loads((report.RESULTS / 'loading.json').read_text())['rows']
+  of = {(r['model'], r['from'], r['processes']): r for r in rows if r['code'] == 'this'}
+  page = (PAGES.parent / 'explanation' / 'checkpoints.md').read_text()
+  lines = [line for line in page.splitlines() if re.match(r'\| (B/16|22B/14)', line)]
+  assert len(lines) == len(of) == 5
+  for line in lines:
+    model, source, processes, share, growth = (cell.strip() for cell in line.split('|')[1:-1])
+    row = of[model, source, int(processes)]
+    assert (share, growth) == (f'{row["held_mib"]:,.0f}', f'{row["peak_mib"]:,.0f}')
+    assert row['peak_mib'] < 1.05 * row['held_mib'] + 2000
+
+
 def test_the_targets_of_training_steps():
   rows = json.loads((report.RESULTS / 'plan.json').read_text())['rows']
   of = {(r['slice'], r['model'], r['way']): r for r in rows}

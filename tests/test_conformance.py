@@ -18,13 +18,12 @@ from vit_jax import tasks
 from vit_jax.compile.plan import plan
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
-from vit_jax.costs.step import step as step_flops
 from vit_jax.data.pipeline import arrays
 from vit_jax.nn import sharding, tree
 from vit_jax.train import train
 from vit_jax.training import config as config_lib
 from vit_jax.training import hyper, lanes
-from vit_jax.training.evaluation import evaluate
+from vit_jax.training.evaluation import evaluate, restore
 from vit_jax.training.workdir import Workdir
 
 VIT = dict(variant='mu/4', image_size=(8, 8), in_channels=1, depth=2, width=16, mlp_dim=32,
@@ -194,11 +193,13 @@ def test_a_run_is_killed_resumed_forked_and_exported(name, data_dir, tmp_path):
   )
   scores = {key: value for key, value in result['metrics'].items() if key.startswith('test/')}
   assert scores['test/examples'] == 360
-  model = vit_jax.load(tmp_path / 'whole')
-  stored = runs.leaves(tmp_path / 'whole')
-  assert sum(np.asarray(leaf).size for leaf in jax.tree.leaves(model)) <= sum(
-    leaf.size for leaf in stored
-  ) + sum(leaf.size for leaf in jax.tree.leaves(model)) * bool(config.task.frozen)
+  with jax.set_mesh(sharding.make_mesh('data')):
+    experiment, state = restore(str(tmp_path / 'whole'))
+    judged = tree.flatten(experiment.config.task.judged(state, experiment.frozen))
+  exported = tree.flatten(vit_jax.load(tmp_path / 'whole'))
+  assert exported.keys() == judged.keys()
+  for path, leaf in exported.items():
+    np.testing.assert_array_equal(leaf, np.float32(judged[path]), err_msg=path)
   if CASES[name].get('arrays'):
     assert np.load(tmp_path / 'whole' / 'evals' / 'test.npz').files
   shutil.rmtree(tmp_path / 'whole')
@@ -399,14 +400,44 @@ def test_a_tower_of_another_model(data_dir, tmp_path):
     assert one.config.model.right.width == 16
     with pytest.raises(RunError, match='of the kind two_towers, not of the kind toy_pair; a tower'):
       build('toy_pair', model=dict(name='toy_pair'), init=path)
+    for wrong in ('text', 'imgae'):
+      with pytest.raises(RunError, match=f'no tower {wrong!r} of the kind vit: '):
+        build('toy_captions', model=dict(name='vit'), init=f'{path}?tower={wrong}')
+    with pytest.raises(RunError, match=r'model\.logit_bias=False, which a run .* change to True'):
+      build('toy_lit', model=dict(name='two_towers', logit_bias=True), init=path)
+    other = configured('toy_pair', data_dir, fork=path)
+    with pytest.raises(RunError, match=r'fork=.* is a run of another configuration'):
+      train(other, str(tmp_path / 'forked'))
     with pytest.raises(RunError, match=r'there is no file .*nowhere'):
       build('toy_pair', **own, inits={'left': f'{tmp_path}/nowhere'})
   for given, message in (
     ({'inits': {'lefd': 'x'}}, r'inits\.lefd: toy_pair has no tower of that name: did you mean le'),
     ({'inits': {'left': 'x'}, 'init': 'y'}, 'init and inits contradict each other'),
+    ({'inits': {'left': ''}}, r'inits\.left is empty'),
   ):
     with pytest.raises(RunError, match=message):
       config_lib.check(configured('toy_pair', data_dir).to_dict() | given)
+
+
+def test_frozen_parameters_are_those_of_the_run(data_dir, tmp_path):
+  """Not those of another one that was killed before its first checkpoint."""
+  runs.cut_off(tmp_path / 'run', configured('toy_lit', data_dir), 'at step 1')
+  assert not runs.checkpoints(tmp_path / 'run')
+  shutil.rmtree(tmp_path / 'run' / 'frozen', ignore_errors=True)
+  with one_device():
+    experiment = lanes.experiment(
+      schema.build(config_lib.Config, config_lib.to_dict(configured('toy_lit', data_dir)))
+    )
+    experiment.init()
+    Workdir(tmp_path / 'run').save_frozen(experiment.frozen)
+  (tmp_path / 'run' / 'metrics.jsonl').unlink(missing_ok=True)
+  train(configured('toy_lit', data_dir, seed=1), str(tmp_path / 'run'))
+  with one_device():
+    config = config_lib.to_dict(configured('toy_lit', data_dir, seed=1))
+    experiment = lanes.experiment(schema.build(config_lib.Config, config))
+    saved = Workdir(tmp_path / 'run').frozen(experiment.frozen)
+    experiment.init()
+    jax.tree.map(np.testing.assert_array_equal, saved, experiment.frozen)
 
 
 def test_evaluations_by_record_with_lanes(data_dir, tmp_path):
@@ -466,16 +497,18 @@ def test_frozen_parameters_of_unrolled_lanes(data_dir, tmp_path):
 @pytest.mark.parametrize(
   'frozen',
   [
-    ('embed/.*', 'encoder/.*'),  # a linear probe
+    ('(?!head).*',),  # a linear probe
     ('embed/.*', 'encoder/blocks/(attn|norm.)/.*'), ('embed/.*',), ('head/.*',),
-    ('encoder/.*',), ('encoder/blocks/mlp/.*',),
+    ('encoder/.*',), ('encoder/blocks/mlp/.*',), ('.*kernel',), ('(?!registers).*',),
+    ('(?!encoder/blocks/mlp/down).*',),
   ],
 )  # fmt: skip
 def test_what_a_step_costs_where_some_is_frozen(frozen, data_dir):
   """As the traced program counts its products, of every kind of part."""
   case = CASES['toy_set']
   task = dict(name='classification', frozen=frozen)
-  model = {**case['model'], 'no_bias': FEW, 'drop_path': 0.0, 'width': 32, 'mlp_dim': 128}
+  model = {**case['model'], 'no_bias': FEW, 'drop_path': 0.0, 'width': 32, 'mlp_dim': 128,
+           'registers': 1, 'posemb': 'factorised'}  # fmt: skip
   config = configured('toy_set', data_dir).to_dict() | {'task': task, 'model': model, 'evals': {}}
   assert_costs(config_lib.complete(config))
 
@@ -495,6 +528,5 @@ def assert_costs(config):
   }
   state = experiment.abstract_state
   program = traced(experiment.train_step(), state, experiment.frozen, batch, experiment.hyper(0))
-  cfg = experiment.config
-  counted = step_flops(cfg.task.passes(cfg.model)) * config.batch_size
+  counted = experiment.flops() * config.batch_size
   assert 2 * products(program) == pytest.approx(counted, rel=0.05)

@@ -18,7 +18,8 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 import vit_jax
-from vit_jax import inspect
+from vit_jax import inspect, models
+from vit_jax.architecture import TextArchitecture, TwoTowersArchitecture, ViTArchitecture
 from vit_jax.architecture.card import Card
 from vit_jax.convert import adapt, augreg, files, forms, layout, read
 from vit_jax.convert.dialects import DIALECTS
@@ -301,6 +302,41 @@ def test_a_process_reads_no_more_than_its_share(tmp_path):
   one = 4 * 256 * 1024
   assert block.nbytes == 2 * 12 * 256 * 64
   assert peak < block.nbytes + 3 * one < 12 * one / 2
+
+
+def test_what_is_asked_of_sizes_together(tmp_path):
+  """Patches alone keep the grid; with the same images they do not."""
+  model = vit_jax.create('mu/4', image_size=(8, 8), in_channels=1)
+  vit_jax.save(model, tmp_path / 'model.npz', 'vit')
+  both = vit_jax.load(tmp_path / 'model.npz', patch_size=8, image_size=8).config
+  assert (both.image_size, both.grid) == ((8, 8), (1, 1))
+  alone = vit_jax.load(tmp_path / 'model.npz', patch_size=8).config
+  assert (alone.image_size, alone.grid) == ((16, 16), (2, 2))
+
+
+def test_numbers_that_are_too_large_for_their_type_are_refused(tmp_path):
+  model = vit_jax.create('mu/4', image_size=(8, 8))
+  vit_jax.save(model, tmp_path / 'model.npz', 'vit')
+  arrays = dict(np.load(tmp_path / 'model.npz'))
+  name = next(name for name in arrays if name.endswith('scale'))
+  arrays[name] = np.full(arrays[name].shape, 1e300)
+  np.savez(tmp_path / 'large.npz', **arrays)
+  refused(tmp_path / 'large.npz', 'values that are not finite', num_heads=2)
+
+
+def test_towers_of_runs_are_written_as_towers(tmp_path):
+  """Their configurations are those of `architecture`."""
+  small = dict(width=16, depth=1, num_heads=2, mlp_dim=32)
+  config = TwoTowersArchitecture(
+    'clip:B/16', ViTArchitecture('clip:B/16', image_size=(32, 32), **small),
+    TextArchitecture('clip:B', vocab_size=20, context_length=4, **small),
+  ).resolve()  # fmt: skip
+  model = models.create(config, nnx.Rngs(0))
+  for dialect in ('openai', 'transformers', 'vit_jax'):
+    vit_jax.save(model, tmp_path / dialect, dialect)
+    assert vit_jax.load(tmp_path / dialect).config.text.width == 16
+  with pytest.raises(RunError, match=r'image projects to 512 features.* cannot be 3'):
+    vit_jax.load(tmp_path / 'vit_jax', image=dict(num_classes=3))
 
 
 def test_fields_go_to_the_right_tower(tmp_path, saved):

@@ -22,9 +22,10 @@ with epy.lazy_imports():
 def describe(config: Any) -> list[str]:
   """The architecture, one line per fact; of an image tower only what differs from the original."""
   if isinstance(config, Composition):
-    return [
+    lines = [
       f'{name:<6} {line}' for name, tower in config.towers.items() for line in describe(tower)
     ]
+    return [*lines, *(f'{name} {value}' for name, value in config.own.items())]
   if not isinstance(config, ViTArchitecture):
     text = dataclasses.asdict(config)
     shown = ('width', 'depth', 'mlp_dim', 'num_heads', 'mlp', 'vocab_size', 'context_length',

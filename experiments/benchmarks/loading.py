@@ -123,7 +123,7 @@ def giant() -> dict[str, tuple[int, ...]]:
 
 def main() -> None:
   """Measures and writes."""
-  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
   parser.add_argument('--against', default='', help='another revision to measure')
   parser.add_argument('--variant', default='B/16')
   parser.add_argument('--processes', default='8,64', help='of which one reads its part of 22B')

@@ -52,6 +52,13 @@ class Card:
     return cls(**fields)
 
 
+def _without_variants(model: Any) -> Any:
+  """The fields say it all, and a variant only what some of them may have been."""
+  if not isinstance(model, dict):
+    return model
+  return {n: '' if n == 'variant' else _without_variants(value) for n, value in model.items()}
+
+
 def about(config: Any, card: Card) -> dict[str, Any]:
   """What a checkpoint of this project says about its model, as JSON.
 
@@ -61,7 +68,7 @@ def about(config: Any, card: Card) -> dict[str, Any]:
   """
   facts = {
     'kind': config.kind,
-    'model': dataclasses.asdict(config),
+    'model': _without_variants(dataclasses.asdict(config)),
     'card': dataclasses.asdict(card),
   }
   return json.loads(json.dumps(facts))

@@ -65,6 +65,11 @@ class Composition:
       if isinstance(value, EncoderConfig | Composition)
     }  # fmt: skip
 
+  @property
+  def own(self) -> dict[str, Any]:
+    """The fields that are neither towers nor the name of a variant."""
+    return {n: value for n, value in vars(self).items() if n not in (*self.towers, 'variant')}
+
   def with_towers(self, **towers: Any) -> Self:
     """The same with other towers."""
     return dataclasses.replace(self, **towers)

@@ -115,6 +115,14 @@ class Checkpoints:
     """The step of the newest finished checkpoint."""
     return max(self.steps, default=None)
 
+  def agreed(self) -> int | None:
+    """As `latest`, the same for all processes, whatever is saved meanwhile."""
+    latest = self.latest
+    if jax.process_count() == 1:
+      return latest
+    found = int(multihost_utils.broadcast_one_to_all(np.int64(-1 if latest is None else latest)))
+    return None if found < 0 else found
+
   @property
   def steps(self) -> list[int]:
     """Of all finished checkpoints, in order."""
@@ -277,8 +285,8 @@ class Checkpoints:
         continue
       raise RunError(
         f'{damaged}. The last good one before it is that of step {good}: evaluate, predict, '
-        f'inspect and convert take --step={good} (and init takes what is converted); training that '
-        'is started again goes on from it.'
+        f'inspect and convert take --step={good} (and init ?step={good} behind the path); training '
+        'that is started again goes on from it.'
       )
     raise RunError(f'{damaged}. There is no good one before it.')
 
@@ -317,8 +325,10 @@ class Checkpoints:
       raise problem
     if saved is not None:
       read = _added(own)
-      if bad := [name for name, value in read.items() if value != saved[name]]:
-        raise self._damaged(step, f'{_listed(bad)}: not the numbers that were written')
+      bad = [name for name, value in read.items() if value != saved[name]]
+      if _worst(len(bad)):
+        which = _listed(bad) if bad else 'arrays that another process reads'
+        raise self._damaged(step, f'{which}: not the numbers that were written')
     if finite and _worst(len(odd)):
       name = odd[0] if odd else 'an array'
       raise RunError(f'{self.directory}/{step}: {name} has values that are not finite')

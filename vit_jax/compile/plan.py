@@ -29,7 +29,6 @@ from vit_jax.compile import topology
 from vit_jax.compile.compiled import Collective, Kernel, Program
 from vit_jax.core import paths, schema
 from vit_jax.costs import chips
-from vit_jax.costs.step import step as step_flops
 from vit_jax.data.examples import NoDataError
 from vit_jax.data.pipeline import arrays
 from vit_jax.data.synthetic import Synthetic
@@ -125,6 +124,7 @@ def plan(config: ConfigDict, where: str, hlo: str = '') -> Plan:
     batch = _abstract_batch(experiment, mesh)
     held = functools.partial(_per_device_bytes, mesh)
     towers = encoders(experiment.config.model).values()
+    at_a_time = cfg.batch_size // sharding.shards('batch') // cfg.optim.accumulate
     facts: dict[str, Any] = dict(
       topology=where, chips=len(devices), mesh='x'.join(map(str, mesh.shape.values())),
       batch_size=cfg.batch_size, remat=', '.join(dict.fromkeys(t.remat for t in towers)),
@@ -158,9 +158,7 @@ def plan(config: ConfigDict, where: str, hlo: str = '') -> Plan:
   if not chip:
     return Plan(**facts)
   per_chip = experiment.examples_per_step / len(devices)
-  passes = cfg.task.passes(experiment.config.model)
-  at_a_time = cfg.batch_size // len(devices) // cfg.optim.accumulate
-  work = step_flops(passes, examples=max(1, at_a_time)) * per_chip
+  work = experiment.flops(examples=max(1, at_a_time)) * per_chip
   compiler_time = program.cycles / chip.clock
   kernel_time = sum(k.count * kernel_seconds(k, chip) for k in program.kernels)
   step_time = compiler_time + kernel_time
@@ -196,9 +194,15 @@ def alternatives(config: ConfigDict, where: str) -> Iterator[tuple[dict[str, Any
   current: Any = config.copy_and_resolve_references()
   cfg: config_lib.Config = schema.build(config_lib.Config, config_lib.to_dict(config))
   towers = encoders(cfg.model)
-  kept = max(POLICIES.index(t.remat) if t.remat in POLICIES else 1 for t in towers.values())
-  names = [f'model.{name.replace("/", ".")}.remat'.replace('..', '.') for name in towers]
-  steps: list[dict[str, Any]] = [dict.fromkeys(names, policy) for policy in POLICIES[kept + 1 :]]
+  kept = {
+    f'model.{name.replace("/", ".")}.remat'.replace('..', '.'):
+    POLICIES.index(tower.remat) if tower.remat in POLICIES else 1
+    for name, tower in towers.items()
+  }  # fmt: skip
+  steps: list[dict[str, Any]] = [
+    {name: policy for name, at in kept.items() if at < number}
+    for number, policy in enumerate(POLICIES) if number > min(kept.values())
+  ]  # fmt: skip
   if current.mesh != 'fsdp':
     steps.append({'mesh': 'fsdp'})
   batch = current.batch_size
@@ -237,10 +241,11 @@ def _experiment(cfg: config_lib.Config) -> Experiment:
     said = lambda field: next(  # noqa: E731
       filter(None, (getattr(tower, field, None) for tower in encoders(cfg.model).values())), None
     )
-    source = Synthetic(said('num_classes') or 1000, channels=said('in_channels') or 3)
+    classes = said('num_classes') or 1000
+    source = Synthetic(classes, channels=said('in_channels') or 3)
     data = dataclasses.replace(cfg.data, source=source)
     experiment = lanes.experiment(dataclasses.replace(cfg, data=data))
-    print(f'({error}\n planned with random images of 1,000 classes)', file=sys.stderr)
+    print(f'({error}\n planned with random images of {classes:,} classes)', file=sys.stderr)
     return experiment
 
 

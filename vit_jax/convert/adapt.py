@@ -83,6 +83,7 @@ def changed(config: Any, changes: Mapping[str, Any]) -> Any:
   if isinstance(config, Composition):
     towers = {n: changed(tower, changes.get(n, {})) for n, tower in config.towers.items()}
     return config.with_towers(**towers)
+  resized = 'image_size' in changes
   changes = {
     k: v for k, v in changes.items()
     if k in CHANGES and hasattr(config, k) and v != getattr(config, k)
@@ -91,7 +92,7 @@ def changed(config: Any, changes: Mapping[str, Any]) -> Any:
     return config
   if 'image_size' in changes:
     changes['image_size'] = tuple(changes['image_size'])
-  elif 'patch_size' in changes and config.posemb != 'none':
+  elif 'patch_size' in changes and not resized and config.posemb != 'none':
     side = config.stride // config.patch_size * changes['patch_size']
     changes['image_size'] = (config.grid[0] * side, config.grid[1] * side)
   return dataclasses.replace(config, **changes).resolve()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from vit_jax.architecture import TwoTowersArchitecture
 from vit_jax.architecture.card import Card
 from vit_jax.architecture.vit import stem_stride
 from vit_jax.convert import augreg
@@ -68,7 +69,7 @@ def _blocks(base: str, style: dict[str, Any]) -> dict[str, Any]:
   }
 
 
-def table(config: ViTConfig, style: dict[str, Any]) -> Table:
+def table(config: Any, style: dict[str, Any]) -> Table:
   """From our names to theirs, for an image tower."""
   at = style['prefix']
   head = f'{at}MAPHead_0/'
@@ -105,7 +106,7 @@ def table(config: ViTConfig, style: dict[str, Any]) -> Table:
 
 def make_rules(config: Any, shapes: Shapes, style: dict[str, Any]) -> list[Rule]:
   """The rules by which a model is read and written."""
-  if not isinstance(config, TwoTowersConfig):
+  if not isinstance(config, TwoTowersArchitecture):
     return rules(table(config, style), shapes, torch=False)
   at = style['prefix'].removesuffix('img/')
   image = table(config.image, {**style, 'prefix': f'{at}img/'})
@@ -202,7 +203,7 @@ def _sizes(source: Source, query: str, up: str, scan: bool, base: str) -> dict[s
 def style_for(config: Any, dialect: str) -> dict[str, Any]:
   """How a model is written in 'vit', 'vit-linen', 'big_vision' or 'big_vision-scan'."""
   base = dialect.removesuffix('-scan')
-  two = isinstance(config, TwoTowersConfig)
+  two = isinstance(config, TwoTowersArchitecture)
   prefix = 'params/img/' if two else ''
   return dict(prefix=prefix, two=two, scan=dialect.endswith('-scan'), flat=False, square=False,
               **STYLES[base])  # fmt: skip

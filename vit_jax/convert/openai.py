@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.architecture import TwoTowersArchitecture
 from vit_jax.architecture.card import Card
 from vit_jax.convert import images
 from vit_jax.convert.layout import BLOCKS, Rule, Shapes, To, rules
@@ -52,7 +53,7 @@ def make_rules(config: Any, shapes: Shapes, style: dict[str, Any]) -> list[Rule]
     'encoder/norm': 'visual.ln_post',
     'head/kernel': To('visual.proj', plain=True),
   }
-  if not isinstance(config, TwoTowersConfig):
+  if not isinstance(config, TwoTowersArchitecture):
     return rules(image, shapes, torch=True)
   at = style['text']
   text = {
@@ -127,12 +128,12 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
 
 def style_for(config: Any) -> dict[str, Any]:
   """How a model is written."""
-  return dict(text='', two=isinstance(config, TwoTowersConfig))
+  return dict(text='', two=isinstance(config, TwoTowersArchitecture))
 
 
 def sidecar(config: Any, card: Card) -> dict[str, dict[str, Any]]:
   """The open_clip_config.json of a model; one without text says nothing of it."""
-  two = isinstance(config, TwoTowersConfig)
+  two = isinstance(config, TwoTowersArchitecture)
   image = config.image if two else config
   model = {
     'embed_dim': image.num_classes,

@@ -178,7 +178,8 @@ class Opened:
     blocks = {key: np.empty([b - a for a, b in key], leaf.dtype) for key in keys}
     for layer, rule, at in pieces:
       self._kind(name, arrays[rule.theirs])
-      array = rule.read(np.asarray(arrays[rule.theirs]))[at]
+      with np.errstate(over='ignore'):  # what becomes infinite is refused
+        array = rule.read(np.asarray(arrays[rule.theirs]))[at].astype(leaf.dtype, copy=False)
       if not np.isfinite(array).all():
         raise RunError(f'{self.where}: {name} has values that are not finite')
       for key, part in keys.items():

@@ -79,6 +79,13 @@ def model_of(opened: Opened, patch_method: str = 'bilinear') -> Any:
   if classes and classes != getattr(config, 'num_classes', classes):
     names = ', and class names are dropped' if card.class_names else ''
     notes.say(f'{opened.where}: the head for {classes} classes is new, initialised to zero{names}')
+  for name, tower in getattr(config, 'towers', {}).items():
+    wanted = changes.get(name, {}).get('num_classes', tower.num_classes)
+    if wanted != tower.num_classes:
+      raise RunError(
+        f'{opened.where}: {name} projects to {tower.num_classes} features, as the other towers '
+        f'need it: its num_classes cannot be {wanted}'
+      )
   config, card, leaves = adapt.adapt(config, card, leaves, changes, patch_method)
   return build(config, leaves, card)
 
@@ -204,7 +211,7 @@ def _others(whole: Mapping[str, Any], chosen: str) -> str:
 
 def _open_run(path: paths.Path, hints: Mapping[str, Any], part: str, step: int | None) -> Opened:
   checkpoints = Checkpoints(path / 'checkpoints')
-  step = checkpoints.latest if step is None else step  # the run may go on while this one is read
+  step = checkpoints.agreed() if step is None else step  # the run may go on while this one is read
   shapes, extra = checkpoints.peek(step)
   frozen_store = Checkpoints(path / 'frozen')
   frozen = frozen_store.peek()[0] if frozen_store.steps else {}
@@ -234,8 +241,8 @@ def _open_run(path: paths.Path, hints: Mapping[str, Any], part: str, step: int |
       own = {name.removeprefix(prefix): value for name, value in there.items()
              if name.startswith('frozen/') == bool(prefix)}  # fmt: skip
       if own:
-        part = store.part({name: struct for name, (_, struct) in own.items()}, at)
-        found |= {own[name][0]: array for name, array in part.items()}
+        read = store.part({name: struct for name, (_, struct) in own.items()}, at)
+        found |= {own[name][0]: array for name, array in read.items()}
     return found
 
   if extra['kind'] not in MODELS:

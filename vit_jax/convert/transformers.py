@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from vit_jax.architecture import TwoTowersArchitecture
 from vit_jax.architecture.card import Card
 from vit_jax.convert.source import IMAGENET, INCEPTION, OPENAI, Source, pair
 from vit_jax.convert.transformers_names import TOWERS
@@ -303,7 +304,7 @@ def style_for(config: Any, kind: str, *, old: bool) -> dict[str, Any]:
     kind: of its form, see `forms`; '' for two towers.
     old: in the names before version 5 of transformers.
   """
-  if isinstance(config, TwoTowersConfig):
+  if isinstance(config, TwoTowersArchitecture):
     kind = 'clip' if config.image.embed_norm else _siglip(config.image)
     return dict(kind=kind, two=True, old=True, prefix='vision_model.')
   if kind in TOWERS:
@@ -314,7 +315,7 @@ def style_for(config: Any, kind: str, *, old: bool) -> dict[str, Any]:
   return dict(kind=kind, two=False, old=old, prefix=prefix)
 
 
-def _siglip(config: ViTConfig) -> str:
+def _siglip(config: Any) -> str:
   # Among these only the models that keep aspect ratios (NaFlex) resize positions like this.
   naflex = config.pool == 'map' and config.interpolation == 'bilinear_aa'
   return 'siglip2' if naflex else 'siglip'

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from vit_jax.architecture import TwoTowersArchitecture
 from vit_jax.architecture.card import Card
 from vit_jax.convert import images
 from vit_jax.convert.transformers import ACTIVATIONS
 from vit_jax.convert.transformers_names import TOWERS
 from vit_jax.core.errors import RunError
-from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.models.vit import ViTConfig
 
 
@@ -17,7 +17,7 @@ def sidecar(
   config: Any, card: Card, style: dict[str, Any]
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
   """config.json and preprocessor_config.json of a model, and what these do not quite say."""
-  kind, two = style['kind'], isinstance(config, TwoTowersConfig)
+  kind, two = style['kind'], isinstance(config, TwoTowersArchitecture)
   image = config.image if two else config
   act = {v: k for k, v in reversed(ACTIVATIONS.items())}
   given: dict[str, Any] = dict(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from vit_jax.architecture import TwoTowersArchitecture
 from vit_jax.convert.layout import BLOCKS, Rule, Shapes, Table, To, rules
-from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.models.vit import ViTConfig
 
 TOWERS = ('clip', 'siglip', 'siglip2')
@@ -75,7 +75,7 @@ def table(config: ViTConfig, style: dict[str, Any]) -> Table:
   return names
 
 
-def towers_table(config: ViTConfig, style: dict[str, Any]) -> tuple[Table, Table]:
+def towers_table(config: Any, style: dict[str, Any]) -> tuple[Table, Table]:
   """The same for the image and the text tower of CLIP and SigLIP, without prefixes of ours."""
   kind, v = style['kind'], style['prefix']
   parts = ('layer_norm1', 'self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj',
@@ -110,7 +110,7 @@ def towers_table(config: ViTConfig, style: dict[str, Any]) -> tuple[Table, Table
 
 def make_rules(config: Any, shapes: Shapes, style: dict[str, Any]) -> list[Rule]:
   """The rules by which a model is read and written."""
-  if isinstance(config, TwoTowersConfig):
+  if isinstance(config, TwoTowersArchitecture):
     image, text = towers_table(config.image, style)
     scalar = 0 if style['kind'] == 'clip' else 1
     both = {

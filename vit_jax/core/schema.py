@@ -99,7 +99,9 @@ def complete(
     elif types[name] is Schedule:
       tree[name] = stand.loose(_scheduled(given.get(name, field.default), where))
     elif dataclasses.is_dataclass(types[name]):
-      own = {**_defaults(field), **given.get(name, {})}
+      own = given.get(name, {})
+      if field.default_factory is not dataclasses.MISSING:
+        own = _over(_differences_of(field.default_factory()), own)
       tree[name] = complete(typing.cast(type, types[name]), own, where, stand)
     elif name in given and not (given[name] is None and field.default is None):
       tree[name] = _checked(given[name], types[name], where)
@@ -112,15 +114,24 @@ def complete(
   return tree
 
 
-def _defaults(field: Any) -> dict[str, Any]:
-  """What a field says of the section in it that the section's class does not say."""
-  if field.default_factory is dataclasses.MISSING:
-    return {}
-  section = field.default_factory()
+def _differences_of(section: Any) -> dict[str, Any]:
+  """Fields of a section that are not what its class says they are by default, nested."""
+  found = {}
+  for field in dataclasses.fields(section):
+    value, factory = getattr(section, field.name), field.default_factory
+    default = field.default if factory is dataclasses.MISSING else factory()
+    if field.init and value != default:
+      found[field.name] = _differences_of(value) if _is_section(value) else value
+  return found
+
+
+def _over(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+  """Nested values, those of `other` first."""
+  both = {**one, **other}
   return {
-    inner.name: value for inner in dataclasses.fields(section)
-    if inner.init and (value := getattr(section, inner.name)) != inner.default
-  }  # fmt: skip
+    name: _over(one[name], value) if isinstance(value, Mapping) and name in one else value
+    for name, value in both.items()
+  }
 
 
 def build(cls: type, given: Mapping[str, Any], path: str = 'config') -> Any:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
+from vit_jax.architecture import Composition, encoders
 from vit_jax.costs import flops
-from vit_jax.costs.parts import Part, parts
+from vit_jax.costs.parts import parts
 
 # Products in a pass, as multiples of those of its forward pass: what is learned from it is the
 # gradient of its weights and of its activations, of the activations alone, or nothing.
@@ -24,28 +25,30 @@ class Pass(NamedTuple):
     size: height and width of the images; those of the model if not given.
     grad: one of `GRADS`. A teacher has 'none'; a network that something trained precedes, and that
       learns nothing itself, has 'through'.
-    frozen: regular expressions of names of parameters of `model` that are not trained, of those of
-      'full' passes: as `Task.frozen`.
+    trained: of a 'full' pass, names of the parameters of `model` that are trained, those of a layer
+      as those of all ('encoder/blocks/mlp/up/kernel'); all, if not given.
   """
 
   model: Any
   times: float = 1
   size: tuple[int, int] | None = None
   grad: str = 'full'
-  frozen: tuple[str, ...] = ()
+  trained: Collection[str] | None = None
 
 
-# The parts of a tower in the order in which they are computed, with a parameter for each.
+# The parts of a tower in the order in which they are computed: whatever comes before what is
+# trained needs no gradient. With each part regular expressions of the names of its parameters.
 _STAGES = (
-  {'stem': 'stem/root/kernel', 'patches': 'embed/proj/kernel', 'words': 'embed',
-   'positions': 'posemb', 'tokens': 'token'},
-  {'query': 'encoder/blocks/attn/query/kernel', 'key': 'encoder/blocks/attn/key/kernel',
-   'value': 'encoder/blocks/attn/value/kernel', 'out': 'encoder/blocks/attn/out/kernel',
-   'mlp': 'encoder/blocks/mlp/up/kernel', 'norms': 'encoder/blocks/norm1/scale',
-   'layerscale': 'encoder/blocks/scale1', 'attention': ''},
-  {'pool': 'map_head/attn/query/kernel'},
-  {'pre_logits': 'pre_logits/kernel'},
-  {'head': 'head/kernel'},
+  {'stem': 'stem/.*'},
+  {'patches': 'embed/.*'},
+  {'words': 'embed', 'positions': 'posemb.*', 'tokens': 'token|distill_token|registers|mask_token'},
+  {**{name: f'encoder/blocks/attn/{name}/.*' for name in ('query', 'key', 'value', 'out')},
+   'attention': '.*relative/.*', 'mlp': 'encoder/blocks/mlp/(up|gate|down)/.*',
+   'norms': '(encoder/.*|embed_|pool_)norm.*/.*|encoder/blocks/mlp/norm/.*',
+   'layerscale': 'encoder/blocks/scale[12]'},
+  {'pool': 'map_head/.*'},
+  {'pre_logits': 'pre_logits/.*'},
+  {'head': '(distill_)?head/.*'},
 )  # fmt: skip
 
 
@@ -61,39 +64,40 @@ def step(passes: Iterable[Pass], *, examples: int = 0) -> int:
     model = one.model
     if one.size and tuple(one.size) != tuple(model.image_size):
       model = dataclasses.replace(model, image_size=tuple(one.size)).resolve()
-    if one.frozen and one.grad == 'full':
-      products = _partly(parts(model, training=True, examples=examples), one.frozen)
+    if one.trained is not None and one.grad == 'full':
+      products = _partly(model, one.trained, examples)
     else:
       products = GRADS[one.grad] * flops.forward_macs(model, training=True, examples=examples)
     total += 2 * one.times * products
   return round(total)
 
 
-def _partly(every: list[Part], frozen: tuple[str, ...]) -> int:
-  """Products of a pass of which some parameters are not trained.
+def _partly(model: Any, trained: Collection[str], examples: int) -> int:
+  """Products of a pass in which only some parameters are trained.
 
-  A part has gradients of its weights if it is trained, and of its input if anything before it is;
-  within blocks everything counts as before everything.
+  A part has gradients of its matrices if they are trained, and of its input if anything before it
+  is; within blocks everything counts as before everything. Of pooling all is trained or nothing.
   """
   total = 0
-  towers: dict[str, list[Part]] = {}
-  for part in every:
-    towers.setdefault(part.name.rpartition('/')[0], []).append(part)
-  for tower, inside in towers.items():
-    prefix, behind, known = f'{tower}/' if tower else '', False, set[str]()
-    for at, stage in enumerate(_STAGES):
-      here = [part for part in inside if part.name.removeprefix(prefix) in stage]
-      known |= {part.name for part in here}
-      names = {part.name: stage[part.name.removeprefix(prefix)] for part in here}
-      learns = {
-        part.name: bool(part.params and names[part.name])
-        and not any(re.fullmatch(each, prefix + names[part.name]) for each in frozen)
-        for part in here
-      }
-      through = behind or (at < 2 and any(learns.values()))
-      total += sum(part.macs * (1 + through + learns[part.name]) for part in here)
-      # Products of queries, keys and weights have two gradients, and no weights.
-      total += sum(part.macs * through for part in here if not names[part.name])
+  for tower, config in encoders(model).items():
+    behind, first, prefix = False, True, f'{tower}/' if tower else ''
+    own = [name.removeprefix(prefix) for name in trained if name.startswith(prefix)]
+    inside = {part.name: part for part in parts(config, training=True, examples=examples)}
+    for stage in _STAGES:
+      here = [inside[name] for name in stage if name in inside]
+      learns = {p.name: [n for n in own if re.fullmatch(stage[p.name], n)] for p in here}
+      # By convention the first products have a gradient of their input, too.
+      among = any(learns.values()) and (first or 'mlp' in stage)
+      through = behind or among
+      for part in here:
+        if part.name == 'attention':  # of queries, keys and values, which are activations all
+          total += part.macs * (1 + 2 * through)
+        else:
+          matrices = sum(name.endswith('kernel') for name in learns[part.name])
+          count = (3 if config.mlp == 'swiglu' else 2) if part.name == 'mlp' else 1
+          total += part.macs * (1 + through + min(1, matrices / count))
       behind = behind or any(learns.values())
-    total += sum(GRADS['full'] * part.macs for part in inside if part.name not in known)
-  return total
+      first = first and not any(part.macs for part in here)
+  if isinstance(model, Composition):
+    total += sum(GRADS['full'] * macs for _, _, macs in model.rest)
+  return round(total)

@@ -51,7 +51,8 @@ class Text(nnx.Module):
     if length > config.context_length:
       raise ValueError(f'{length} tokens are more than the {config.context_length} of this model')
     x = self.embed.at[tokens].get(out_sharding=spec('batch', None, None))
-    x = (x + self.posemb[:, :length]).astype(config.dtype)
+    x = x.astype(jnp.float32) + self.posemb[:, :length]
+    x = x.astype(config.dtype)
     out = {'tokens': x}
     x, layers = self.encoder(x, key=key, record=record)
     out |= features_by_name(layers)

@@ -211,7 +211,7 @@ class ViT(nnx.Module):
       x = jnp.where(masked[..., None], self.mask_token[...].astype(x.dtype), x)
     x = x + self._position(coords, size, grid, x.dtype)
     prefix = [
-      getattr(self, name)[...]
+      getattr(self, name)[...].astype(jnp.float32)
       for name in ('token', 'distill_token', 'registers')
       if hasattr(self, name)
     ]
@@ -254,13 +254,15 @@ class ViT(nnx.Module):
       y = 0.0
       for table, old, axis in parts:
         if grid and grid[axis] == old:
-          y = y + table[...][0][coords[..., axis]]
+          y = y + table[...].astype(jnp.float32)[0][coords[..., axis]]
         else:
           xp = np if grid else jnp
           weights = positions.resize_weights(coords[..., axis], size[..., axis], old, method, xp)
-          y = y + jnp.einsum('bnp,pd->bnd', weights, table[...][0], precision='highest')
+          rows = table[...].astype(jnp.float32)[0]
+          y = y + jnp.einsum('bnp,pd->bnd', weights, rows, precision='highest')
       return jnp.asarray(y, dtype)
-    table = self.posemb[0, config.posemb_prefix :].reshape(rows, columns, config.width)
+    table = self.posemb[0, config.posemb_prefix :].astype(jnp.float32)
+    table = table.reshape(rows, columns, config.width)
     if grid:
       table = positions.resample(table, grid, method)
       return table.reshape(1, -1, config.width).astype(dtype)

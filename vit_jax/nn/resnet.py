@@ -26,7 +26,7 @@ class StdConv(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """(batch, height, width, inputs) -> (batch, height / stride, width / stride, outputs)."""
-    w = self.kernel[...]
+    w = self.kernel[...].astype(jnp.float32)
     w = w - w.mean((0, 1, 2))
     var = jnp.square(w).mean((0, 1, 2))
     w = w / (jnp.sqrt(var) + 1e-5) if self.convention == 'bit' else w * jax.lax.rsqrt(var + 1e-8)

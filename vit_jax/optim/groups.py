@@ -29,9 +29,13 @@ def groups(entries: Groups, params: Any, field: str) -> Any:
     raise RunError(f'optim.{field} has no entry for the parameter {name}')
 
   factors = jax.tree_util.tree_map_with_path(factor, params)
+  gone = [tree.group(path) for path, leaf in jax.tree_util.tree_leaves_with_path(
+    params, is_leaf=lambda leaf: leaf is None
+  ) if leaf is None]  # fmt: skip
   for pattern, _ in entries:
-    # A catch-all at the end may be left with nothing to catch.
-    if pattern not in used and pattern != '.*':
+    # A catch-all at the end may be left with nothing to catch, and what is frozen is in no group.
+    caught = pattern in used or any(re.fullmatch(pattern, name) for name in gone)
+    if not caught and pattern != '.*':
       names = tree.flatten(params)
       raise RunError(f'optim.{field}: {pattern!r} is the first match of no parameter that is '
                      f'trained: {suggest(pattern, names)}')  # fmt: skip

@@ -121,7 +121,7 @@ class Task:
     Args:
       model: its configuration, as `adapt` gave it.
     """
-    return [Pass(model, frozen=self.frozen)]
+    return [Pass(model)]
 
   def start(self, model: Any, key: Any) -> dict[str, Any]:
     """State of the task before the first step.

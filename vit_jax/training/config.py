@@ -160,15 +160,19 @@ _TAKEN = ('mean', 'std')
 
 def _started(tree: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
   """The sections that checkpoints decide: dotted names, fields, and which checkpoint."""
-  model = tree['model']
-  towers = {name: tower for name, tower in model.items() if isinstance(tower, Mapping)}
   if path := tree['init']:
-    every = {'model': model, **{f'model.{name}': tower for name, tower in towers.items()}}
-    return [(name, section, f'init={path}') for name, section in every.items()]
+    return [(name, section, f'init={path}') for name, section in _sections(tree['model'], 'model')]
   return [
-    (f'model.{name}', towers[name], f'inits.{name}={path}')
-    for name, path in tree['inits'].items() if name in towers
+    (name, section, f'inits.{tower}={path}')
+    for tower, path in tree['inits'].items() if isinstance(tree['model'].get(tower), Mapping)
+    for name, section in _sections(tree['model'][tower], f'model.{tower}')
   ]  # fmt: skip
+
+
+def _sections(tree: Any, name: str) -> list[tuple[str, Any]]:
+  """A section and all those in it, by dotted name."""
+  inner = [(key, each) for key, each in tree.items() if isinstance(each, Mapping)]
+  return [(name, tree), *(found for key, e in inner for found in _sections(e, f'{name}.{key}'))]
 
 
 def started(
@@ -213,7 +217,9 @@ def check(config: Any) -> Config:
   """
   cfg: Config = schema.build(Config, config)
   towers = getattr(cfg.model, 'towers', {})
-  for name in cfg.inits:
+  for name, path in cfg.inits.items():
+    if not path:
+      raise RunError(f'inits.{name} is empty: give the path of a checkpoint, or leave it out')
     if name not in towers:
       inside = suggest(name, towers) if towers else 'it is one tower; start it from init'
       raise RunError(f'inits.{name}: {cfg.model.kind} has no tower of that name: {inside}')

@@ -13,10 +13,13 @@ import numpy as np
 from flax import nnx
 
 from vit_jax import models
+from vit_jax.architecture import Composition, encoders
 from vit_jax.architecture.card import Card, about
 from vit_jax.convert import read
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
+from vit_jax.costs.step import Pass
+from vit_jax.costs.step import step as step_flops
 from vit_jax.data import folds
 from vit_jax.data.classes import aligned
 from vit_jax.data.examples import NoSplitError, check_classes
@@ -83,7 +86,8 @@ class Experiment:
     for start in self._starts:
       self.class_names = start.set_classes(self.class_names)
       model = start.within(model)
-    card = next((start.card for start in self._starts if start.sees), card)
+    seeing = [start for start in self._starts if start.sees]
+    card = seeing[0].card if seeing else card
     if known:
       model = _with_classes(model, known.model)
     model = cfg.task.adapt(model.resolve(), self.class_names)
@@ -92,10 +96,18 @@ class Experiment:
     self.notes: list[str] = [*cfg.task.notes(model, self.class_names)]
     for start in self._starts:
       start.settle(start.of(model))
-      start.compare(wishes or {}, {
-        **schema.leaves(model, 'model.'), **schema.leaves(self.config.task, 'task.')
-      })  # fmt: skip
+      mine = {f'model.{start.tower}.'.replace('..', '.'), *(['task.'] * (start in seeing[:1]))}
+      every = {**schema.leaves(model, 'model.'), **schema.leaves(self.config.task, 'task.')}
+      start.compare(wishes or {}, {n: v for n, v in every.items() if n.startswith(tuple(mine))})
       self.notes += start.notes
+    others = [
+      start.tower for start in seeing if (start.card.mean, start.card.std) != (card.mean, card.std)
+    ]  # fmt: skip
+    if others and getattr(cfg.task, 'mean', ()) is None:
+      self.notes.append(
+        f'images are normalised with mean {card.mean} and std {card.std}, as {seeing[0].path} was '
+        f'trained; {", ".join(others)} had others'
+      )
     self.rows = self.config.task.rows(model, self.config.data.crop, train=True)
     if training and 'label' in self.rows.needs:
       check_classes(self.source)
@@ -241,6 +253,27 @@ class Experiment:
       state, frozen, batch, hyper, task=cfg.task, config=cfg.optim, names=hyper_lib.names(cfg)
     )
 
+  def flops(self, *, examples: int = 0) -> int:
+    """FLOPs of training on one example once, by the passes of the task.
+
+    Args:
+      examples: on each device at a time; see `costs.step.step`.
+    """
+    model, passes = self.config.model, self.config.task.passes(self.config.model)
+    leaves = jax.tree_util.tree_leaves_with_path(self.abstract_state.model)
+    trained = {tree.group(path) for path, _ in leaves}
+
+    def own(one: Pass) -> Pass:
+      """With the names of what is trained, where it is of the model or one of its towers."""
+      for name, tower in {'': model, **encoders(model)}.items():
+        if one.model is tower:
+          prefix = f'{name}/' if name else ''
+          names = {n.removeprefix(prefix) for n in trained if n.startswith(prefix)}
+          return one._replace(trained=names)
+      return one
+
+    return step_flops(map(own, passes) if self.config.task.frozen else passes, examples=examples)
+
   @property
   def card(self) -> Card:
     """What the trained model will expect of images."""
@@ -321,8 +354,12 @@ def _prepared(cfg: config_lib.Config, card: Card) -> config_lib.Config:
 
 
 def _with_classes(model: Any, known: Mapping[str, Any]) -> Any:
-  """An architecture with the numbers of classes, of its towers too, that a checkpoint has."""
-  towers = getattr(model, 'towers', {})
-  if towers:
-    return model.with_towers(**{n: _with_classes(t, known[n]) for n, t in towers.items()})
+  """An architecture with the numbers of classes that a checkpoint has.
+
+  Of a composition with all that is in no tower.
+  """
+  if isinstance(model, Composition):
+    own = {n: tuple(v) if isinstance(v, list) else v for n, v in known.items() if n in model.own}
+    towers = {n: _with_classes(t, known[n]) for n, t in model.towers.items() if n in known}
+    return model.with_towers(**towers, **own)
   return dataclasses.replace(model, num_classes=known.get('num_classes', 0) or model.num_classes)

@@ -72,6 +72,7 @@ class Start:
     if name:
       self.notes.append(f'{self._field}: of {self.path} the tower {name!r} is read')
       self._config, self._leaves = encoders(self._config)[name], _inside(self._leaves, name)
+    _refuse_own(fields, self._config, self._field, self.path)
     self.model: Any = adapt.changed(self._config, _given(fields, keep=bool(keep)))
     self.card: Card = opened.card
     channels = [t.in_channels for t in encoders(self.model).values() if hasattr(t, 'in_channels')]
@@ -179,6 +180,19 @@ class Start:
     return {f'{self.tower}/{name}'.lstrip('/'): leaf for name, leaf in found.items()}
 
 
+def _refuse_own(fields: Any, config: Any, field: str, path: str) -> None:
+  """Raises RunError for fields of a composition, of no tower, that a checkpoint has otherwise."""
+  if not isinstance(fields, Composition):
+    return
+  defaults = {each.name: each.default for each in dataclasses.fields(fields)}
+  for name, value in fields.own.items():
+    if value is not None and value != defaults[name] and value != config.own[name]:
+      raise RunError(
+        f'{field}={path} has model.{name}={config.own[name]}, which a run that starts from it '
+        f'cannot change to {value}'
+      )
+
+
 def _given(fields: Any, *, keep: bool = False) -> dict[str, Any]:
   """The fields of an architecture that a run sets; those of towers by their names.
 
@@ -205,22 +219,25 @@ def _open(
   except HintsError:
     with notes.printed(io.StringIO()):  # it is opened once more
       opened = read.open_checkpoint(path, **choice)
-  name = _tower(opened.config, fields, chosen_tower or tower, f'{field}={path}')
+  name = _tower(opened.config, fields, chosen_tower, tower, f'{field}={path}')
   own: Any = {name: hints}
   with notes.printed():
     return read.open_checkpoint(path, **choice, **own), name
 
 
-def _tower(config: Any, fields: Any, wanted: str, where: str) -> str:
+def _tower(config: Any, fields: Any, wanted: str, own: str, where: str) -> str:
   """The name of the tower in a checkpoint that is of the kind of `fields`."""
   inside = f'{where} has a model of the kind {config.kind}'
   towers = {name: tower for name, tower in encoders(config).items() if name}
+  if wanted and getattr(towers.get(wanted), 'kind', '') != fields.kind:
+    raise RunError(f'{inside}, in which there is no tower {wanted!r} of the kind {fields.kind}: '
+                   f'{suggest(wanted, towers) if towers else "it is a single one"}')  # fmt: skip
   if isinstance(fields, Composition) or not towers:
     way = '; a tower alone starts from --config.inits.TOWER=PATH' * isinstance(fields, Composition)
     raise RunError(f'{inside}, not of the kind {fields.kind}{way}')
   fitting = [name for name, tower in towers.items() if tower.kind == fields.kind]
-  if wanted in fitting:
-    return wanted
+  if (wanted or own) in fitting:
+    return wanted or own
   if len(fitting) != 1:
     raise RunError(
       f'{inside} with the towers {", ".join(towers)}: choose one of the kind {fields.kind} by '

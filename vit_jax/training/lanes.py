@@ -34,6 +34,8 @@ class Lanes(Experiment):
   def __init__(self, cfg: config_lib.Config, *arguments: Any, **options: Any):
     self.lanes = hyper_lib.lanes(cfg)
     super().__init__(cfg, *arguments, **options)
+    if self.batch_axes and cfg.task.frozen:
+      self.notes.append(f'all lanes have the frozen parameters of one run, that of seed={cfg.seed}')
 
   @property
   def examples_per_step(self) -> int:

@@ -13,7 +13,6 @@ import jax
 from vit_jax.core import paths
 from vit_jax.costs import flops
 from vit_jax.costs.chips import PEAKS
-from vit_jax.costs.step import step as step_flops
 from vit_jax.nn import sharding
 from vit_jax.training import config as config_lib
 from vit_jax.training.experiment import Experiment
@@ -38,7 +37,7 @@ def facts(
   seconds = chrono.seconds['step'] + chrono.seconds['input']
   rate = steps * experiment.examples_per_step / max(seconds, 1e-9) / chips
   at_a_time = cfg.batch_size // sharding.shards('batch') // cfg.optim.accumulate
-  per_image = step_flops(cfg.task.passes(cfg.model), examples=at_a_time)
+  per_image = experiment.flops(examples=at_a_time)
   peak = PEAKS.get(kind)
   return {
     'step': experiment.total,

@@ -137,13 +137,14 @@ class Workdir:
         replaced = bool(self.changes(record))
       except RunError:
         replaced = True
+      new = not self.checkpoints().steps  # whatever is in frozen/ is not of this run
       try:
         # Last what says which run this is: an interrupted deletion is repeated.
         for name in (
           'result.json', 'checkpoints', 'frozen', 'evals', 'profile', 'metrics.jsonl',
           'config.json',
         ):  # fmt: skip
-          if delete:
+          if delete or (new and name == 'frozen'):
             paths.delete(self.path / name)
       except OSError as error:
         raise RunError(f'cannot delete the run in --workdir={self}: {error.strerror}') from None
