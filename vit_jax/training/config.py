@@ -199,9 +199,11 @@ def started(
         'architecture; leave one of them out'
       )
     node = functools.reduce(operator.getitem, section.split('.'), tree)
+    several = any(isinstance(value, Mapping) for value in fields.values())
     for field, value in fields.items():
       name = f'{section}.{field}'
-      own = field in OWN or isinstance(value, Mapping)
+      # What a composition has beside its towers is compared when the checkpoint is open.
+      own = field in OWN or (several and field != 'variant')
       if name not in insisted and value is not None and not (own and section != 'task'):
         node[field] = '' if field == 'variant' else None
         if field != 'variant':
