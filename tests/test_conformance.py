@@ -320,7 +320,8 @@ def one_device():
 def test_towers_start_from_checkpoints_of_their_own(data_dir, tmp_path, capsys):
   """One from a run, with another size of images; one from a file of another dialect.
 
-  What was decided from them is kept with the run, which goes on without them.
+  What was decided from them is kept with the run, which goes on without them. More than ten
+  seconds: three runs and a killed one.
   """
   plain = dict(name='classification')
   config = lambda model: config_lib.complete(  # noqa: E731
@@ -476,7 +477,10 @@ def test_two_processes_leave_what_one_does(data_dir, tmp_path):
 
 
 def test_frozen_parameters_of_unrolled_lanes(data_dir, tmp_path):
-  """In checkpoints they lie as those of one scanned run, and such a run goes on from there."""
+  """In checkpoints they lie as those of one scanned run, and such a run goes on from there.
+
+  More than ten seconds: two runs, one of them killed, of two towers each.
+  """
   rolled = configured('toy_lit', data_dir)
   config = configured('toy_lit', data_dir, model__image__scan=False)
   config = config_lib.complete({**config.to_dict(), 'lanes': {'temperature': (0.05, 0.2)}})
