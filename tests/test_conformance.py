@@ -323,7 +323,7 @@ def test_towers_start_from_checkpoints_of_their_own(data_dir, tmp_path, capsys):
   What was decided from them is kept with the run, which goes on without them. More than ten
   seconds: three runs and a killed one.
   """
-  plain = dict(name='classification')
+  plain = dict(name='classification', mean=(0.25,))
   config = lambda model: config_lib.complete(  # noqa: E731
     configured('toy_set', data_dir).to_dict() | {'task': plain, 'model': model, 'evals': {}}
   )
@@ -343,6 +343,8 @@ def test_towers_start_from_checkpoints_of_their_own(data_dir, tmp_path, capsys):
   with one_device():
     experiment = lanes.experiment(schema.build(config_lib.Config, config_lib.to_dict(config)))
     assert experiment.config.model.left.dtype == 'bfloat16'
+    assert experiment.config.task.mean == (0.25,)
+    assert 'images are normalised with mean (0.25,)' in '\n'.join(experiment.notes)
     state = experiment.stack(experiment.init())
     model = tree.flatten(tree.merge(state.model, experiment.stacked_frozen()))
   left = tree.flatten(vit_jax.load(tmp_path / 'one', image_size=(16, 16), num_classes=0))

@@ -33,7 +33,7 @@ from vit_jax.tasks.task import Coupled
 from vit_jax.training import config as config_lib
 from vit_jax.training import hyper as hyper_lib
 from vit_jax.training.hyper import Hyper
-from vit_jax.training.initial import starts
+from vit_jax.training.initial import said, starts
 from vit_jax.training.state import State, init_state, train_step
 from vit_jax.training.workdir import Known
 
@@ -86,28 +86,16 @@ class Experiment:
     for start in self._starts:
       self.class_names = start.set_classes(self.class_names)
       model = start.within(model)
-    seeing = [start for start in self._starts if start.sees]
-    card = seeing[0].card if seeing else card
+    card = next((start.card for start in self._starts if start.sees), card)
     if known:
       model = _with_classes(model, known.model)
     model = cfg.task.adapt(model.resolve(), self.class_names)
     self.config = dataclasses.replace(_prepared(cfg, card), model=model)
     self.decided = schema.decided(asked, self.config)
-    self.notes: list[str] = [*cfg.task.notes(model, self.class_names)]
-    for start in self._starts:
-      start.settle(start.of(model))
-      mine = {f'model.{start.tower}.'.replace('..', '.'), *(['task.'] * (start in seeing[:1]))}
-      every = {**schema.leaves(model, 'model.'), **schema.leaves(self.config.task, 'task.')}
-      start.compare(wishes or {}, {n: v for n, v in every.items() if n.startswith(tuple(mine))})
-      self.notes += start.notes
-    others = [
-      start.tower for start in seeing if (start.card.mean, start.card.std) != (card.mean, card.std)
-    ]  # fmt: skip
-    if others and getattr(cfg.task, 'mean', ()) is None:
-      self.notes.append(
-        f'images are normalised with mean {card.mean} and std {card.std}, as {seeing[0].path} was '
-        f'trained; {", ".join(others)} had others'
-      )
+    self.notes: list[str] = [
+      *cfg.task.notes(model, self.class_names),
+      *said(self._starts, wishes or {}, model, cfg.task, self.config.task),
+    ]
     self.rows = self.config.task.rows(model, self.config.data.crop, train=True)
     if training and 'label' in self.rows.needs:
       check_classes(self.source)

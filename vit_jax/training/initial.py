@@ -34,6 +34,39 @@ def starts(cfg: Config) -> list[Start]:
   return [Start(path, cfg.model.towers[name], name) for name, path in cfg.inits.items()]
 
 
+def said(
+  every: Sequence[Start], wishes: Mapping[str, Any], model: Any, asked: Any, task: Any
+) -> list[str]:
+  """Settles what is taken over, and says so, a line for each fact.
+
+  Args:
+    every: the starts of a run.
+    wishes: of `config.started`.
+    model: what the run has made of all of them.
+    asked: the task as it was configured.
+    task: as it is.
+  """
+  lines = []
+  seeing = [start for start in every if start.sees]
+  decided = {**schema.leaves(model, 'model.'), **schema.leaves(task, 'task.')}
+  for start in every:
+    start.settle(model.towers[start.tower] if start.tower else model)
+    sections = [f'model.{start.tower}.' if start.tower else 'model.']
+    if seeing and start is seeing[0]:  # images are normalised as that one was trained
+      sections.append('task.')
+    own = {n: value for n, value in decided.items() if n.startswith(tuple(sections))}
+    start.compare(wishes, own)
+    lines += start.notes
+  statistics = [(start.card.mean, start.card.std) for start in seeing]
+  if len(set(statistics)) > 1 and getattr(asked, 'mean', ()) is None:
+    mean, std = statistics[0]
+    lines.append(
+      f'images are normalised with mean {mean} and std {std}, as {seeing[0].path} was trained; '
+      'the other towers were trained with others'
+    )
+  return lines
+
+
 class Start:
   """What a model, or one of its towers, takes over from a checkpoint, before anything is read.
 
@@ -89,10 +122,6 @@ class Start:
   def within(self, model: Any) -> Any:
     """A model's configuration with what was found."""
     return model.with_towers(**{self.tower: self.model}) if self.tower else self.model
-
-  def of(self, model: Any) -> Any:
-    """The inverse: of the configuration of a whole model what belongs to this."""
-    return model.towers[self.tower] if self.tower else model
 
   def set_classes(self, names: Sequence[str]) -> tuple[str, ...]:
     """Decides what becomes of the head of a single model: kept for the same classes by name.
@@ -151,7 +180,7 @@ class Start:
       self.notes.append(f'to have it as the configuration says: {ways}')
 
   def settle(self, model: Any) -> None:
-    """Decides what is taken over for `model`, what the run has made of `self.model`."""
+    """Decides what is taken over for `model`, which the run has made of `self.model`."""
     mine, theirs = encoders(model), encoders(self._config)
     for name, tower in mine.items():
       if self._fresh_head or tower.num_classes != theirs[name].num_classes:
@@ -220,7 +249,9 @@ def _open(
     with notes.printed(io.StringIO()):  # it is opened once more
       opened = read.open_checkpoint(path, **choice)
   name = _tower(opened.config, fields, chosen_tower, tower, f'{field}={path}')
-  own: Any = {name: hints}
+  own: Any = hints
+  for part in reversed(name.split('/')):
+    own = {part: own}
   with notes.printed():
     return read.open_checkpoint(path, **choice, **own), name
 
