@@ -6,6 +6,7 @@ dataclasses and docstrings, sizes of models from `vit_jax.flops`.
 
 import dataclasses
 import functools
+import inspect
 import pathlib
 import re
 import typing
@@ -30,9 +31,10 @@ def described(cls):
   """What docstrings say of the fields of a dataclass, those of its parents included."""
   found = {}
   for parent in reversed(cls.__mro__):
-    _, _, attributes = (parent.__doc__ or '').partition('Attributes:\n')
+    # Python 3.13 takes the indentation away itself.
+    _, _, attributes = inspect.cleandoc(parent.__doc__ or '').partition('Attributes:\n')
     for names, text in re.findall(
-      r'^ {4}(\w[\w, ]*): (.*?)(?=^ {4}\w|\Z)', attributes, re.M | re.S
+      r'^ {2}(\w[\w, ]*): (.*?)(?=^ {2}\w|\Z)', attributes, re.M | re.S
     ):
       found |= dict.fromkeys(names.split(', '), ' '.join(text.split()))
   return found
