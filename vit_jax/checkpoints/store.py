@@ -509,7 +509,7 @@ def _begin(array: Any, leaf: jax.ShapeDtypeStruct) -> Callable[[], dict[Any, np.
 
   Parts that make up one block are read as that: what lies on disk as one piece is decoded once.
   """
-  bounds = {_key(part): _bounds(part, leaf.shape) for part in _parts(leaf)}
+  bounds = {_key(part): sharding.bounds(part, leaf.shape) for part in _parts(leaf)}
   around = [
     (min(start for start, _ in axis), max(stop for _, stop in axis))
     for axis in zip(*bounds.values(), strict=True)
@@ -528,11 +528,6 @@ def _slices(bounds: Collection[tuple[int, int]]) -> tuple[slice, ...]:
   return tuple(slice(start, stop) for start, stop in bounds)
 
 
-def _bounds(part: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-  """Where a part of an array begins and ends."""
-  return tuple(cut.indices(size)[:2] for cut, size in zip(part, shape, strict=True))
-
-
 def _volume(bounds: Collection[tuple[int, int]]) -> int:
   return math.prod(stop - start for start, stop in bounds)
 
@@ -541,7 +536,7 @@ def _windows(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> list[list[str]]:
   """Names of arrays to be read at once: as many as make up `_AT_A_TIME`, and at least one."""
   windows, room = [], 0
   for name, leaf in wanted.items():
-    bounds = {_bounds(part, leaf.shape) for part in _parts(leaf)}
+    bounds = {sharding.bounds(part, leaf.shape) for part in _parts(leaf)}
     here = sum(map(_volume, bounds)) * leaf.dtype.itemsize
     if here > room:
       windows.append([])

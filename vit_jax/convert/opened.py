@@ -22,7 +22,7 @@ from vit_jax.architecture.card import Card
 from vit_jax.convert import adapt, layout
 from vit_jax.core.errors import RunError
 from vit_jax.core.misfits import misfits, refuse
-from vit_jax.nn import tree
+from vit_jax.nn import sharding, tree
 
 TYPES = {np.dtype(t) for t in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)}
 Wanted = Mapping[str, jax.ShapeDtypeStruct]
@@ -162,10 +162,10 @@ class Opened:
       parts = [part for part in own if part is not None]
     blocks = self._blocks(name, leaf, pieces, arrays, parts)
     if leaf.sharding is None:
-      return blocks[_bounds(whole, leaf.shape)]
+      return blocks[sharding.bounds(whole, leaf.shape)]
     return jax.block_until_ready(
       jax.make_array_from_callback(
-        leaf.shape, leaf.sharding, lambda part: blocks[_bounds(part, leaf.shape)]
+        leaf.shape, leaf.sharding, lambda part: blocks[sharding.bounds(part, leaf.shape)]
       )
     )
 
@@ -174,7 +174,7 @@ class Opened:
     arrays: Mapping[str, Any], parts: Iterable[Any],
   ) -> dict[Any, np.ndarray]:  # fmt: skip
     """Parts of a parameter by their bounds; beside them one array of the file is held."""
-    keys = {_bounds(part, leaf.shape): part for part in parts}
+    keys = {sharding.bounds(part, leaf.shape): part for part in parts}
     blocks = {key: np.empty([b - a for a, b in key], leaf.dtype) for key in keys}
     for layer, rule, at in pieces:
       self._kind(name, arrays[rule.theirs])
@@ -215,8 +215,3 @@ class Opened:
     if self.rules is not None:
       arrays = layout.write([rule for rule in self.rules if rule.theirs in self.fresh], arrays)
     return {name: arrays[name] for name in self.fresh}
-
-
-def _bounds(part: Any, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-  """Where a part of an array begins and ends."""
-  return tuple(cut.indices(size)[:2] for cut, size in zip(part, shape, strict=True))

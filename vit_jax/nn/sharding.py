@@ -152,6 +152,11 @@ def fill_shardings(abstract: Any) -> Any:
   )
 
 
+def bounds(part: Any, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+  """Where a part of an array, given by slices, begins and ends along each axis."""
+  return tuple(cut.indices(size)[:2] for cut, size in zip(part, shape, strict=True))
+
+
 class BatchLayout:
   """Which rows of a global batch this process holds, and how they become one global array."""
 
