@@ -199,6 +199,11 @@ def test_a_run_is_killed_resumed_forked_and_exported(name, data_dir, tmp_path):
   with jax.set_mesh(sharding.make_mesh('data')):
     experiment, state = restore(str(tmp_path / 'whole'))
     judged = tree.flatten(experiment.config.task.judged(state, experiment.frozen))
+  facts = Workdir(tmp_path / 'whole').checkpoints().facts()
+  assert facts['task'].pop('name') == name
+  assert facts['task'].keys() == vars(experiment.config.task).keys()
+  rows = experiment.config.task.rows(experiment.config.model, None, train=False)
+  assert facts['rows']['arrays'].keys() == rows.arrays().keys()
   exported = tree.flatten(vit_jax.load(tmp_path / 'whole'))
   assert exported.keys() == judged.keys()
   for path, leaf in exported.items():

@@ -29,6 +29,7 @@ from vit_jax.nn import sharding, tree
 from vit_jax.nn.encoder import is_unrolled, split_layers, stack_layers
 from vit_jax.nn.sharding import BatchLayout
 from vit_jax.optim import schedules
+from vit_jax.tasks import TASKS
 from vit_jax.tasks.task import Coupled
 from vit_jax.training import config as config_lib
 from vit_jax.training import hyper as hyper_lib
@@ -270,7 +271,7 @@ class Experiment:
     return cfg.task.card(cfg.model, crops[0] if crops else cfg.data.crop, self.class_names)
 
   def described(self) -> dict[str, Any]:
-    """What a checkpoint says of the model that is judged, and where its arrays are."""
+    """What a checkpoint says: the model that is judged, where its arrays are, task and rows."""
     named = lambda path, _: tree.name(path)  # noqa: E731
     state = jax.tree_util.tree_map_with_path(named, self.abstract_state)
     frozen = jax.tree_util.tree_map_with_path(
@@ -278,7 +279,24 @@ class Experiment:
     )
     model = self.config.task.judged(state, frozen)
     where = [there.removesuffix(own) for own, there in tree.flatten(model).items()]
-    return {**about(model.config, self.card), 'judged': list(dict.fromkeys(where))}
+    return {
+      **about(model.config, self.card), 'judged': list(dict.fromkeys(where)), **self._purpose()
+    }  # fmt: skip
+
+  def _purpose(self) -> dict[str, Any]:
+    """What a checkpoint says of its task, and of the rows that the task judges by."""
+    cfg = self.config
+    task = next(name for name, kind in TASKS.items() if kind is type(cfg.task))
+    crop = next((evaluator.crop for evaluator in cfg.evals.values()), cfg.data.crop)
+    rows = cfg.task.rows(cfg.model, crop, train=False)
+    plain = lambda value: getattr(value, 'text', value)  # noqa: E731
+    return {
+      'task': {'name': task, **{name: plain(value) for name, value in vars(cfg.task).items()}},
+      'rows': {
+        'name': type(rows).__name__, 'needs': list(rows.needs),
+        'arrays': {n: [np.dtype(a.dtype).name, list(a.shape)] for n, a in rows.arrays().items()},
+      },
+    }  # fmt: skip
 
   def evaluators(self) -> dict[str, Evaluation]:
     """The evaluations of the run by name, their data opened.
