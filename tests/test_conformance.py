@@ -101,14 +101,23 @@ def configured(name, data_dir, optimizer='adamw', **changes):
   return config_lib.complete(config.to_dict())
 
 
+def one_device():
+  return jax.set_mesh(jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1]))
+
+
+def built(config):
+  """The experiment of a configuration, on the mesh in context."""
+  return lanes.experiment(schema.build(config_lib.Config, config_lib.to_dict(config)))
+
+
 def stepped(config, layout=None, steps=3):
   """Metrics of some steps, and the state at their end, of an experiment under a mesh."""
   with (
     jax.set_mesh(sharding.make_mesh(layout, jax.devices()[: 8 if layout else 1]))
     if (layout)
-    else jax.set_mesh(jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1]))
+    else one_device()
   ):
-    experiment = lanes.experiment(schema.build(config_lib.Config, config_lib.to_dict(config)))
+    experiment = built(config)
     state, step = experiment.split(experiment.init()), experiment.train_step()
     history, stream = [], experiment.batches(0)
     for number, batch in zip(range(steps), stream, strict=False):
@@ -220,8 +229,8 @@ def test_a_plan(name, data_dir):
   found = plan(config, 'v5e:2x2')
   assert found.fits
   assert found.step_time
-  with jax.set_mesh(jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1])):
-    experiment = lanes.experiment(schema.build(config_lib.Config, config_lib.to_dict(config)))
+  with one_device():
+    experiment = built(config)
   size = lambda held: sum(leaf.size for leaf in jax.tree.leaves(held))  # noqa: E731
   trained, frozen = size(experiment.abstract_state.model), size(experiment.frozen)
   assert bool(frozen) == bool(experiment.config.task.frozen)
@@ -288,7 +297,7 @@ def test_what_a_task_returns_is_checked(fault, message, data_dir, monkeypatch):
   monkeypatch.setitem(CASES, 'sloppy', CASES['toy_set'])
   config = configured('sloppy', data_dir, optim__accumulate=2, task__fault=fault)
   with one_device():
-    it = lanes.experiment(schema.build(config_lib.Config, config_lib.to_dict(config)))
+    it = built(config)
     batch = next(it.batches(0))
     with pytest.raises((TypeError, KeyError), match=message):
       jax.eval_shape(it.train_step(), it.abstract_state, it.frozen, batch, it.hyper(0))
@@ -303,8 +312,8 @@ def test_frozen_parameters_cost_nothing(data_dir, tmp_path):
   many = config_lib.complete({**config.to_dict(), 'lanes': {'temperature': (0.1,) * 4}})
   compiled, held = [], []
   for each in (config, many):
-    with jax.set_mesh(jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1])):
-      experiment = lanes.experiment(schema.build(config_lib.Config, config_lib.to_dict(each)))
+    with one_device():
+      experiment = built(each)
       state = experiment.split(experiment.init())
       batch = next(experiment.batches(0))
       step = experiment.train_step().lower(state, experiment.frozen, batch, experiment.hyper(0))
@@ -319,10 +328,6 @@ def test_frozen_parameters_cost_nothing(data_dir, tmp_path):
   assert states == 4 * state
   for found, own in zip(compiled, (state, states), strict=True):
     assert found == pytest.approx(own + frozen + batch, rel=0.02)
-
-
-def one_device():
-  return jax.set_mesh(jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1]))
 
 
 def test_towers_start_from_checkpoints_of_their_own(data_dir, tmp_path, capsys):
@@ -349,7 +354,7 @@ def test_towers_start_from_checkpoints_of_their_own(data_dir, tmp_path, capsys):
   )
   assert not wishes
   with one_device():
-    experiment = lanes.experiment(schema.build(config_lib.Config, config_lib.to_dict(config)))
+    experiment = built(config)
     assert experiment.config.model.left.dtype == 'bfloat16'
     assert experiment.config.task.mean == (0.25,)
     assert 'images are normalised with mean (0.25,)' in '\n'.join(experiment.notes)
@@ -501,8 +506,8 @@ def test_frozen_parameters_of_unrolled_lanes(data_dir, tmp_path):
   again = evaluate(str(tmp_path / 'cut'))
   for name, values in again.items():
     np.testing.assert_allclose(values, result['metrics'][name], rtol=1e-5)
-  with jax.set_mesh(jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1])):
-    experiment = lanes.experiment(schema.build(config_lib.Config, config_lib.to_dict(rolled)))
+  with one_device():
+    experiment = built(rolled)
     saved = Workdir(tmp_path / 'cut').frozen(experiment.frozen)
     experiment.init()
     jax.tree.map(np.testing.assert_array_equal, saved, experiment.frozen)
@@ -535,7 +540,7 @@ def test_what_a_step_costs(name, data_dir):
 
 def assert_costs(config):
   """The count of a step is that of its program."""
-  experiment = lanes.experiment(schema.build(config_lib.Config, config_lib.to_dict(config)))
+  experiment = built(config)
   batch = {
     n: jax.ShapeDtypeStruct((config.batch_size, *array.shape), array.dtype)
     for n, array in arrays(experiment.rows).items()

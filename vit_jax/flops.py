@@ -98,7 +98,9 @@ def record(config: Any, batch: int, images: float) -> dict[str, Any]:
 def _with_remat(config: Any, policy: str) -> Any:
   if not isinstance(config, Composition):
     return dataclasses.replace(config, remat=policy)
-  return config.with_towers(**{n: _with_remat(t, policy) for n, t in config.towers.items()})
+  return dataclasses.replace(
+    config, **{n: _with_remat(t, policy) for n, t in config.towers.items()}
+  )
 
 
 def main(

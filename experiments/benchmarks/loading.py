@@ -59,11 +59,11 @@ def status(field):
 
 path, of = sys.argv[1], int(sys.argv[2])
 
-class Share:  # what the first of `of` processes holds: a part of the longest axis
-  def addressable_devices_indices_map(self, shape):
-    axis = max(range(len(shape)), key=lambda i: (i > 0 or len(shape) == 1, shape[i]))
-    size = shape[axis] // of if shape[axis] % of == 0 else shape[axis]
-    return {0: tuple(slice(0, size if i == axis else n) for i, n in enumerate(shape))}
+def share(shape):
+  # What the first of `of` processes holds: a part of the longest axis.
+  axis = max(range(len(shape)), key=lambda i: (i > 0 or len(shape) == 1, shape[i]))
+  size = shape[axis] // of if shape[axis] % of == 0 else shape[axis]
+  return tuple((0, size if i == axis else n) for i, n in enumerate(shape))
 
 opened = open_checkpoint(path)
 leaves, arrays = opened.leaves(), {**opened.arrays}
@@ -71,9 +71,8 @@ open('/proc/self/clear_refs', 'w').write('5')
 before, start, held, total = status('VmRSS'), time.perf_counter(), [], 0
 for name, leaf in leaves.items():
   total += 4 * int(np.prod(leaf.shape))
-  parts = Share().addressable_devices_indices_map(leaf.shape).values()
   wanted = jax.ShapeDtypeStruct(leaf.shape, np.float32)
-  held.append(opened._blocks(name, wanted, opened._pieces[name], arrays, parts))
+  held.append(opened._blocks(name, wanted, opened._pieces[name], arrays, [share(leaf.shape)]))
 size = sum(block.nbytes for blocks in held for block in blocks.values())
 print(json.dumps({'peak': status('VmHWM') - before, 'size': size, 'total': total,
                   'seconds': time.perf_counter() - start}))

@@ -70,10 +70,6 @@ class Composition:
     """The fields that are neither towers nor the name of a variant."""
     return {n: value for n, value in vars(self).items() if n not in (*self.towers, 'variant')}
 
-  def with_towers(self, **towers: Any) -> Self:
-    """The same with other towers."""
-    return dataclasses.replace(self, **towers)
-
   @property
   def rest(self) -> tuple[tuple[str, int, int], ...]:
     """What is in none of the towers: names, parameters, and multiply-adds for an example."""
@@ -87,7 +83,7 @@ class Composition:
         found[name] = tower.resolve()
       except RunError as error:
         raise RunError(f'model.{name}: {error}') from None
-    return self.with_towers(**found)
+    return dataclasses.replace(self, **found)
 
 
 def encoders(config: Any) -> dict[str, Any]:
@@ -132,7 +128,7 @@ class TwoTowersArchitecture(Composition):
     if self.variant:
       image = dataclasses.replace(image, variant=image.variant or self.variant)
       text = dataclasses.replace(text, variant=text.variant or f'{family}:{size}')
-    towers: Any = Composition.resolve(self.with_towers(image=image, text=text))
+    towers: Any = Composition.resolve(dataclasses.replace(self, image=image, text=text))
     image, text = towers.image, towers.text
     if family == 'clip':
       space = text.num_classes or image.num_classes or variants.CLIP_SPACE[size]

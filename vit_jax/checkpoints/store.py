@@ -494,38 +494,32 @@ def _load(
       sums[name] = sum(checksum(block) for key, block in blocks.items() if key in own) % 2**32
       if finite and not all(np.isfinite(block).all() for block in blocks.values()):
         odd.append(name)
-      if leaf.sharding is None:
-        (leaves[name],) = blocks.values()
-      else:
-        leaves[name] = jax.make_array_from_callback(
-          leaf.shape, leaf.sharding, lambda index, blocks=blocks: blocks[_key(index)]
-        )
+      leaves[name] = sharding.assembled(leaf, blocks)
     jax.block_until_ready([leaves[name] for name in names])
   return leaves, sums, odd
 
 
-def _begin(array: Any, leaf: jax.ShapeDtypeStruct) -> Callable[[], dict[Any, np.ndarray]]:
+def _begin(
+  array: Any, leaf: jax.ShapeDtypeStruct
+) -> Callable[[], dict[sharding.Bounds, np.ndarray]]:
   """Begins to read this process's parts of an array; what is returned waits for them.
 
   Parts that make up one block are read as that: what lies on disk as one piece is decoded once.
   """
-  bounds = {_key(part): sharding.bounds(part, leaf.shape) for part in _parts(leaf)}
+  parts = sharding.parts(leaf)
   around = [
     (min(start for start, _ in axis), max(stop for _, stop in axis))
-    for axis in zip(*bounds.values(), strict=True)
+    for axis in zip(*parts, strict=True)
   ]
-  if _volume(around) > sum(map(_volume, set(bounds.values()))):
-    reading = {key: array[_slices(each)].read() for key, each in bounds.items()}
-    return lambda: {key: part.result() for key, part in reading.items()}
-  block, first = array[_slices(around)].read(), [start for start, _ in around]
-  return lambda: {
-    key: block.result()[_slices([(a - at, b - at) for (a, b), at in zip(each, first, strict=True)])]
-    for key, each in bounds.items()
-  }
+  if _volume(around) > sum(map(_volume, parts)):
+    reading = {part: array[sharding.slices(part)].read() for part in parts}
+    return lambda: {part: block.result() for part, block in reading.items()}
+  whole, first = array[sharding.slices(around)].read(), [start for start, _ in around]
 
+  def inside(part: sharding.Bounds) -> tuple[slice, ...]:
+    return sharding.slices((a - at, b - at) for (a, b), at in zip(part, first, strict=True))
 
-def _slices(bounds: Collection[tuple[int, int]]) -> tuple[slice, ...]:
-  return tuple(slice(start, stop) for start, stop in bounds)
+  return lambda: {part: whole.result()[inside(part)] for part in parts}
 
 
 def _volume(bounds: Collection[tuple[int, int]]) -> int:
@@ -536,8 +530,7 @@ def _windows(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> list[list[str]]:
   """Names of arrays to be read at once: as many as make up `_AT_A_TIME`, and at least one."""
   windows, room = [], 0
   for name, leaf in wanted.items():
-    bounds = {sharding.bounds(part, leaf.shape) for part in _parts(leaf)}
-    here = sum(map(_volume, bounds)) * leaf.dtype.itemsize
+    here = sum(map(_volume, sharding.parts(leaf))) * leaf.dtype.itemsize
     if here > room:
       windows.append([])
       room = _AT_A_TIME
@@ -546,28 +539,16 @@ def _windows(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> list[list[str]]:
   return windows
 
 
-def _parts(leaf: jax.ShapeDtypeStruct) -> list[tuple[slice, ...]]:
-  """Which part of an array each device of this process holds; without a sharding all of it."""
-  if leaf.sharding is None:
-    return [(slice(None),) * len(leaf.shape)]
-  parts = leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
-  return [part for part in parts if part is not None]
-
-
-def _counted_here(leaf: jax.ShapeDtypeStruct) -> set[tuple[Any, ...]]:
+def _counted_here(leaf: jax.ShapeDtypeStruct) -> set[sharding.Bounds]:
   """Of the parts that several processes hold, each is counted by the first of them."""
   if leaf.sharding is None:
-    return {_key((slice(None),) * len(leaf.shape))} if jax.process_index() == 0 else set()
-  first: dict[tuple[Any, ...], int] = {}
+    return set(sharding.parts(leaf)) if jax.process_index() == 0 else set()
+  first: dict[sharding.Bounds, int] = {}
   for device, part in leaf.sharding.devices_indices_map(leaf.shape).items():
     if part is not None:
-      process = int(device.process_index or 0)
-      first[_key(part)] = min(first.get(_key(part), process), process)
-  return {key for key, process in first.items() if process == jax.process_index()}
-
-
-def _key(index: Any) -> tuple[Any, ...]:
-  return tuple((part.start, part.stop) for part in index)
+      process, where = int(device.process_index or 0), sharding.bounds(part, leaf.shape)
+      first[where] = min(first.get(where, process), process)
+  return {where for where, process in first.items() if process == jax.process_index()}
 
 
 def _added(own: Mapping[str, int]) -> dict[str, int]:

@@ -46,10 +46,9 @@ def adapt(
   leaves = dict(leaves)
   if isinstance(config, Composition):
     for name, tower in config.towers.items():
-      own = {n.removeprefix(f'{name}/'): leaf for n, leaf in leaves.items()
-             if n.startswith(f'{name}/')}  # fmt: skip
+      own = tree.inside(leaves, name)
       new, card, own = adapt(tower, card, own, changes.get(name, {}), patch_method)
-      config = config.with_towers(**{name: new})
+      config = dataclasses.replace(config, **{name: new})
       leaves = {n: leaf for n, leaf in leaves.items() if not n.startswith(f'{name}/')}
       leaves |= {f'{name}/{n}': leaf for n, leaf in own.items()}
     return config, card, leaves
@@ -82,7 +81,7 @@ def changed(config: Any, changes: Mapping[str, Any]) -> Any:
   """
   if isinstance(config, Composition):
     towers = {n: changed(tower, changes.get(n, {})) for n, tower in config.towers.items()}
-    return config.with_towers(**towers)
+    return dataclasses.replace(config, **towers)
   resized = 'image_size' in changes
   changes = {
     k: v for k, v in changes.items()

@@ -155,38 +155,26 @@ class Opened:
     self, name: str, leaf: jax.ShapeDtypeStruct, pieces: list[layout.Piece],
     arrays: Mapping[str, Any],
   ) -> Any:  # fmt: skip
-    whole = tuple(slice(0, size) for size in leaf.shape)
-    parts = [whole]
-    if leaf.sharding is not None:
-      own = leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
-      parts = [part for part in own if part is not None]
-    blocks = self._blocks(name, leaf, pieces, arrays, parts)
-    if leaf.sharding is None:
-      return blocks[sharding.bounds(whole, leaf.shape)]
-    return jax.block_until_ready(
-      jax.make_array_from_callback(
-        leaf.shape, leaf.sharding, lambda part: blocks[sharding.bounds(part, leaf.shape)]
-      )
-    )
+    blocks = self._blocks(name, leaf, pieces, arrays, sharding.parts(leaf))
+    return jax.block_until_ready(sharding.assembled(leaf, blocks))
 
   def _blocks(
     self, name: str, leaf: jax.ShapeDtypeStruct, pieces: list[layout.Piece],
-    arrays: Mapping[str, Any], parts: Iterable[Any],
-  ) -> dict[Any, np.ndarray]:  # fmt: skip
-    """Parts of a parameter by their bounds; beside them one array of the file is held."""
-    keys = {sharding.bounds(part, leaf.shape): part for part in parts}
-    blocks = {key: np.empty([b - a for a, b in key], leaf.dtype) for key in keys}
+    arrays: Mapping[str, Any], parts: Iterable[sharding.Bounds],
+  ) -> dict[sharding.Bounds, np.ndarray]:  # fmt: skip
+    """Parts of a parameter; beside them one array of the file is held."""
+    blocks = {part: np.empty([b - a for a, b in part], leaf.dtype) for part in parts}
     for layer, rule, at in pieces:
       self._kind(name, arrays[rule.theirs])
       with np.errstate(over='ignore'):  # what becomes infinite is refused
         array = rule.read(np.asarray(arrays[rule.theirs]))[at].astype(leaf.dtype, copy=False)
       if not np.isfinite(array).all():
         raise RunError(f'{self.where}: {name} has values that are not finite')
-      for key, part in keys.items():
+      for part, block in blocks.items():
         if layer is None:
-          blocks[key][...] = array[part]
-        elif key[0][0] <= layer < key[0][1]:
-          blocks[key][layer - key[0][0]] = array[part[1:]]
+          block[...] = array[sharding.slices(part)]
+        elif part[0][0] <= layer < part[0][1]:
+          block[layer - part[0][0]] = array[sharding.slices(part[1:])]
     return blocks
 
   def _kind(self, name: str, array: Any) -> np.dtype:

@@ -65,8 +65,8 @@ def with_hints(config: Any, hints: Mapping[str, Any], where: str) -> Any:
     if towers and name not in towers:
       raise HintsError(f'{where} has no tower {name!r}: {suggest(name, towers)}')
   if towers:
-    return config.with_towers(
-      **{n: with_hints(tower, hints.get(n, {}), where) for n, tower in towers.items()}
+    return dataclasses.replace(
+      config, **{n: with_hints(tower, hints.get(n, {}), where) for n, tower in towers.items()}
     )
   fields = {field.name for field in dataclasses.fields(config)}
   if wrong := [name for name in hints if name not in fields]:

@@ -9,7 +9,7 @@ Without a mesh in context every helper here degrades to plain single-device JAX.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -152,9 +152,35 @@ def fill_shardings(abstract: Any) -> Any:
   )
 
 
-def bounds(part: Any, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-  """Where a part of an array, given by slices, begins and ends along each axis."""
+Bounds = tuple[tuple[int, int], ...]  # where a part of an array begins and ends along each axis
+
+
+def bounds(part: Any, shape: tuple[int, ...]) -> Bounds:
+  """Of a part that is given by slices."""
   return tuple(cut.indices(size)[:2] for cut, size in zip(part, shape, strict=True))
+
+
+def slices(part: Iterable[tuple[int, int]]) -> tuple[slice, ...]:
+  """The inverse of `bounds`."""
+  return tuple(slice(start, stop) for start, stop in part)
+
+
+def parts(leaf: jax.ShapeDtypeStruct) -> list[Bounds]:
+  """The different parts of an array that this process holds; without a sharding all of it."""
+  if leaf.sharding is None:
+    return [tuple((0, size) for size in leaf.shape)]
+  own = leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
+  return list(dict.fromkeys(bounds(part, leaf.shape) for part in own if part is not None))
+
+
+def assembled(leaf: jax.ShapeDtypeStruct, blocks: Mapping[Bounds, np.ndarray]) -> Any:
+  """An array from its `parts`: a global one as its sharding says, or NumPy's."""
+  if leaf.sharding is None:
+    (block,) = blocks.values()
+    return block
+  return jax.make_array_from_callback(
+    leaf.shape, leaf.sharding, lambda part: blocks[bounds(part, leaf.shape)]
+  )
 
 
 class BatchLayout:

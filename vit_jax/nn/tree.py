@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -86,6 +86,12 @@ def merge(one: Any, other: Any) -> Any:
 def flatten(tree: Any) -> dict[str, Any]:
   """Leaf by name."""
   return {name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def inside(leaves: Mapping[str, Any], tower: str) -> dict[str, Any]:
+  """Those of a tower by their names in it; all of them, if it has no name."""
+  prefix = f'{tower}/' if tower else ''
+  return {n.removeprefix(prefix): leaf for n, leaf in leaves.items() if n.startswith(prefix)}
 
 
 def unflatten(like: Any, leaves: dict[str, Any]) -> Any:

@@ -271,9 +271,8 @@ def without_free(config: Mapping[str, Any], path: str = '') -> dict[str, Any]:
 
 def is_free(name: str) -> bool:
   """Whether a run may be continued with another value of a field."""
-  return any(f'{name}.'.startswith(f'{known}.') for known in FREE) or bool(
-    re.fullmatch(r'model\.(\w+\.)*(scan|remat)', name)
-  )
+  name = re.sub(r'^model\.(\w+\.)*', 'model.', name)  # of a tower as of a model
+  return any(f'{name}.'.startswith(f'{known}.') for known in FREE)
 
 
 def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -178,15 +178,18 @@ class Experiment:
 
   def init(self) -> State:
     """The initial state; equal seeds give equal values on any mesh. Sets `frozen`."""
+    state, frozen = jax.jit(self._init)(self._seeds(), self._taken() if self._starts else {})
+    self.adopt(frozen)
+    return state
+
+  def _taken(self) -> dict[str, jax.Array]:
+    """Parameters that come from checkpoints, on the devices, by name."""
     leaves: dict[str, Any] = {}
     for start in self._starts:
       leaves |= start.leaves()
     whole = jax.eval_shape(lambda: tree.merge(*self._divided(self._model())))
     wanted = tree.flatten(sharding.fill_shardings(whole))
-    taken = read.placed(leaves, {name: wanted[name] for name in leaves})
-    state, frozen = jax.jit(self._init)(self._seeds(), taken)
-    self.adopt(frozen)
-    return state
+    return read.placed(leaves, {name: wanted[name] for name in leaves})
 
   def adopt(self, frozen: Any) -> None:
     """Takes frozen parameters, as checkpoints hold them, for the steps and evaluations to come."""
@@ -250,15 +253,13 @@ class Experiment:
     """
     model, passes = self.config.model, self.config.task.passes(self.config.model)
     leaves = jax.tree_util.tree_leaves_with_path(self.abstract_state.model)
-    trained = {tree.group(path) for path, _ in leaves}
+    trained = {tree.group(path): leaf for path, leaf in leaves}
 
     def own(one: Pass) -> Pass:
       """With the names of what is trained, where it is of the model or one of its towers."""
       for name, tower in {'': model, **encoders(model)}.items():
         if one.model is tower:
-          prefix = f'{name}/' if name else ''
-          names = {n.removeprefix(prefix) for n in trained if n.startswith(prefix)}
-          return one._replace(trained=names)
+          return one._replace(trained=tree.inside(trained, name))
       return one
 
     return step_flops(map(own, passes) if self.config.task.frozen else passes, examples=examples)
@@ -367,5 +368,5 @@ def _with_classes(model: Any, known: Mapping[str, Any]) -> Any:
   if isinstance(model, Composition):
     own = {n: tuple(v) if isinstance(v, list) else v for n, v in known.items() if n in model.own}
     towers = {n: _with_classes(t, known[n]) for n, t in model.towers.items() if n in known}
-    return model.with_towers(**towers, **own)
+    return dataclasses.replace(model, **towers, **own)
   return dataclasses.replace(model, num_classes=known.get('num_classes', 0) or model.num_classes)

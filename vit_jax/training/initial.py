@@ -18,6 +18,7 @@ from vit_jax.core import schema
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.core.misfits import refuse
 from vit_jax.data.files import few
+from vit_jax.nn import tree
 from vit_jax.training.config import OWN, Config
 
 # What may be said behind a path; see `read.load`.
@@ -104,7 +105,7 @@ class Start:
     keep = isinstance(self._config, Composition) and (tower or isinstance(fields, Composition))
     if name:
       self.notes.append(f'{self._field}: of {self.path} the tower {name!r} is read')
-      self._config, self._leaves = encoders(self._config)[name], _inside(self._leaves, name)
+      self._config, self._leaves = encoders(self._config)[name], tree.inside(self._leaves, name)
     _refuse_own(fields, self._config, self._field, self.path)
     self.model: Any = adapt.changed(self._config, _given(fields, keep=bool(keep)))
     self.card: Card = opened.card
@@ -121,7 +122,7 @@ class Start:
 
   def within(self, model: Any) -> Any:
     """A model's configuration with what was found."""
-    return model.with_towers(**{self.tower: self.model}) if self.tower else self.model
+    return dataclasses.replace(model, **{self.tower: self.model}) if self.tower else self.model
 
   def set_classes(self, names: Sequence[str]) -> tuple[str, ...]:
     """Decides what becomes of the head of a single model: kept for the same classes by name.
@@ -196,13 +197,8 @@ class Start:
 
   def leaves(self) -> dict[str, Any]:
     """What is taken over, by its name in the whole model: arrays, or `Unread` ones."""
-    found, mine = dict(self._leaves), encoders(self._settled)
-    for name, tower in encoders(self._config).items():
-      own = _inside(found, name)
-      changes = {field: getattr(mine[name], field, None) for field in adapt.CHANGES}
-      tower = dataclasses.replace(tower, num_classes=changes.pop('num_classes'))
-      _, _, own = adapt.adapt(tower, self.card, own, changes)
-      found |= {f'{name}/{n}'.lstrip('/'): leaf for n, leaf in own.items()}
+    changes = _changes(self._settled)
+    _, _, found = adapt.adapt(self._config, self.card, self._leaves, changes)
     if self._order is not None:
       heads = [name for name in found if name.startswith(_HEADS)]
       found |= {name: np.asarray(found[name])[..., self._order] for name in heads}
@@ -277,10 +273,12 @@ def _tower(config: Any, fields: Any, wanted: str, own: str, where: str) -> str:
   return fitting[0]
 
 
-def _inside(leaves: Mapping[str, Any], tower: str) -> dict[str, Any]:
-  """Those of a tower, by their names in it; all of a model that is a single one."""
-  prefix = f'{tower}/' if tower else ''
-  return {n.removeprefix(prefix): leaf for n, leaf in leaves.items() if n.startswith(prefix)}
+def _changes(model: Any) -> dict[str, Any]:
+  """What `adapt.adapt` makes of a checkpoint's model, heads apart."""
+  if isinstance(model, Composition):
+    return {name: _changes(tower) for name, tower in model.towers.items()}
+  fields = [name for name in adapt.CHANGES if name != 'num_classes' and hasattr(model, name)]
+  return {name: getattr(model, name) for name in fields}
 
 
 def chosen(text: str, field: str = 'init') -> tuple[str, dict[str, Any]]:
