@@ -12,7 +12,7 @@ import pytest
 
 import vit_jax
 from tests.runs import assert_bit_identical, checkpoints, leaves, lines
-from vit_jax.checkpoints import store
+from vit_jax.checkpoints import reading, store
 from vit_jax.core.errors import RunError
 from vit_jax.evaluate import evaluate
 from vit_jax.nn import sharding
@@ -120,10 +120,10 @@ def test_checksums_do_not_depend_on_the_mesh():
   for name, array in arrays(1).items():
     bits = np.frombuffer(array.tobytes(), f'u{array.dtype.itemsize}').astype(object)
     want = int(sum(bits)) % 2**32
-    assert store.checksum(array) == want
+    assert reading.checksum(array) == want
     for mesh in ('data', 'fsdp'):
       with jax.set_mesh(sharding.make_mesh(mesh)):
-        assert store._checksums({name: jax.device_put(array, shardings()[name])}) == {name: want}
+        assert reading.checksums({name: jax.device_put(array, shardings()[name])}) == {name: want}
 
 
 def test_what_is_no_checkpoint_is_no_step(saved, tmp_path):

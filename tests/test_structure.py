@@ -32,7 +32,7 @@ TOP = len(FLOORS)  # commands, which nobody imports, and `vit_jax` itself
 # Modules, or rooms, that alone may import a package.
 ONLY = {
   'orbax': ('checkpoints.store',),
-  'tensorstore': ('checkpoints.store',),
+  'tensorstore': ('checkpoints.reading',),
   'grain': ('data.pipeline',),
   'tensorflow_datasets': ('data.tfds', 'data.builders', 'data.pack'),
   'absl': ('launch',),
