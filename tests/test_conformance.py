@@ -112,11 +112,7 @@ def built(config):
 
 def stepped(config, layout=None, steps=3):
   """Metrics of some steps, and the state at their end, of an experiment under a mesh."""
-  with (
-    jax.set_mesh(sharding.make_mesh(layout, jax.devices()[: 8 if layout else 1]))
-    if (layout)
-    else one_device()
-  ):
+  with jax.set_mesh(sharding.make_mesh(layout)) if layout else one_device():
     experiment = built(config)
     state, step = experiment.split(experiment.init()), experiment.train_step()
     history, stream = [], experiment.batches(0)
