@@ -1,19 +1,22 @@
 """Batches of labelled images, by what tests say of them."""
 
 from vit_jax.data import pipeline
-from vit_jax.data.rows import Labelled
+from vit_jax.data.order import Keyed
+from vit_jax.data.rows.columns import labelled
+from vit_jax.data.views import View
 
 
-def rows(crop, shape):
+def rows(crop, shape, flip='none'):
   """Of images of a shape (size, channels, classes)."""
-  return Labelled(crop, *shape)
+  size, channels, classes = shape
+  return labelled(View(crop, flip, size), channels, classes)
 
 
 def train_batches(config, source, shape, size, places, seed):
   """As `pipeline.train_batches`, of a `DataConfig`."""
   skip = config.on_corrupt == 'skip'
-  made = rows(config.crop, shape)
-  return pipeline.train_batches(made, source, size, places, seed, skip=skip)
+  made, order = rows(config.crop, shape, config.flip), Keyed(len(source), seed)
+  return pipeline.train_batches(made, source, size, places, order, seed, skip=skip)
 
 
 def eval_batches(config, crop, source, shape, size, places):

@@ -4,6 +4,7 @@ import itertools
 import logging
 import subprocess
 import sys
+from types import MappingProxyType
 
 import cv2
 import numpy as np
@@ -16,7 +17,10 @@ from vit_jax.core.errors import RunError
 from vit_jax.data import preprocess
 from vit_jax.data.config import DataConfig
 from vit_jax.data.crops import CROPS, Resize
+from vit_jax.data.examples import Source
+from vit_jax.data.fields import Field
 from vit_jax.data.misfit import MisfitError
+from vit_jax.data.views import View
 from vit_jax.training.loop import train
 
 HEIGHT, WIDTH = 20, 31
@@ -223,21 +227,22 @@ def test_every_channel_is_cropped_alike(name, channels):
   rng = np.random.default_rng(1)
   image = rng.integers(0, 256, (HEIGHT, WIDTH, channels), dtype=np.uint8)
   for size in SIZES:
-    rng = lambda: np.random.default_rng(5)  # noqa: E731
-    got = preprocess.prepare(image, CROPS[name](), size, channels, rng())
+    rng, view = lambda: np.random.default_rng(5), View(CROPS[name](), size=size)
+    got = preprocess.prepare(image, view, channels, rng())
     assert got.shape == (*size, channels)
     for i in {0, channels // 2, channels - 1}:
-      want = preprocess.prepare(image[..., i : i + 1], CROPS[name](), size, 1, rng())
+      want = preprocess.prepare(image[..., i : i + 1], view, 1, rng())
       np.testing.assert_allclose(got[..., i : i + 1].astype(int), want, atol=1)
 
 
 # --- batches ---
 
 
-class Files:
+class Files(Source):
   """A source of files that are given."""
 
-  labels, name, class_names = None, 'files', ('a', 'b')
+  name = 'files'
+  fields = MappingProxyType({'image': Field('image'), 'label': Field('class', ('a', 'b'))})
 
   def __init__(self, images):
     self._images = images

@@ -19,6 +19,7 @@ from vit_jax.compile.plan import plan
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.data.pipeline import arrays
+from vit_jax.data.views import View
 from vit_jax.nn import sharding, tree
 from vit_jax.train import train
 from vit_jax.training import config as config_lib
@@ -207,7 +208,9 @@ def test_a_run_is_killed_resumed_forked_and_exported(name, data_dir, tmp_path):
   facts = Workdir(tmp_path / 'whole').checkpoints().facts()
   assert facts['task'].pop('name') == name
   assert facts['task'].keys() == vars(experiment.config.task).keys()
-  rows = experiment.config.task.rows(experiment.config.model, None, train=False)
+  rows = experiment.config.task.rows(
+    experiment.config.model, experiment.fields, View(), train=False
+  )
   assert facts['rows']['arrays'].keys() == rows.arrays().keys()
   exported = tree.flatten(vit_jax.load(tmp_path / 'whole'))
   assert exported.keys() == judged.keys()

@@ -7,6 +7,7 @@ import itertools
 import subprocess
 import sys
 import threading
+from types import MappingProxyType
 
 import cv2
 import numpy as np
@@ -17,8 +18,11 @@ from vit_jax.core.errors import RunError
 from vit_jax.data import crops, preprocess
 from vit_jax.data.builders.fashion_mnist import CLASSES, read_idx
 from vit_jax.data.config import DataConfig
+from vit_jax.data.examples import Source
+from vit_jax.data.fields import Field
 from vit_jax.data.pipeline import iterate
 from vit_jax.data.sources import Folder, Synthetic, Tfds
+from vit_jax.data.views import View
 
 SHAPE = (8, 8), 1, 10
 
@@ -46,12 +50,20 @@ def folder(tmp_path):
   return tmp_path
 
 
+def prepared(image, crop, size, seed=0):
+  rng = np.random.default_rng(seed)
+  return preprocess.prepare(image, View(crop, size=size), image.shape[2], rng)
+
+
 @dataclasses.dataclass
-class Numbers:
+class Numbers(Source):
   """Example i is an image of the number i."""
 
   count: int
-  class_names = tuple('0123456789')
+  name = 'numbers'
+  fields = MappingProxyType({
+    'image': Field('image', dtype='uint8'), 'label': Field('class', tuple('0123456789'))
+  })  # fmt: skip
 
   def __len__(self):
     return self.count
@@ -76,7 +88,7 @@ def test_digits_are_prepared_once_and_every_fifth_is_held_out(data_dir):
   source = Tfds(dataset='digits', dir=data_dir)
   train, test = source.open('train'), source.open('test')
   assert (len(train), len(test)) == (1437, 360)
-  assert train.class_names == [str(i) for i in range(10)]
+  assert train.class_names == tuple('0123456789')
   pixels = {
     preprocess.decode(s[i]['image'], 1).tobytes() for s in (train, test) for i in range(len(s))
   }
@@ -143,7 +155,7 @@ def test_other_prepared_data_sets_are_found(data_dir):
 
 def test_a_foreign_tfds_data_set_is_read_without_its_builder(data_dir, monkeypatch):
   want = Tfds(dataset='digits', dir=data_dir).open('test')
-  monkeypatch.setattr('vit_jax.data.tfds.BUILDERS', {})
+  monkeypatch.setattr('vit_jax.data.sources.tfds.BUILDERS', {})
   for name in ('digits', 'digits:1.0.0'):
     got = Tfds(dataset=name, dir=data_dir).open('test')
     assert got[3]['image'] == want[3]['image']
@@ -152,7 +164,7 @@ def test_a_foreign_tfds_data_set_is_read_without_its_builder(data_dir, monkeypat
 
 def test_folder(folder):
   source = Folder(str(folder)).open('train')
-  assert source.class_names == ['cat', 'dog']
+  assert source.class_names == ('cat', 'dog')
   assert [source[i]['label'] for i in range(len(source))] == [0, 0, 0, 1, 1, 1]
   assert preprocess.decode(source[0]['image'], 3).shape == (20, 30, 3)
 
@@ -200,7 +212,7 @@ def test_decode(suffix):
 def test_crops_have_the_right_size_and_follow_the_generator(name, size, channels):
   crop = crops.CROPS[name]()
   image = photo()[..., :channels]
-  one, two = (preprocess.apply(crop, image, size, np.random.default_rng(5)) for _ in range(2))
+  one, two = (prepared(image, crop, size, 5) for _ in range(2))
   assert one.shape == (*size, channels)
   assert one.dtype == np.uint8
   np.testing.assert_array_equal(one, two)
@@ -211,7 +223,7 @@ def test_random_crops_cover_the_stated_range():
   crop = crops.RandomResized(min_area=0.25)
   widths = []
   for seed in range(300):
-    out = preprocess.apply(crop, image, (64, 64), np.random.default_rng(seed)).astype(int)
+    out = prepared(image, crop, (64, 64), seed).astype(int)
     widths.append(out.max() - out.min())
   assert min(widths) < 60
   assert max(widths) > 90
@@ -221,7 +233,7 @@ def test_random_crops_cover_the_stated_range():
 def test_center_crop_keeps_the_middle_and_the_aspect_ratio():
   image = np.zeros((100, 200, 1), np.uint8)
   image[45:55, 95:105] = 255
-  out = preprocess.apply(crops.Center(0.5), image, (50, 50), None)
+  out = prepared(image, crops.Center(0.5), (50, 50))
   assert out[20:30, 20:30].mean() > 200
   assert out[:15].max() == 0
 

@@ -13,9 +13,9 @@ from vit_jax.core.errors import RunError
 from vit_jax.data import kinds, pack, preprocess
 from vit_jax.data.config import DataConfig
 from vit_jax.data.examples import check_classes
-from vit_jax.data.folder import Folder
 from vit_jax.data.sources import open_split
-from vit_jax.data.tfds import Tfds
+from vit_jax.data.sources.folder import Folder
+from vit_jax.data.sources.tfds import Tfds
 from vit_jax.training.loop import train
 
 
@@ -30,7 +30,7 @@ def found(folder, split='train'):
   root = f'{folder}/{split}/'
   files = [(source[i]['name'].removeprefix(root), source[i]['label']) for i in range(len(source))]
   assert source.labels == [label for _, label in files]
-  return files, source.class_names, '\n'.join(source.summary())
+  return files, list(source.class_names), '\n'.join(source.summary())
 
 
 PLAIN = [(f'{name}/{i}.png', label) for label, name in enumerate(toys.COLOURS) for i in (0, 1)]

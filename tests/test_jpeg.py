@@ -9,6 +9,7 @@ from sklearn.datasets import load_sample_image
 
 from vit_jax.data import crops, jpeg, preprocess
 from vit_jax.data.preprocess import cut
+from vit_jax.data.views import View
 
 SIZE = 427, 640
 BOX = 51, 80, 211, 300
@@ -89,7 +90,7 @@ def test_random_crops_are_nearly_those_of_a_full_decode(photo, data, size):
   crop, size, differences = crops.RandomResized(), (size, size), []
   whole = preprocess.decode(data, 3)
   for seed in range(30):
-    fast = preprocess.prepare(data, crop, size, 3, np.random.default_rng(seed))
+    fast = preprocess.prepare(data, View(crop, size=size), 3, np.random.default_rng(seed))
     box = crop.box(*SIZE, size, np.random.default_rng(seed))
     differences.append(mean_difference(fast, preprocess.resize(cut(whole, box), size)))
   assert np.mean(differences) < 3  # Pillow's bicubic resize differs by 1.6 from averaging
@@ -107,8 +108,9 @@ def test_images_are_never_decoded_smaller_than_needed(height, width, factor):
 @pytest.mark.parametrize('name', ['resize', 'center', 'affine'])
 def test_other_crops_are_those_of_a_full_decode(data, name):
   crop = crops.CROPS[name]()
-  got = preprocess.prepare(data, crop, (96, 96), 3, np.random.default_rng(0))
-  want = preprocess.apply(crop, preprocess.decode(data, 3), (96, 96), np.random.default_rng(0))
+  view = View(crop, size=(96, 96))
+  got = preprocess.prepare(data, view, 3, np.random.default_rng(0))
+  want = preprocess.prepare(preprocess.decode(data, 3), view, 3, np.random.default_rng(0))
   np.testing.assert_array_equal(got, want)
 
 
@@ -118,7 +120,8 @@ def test_the_crop_does_not_depend_on_the_format(photo, data, suffix):
   crop = crops.RandomResized()
   for seed in range(5):
     a, b = (
-      preprocess.prepare(d, crop, (96, 96), 3, np.random.default_rng(seed)) for d in (data, other)
+      preprocess.prepare(d, View(crop, size=(96, 96)), 3, np.random.default_rng(seed))
+      for d in (data, other)
     )
     assert mean_difference(a, b) < 7
 
@@ -130,7 +133,7 @@ def test_the_crop_does_not_depend_on_the_format(photo, data, suffix):
 @pytest.mark.parametrize('orientation', range(10))
 def test_exif_turns_images(photo, orientation, order):
   data = with_exif(encode(photo), orientation, order)
-  pixels = preprocess.prepare(data, crops.Resize(), (40, 40), 3, None)
+  pixels = preprocess.prepare(data, View(size=(40, 40)), 3, None)
   want = preprocess.resize(preprocess.decode(data, 3), (40, 40))
   np.testing.assert_array_equal(pixels, want)
   assert (jpeg.read_header(data) is None) == (2 <= orientation <= 8)
@@ -148,8 +151,9 @@ def test_a_file_cut_short_is_noticed_wherever_the_crop_is(data, keep):
   short = data[: int(len(data) * keep)]
   for box in ((0, 0, 20, 640), BOX, (0, 0, *SIZE)):
     assert jpeg.decode(short, jpeg.read_header(data), box, 3) is None
+  view = View(crops.RandomResized(), size=(96, 96))
   with pytest.raises(ValueError, match='do not decode'):
-    preprocess.prepare(short, crops.RandomResized(), (96, 96), 3, np.random.default_rng(0))
+    preprocess.prepare(short, view, 3, np.random.default_rng(0))
 
 
 def test_damage_above_the_crop_is_left_to_opencv(data):

@@ -41,7 +41,7 @@ def test_a_packed_data_set_has_the_same_examples(photos, tmp_path, format):
   for split in ('train', 'test'):
     source = Folder(str(photos)).open(split)
     packed = Tfds(dataset='small', dir=str(tmp_path / 'data')).open(split)
-    assert packed.class_names == ['left', 'right', 'up']
+    assert packed.class_names == ('left', 'right', 'up')
     assert len(packed) == len(source)
     for i in range(len(source)):
       assert packed[i]['label'] == source[i]['label']

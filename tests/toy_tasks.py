@@ -21,7 +21,9 @@ from vit_jax.core.schedule import Schedule
 from vit_jax.costs.step import Pass
 from vit_jax.data import crops
 from vit_jax.data.preprocess import prepare
-from vit_jax.data.rows import Array, Labelled
+from vit_jax.data.rows import Array
+from vit_jax.data.rows.columns import labelled
+from vit_jax.data.views import View
 from vit_jax.evaluators.evaluator import Evaluator, Scores
 from vit_jax.models.vit import ViT
 from vit_jax.nn import tree
@@ -30,7 +32,7 @@ from vit_jax.nn.sharding import spec, whole
 from vit_jax.tasks.images import Images
 from vit_jax.tasks.task import Coupled, average
 
-VIEW = crops.RandomResized(min_area=0.4)
+VIEW, WHOLE = View(crops.RandomResized(min_area=0.4)), View(size=(8, 8))
 
 
 # --- rows ---
@@ -41,7 +43,7 @@ class Views:
   """Two views of an image, and two smaller ones."""
 
   train: bool
-  needs: ClassVar = ('image',)
+  needs: ClassVar = {'image': 'image'}
 
   def arrays(self):
     if not self.train:
@@ -50,8 +52,8 @@ class Views:
 
   def make(self, example, rng):
     if not self.train:
-      return {'image': prepare(example['image'], crops.Resize(), (8, 8), 1, rng)}
-    cut = lambda side: np.stack([prepare(example['image'], VIEW, (side, side), 1, rng)] * 2)  # noqa: E731
+      return {'image': prepare(example['image'], WHOLE, 1, rng)}
+    cut = lambda side: np.stack([prepare(example['image'], VIEW.sized((side, side)), 1, rng)] * 2)  # noqa: E731
     return {'global': cut(8), 'local': cut(4)}
 
   def about(self, example):
@@ -62,7 +64,7 @@ class Views:
 class Spots:
   """An image and the brightest pixel of each of its quarters, of those that are bright at all."""
 
-  needs: ClassVar = ('image',)
+  needs: ClassVar = {'image': 'image'}
 
   def arrays(self):
     return {
@@ -71,7 +73,7 @@ class Spots:
     }  # fmt: skip
 
   def make(self, example, rng):
-    image = prepare(example['image'], crops.Resize(), (8, 8), 1, rng)
+    image = prepare(example['image'], WHOLE, 1, rng)
     spots, real = spots_of(image)
     return {'image': image, 'spots': spots, 'real': real}
 
@@ -93,13 +95,13 @@ def spots_of(image):
 class Captioned:
   """An image and words on it: its class, and whether that is even."""
 
-  needs: ClassVar = ('image', 'label')
+  needs: ClassVar = {'image': 'image', 'label': 'class'}
 
   def arrays(self):
     return {'image': Array((8, 8, 1), np.uint8), 'words': Array((4,), np.int32)}
 
   def make(self, example, rng):
-    image = prepare(example['image'], crops.Resize(), (8, 8), 1, rng)
+    image = prepare(example['image'], WHOLE, 1, rng)
     return {'image': image, 'words': words_of(example['label'])}
 
   def about(self, example):
@@ -120,10 +122,10 @@ class Dino(Images):
   momentum: Schedule = Schedule('0.9->1 cosine 4 steps')
   temperature: Schedule = Schedule(0.1)
 
-  def adapt(self, model, class_names):
-    return dataclasses.replace(super().adapt(model, class_names), num_classes=16)
+  def adapt(self, model, fields):
+    return dataclasses.replace(super().adapt(model, fields), num_classes=16)
 
-  def rows(self, model, crop, *, train):
+  def rows(self, model, fields, view, *, train):
     return Views(train)
 
   def passes(self, model):
@@ -179,10 +181,10 @@ class Dino(Images):
 class SetPrediction(Images):
   """Four guesses, matched to what is there; three totals."""
 
-  def adapt(self, model, class_names):
-    return dataclasses.replace(super().adapt(model, class_names), num_classes=12)
+  def adapt(self, model, fields):
+    return dataclasses.replace(super().adapt(model, fields), num_classes=12)
 
-  def rows(self, model, crop, *, train):
+  def rows(self, model, fields, view, *, train):
     return Spots()
 
   def totals(self, batch):
@@ -225,13 +227,13 @@ class Lit(Images, Coupled):
 
   temperature: Schedule = Schedule(0.1)
 
-  def adapt(self, model, class_names):
+  def adapt(self, model, fields):
     return model
 
-  def card(self, model, crop, class_names):
+  def card(self, model, crop, fields):
     return Card('vit_jax', model.image.image_size, (0.5,), (0.5,), 'area')
 
-  def rows(self, model, crop, *, train):
+  def rows(self, model, fields, view, *, train):
     return Captioned()
 
   def passes(self, model):
@@ -261,10 +263,10 @@ class Lit(Images, Coupled):
 class Captions(Images):
   """Words one after another, written down when they are evaluated."""
 
-  def adapt(self, model, class_names):
-    return dataclasses.replace(super().adapt(model, class_names), num_classes=20)
+  def adapt(self, model, fields):
+    return dataclasses.replace(super().adapt(model, fields), num_classes=20)
 
-  def rows(self, model, crop, *, train):
+  def rows(self, model, fields, view, *, train):
     return Captioned()
 
   def totals(self, batch):
@@ -303,10 +305,10 @@ class Moco(Images, Coupled):
   momentum: Schedule = Schedule('0.9->1 cosine 6 steps')
   queue: int = 40
 
-  def adapt(self, model, class_names):
-    return dataclasses.replace(super().adapt(model, class_names), num_classes=0)
+  def adapt(self, model, fields):
+    return dataclasses.replace(super().adapt(model, fields), num_classes=0)
 
-  def rows(self, model, crop, *, train):
+  def rows(self, model, fields, view, *, train):
     return Views(train)
 
   def passes(self, model):
@@ -398,14 +400,14 @@ class Pair(nnx.Module):
 class Together(Images):
   """Classification by two encoders; reports how the harder half does, too."""
 
-  def adapt(self, model, class_names):
+  def adapt(self, model, fields):
     return model
 
-  def card(self, model, crop, class_names):
+  def card(self, model, crop, fields):
     return Card('vit_jax', model.left.image_size, (0.5,), (0.5,), 'area')
 
-  def rows(self, model, crop, *, train):
-    return Labelled(crops.Resize(), model.left.image_size, 1, model.num_classes)
+  def rows(self, model, fields, view, *, train):
+    return labelled(WHOLE, 1, model.num_classes)
 
   def loss(self, model, part, ctx):
     logits = model(part['image'], key=ctx.noise)

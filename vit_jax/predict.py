@@ -16,6 +16,7 @@ from vit_jax.convert import arguments
 from vit_jax.core import command
 from vit_jax.core.errors import RunError
 from vit_jax.core.paths import Path, at
+from vit_jax.data.views import View
 
 # Arguments are checked before JAX is there.
 with epy.lazy_imports():
@@ -30,15 +31,18 @@ if typing.TYPE_CHECKING:
   from vit_jax.models.vit import ViT
 
 
-def prepare(image: np.ndarray, card: Card) -> np.ndarray:
-  """A uint8 image (height, width, channels) as a model wants it: float32 of the card's size."""
-  if card.resize == 'area':  # as in this project's training
-    crop: crops.Crop = crops.Center(card.crop) if card.crop else crops.Resize()
-    image = preprocess.apply(crop, image, card.size, None)
-  else:
-    down = card.dialect == 'transformers'
-    image = preprocess.published(image, card.size, card.crop, card.resize, down=down)
-  pixels = image.astype(np.float32) / 255
+def prepare(image: Any, card: Card, channels: int = 0) -> np.ndarray:
+  """An image as a model wants it, float32 (*card.size, channels).
+
+  Args:
+    image: encoded, or uint8 (height, width, channels).
+    card: of the model.
+    channels: of the model; those of an array if not given.
+  """
+  channels = channels or image.shape[2]
+  crop = crops.published(card.resize, card.crop, card.dialect)
+  pixels = preprocess.prepare(image, View(crop, size=card.size), channels, None)
+  pixels = pixels.astype(np.float32) / 255
   return (pixels - np.array(card.mean, np.float32)) / np.array(card.std, np.float32)
 
 
@@ -93,7 +97,7 @@ def predict(
     names, rows = [], np.zeros((batch_size, *card.size, channels), np.float32)
     for path in paths:
       try:
-        rows[len(names)] = prepare(preprocess.decode(path.read_bytes(), channels), card)
+        rows[len(names)] = prepare(path.read_bytes(), card, channels)
       except (ValueError, OSError) as error:
         if broken is None:
           raise RunError(f'{path}: {error}') from None

@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 import cv2
@@ -31,10 +32,13 @@ from rich.table import Table
 from experiments.benchmarks import report
 from vit_jax.costs import chips, flops
 from vit_jax.data import crops, preprocess
-from vit_jax.data.examples import Example
+from vit_jax.data.examples import Example, Source
+from vit_jax.data.fields import Field
+from vit_jax.data.order import Keyed
 from vit_jax.data.pack import shrink
 from vit_jax.data.pipeline import cores, iterate, train_batches
-from vit_jax.data.rows import Labelled
+from vit_jax.data.rows.columns import labelled
+from vit_jax.data.views import View
 from vit_jax.models.vit import ViTConfig
 from vit_jax.nn import sharding
 
@@ -45,23 +49,20 @@ CHIPS = ('NVIDIA H200', 'NVIDIA A100-SXM4-80GB', 'TPU v5e', 'TPU v5p', 'TPU v6e'
 MODELS = ('S/16', 'B/16', 'L/16', 'H/14')
 
 
-class Photos:
+class Photos(Source):
   """A source in memory."""
 
-  name, labels = 'photos', None
+  name = 'photos'
+  fields = MappingProxyType({'image': Field('image', dtype='uint8'), 'label': Field('class')})
 
   def __init__(self, images: list[Any]):
-    self._images, self.class_names = images, ['photo']
+    self._images = images
 
   def __len__(self) -> int:
     return 1 << 20
 
   def __getitem__(self, index: int) -> Example:
-    return Example(image=self._images[index % len(self._images)], label=0, name=f'photo {index}')
-
-  def summary(self) -> list[str]:
-    """Nothing that is not known."""
-    return []
+    return dict(image=self._images[index % len(self._images)], label=0, name=f'photo {index}')
 
 
 def photos(count: int = 64, noise: float = 8.0) -> list[bytes]:
@@ -102,7 +103,7 @@ def by_one(load: Callable[[bytes, np.random.Generator], np.ndarray], images: lis
 
 def ours(image: bytes, rng: np.random.Generator) -> np.ndarray:
   """What the pipeline does with an image."""
-  return preprocess.prepare(image, CROP, SIZE, 3, rng)
+  return preprocess.prepare(image, View(CROP, size=SIZE), 3, rng)
 
 
 def full(image: bytes, rng: np.random.Generator) -> np.ndarray:
@@ -123,9 +124,10 @@ def pillow(image: bytes, rng: np.random.Generator) -> np.ndarray:
 
 def pipeline(images: list[Any], *, crop: crops.Crop = CROP, workers: int = 0):
   """Ours, from the source to the iterator that training reads."""
-  rows = Labelled(crop, SIZE, 3, 1)
+  source = Photos(images)
+  rows = labelled(View(crop, size=SIZE), 3, 1)
   stream = iterate(
-    train_batches(rows, Photos(images), BATCH, range(BATCH), 0),
+    train_batches(rows, source, BATCH, range(BATCH), Keyed(len(source), 0), 0),
     workers=workers,
   )
   return lambda batches: [next(stream) for _ in range(batches)]

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vit_jax.data.pipeline import eval_batches, iterate
+from vit_jax.data.views import View
 from vit_jax.evaluate import restore
 from vit_jax.explore.attention import rollout
 
@@ -29,7 +30,7 @@ def predict(workdir: str):
   model = cfg.task.judged(state, experiment.frozen)
   evaluator = cfg.evals['test']
   source = cfg.data.open(evaluator.split)
-  rows = cfg.task.rows(cfg.model, evaluator.crop, train=False)
+  rows = cfg.task.rows(cfg.model, source.fields, View(evaluator.crop), train=False)
   batches = eval_batches(rows, source, len(source), range(len(source)))
   batch = next(iterate(batches))
   images = cfg.task.normalize(batch['image'])

@@ -13,7 +13,7 @@ from typing import Any
 
 from vit_jax.core.errors import RunError
 
-FORMAT = 3
+FORMAT = 4
 
 
 class LaterFormatError(RunError):
@@ -56,12 +56,22 @@ def _with_parts(record: dict[str, Any]) -> None:
   record['task']['frozen_dtype'] = 'float32'
 
 
+def _with_fields(record: dict[str, Any]) -> None:
+  """3 to 4: an order in constant memory, flips of all that belongs to an image, fields by name."""
+  data = record['data']
+  data |= dict(order='permutation', flip='none')
+  if data['source'].get('name') == 'tfds':
+    data['source'] |= dict(fields={}, names={}, ignore=[])
+
+
 def meant(number: int, name: str, old: Any, new: Any, *, init: bool) -> bool:
   """Whether a run of format `number` had the value `old` of a field that its command leaves unset.
 
   In format 0 these fields had defaults, which its records hold; with `init` all fields of a
   configuration file were recorded, although the checkpoint decided.
   """
+  if number < 4 and name == 'data.order':  # there was no other
+    return new is None
   defaults = {'mean': [0.5], 'std': [0.5], 'method': 'area'}
   return number == 0 and new is None and (init or defaults.get(name.rpartition('.')[2]) == old)
 
@@ -74,13 +84,22 @@ def _decided(facts: dict[str, Any]) -> None:
     facts['classes'] = facts['card']['class_names']
 
 
+def _fields_known(facts: dict[str, Any]) -> None:
+  """3 to 4: of the data only the classes were known."""
+  if 'decided' in facts:
+    facts['decided'].setdefault('data', {})['order'] = 'permutation'
+  if 'classes' in facts:
+    label = {'kind': 'class', 'names': facts.pop('classes')}
+    facts['fields'] = {'image': {'kind': 'image', 'dtype': 'uint8'}, 'label': label}
+
+
 # What turns a configuration of format i into one of format i + 1.
 RECORDS: tuple[Callable[[dict[str, Any]], None], ...] = (
-  _numbered, _with_hyperparameters, _with_parts
+  _numbered, _with_hyperparameters, _with_parts, _with_fields
 )  # fmt: skip
 # The same for what checkpoints say of themselves.
 FACTS: tuple[Callable[[dict[str, Any]], None], ...] = (
-  _decided, lambda facts: None, lambda facts: None
+  _decided, lambda facts: None, lambda facts: None, _fields_known
 )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from vit_jax.core import paths, schema
 from vit_jax.costs import chips
 from vit_jax.data.examples import NoDataError
 from vit_jax.data.pipeline import arrays
-from vit_jax.data.synthetic import Synthetic
+from vit_jax.data.sources.synthetic import Synthetic
 from vit_jax.nn import sharding, tree
 from vit_jax.nn.encoder import split_layers
 from vit_jax.nn.noise import Noise

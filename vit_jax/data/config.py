@@ -7,11 +7,13 @@ from typing import Any
 
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError, suggest
-from vit_jax.data.crops import CROPS
+from vit_jax.data.crops import CROPS, UNSET
 from vit_jax.data.examples import Source
 from vit_jax.data.sources import SOURCES, open_split
+from vit_jax.data.views import View
 
 ON_CORRUPT = ('error', 'skip')
+ORDERS = ('keyed', 'permutation')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,10 @@ class DataConfig:
     source: where examples come from; see `sources`.
     split: the one to train on.
     crop: how images are brought to the model's size; see `crops`.
+    flip: mirror images, and all that belongs to them: 'horizontal' half of them left to right,
+      'vertical' half of them upside down, 'both' each independently.
+    order: how the order of the examples is drawn. Unset: 'keyed', in constant memory; 'permutation'
+      is that of runs of formats up to 3, and needs 8 bytes for each example, twice.
     on_corrupt: an image that cannot be used (it does not decode, or has other channels than the
       model takes) stops the run ('error') or counts for nothing in its batch ('skip'; the metric
       `skipped` says how many).
@@ -38,6 +44,8 @@ class DataConfig:
   source: Any = schema.choice(SOURCES)
   split: str = 'train'
   crop: Any = schema.choice(CROPS, 'resize')
+  flip: str = 'none'
+  order: str = UNSET
   on_corrupt: str = 'error'
   cache: bool = False
   workers: int = 0
@@ -47,6 +55,15 @@ class DataConfig:
       raise RunError(
         f'unknown data.on_corrupt {self.on_corrupt!r}: {suggest(self.on_corrupt, ON_CORRUPT)}'
       )
+
+    if self.order not in (None, *ORDERS):
+      raise RunError(f'unknown data.order {self.order!r}: {suggest(self.order, ORDERS)}')
+    self.view  # noqa: B018
+
+  @property
+  def view(self) -> View:
+    """Of training, without a size."""
+    return View(self.crop, self.flip)
 
   def open(self, split: str) -> Source:
     """The examples of a split, or of a part of it."""

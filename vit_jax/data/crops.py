@@ -28,6 +28,8 @@ class Crop:
       evaluation by 1 to 5 of 255 levels on average, so only random crops do without.
     area: by how much a part must shrink for its pixels to be averaged; below, it is interpolated.
     central: whether the part is the middle of the image, or all of it.
+    random: whether it is drawn.
+    down: whether a middle between two pixels is rounded down, as transformers does.
     fraction: of the shorter side that is kept; 0 resizes the whole image, whatever its shape.
   """
 
@@ -35,6 +37,8 @@ class Crop:
   exact = True
   area = 1.0
   central = False
+  random: ClassVar[bool] = False
+  down: ClassVar[bool] = False
   fraction: ClassVar[float] = 0.0
 
   def __post_init__(self):
@@ -103,6 +107,7 @@ class RandomResized(Crop):
   min_area: float = 0.08
   max_aspect: float = 4 / 3
   exact = False
+  random = True
   area = 2.0  # bilinear down to half the size, where it still reads every pixel
 
   def __post_init__(self):
@@ -143,6 +148,7 @@ class Affine(Crop):
   degrees: float = 10.0
   zoom: float = 0.1
   shift: float = 0.1
+  random = True
 
   def __post_init__(self):
     super().__post_init__()
@@ -166,6 +172,19 @@ class Affine(Crop):
     return matrix
 
 
+class _Rounding(Center):
+  """As transformers cuts it."""
+
+  down = True
+
+
+def published(method: str, fraction: float, dialect: str = '') -> Crop:
+  """The crop that a model was published with; fraction 0 resizes the whole image."""
+  if not fraction:
+    return Resize(method=method)
+  return (_Rounding if dialect == 'transformers' else Center)(method=method, fraction=fraction)
+
+
 CROPS = {
   'resize': Resize, 'center': Center, 'random_resized': RandomResized, 'affine': Affine
 }  # fmt: skip
@@ -175,3 +194,29 @@ def octaves(height: int, width: int, size: tuple[int, int]) -> int:
   """By how much, of 1, 2, 4 and 8, the sides of a part can be divided and still cover `size`."""
   shrink = min(height // size[0], width // size[1], 8)
   return 1 << max(shrink, 1).bit_length() - 1
+
+
+def sides(
+  have: tuple[int, ...], size: tuple[int, int], fraction: float, *, down: bool = False
+) -> tuple[tuple[int, int], tuple[int, int]]:
+  """As timm and transformers do it: to which size an image is resized, and where it is cut.
+
+  Args:
+    have: height and width of the image.
+    size: height and width of the model.
+    fraction: of the shorter side that the central crop keeps.
+    down: see `Crop`.
+
+  Returns:
+    Height and width, and the top and left edge of the part of that which is kept.
+  """
+  # The shorter side first, then the middle.
+  least = [math.floor(side / fraction + 1e-6) for side in size]
+  if size[0] == size[1]:
+    whole = [int(least[0] * side / min(have)) for side in have]
+  else:
+    scale = max(a / b for a, b in zip(least, have, strict=True))
+    whole = [round(side * scale) for side in have]
+  middle = int if down else round
+  top, left = (middle((side - wanted) / 2) for side, wanted in zip(whole, size, strict=True))
+  return (whole[0], whole[1]), (top, left)

@@ -1,15 +1,18 @@
-"""What every source of data gives: random access to encoded images and their labels."""
+"""What every source of data gives: random access to examples, and what is known of all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+import abc
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from vit_jax.core.errors import RunError
+from vit_jax.data.fields import Field
 from vit_jax.data.files import few
 
-if TYPE_CHECKING:
-  import numpy as np
+# A value for each field, and 'name', for messages. Images are as they are stored.
+Example = Mapping[str, Any]
 
 
 class NoDataError(RunError):
@@ -28,44 +31,81 @@ class NoSplitError(NoDataError):
     self.field = field
 
 
-class Example(TypedDict):
-  """One image, encoded (bytes) or as uint8 (height, width, channels), and what it shows."""
-
-  image: bytes | np.ndarray | None
-  label: int
-  name: str
-
-
-class Source(Protocol):
+class Source(abc.ABC):
   """A picklable sequence of examples.
 
   Attributes:
     name: of the data set and the split, for messages.
-    class_names: by label.
-    labels: of all examples, where they are known without reading these; else None.
+    fields: that all examples have.
+    labels: of all examples, the field 'label', where they are known without reading these.
   """
 
   name: str
-  class_names: list[str]
+  fields: Mapping[str, Field]
+  labels: Sequence[int] | None = None
 
-  @property
-  def labels(self) -> Sequence[int] | None:
-    """See above."""
-    ...
-
+  @abc.abstractmethod
   def __len__(self) -> int: ...
 
+  @abc.abstractmethod
   def __getitem__(self, index: int) -> Example: ...
+
+  def read(self, indices: Sequence[int]) -> list[Example]:
+    """Several examples; a source may know a faster way than one by one."""
+    return [self[index] for index in indices]
 
   def summary(self) -> list[str]:
     """Lines for people: what was found, and what was passed over."""
-    ...
+    return [headline(self)]
+
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    """Of the field 'label'."""
+    return self.fields['label'].names if 'label' in self.fields else ()
+
+
+class Wrapped(Source):
+  """A source that is another one, but for what a subclass says."""
+
+  def __init__(self, source: Source):
+    self.source = source
+    self.name, self.fields, self.labels = source.name, source.fields, source.labels
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  def __getitem__(self, index: int) -> Example:
+    return self.read([index])[0]
+
+  def read(self, indices: Sequence[int]) -> list[Example]:
+    """See `Source`."""
+    return self.source.read(indices)
+
+  def summary(self) -> list[str]:
+    """See `Source`."""
+    return self.source.summary()
 
 
 def headline(source: Source, of: str = '') -> str:
   """The first line of a summary; `of` says what there is more of."""
-  names = source.class_names
-  return f'{source.name}: {len(source):,}{of} images of {len(names):,} classes: {few(list(names))}'
+  count = f'{source.name}: {len(source):,}{of}'
+  kinds = {field.kind for field in source.fields.values()}
+  if kinds == {'image', 'class'} and source.class_names:
+    names = source.class_names
+    return f'{count} images of {len(names):,} classes: {few(list(names))}'
+  return f'{count} examples of {", ".join(_described(n, f) for n, f in source.fields.items())}'
+
+
+def _described(name: str, field: Field) -> str:
+  own = '' if field.kind == name else f'{field.kind}, '
+  if field.names:
+    what = 'classes' if field.kind not in ('vector', 'points') else 'values'
+    names = [
+      f'{n} [{u}]' if u else n
+      for n, u in zip(field.names, field.units or ('',) * len(field.names), strict=True)
+    ]
+    own += f'{len(names):,} {what}: {few(names)}'
+  return f'{name} ({own.removesuffix(", ")})' if own else name
 
 
 def without_images(source: Source) -> list[str]:
@@ -87,8 +127,13 @@ def check_classes(source: Source) -> None:
     )
 
 
-def read(source: Source, indices: Iterable[int]) -> list[Example]:
-  """Several examples at once, where the source knows a faster way than one by one."""
+def read(source: Any, indices: Iterable[int]) -> list[Example]:
+  """Several examples of anything with `__getitem__`, as its `read` does it if it has one."""
   indices = list(indices)
   together: Any = getattr(source, 'read', None)
   return together(indices) if together else [source[index] for index in indices]
+
+
+def with_names(fields: Mapping[str, Field], name: str, names: Sequence[str]) -> dict[str, Field]:
+  """Fields, one of them with other names."""
+  return {**fields, name: dataclasses.replace(fields[name], names=tuple(names))}

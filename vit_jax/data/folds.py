@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 
 from vit_jax.core.errors import RunError
-from vit_jax.data import examples
-from vit_jax.data.examples import Example, Source, headline, without_images
+from vit_jax.data.examples import Example, Source, Wrapped, headline, without_images
 from vit_jax.data.files import few
 
 GRAMMAR = "write 'fold 1/10 of train' for a tenth of train, 'train without fold 1/10' for the rest"
@@ -86,14 +86,13 @@ def way_out(train: str, evaluation: str) -> str:
   return f'{other}To hold out a part of {fold.split}: {rest} {held_out}'
 
 
-class Part:
+class Part(Wrapped):
   """A fold of a source, or the rest of it, in the order of the source."""
 
   def __init__(self, source: Source, fold: Fold):
     import numpy as np
 
-    self._source, self._fold = source, fold
-    self.class_names = source.class_names
+    super().__init__(source)
     self.name = f'{source.name} ({"without " * fold.rest}fold {fold.number}/{fold.count})'
     if fold.count > len(source):
       raise RunError(f'{self.name}: {source.name} has {len(source):,} examples, fewer than folds')
@@ -105,21 +104,18 @@ class Part:
   def __len__(self) -> int:
     return len(self._indices)
 
-  def __getitem__(self, index: int) -> Example:
-    return self._source[int(self._indices[index])]
-
-  def read(self, indices) -> list[Example]:
-    """Several at once."""
-    return examples.read(self._source, (int(self._indices[index]) for index in indices))
+  def read(self, indices: Sequence[int]) -> list[Example]:
+    """See `Source`."""
+    return self.source.read([int(self._indices[index]) for index in indices])
 
   def summary(self) -> list[str]:
     """How many it has, which classes it lacks, and what is known of the whole."""
-    lines = [headline(self, f' of {len(self._source):,}')]
-    lacking = set(without_images(self)) - set(without_images(self._source))
+    lines = [headline(self, f' of {len(self.source):,}')]
+    lacking = set(without_images(self)) - set(without_images(self.source))
     if lacking:
       names = [name for name in self.class_names if name in lacking]
       lines.append(f'{self.name}: no images of {few(names)}')
-    return lines + self._source.summary()[1:]
+    return lines + self.source.summary()[1:]
 
 
 def _deal(source: Source, count: int):

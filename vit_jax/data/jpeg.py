@@ -33,12 +33,14 @@ class Header:
   Attributes:
     height, width: of the image.
     frame: where in the file the frame header begins.
+    channels: of the image, 1 or 3.
     single: whether rows follow each other in one piece, so that decoding may stop early.
   """
 
   height: int
   width: int
   frame: int
+  channels: int
   single: bool
 
 
@@ -58,7 +60,7 @@ def read_header(data: bytes) -> Header | None:
         bits, height, width, channels = struct.unpack_from('>BHHB', data, at + 4)
         if bits != 8 or channels not in (1, 3) or not 0 < height * width <= _MOST:
           return None
-        found = height, width, at
+        found = height, width, at, channels
       elif marker not in _OTHERS or (
         marker == _APP1 and not _upright(data[at + 4 : at + 2 + length])
       ):

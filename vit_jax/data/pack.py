@@ -27,10 +27,10 @@ from vit_jax.core.errors import RunError
 from vit_jax.data import preprocess
 from vit_jax.data.config import ON_CORRUPT
 from vit_jax.data.examples import Source
-from vit_jax.data.folder import Folder
 from vit_jax.data.misfit import MisfitError
 from vit_jax.data.sources import open_split
-from vit_jax.data.tfds import Tfds, versions
+from vit_jax.data.sources.folder import Folder
+from vit_jax.data.sources.tfds import Tfds, versions
 
 VERSION = '1.0.0'
 # BMP is raw pixels under a header that every reader of images knows.

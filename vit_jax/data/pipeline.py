@@ -8,7 +8,6 @@ same batches.
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import sys
@@ -19,9 +18,10 @@ import grain
 import numpy as np
 
 from vit_jax.core.errors import RunError
-from vit_jax.data.examples import Example, Source
+from vit_jax.data.examples import Example, Source, read
 from vit_jax.data.misfit import MisfitError
-from vit_jax.data.rows import Array, Rows
+from vit_jax.data.order import Once, Order
+from vit_jax.data.rows import Array, Grouped, Rows, group
 
 Batch = dict[str, Any]  # of NumPy arrays
 # Of a data set from which nothing can be used, until it is refused.
@@ -29,12 +29,12 @@ _TRIES = 32
 
 
 def arrays(rows: Rows) -> dict[str, Array]:
-  """Of one row of a batch: those of `rows`, mask and index."""
-  return {**rows.arrays(), 'mask': Array((), np.float32), 'index': Array((), np.int32)}
+  """Of one row of a batch, as the devices get it: those of `rows`, and the mask."""
+  return {**rows.arrays(), 'mask': Array(group(rows)[2], np.float32)}
 
 
 def train_batches(
-  rows: Rows, source: Source, batch_size: int, places: Sequence[int], seed: int, *,
+  rows: Rows, source: Source, batch_size: int, places: Sequence[int], order: Order, seed: int, *,
   skip: bool = False,
 ) -> grain.MapDataset:  # fmt: skip
   """The endless stream of training batches; element t is the batch of step t.
@@ -42,24 +42,26 @@ def train_batches(
   Args:
     rows: what becomes of an example.
     source: of examples.
-    batch_size: of the global batch.
+    batch_size: of the global batch, in rows.
     places: of the global batch that this process holds.
-    seed: of order and crops.
+    order: of the examples.
+    seed: of what is drawn for each of them.
     skip: whether examples that cannot be used count for nothing in their batch; else they stop the
       run.
 
   Returns:
     Dicts of the arrays of `rows`, with a leading axis, and of mask, float32 (rows,), which is 0 for
-    skipped examples, and index, int32 (rows,), of the example in the source.
+    skipped examples, and index, int64 (rows,), of the example in the source. Where rows have slots
+    for several examples mask and index are (rows, slots).
   """
-  return _Batches(source, _Fill(rows, skip), batch_size, places, seed)
+  return _Batches(source, _Fill(rows, skip), batch_size, places, order, seed)
 
 
 def eval_batches(
   rows: Rows, source: Source, batch_size: int, places: Sequence[int], *, skip: bool = False
 ) -> grain.MapDataset:
   """Every example once, in order; the last batch is filled up with rows of mask 0 and index -1."""
-  return _Batches(source, _Fill(rows, skip), batch_size, places, seed=None)
+  return _Batches(source, _Fill(rows, skip), batch_size, places, Once(len(source)), seed=None)
 
 
 def probe(rows: Rows, source: Source, *, skip: bool = False) -> list[str]:
@@ -69,17 +71,12 @@ def probe(rows: Rows, source: Source, *, skip: bool = False) -> list[str]:
     Lines for people: what is done to its image, if anything.
 
   Raises:
-    RunError: if it cannot be used, naming it, or lacks a field.
+    RunError: if it cannot be used, naming it.
   """
   fill, count = _Fill(rows, skip), min(len(source), _TRIES)
-  batch = fill.empty(1)
   for index in range(count):
     example = source[index]
-    if lacking := [field for field in rows.needs if field not in example]:
-      there = ', '.join(name for name in example if name != 'name')
-      raise RunError(f'{source.name} has no {", ".join(lacking)}, only {there}: the task needs it')
-    fill(example, index, np.random.default_rng(0), batch, 0)
-    if batch['mask'].all():
+    if fill.made(example, np.random.default_rng(0)) is not None:
       return [f'{source.name}: {line} in the first image' for line in rows.about(example)]
   raise RunError(f'{source.name}: none of the first {count} images can be used')
 
@@ -111,82 +108,89 @@ def cores() -> int:
   return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
-@functools.lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-  """In which order an epoch sees `count` examples."""
-  return np.random.Generator(np.random.Philox(key=(seed, 1 + epoch))).permutation(count)
-
-
 class _Batches(grain.MapDataset):
-  """Of every `batch_size` examples those at the positions `places`, each prepared in its place.
+  """Batches of the examples at consecutive places of an order, each prepared in its place.
 
-  With a seed examples are shuffled anew in every epoch, without end; without one they come once, in
-  order. Grain's own shuffle, maps and batches cost 80 microseconds more per image.
+  Grain's own shuffle, maps and batches cost 80 microseconds more per image.
   """
 
   def __init__(
-    self, source: Source, fill: _Fill, batch_size: int, places: Sequence[int], seed: int | None
-  ):
+    self, source: Source, fill: _Fill, batch_size: int, places: Sequence[int], order: Order,
+    seed: int | None,
+  ):  # fmt: skip
     super().__init__()
-    self._source, self._fill, self._seed = source, fill, seed
-    self._batch_size, self._places = batch_size, tuple(places)
+    self._source, self._fill, self._order, self._seed = source, fill, order, seed
+    takes, gives = fill.takes, fill.gives
+    groups = np.asarray(places, np.int64).reshape(-1, gives)[:, 0] // gives if places else ()
+    self._rows = len(places)
+    # Of the first batch, the places of the examples that make the rows of this process.
+    self._first = (np.asarray(groups, np.int64)[:, None] * takes + np.arange(takes)).ravel()
+    self._step = batch_size // gives * takes
 
   def __len__(self) -> int:
-    count = len(self._source) if self._seed is None else sys.maxsize - self._batch_size
-    return -(-count // self._batch_size)
+    count = len(self._source) if self._seed is None else sys.maxsize - self._step
+    return -(-count // self._step)
 
   def __getitem__(self, index) -> Any:
     if isinstance(index, slice):
       return self.slice(index)
-    batch = self._fill.empty(len(self._places))
+    places = self._first + index * self._step
+    numbers = self._order(places)
+    there = iter(read(self._source, numbers[numbers >= 0].tolist()))
     bits = np.random.Philox(key=(self._seed or 0, 0))
     rng, state = np.random.Generator(bits), bits.state
-    for at, place in enumerate(self._places):
-      position = index * self._batch_size + place
+    made = []
+    for place, number in zip(places.tolist(), numbers.tolist(), strict=True):
       # A place in the generator's period for every example, far from those of the others.
-      state['state']['counter'][1] = position
+      state['state']['counter'][1] = place
       bits.state = state
-      number = self._number(position)
-      example = None if number < 0 else self._source[number]
-      self._fill(example, number, rng, batch, at)
-    return batch
-
-  def _number(self, position: int) -> int:
-    """Which example is at a position of the stream; -1 for none."""
-    count = len(self._source)
-    if self._seed is not None:
-      epoch, at = divmod(position, count)
-      return int(_order(self._seed, epoch, count)[at])
-    return position if position < count else -1
+      made.append(None if number < 0 else self._fill.made(next(there), rng))
+    return self._fill(made, numbers, self._rows)
 
 
 class _Fill:
-  """Puts an example into its place in a batch."""
+  """Puts examples into their places in a batch."""
 
   def __init__(self, rows: Rows, skip: bool):
     self._rows, self._made, self._skip = rows, dict(rows.arrays()), skip
+    self.takes, self.gives, self._slots = group(rows)
 
-  def empty(self, count: int) -> Batch:
-    """Room for as many examples."""
-    whole = arrays(self._rows)
-    return {name: np.empty((count, *array.shape), array.dtype) for name, array in whole.items()}
-
-  def __call__(
-    self, example: Example | None, number: int, rng: np.random.Generator, batch: Batch, at: int
-  ) -> None:
-    """Fills a place of the batch; without an example, with zeros."""
-    made: Mapping[str, Any] | None = None
+  def made(self, example: Example, rng: np.random.Generator | None) -> Any:
+    """What rows make of an example; None if it cannot be used, and may be skipped."""
     try:
-      made = None if example is None else self._rows.make(example, rng)
+      return self._rows.make(example, rng)
     except ValueError as error:
-      self._refuse(example['name'] if example else '', error)
+      self._refuse(example['name'], error)
+    return None
+
+  def __call__(self, made: Sequence[Any], numbers: np.ndarray, rows: int) -> Batch:
+    """A batch of what was made of the examples of these numbers."""
+    batch = {n: np.zeros((rows, *array.shape), array.dtype) for n, array in self._made.items()}
+    if isinstance(self._rows, Grouped):
+      return batch | self._joined(self._rows, batch, made, numbers)
+    for at, row in enumerate(made):
+      if row is not None:
+        self._put(batch, row, at, numbers[at])
+    mask = np.array([row is not None for row in made], np.float32)
+    return {**batch, 'mask': mask, 'index': numbers}
+
+  def _joined(self, rows: Grouped, batch: Batch, made: Sequence[Any], numbers: np.ndarray) -> Batch:
+    shape = len(next(iter(batch.values()), ())), *self._slots
+    mask, index = np.zeros(shape, np.float32), np.full(shape, -1, np.int64)
+    for number, first in enumerate(range(0, len(made), self.takes)):
+      arrays, which = rows.join(made[first : first + self.takes])
+      at = slice(number * self.gives, (number + 1) * self.gives)
+      self._put(batch, arrays, at, numbers[first])
+      mask[at] = which >= 0
+      index[at] = np.where(which >= 0, numbers[first : first + self.takes][which], -1)
+    return {'mask': mask, 'index': index}
+
+  def _put(self, batch: Batch, row: Mapping[str, Any], at: Any, number: int) -> None:
     # The whole row is assigned, and nothing is spread over it.
-    for name, array in self._made.items():
-      value = 0 if made is None else made[name]
-      if made is not None and np.shape(value) != array.shape:
-        raise AssertionError(f'{name} of example {number} was made into {np.shape(value)}')
-      batch[name][at] = value
-    batch['mask'][at], batch['index'][at] = made is not None, number
+    for name, array in batch.items():
+      if np.shape(row[name]) != array[at].shape:
+        raise AssertionError(f'{name} of example {number} was made into {np.shape(row[name])}')
+      array[at] = row[name]
 
   def _refuse(self, name: str, error: ValueError) -> None:
     """Raises RunError about an image that cannot be used, or logs that it is skipped."""

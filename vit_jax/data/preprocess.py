@@ -1,4 +1,4 @@
-"""What happens to an image on the host: decode, crop, resize. No JAX.
+"""What happens to an image on the host: decoded, cut, resized. No JAX.
 
 An image has one channel (grey), two (grey and alpha), three (colour), four (colour and alpha), or
 any number of which nothing is known. Grey and colour become each other, and alpha is dropped, where
@@ -8,7 +8,6 @@ the model takes the other; nothing is made up, and everything else is a `MisfitE
 from __future__ import annotations
 
 import io
-import math
 import re
 import struct
 from collections.abc import Callable
@@ -17,9 +16,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from vit_jax.data import exif, jpeg, kinds, tiff
+from vit_jax.data import crops, exif, jpeg, kinds, tiff
 from vit_jax.data.crops import Box, Crop, octaves
 from vit_jax.data.misfit import MisfitError
+from vit_jax.data.views import Placement, View
 
 # The pipeline runs many threads of its own, and says itself what it could not read.
 cv2.setNumThreads(1)
@@ -30,20 +30,38 @@ _EVERYDAY = ('JPEG', 'PNG', 'WebP', 'BMP', 'GIF')
 # More than 8 bits are refused, not cut off: without this flag OpenCV would do so.
 _GREY = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH
 _COLOUR = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
+_DTYPES = (np.uint8, np.uint16, np.float32)
 # What a PNG file says of itself: grey with alpha.
 _GREY_ALPHA = 4
 
 
-def decode(image: bytes | np.ndarray, channels: int) -> np.ndarray:
-  """An image, encoded or not -> uint8 (height, width, channels), turned as its EXIF tag says.
+def decode(image: bytes | np.ndarray, channels: int, dtype: str = 'uint8') -> np.ndarray:
+  """An image, encoded or not -> (height, width, channels), turned as its EXIF tag says.
 
   Raises:
-    MisfitError: if it has other channels than those, or values of more than 8 bits.
+    MisfitError: if it has other channels than those, or values of another type: 'uint8', 'uint16'
+      or 'float32'.
     ValueError: if the bytes are not a valid image, or only the beginning of one.
   """
   if isinstance(image, bytes) and channels in (1, 3) and _kind(image) in _EVERYDAY:
-    return _decoded(image, _GREY if channels == 1 else _COLOUR)
-  return _converted(*_whole(image), channels)
+    pixels = _decoded(image, _GREY if channels == 1 else _COLOUR)
+  else:
+    pixels = _converted(*_whole(image), channels)
+  if pixels.dtype != dtype:
+    raise MisfitError(f'has values of type {pixels.dtype}, not {dtype}')
+  return pixels
+
+
+def described(image: bytes | np.ndarray) -> tuple[tuple[int, int], int, str]:
+  """Height and width of an image, the number of its channels, and the type of its values.
+
+  Raises:
+    MisfitError, ValueError: as `decode`.
+  """
+  if isinstance(image, bytes) and (header := jpeg.read_header(image)):
+    return (header.height, header.width), header.channels, 'uint8'
+  pixels, _ = _whole(image)
+  return pixels.shape[:2], pixels.shape[2], str(pixels.dtype)  # type: ignore
 
 
 def conversion(image: bytes | np.ndarray, channels: int) -> str:
@@ -58,51 +76,83 @@ def conversion(image: bytes | np.ndarray, channels: int) -> str:
   return ' and '.join(done)
 
 
+def stored(image: bytes) -> np.ndarray:
+  """All channels of a file as they are written, of any type; raises as `decode`."""
+  if _kind(image) == 'NumPy':
+    return _loaded(image)
+  return _whole(image)[0]
+
+
+class Opened:
+  """An image whose size is known, and which is decoded no further than a view needs.
+
+  Attributes:
+    size: height and width, upright.
+  """
+
+  def __init__(self, image: bytes | np.ndarray, channels: int, dtype: str = 'uint8'):
+    """See `decode`."""
+    self._image, self._channels, self._dtype = image, channels, dtype
+    usual = isinstance(image, bytes) and channels in (1, 3) and dtype == 'uint8'
+    self._header = jpeg.read_header(image) if usual else None  # type: ignore
+    self._pixels = None if self._header else decode(image, channels, dtype)
+    self.size: tuple[int, int] = (
+      (self._header.height, self._header.width) if self._header else self._pixels.shape[:2]  # type: ignore
+    )
+
+  def within(self, placement: Placement) -> np.ndarray:
+    """What is in the frame of a model: an array (*size, channels).
+
+    Raises:
+      MisfitError, ValueError: as `decode`.
+    """
+    crop, size = placement.crop, placement.size
+    if crop.whole:
+      pixels = published(self._whole(), size, crop.fraction, crop.method, down=crop.down)
+      return placement.mirrored(pixels)
+    return placement.mirrored(_fit(crop, self._part(placement), size, placement.matrix))
+
+  def _whole(self) -> np.ndarray:
+    if self._pixels is None:
+      self._pixels = decode(self._image, self._channels, self._dtype)
+      if self._pixels.shape[:2] != self.size:
+        raise ValueError(f'an image of {self._pixels.shape[:2]} with another size in its header')
+    return self._pixels
+
+  def _part(self, placement: Placement) -> np.ndarray:
+    crop, box = placement.crop, placement.box
+    if self._header and self._pixels is None:
+      factor = 1 if crop.every_pixel else octaves(box[2], box[3], placement.size)
+      part = jpeg.decode(
+        self._image, self._header, box, self._channels, fast=not crop.every_pixel, factor=factor  # type: ignore
+      )  # fmt: skip
+      if part is not None:
+        return part
+    # Of a JPEG file it is for OpenCV to say whether what is wrong can be forgiven.
+    return cut(self._whole(), box)
+
+
 def prepare(
-  image: bytes | np.ndarray, crop: Crop, size: tuple[int, int], channels: int,
-  rng: np.random.Generator | None,
+  image: bytes | np.ndarray, view: View, channels: int, rng: np.random.Generator | None,
+  dtype: str = 'uint8',
 ) -> np.ndarray:  # fmt: skip
-  """What a crop makes of an encoded image, of which no more is decoded than it needs.
+  """What a view makes of an encoded image, of which no more is decoded than it needs.
 
   Args:
-    image: encoded, or uint8 (height, width, channels).
-    crop: one of `CROPS`.
-    size: (height, width) wanted.
+    image: encoded, or an array (height, width, channels).
+    view: with the size that is wanted.
     channels: wanted.
-    rng: for the crop; what is drawn depends on the size of the image, not on how it is decoded.
+    rng: for the view; what is drawn depends on the size of the image, not on how it is decoded.
+    dtype: wanted.
 
   Returns:
-    uint8 (*size, channels).
+    (*size, channels) of that dtype.
 
   Raises:
     MisfitError, ValueError: as `decode`.
   """
-  header = None
-  if crop.whole:
-    return published(decode(image, channels), size, crop.fraction, crop.method)
-  if isinstance(image, bytes) and channels in (1, 3):
-    header = jpeg.read_header(image)
-  if not isinstance(image, bytes) or header is None:
-    return apply(crop, decode(image, channels), size, rng)
-  box = crop.box(header.height, header.width, size, rng)
-  factor = 1 if crop.every_pixel else octaves(box[2], box[3], size)
-  part = jpeg.decode(image, header, box, channels, fast=not crop.every_pixel, factor=factor)
-  if part is None:  # it is for OpenCV to say whether that can be forgiven
-    pixels = decode(image, channels)
-    if pixels.shape[:2] != (header.height, header.width):
-      raise ValueError(f'an image of {pixels.shape[:2]} with another size in its header')
-    part = cut(pixels, box)
-  return _fit(crop, part, size, rng)
-
-
-def apply(
-  crop: Crop, image: np.ndarray, size: tuple[int, int], rng: np.random.Generator | None
-) -> np.ndarray:
-  """A crop of an image, uint8 (height, width, channels) -> uint8 (*size, channels)."""
-  height, width = image.shape[:2]
-  if crop.whole:
-    return published(image, size, crop.fraction, crop.method)
-  return _fit(crop, cut(image, crop.box(height, width, size, rng)), size, rng)
+  opened = Opened(image, channels, dtype)
+  return opened.within(view.place(*opened.size, rng))
 
 
 def published(
@@ -122,23 +172,18 @@ def published(
   """
   if not fraction:
     return _pillow(image, size, method)
-  # The shorter side first, then the middle.
-  have, least = image.shape[:2], [math.floor(side / fraction + 1e-6) for side in size]
-  if size[0] == size[1]:
-    sides = [int(least[0] * side / min(have)) for side in have]
-  else:
-    scale = max(a / b for a, b in zip(least, have, strict=True))
-    sides = [round(side * scale) for side in have]
-  image = _pillow(image, (sides[0], sides[1]), method)
-  middle = int if down else round
-  top, left = (middle((side - wanted) / 2) for side, wanted in zip(sides, size, strict=True))
+  whole, (top, left) = crops.sides(image.shape[:2], size, fraction, down=down)
+  image = _pillow(image, whole, method)
   return image[top : top + size[0], left : left + size[1]]
 
 
 def _pillow(image: np.ndarray, size: tuple[int, int], method: str) -> np.ndarray:
   how = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}[method]
   resized = lambda part: np.asarray(Image.fromarray(part).resize((size[1], size[0]), how))  # noqa: E731
-  if image.shape[2] == 3:
+  if image.dtype == np.uint16:  # of these Pillow interpolates without antialiasing
+    exact = _pillow(image.astype(np.float32), size, method)
+    return np.clip(np.rint(exact), 0, 65535).astype(np.uint16)
+  if image.shape[2] == 3 and image.dtype == np.uint8:
     return resized(np.ascontiguousarray(image))
   # Of other channels Pillow would make assumptions, such as alpha.
   return np.dstack([resized(np.ascontiguousarray(image[..., i])) for i in range(image.shape[2])])
@@ -159,14 +204,13 @@ def cut(image: np.ndarray, box: Box) -> np.ndarray:
   return image[top : top + height, left : left + width]
 
 
-def _fit(crop: Crop, part: np.ndarray, size: tuple[int, int], rng: np.random.Generator | None):
+def _fit(crop: Crop, part: np.ndarray, size: tuple[int, int], matrix: np.ndarray | None):
   """The part that a crop has chosen, at the model's size."""
   pixels = (
     resize(part, size, area=crop.area)
     if crop.method in (None, 'area')
     else _pillow(part, size, crop.method)
   )
-  matrix = crop.matrix(size, rng)
   if matrix is None:
     return pixels
   return _by_channels(
@@ -203,8 +247,8 @@ def _whole(image: bytes | np.ndarray) -> tuple[np.ndarray, bool]:
     return pixels[..., ::-1], False
   if not kind:
     raise ValueError(f'{len(image)} bytes that do not decode as an image')
-  if kind == 'PNM' and (most := _most(image)) != 255:
-    raise MisfitError(f'has values up to {most}, not 255')
+  if kind == 'PNM' and (most := _most(image)) not in (255, 65535):
+    raise MisfitError(f'has values up to {most}, not 255 or 65535')
   pixels = _decoded(image, cv2.IMREAD_UNCHANGED)
   if kind in ('PNG', 'WebP'):
     pixels = exif.upright(pixels, _orientation(image))
@@ -247,8 +291,18 @@ def _checked(pixels: np.ndarray) -> np.ndarray:
     pixels = pixels[..., None]
   if pixels.ndim != 3 or not pixels.size:
     raise MisfitError(f'is an array of shape {pixels.shape}, not (height, width, channels)')
-  if pixels.dtype != np.uint8:
-    raise MisfitError(f'has values of type {pixels.dtype}')
+  if pixels.dtype in _DTYPES:
+    sound = pixels.dtype != np.float32 or np.isfinite(pixels).all()
+  else:  # what has an exact counterpart is that
+    if pixels.dtype.kind not in 'iuf':
+      raise MisfitError(f'has values of type {pixels.dtype}')
+    with np.errstate(over='ignore'):
+      exact, pixels = pixels, pixels.astype(np.float32)
+    sound = np.isfinite(pixels).all()
+    if exact.dtype.kind in 'iu' and sound and (exact != pixels).any():
+      raise MisfitError(f'has values of type {exact.dtype}, beyond the precision of float32')
+  if not sound:
+    raise MisfitError('has values that are not finite')
   return pixels
 
 

@@ -27,6 +27,9 @@ _GREY, _RGB = 1, 2
 _PICTURE = {0: 1, _GREY: 1, _RGB: 3, 3: 1, 5: 4, 6: 3, 8: 3}
 # Compressions of bytes, whatever they mean: none, LZW, Deflate and its older number, PackBits.
 _BYTES = (1, 5, 8, 32946, 32773)
+# Formats of samples; predictors, by which they are stored as differences of what is beside them.
+_FLOAT = 3
+_DIFFERENCES, _FLOAT_DIFFERENCES = 2, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +74,7 @@ def read_header(data: bytes) -> Header:
 
   Raises:
     ValueError: if it is damaged.
-    MisfitError: if samples are not whole numbers of 8 bits, or one bit.
+    MisfitError: if samples are neither whole numbers of 1, 8 or 16 bits nor floats of 32.
   """
   order = '<' if data[:2] == b'II' else '>'
   try:
@@ -103,14 +106,15 @@ def read_header(data: bytes) -> Header:
   if not places or max(map(sum, places)) > len(data):
     raise ValueError('a TIFF file that is cut short')
   bits, formats = header.tags.get(_BITS, (1,)), header.tags.get(_FORMAT, (1,))
-  if not set(bits) <= {1, 8} or not set(formats) <= {1, 4}:
+  whole = set(bits) <= {1, 8, 16} and len(set(bits)) == 1 and set(formats) <= {1, 4}
+  if not whole and not (set(bits) == {32} and set(formats) == {_FLOAT}):
     kinds = {1: 'unsigned', 2: 'signed', 3: 'floating-point', 4: 'unsigned'}
     raise MisfitError(f'has {kinds.get(max(formats), "other")} values of {max(bits)} bits')
   return header
 
 
 def decode(data: bytes, header: Header) -> np.ndarray:
-  """All samples of a file that is not a picture: uint8 (height, width, channels), upright.
+  """All samples of a file that is not a picture: (height, width, channels), upright.
 
   Raises:
     ValueError: if it is damaged.
@@ -126,22 +130,26 @@ def _decode(data: bytes, header: Header) -> np.ndarray:
   tags, channels = header.tags, header.channels
   compression, planes = header.one(_COMPRESSION, 1), header.one(_PLANES, 1) == 2
   photometric, bits = header.one(_PHOTOMETRIC, -1), set(tags.get(_BITS, (1,)))
-  if photometric not in (_GREY, _RGB) or compression not in _BYTES or bits != {8}:
+  predictor = header.one(_PREDICTOR, 1)
+  mixed = predictor == _FLOAT_DIFFERENCES and not planes and channels > 1
+  if photometric not in (_GREY, _RGB) or compression not in _BYTES or bits == {1} or mixed:
     raise MisfitError(
       f'is a TIFF file of {channels} channels that is stored in an unusual way (photometric '
-      f'interpretation {photometric}, compression {compression}, bits {bits}): save it as .npy'
+      f'interpretation {photometric}, compression {compression}, predictor {predictor}, bits '
+      f'{bits}): save it as .npy'
     )
   height, width = header.one(_HEIGHT, 0), header.one(_WIDTH, 0)
   tile = header.one(_TILE_WIDTH, 0)
   beside = 1 if planes else channels
   new = {
-    _WIDTH: (width * beside,), _HEIGHT: (height,), _BITS: (8,), _COMPRESSION: (compression,),
+    _WIDTH: (width * beside,), _HEIGHT: (height,), _COMPRESSION: (compression,),
     _PHOTOMETRIC: (_GREY,), _SAMPLES: (1,), _STRIP_ROWS: tags.get(_STRIP_ROWS, (height,)),
   }  # fmt: skip
   if tile:
     del new[_STRIP_ROWS]
     new |= {_TILE_WIDTH: (tile * beside,), _TILE_HEIGHT: tags.get(_TILE_HEIGHT, (0,))}
-  if planes and _PREDICTOR in tags:
+  new |= {_BITS: tuple(bits), _FORMAT: tags.get(_FORMAT, (1,))[:1]}
+  if beside == 1 and _PREDICTOR in tags:
     new[_PREDICTOR] = tags[_PREDICTOR]
   parts = []
   for plane in range(channels if planes else 1):
@@ -155,10 +163,10 @@ def _decode(data: bytes, header: Header) -> np.ndarray:
       raise ValueError(f'{len(data)} bytes that do not decode as an image')
     parts.append(part.reshape(height, width, beside))
   pixels = np.concatenate(parts, axis=2)
-  if not planes and header.one(_PREDICTOR, 1) == 2:
+  if beside > 1 and predictor == _DIFFERENCES:
     for left in range(0, width, tile or width):
       part = pixels[:, left : left + (tile or width)]
-      np.cumsum(part, axis=1, dtype=np.uint8, out=part)
+      np.cumsum(part, axis=1, dtype=part.dtype, out=part)
   return exif.upright(pixels, header.one(_ORIENTATION, 1))
 
 

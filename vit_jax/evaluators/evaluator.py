@@ -14,7 +14,9 @@ from vit_jax.core import schema
 from vit_jax.data.classes import aligned
 from vit_jax.data.config import DataConfig
 from vit_jax.data.crops import CROPS
-from vit_jax.data.examples import Example, NoSplitError, Source
+from vit_jax.data.examples import Example, NoSplitError, Source, read
+from vit_jax.data.fields import Field, require
+from vit_jax.data.views import View
 
 # Configurations are checked before JAX is there.
 with epy.lazy_imports():
@@ -112,7 +114,7 @@ class Evaluation(NamedTuple):
 
 def prepare(
   evaluator: Evaluator, task: Any, model: Any, data: DataConfig, *, batch_size: int,
-  class_names: tuple[str, ...] = (), lanes: int = 0,
+  fields: Mapping[str, Field], lanes: int = 0,
 ) -> Evaluation:  # fmt: skip
   """Opens the data of an evaluator.
 
@@ -122,23 +124,24 @@ def prepare(
     model: its configuration, resolved.
     data: of training.
     batch_size: of training.
-    class_names: by the labels that the model was trained on, if they have names.
+    fields: of the examples that the model was trained on.
     lanes: how many models are evaluated, with stacked parameters; 0 for one.
 
   Raises:
     RunError: if the data are not there, or cannot be used.
   """
-  rows = task.rows(model, evaluator.crop, train=False)
+  rows = task.rows(model, fields, View(evaluator.crop), train=False)
   layout = sharding.BatchLayout(evaluator.batch_size or batch_size)
   skip, passes, summary = data.on_corrupt == 'skip', {}, []
   for name, split in evaluator.splits().items():
     try:
       source = data.open(split)
     except NoSplitError as error:
-      fields = [n for n, value in vars(evaluator).items() if value == split]
-      raise NoSplitError(str(error), fields[0] if fields else 'split') from None
-    if class_names:
-      source = aligned(source, class_names)
+      named = [n for n, value in vars(evaluator).items() if value == split]
+      raise NoSplitError(str(error), named[0] if named else 'split') from None
+    require(source.fields, rows.needs, source.name)
+    if task.classed in source.fields and task.classed in fields:
+      source = aligned(source, fields[task.classed].names, task.classed)
     summary += [*source.summary(), *pipeline.probe(rows, source, skip=skip)]
     batches = pipeline.eval_batches(rows, source, layout.batch_size, layout.rows, skip=skip)
     passes[name] = _Pass(evaluator, task, source, batches, layout, data.workers, lanes)
@@ -226,11 +229,12 @@ class _Pass:
     """Records of the examples of a batch that this process has; with lanes a list for each."""
     lanes = [{name: value[lane] for name, value in outputs.items()} for lane in range(self._lanes)]
     own = [{n: self._layout.local(x) for n, x in each.items()} for each in lanes or [outputs]]
-    for at, (index, mask) in enumerate(zip(batch['index'], batch['mask'], strict=True)):
-      if mask:
-        example = self._source[int(index)]
-        found = [self._evaluator.record({n: x[at] for n, x in e.items()}, example) for e in own]
-        records[int(index)] = found if self._lanes else found[0]
+    numbers = np.where(batch['mask'] > 0, batch['index'], -1)
+    places = [*zip(*np.nonzero(numbers >= 0), strict=True)]
+    wanted = [int(numbers[place]) for place in places]
+    for place, index, example in zip(places, wanted, read(self._source, wanted), strict=True):
+      found = [self._evaluator.record({n: x[place] for n, x in e.items()}, example) for e in own]
+      records[index] = found if self._lanes else found[0]
 
 
 def _add(parts: dict[str, np.ndarray], computed: Mapping[str, Any]) -> None:

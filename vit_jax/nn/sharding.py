@@ -217,7 +217,11 @@ class BatchLayout:
     return np.stack([found[row] for row in self.rows])
 
   def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows, on host -> the global batch, on the devices of the mesh."""
+    """This process's rows, on host -> the global batch, on the devices of the mesh.
+
+    Numbers of examples stay on the host: they may be too large for 32 bits.
+    """
+    batch = {name: value for name, value in batch.items() if name != 'index'}
     sharding = self._sharding
     if sharding is None:
       return {key: jnp.asarray(value) for key, value in batch.items()}

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epy
 
 from vit_jax.architecture import ViTArchitecture
 from vit_jax.core.errors import RunError
-from vit_jax.data.rows import Labelled, Rows
+from vit_jax.data.rows import Rows
+from vit_jax.data.rows.columns import Label
+from vit_jax.data.views import View
 from vit_jax.tasks.images import Images
-from vit_jax.tasks.task import Batch, Context, Sums
+from vit_jax.tasks.task import Batch, Context, Fields, Sums
 
 # Configurations are checked before JAX is there.
 with epy.lazy_imports():
@@ -28,12 +30,14 @@ class Classification(Images):
     label_smoothing: probability mass spread evenly over all classes (Szegedy et al. 2016).
     mixup: alpha of the Beta distribution of mixing coefficients, one per batch; 0 does not mix
       (Zhang et al. 2018).
-    flip: mirror half of the training images left to right.
+    flip: mirror half of the training images left to right on the devices, as runs of formats up to
+      3 did; new ones say data.flip, which works for every task.
   """
 
   label_smoothing: float = 0.0
   mixup: float = 0.0
   flip: bool = False
+  classed = 'label'
 
   def __post_init__(self):
     super().__post_init__()
@@ -42,26 +46,31 @@ class Classification(Images):
     if self.mixup < 0:
       raise RunError(f'task.mixup={self.mixup} must not be negative')
 
-  def adapt(self, model: Any, class_names: Sequence[str]) -> Any:
+  def adapt(self, model: Any, fields: Fields) -> Any:
     """See `Task`: a logit for each class, unless the model has a number of them."""
     if not isinstance(model, ViTArchitecture):
       raise RunError(f'task.name=classification needs model.name=vit, not {model.kind}')
-    model = dataclasses.replace(model, num_classes=model.num_classes or len(class_names))
-    return super().adapt(model, class_names)
+    names = fields[self.classed].names if self.classed in fields else ()
+    model = dataclasses.replace(model, num_classes=model.num_classes or len(names))
+    return super().adapt(model, fields)
 
-  def notes(self, model: Any, class_names: Sequence[str]) -> list[str]:
+  def notes(self, model: Any, fields: Fields) -> list[str]:
     """See `Task`."""
-    if not class_names or model.num_classes == len(class_names):
-      return []
-    return [
-      f'model.num_classes={model.num_classes}, but the data have {len(class_names)} classes: the '
-      'checkpoints will not name them'
-    ]
+    names = fields[self.classed].names if self.classed in fields else ()
+    lines = []
+    if names and model.num_classes != len(names):
+      lines.append(
+        f'model.num_classes={model.num_classes}, but the data have {len(names)} classes: the '
+        'checkpoints will not name them'
+      )
+    if self.flip:
+      lines.append('task.flip mirrors images on the devices; data.flip=horizontal does it before')
+    return lines
 
-  def rows(self, model: Any, crop: Any, *, train: bool) -> Rows:
+  def rows(self, model: Any, fields: Fields, view: View, *, train: bool) -> Rows:
     """See `Task`."""
     del train
-    return Labelled(crop, model.image_size, model.in_channels, model.num_classes)
+    return self.columns(model, fields, view, Label(model.num_classes))
 
   def predict(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
     """float32 'logits' (batch, num_classes)."""

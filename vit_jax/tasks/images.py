@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epy
 
+from vit_jax.architecture import encoders
 from vit_jax.architecture.card import Card
 from vit_jax.core.errors import RunError
-from vit_jax.tasks.task import Batch, Task
+from vit_jax.data.rows.columns import Column, Columns, Image
+from vit_jax.data.views import View
+from vit_jax.tasks.task import Batch, Fields, Task
 
 # Configurations are checked before JAX is there.
 with epy.lazy_imports():
@@ -26,26 +29,34 @@ class Images(Task):
   """A task whose images are normalised on the devices.
 
   Attributes:
-    mean, std: per channel (or one for all) of pixels in [0, 1], to normalise with. Unset: those of
-      the checkpoint that the run starts from, or 0.5.
+    mean, std: per channel (or one for all) of pixels in [0, 1], to normalise with; of images of
+      floats in their own unit. Unset: those of the checkpoint that the run starts from, or 0.5.
   """
 
   mean: tuple[float, ...] = UNSET
   std: tuple[float, ...] = UNSET
 
   def normalize(self, images: jax.Array) -> jax.Array:
-    """uint8 (..., height, width, channels) -> float32."""
+    """(..., height, width, channels) -> float32; the largest number of whole ones is 1 before."""
     mean, std = self.statistics(1)
-    return (images.astype(jnp.float32) / 255 - jnp.array(mean)) / jnp.array(std)
+    whole = jnp.issubdtype(images.dtype, jnp.integer)
+    largest = jnp.iinfo(images.dtype).max if whole else 1
+    return (images.astype(jnp.float32) / largest - jnp.array(mean)) / jnp.array(std)
 
   def statistics(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each of so many channels."""
     spread = lambda given: given * channels if len(given) == 1 else given  # noqa: E731
     return spread(self.mean or (0.5,)), spread(self.std or (0.5,))
 
-  def adapt(self, model: Any, class_names: Sequence[str]) -> Any:
+  def adapt(self, model: Any, fields: Fields) -> Any:
     """See `Task`; raises RunError unless mean and std are of the model's channels."""
-    channels = model.in_channels
+    channels = _seeing(model).in_channels
+    floats = 'image' in fields and fields['image'].dtype == 'float32'
+    if floats and self.mean is None:
+      raise RunError(
+        'images of floats have a unit of their own: give --config.task.mean and --config.task.std '
+        'of each channel'
+      )
     for name in ('mean', 'std'):
       values = getattr(self, name)
       if values is None:
@@ -58,21 +69,38 @@ class Images(Task):
         )
       low, high = min(values), max(values)
       sound = all(map(math.isfinite, values))
-      if not sound or (low <= 0 if name == 'std' else low < 0 or high > 1):
+      if not sound or (low <= 0 if name == 'std' else not floats and (low < 0 or high > 1)):
         scale = ': divide by 255' if high > 1 else ''
         raise RunError(
           f'task.{name}={values}: pixels in [0, 1] cannot be normalised with that{scale}'
         )
-    return super().adapt(model, class_names)
+    return super().adapt(model, fields)
+
+  def columns(self, model: Any, fields: Fields, view: View, *others: Column) -> Columns:
+    """Rows of the image as the model takes it, and other columns."""
+    return Columns(view.sized(_seeing(model).image_size), (image_of(model, fields),), others)
 
   def augment(self, batch: Batch, key: jax.Array | None, hyper: Mapping[str, Any]) -> Batch:
     """See `Task`: normalises `image`."""
     del key, hyper
     return {**batch, 'image': self.normalize(batch['image'])}
 
-  def card(self, model: Any, crop: Any, class_names: Sequence[str]) -> Card:
+  def card(self, model: Any, crop: Any, fields: Fields) -> Card:
     """See `Task`."""
-    mean, std = self.statistics(model.in_channels)
-    names = tuple(class_names) if len(class_names) == model.num_classes else ()
+    seeing = _seeing(model)
+    mean, std = self.statistics(seeing.in_channels)
+    names = fields[self.classed].names if self.classed in fields else ()
+    names = names if len(names) == getattr(model, 'num_classes', 0) else ()
     fraction = getattr(crop, 'fraction', 0.0)
-    return Card('vit_jax', model.image_size, mean, std, crop.method, fraction, names)
+    return Card('vit_jax', seeing.image_size, mean, std, crop.method, fraction, names)
+
+
+def _seeing(model: Any) -> Any:
+  """The tower of a model that gets images."""
+  return next(each for each in encoders(model).values() if hasattr(each, 'image_size'))
+
+
+def image_of(model: Any, fields: Fields) -> Image:
+  """The column of the images that a model takes."""
+  dtype = fields['image'].dtype if 'image' in fields else ''
+  return Image(_seeing(model).in_channels, dtype or 'uint8')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from etils import epy
@@ -11,7 +11,9 @@ from etils import epy
 from vit_jax.architecture.card import Card
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.costs.step import Pass
+from vit_jax.data.fields import Field
 from vit_jax.data.rows import Rows
+from vit_jax.data.views import View
 
 # Configurations are checked before JAX is there.
 with epy.lazy_imports():
@@ -23,6 +25,7 @@ DTYPES = ('float32', 'bfloat16')
 Batch = dict[str, Any]  # of arrays whose leading axis is the batch
 # Sums over a batch, each with the name of the total that it is divided by to be reported.
 Sums = dict[str, tuple[Any, str]]
+Fields = Mapping[str, Field]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +67,13 @@ class Task:
     frozen_dtype: of these parameters; 'bfloat16' halves them.
     coupled: whether the loss of an example depends on the other examples of the batch. Such a task
       cannot be computed in parts, unless it is a `Coupled` one.
+    classed: the field whose classes the model has outputs for; '' for none.
   """
 
   frozen: tuple[str, ...] = ()
   frozen_dtype: str = 'float32'
   coupled: ClassVar[bool] = False
+  classed: ClassVar[str] = ''
 
   def __post_init__(self):
     if self.frozen_dtype not in DTYPES:
@@ -76,41 +81,42 @@ class Task:
         f'unknown task.frozen_dtype {self.frozen_dtype!r}: {suggest(self.frozen_dtype, DTYPES)}'
       )
 
-  def adapt(self, model: Any, class_names: Sequence[str]) -> Any:
+  def adapt(self, model: Any, fields: Fields) -> Any:
     """The configuration of the model, with what only the data can tell filled in.
 
     Args:
       model: resolved.
-      class_names: of the labels of the data, or nothing.
+      fields: of the examples, those of the first training data.
 
     Raises:
-      RunError: for a model that cannot do this.
+      RunError: for a model, or data, that cannot do this.
     """
-    del class_names
+    del fields
     return model
 
-  def notes(self, model: Any, class_names: Sequence[str]) -> list[str]:
+  def notes(self, model: Any, fields: Fields) -> list[str]:
     """Lines for people about what was decided; arguments as for `card`."""
-    del model, class_names
+    del model, fields
     return []
 
-  def card(self, model: Any, crop: Any, class_names: Sequence[str]) -> Card:
+  def card(self, model: Any, crop: Any, fields: Fields) -> Card:
     """What the trained model will expect of images.
 
     Args:
       model: its configuration, as `adapt` gave it.
       crop: of the first evaluation, or of training.
-      class_names: of the labels of the data, or nothing.
+      fields: as for `adapt`.
     """
-    del model, crop, class_names
+    del model, crop, fields
     return Card('vit_jax', (1, 1))
 
-  def rows(self, model: Any, crop: Any, *, train: bool) -> Rows:
+  def rows(self, model: Any, fields: Fields, view: View, *, train: bool) -> Rows:
     """What becomes of an example: an object of `data.rows`.
 
     Args:
       model: its configuration, resolved.
-      crop: of training or of an evaluation; see `data.crops`.
+      fields: as for `adapt`.
+      view: of training or of an evaluation, without a size; see `data.views`.
       train: for which of the two.
     """
     raise NotImplementedError

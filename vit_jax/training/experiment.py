@@ -22,8 +22,13 @@ from vit_jax.costs.step import Pass
 from vit_jax.costs.step import step as step_flops
 from vit_jax.data import folds
 from vit_jax.data.classes import aligned
-from vit_jax.data.examples import NoSplitError, check_classes
+from vit_jax.data.config import ORDERS
+from vit_jax.data.examples import NoSplitError, check_classes, with_names
+from vit_jax.data.fields import Field, require
+from vit_jax.data.order import Order, drawn
 from vit_jax.data.pipeline import iterate, probe, train_batches
+from vit_jax.data.rows import group
+from vit_jax.data.views import View
 from vit_jax.evaluators.evaluator import Evaluation, prepare
 from vit_jax.nn import sharding, tree
 from vit_jax.nn.encoder import is_unrolled, split_layers, stack_layers
@@ -52,7 +57,7 @@ class Experiment:
     abstract_state: shapes, dtypes and layouts of the state as checkpoints hold it.
     frozen: parameters that are not trained, in the tree of the model, None where one is; their
       shapes until `init` or `adopt`.
-    class_names: of the labels, or nothing if they have no names.
+    fields: of the examples, with the classes that the model has.
     notes: what was decided about the run's start, a line each.
   """
 
@@ -78,28 +83,34 @@ class Experiment:
       cfg = schema.filled(cfg, known.decided)
     self._starts = [] if known else starts(cfg)
     self.layout = BatchLayout(cfg.batch_size)
+    classed = cfg.task.classed
     if training or not known:
       self.source = cfg.data.open(cfg.data.split)
-      self.class_names = tuple(self.source.class_names)
-    if known and (known.class_names or not training):
-      self.class_names = known.class_names
+    self.fields: dict[str, Field] = known.fields if known else {}
+    if not self.fields:
+      self.fields = dict(self.source.fields)
     model, card = cfg.model, Card('vit_jax', (1, 1), (0.5,), (0.5,), 'area')
     for start in self._starts:
-      self.class_names = start.set_classes(self.class_names)
+      if classed in self.fields:
+        names = start.set_classes(self.fields[classed].names)
+        self.fields = with_names(self.fields, classed, names)
       model = start.within(model)
     card = next((start.card for start in self._starts if start.sees), card)
     if known:
       model = _with_classes(model, known.model)
-    model = cfg.task.adapt(model.resolve(), self.class_names)
+    model = cfg.task.adapt(model.resolve(), self.fields)
     self.config = dataclasses.replace(_prepared(cfg, card), model=model)
     self.decided = schema.decided(asked, self.config)
     self.notes: list[str] = [
-      *cfg.task.notes(model, self.class_names),
+      *cfg.task.notes(model, self.fields),
       *said(self._starts, wishes or {}, model, cfg.task, self.config.task),
     ]
-    self.rows = self.config.task.rows(model, self.config.data.crop, train=True)
-    if training and 'label' in self.rows.needs:
-      check_classes(self.source)
+    data = self.config.data
+    self.rows = self.config.task.rows(model, self.fields, data.view, train=True)
+    if training:
+      require(self.source.fields, self.rows.needs, self.source.name)
+      if 'label' in self.rows.needs:
+        check_classes(self.source)
     self.abstract_state: State
     self.abstract_state, self.frozen = jax.eval_shape(self._init, self._seeds())
     self._about_data: list[str] = []
@@ -107,8 +118,8 @@ class Experiment:
       self._prepare_training(cfg)
 
   def _prepare_training(self, cfg: config_lib.Config) -> None:
-    if self.class_names:
-      self.source = aligned(self.source, self.class_names)
+    if (classed := cfg.task.classed) in self.source.fields:
+      self.source = aligned(self.source, self.fields[classed].names, classed)
     self._skip = cfg.data.on_corrupt == 'skip'
     self._about_data = [*self.source.summary(), *probe(self.rows, self.source, skip=self._skip)]
     self.total = self._steps(cfg.total, 'total', total=None)
@@ -142,13 +153,24 @@ class Experiment:
 
   def _steps(self, duration: str, field: str, *, total: int | None) -> int:
     return config_lib.steps(
-      duration, batch_size=self.config.batch_size, epoch=len(self.source), total=total, field=field
+      duration, batch_size=self.examples, epoch=len(self.source), total=total, field=field
     )
+
+  @property
+  def examples(self) -> int:
+    """How many examples a batch takes, those included that cannot be used."""
+    takes, gives, _ = group(self.rows)
+    if self.config.batch_size % gives:
+      raise RunError(
+        f'batch_size={self.config.batch_size} is no multiple of {gives}, the rows that are made '
+        'together'
+      )
+    return self.config.batch_size // gives * takes
 
   @property
   def examples_per_step(self) -> int:
     """How many the compiled step trains on."""
-    return self.config.batch_size
+    return self.examples
 
   @property
   def batch_axes(self) -> tuple[int, ...]:
@@ -170,11 +192,14 @@ class Experiment:
   def _batches(self, seed: int, start: int) -> Generator[dict[str, jax.Array], None, None]:
     cfg, layout = self.config, self.layout
     batches = train_batches(
-      self.rows, self.source, cfg.batch_size, layout.rows, seed, skip=self._skip
+      self.rows, self.source, cfg.batch_size, layout.rows, self._order(seed), seed, skip=self._skip
     )
     with contextlib.closing(iterate(batches, start=start, workers=cfg.data.workers)) as stream:
       for batch in stream:
         yield layout.place(batch)
+
+  def _order(self, seed: int) -> Order:
+    return drawn(self.source, seed, self.config.data.order)
 
   def init(self) -> State:
     """The initial state; equal seeds give equal values on any mesh. Sets `frozen`."""
@@ -269,7 +294,7 @@ class Experiment:
     """What the trained model will expect of images."""
     cfg = self.config
     crops = [evaluator.crop for evaluator in cfg.evals.values()]
-    return cfg.task.card(cfg.model, crops[0] if crops else cfg.data.crop, self.class_names)
+    return cfg.task.card(cfg.model, crops[0] if crops else cfg.data.crop, self.fields)
 
   def described(self) -> dict[str, Any]:
     """What a checkpoint says: the model that is judged, where its arrays are, task and rows."""
@@ -289,12 +314,12 @@ class Experiment:
     cfg = self.config
     task = next(name for name, kind in TASKS.items() if kind is type(cfg.task))
     crop = next((evaluator.crop for evaluator in cfg.evals.values()), cfg.data.crop)
-    rows = cfg.task.rows(cfg.model, crop, train=False)
+    rows = cfg.task.rows(cfg.model, self.fields, View(crop), train=False)
     plain = lambda value: getattr(value, 'text', value)  # noqa: E731
     return {
       'task': {'name': task, **{name: plain(value) for name, value in vars(cfg.task).items()}},
       'rows': {
-        'name': type(rows).__name__, 'needs': list(rows.needs),
+        'name': type(rows).__name__, 'needs': dict(rows.needs),
         'arrays': {n: [np.dtype(a.dtype).name, list(a.shape)] for n, a in rows.arrays().items()},
       },
     }  # fmt: skip
@@ -310,7 +335,7 @@ class Experiment:
       try:
         prepared[name] = prepare(
           evaluator, config.task, config.model, config.data, batch_size=config.batch_size,
-          class_names=self.class_names, lanes=config.lane_count,
+          fields=self.fields, lanes=config.lane_count,
         )  # fmt: skip
       except NoSplitError as error:
         raise RunError(
@@ -355,7 +380,8 @@ def _prepared(cfg: config_lib.Config, card: Card) -> config_lib.Config:
 
   crop = lambda section: dataclasses.replace(section, crop=known(section.crop, method=card.resize))  # noqa: E731
   return dataclasses.replace(
-    cfg, task=known(cfg.task, mean=card.mean, std=card.std), data=crop(cfg.data),
+    cfg, task=known(cfg.task, mean=card.mean, std=card.std),
+    data=known(crop(cfg.data), order=ORDERS[0]),
     evals={name: crop(evaluator) for name, evaluator in cfg.evals.items()},
   )  # fmt: skip
 

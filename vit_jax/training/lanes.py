@@ -40,7 +40,7 @@ class Lanes(Experiment):
   @property
   def examples_per_step(self) -> int:
     """How many the compiled step trains on, all lanes together."""
-    return self.config.batch_size * len(self.lanes)
+    return self.examples * len(self.lanes)
 
   @property
   def batch_axes(self) -> tuple[int, ...]:
@@ -86,6 +86,6 @@ class Lanes(Experiment):
   def _step(
     self, state: State, frozen: Any, batch: Any, hyper: Hyper
   ) -> tuple[State, dict[str, Any]]:
-    shared = batch['mask'].ndim == 1
+    shared = not self.batch_axes
     step = jax.vmap(super()._step, in_axes=(0, None, None if shared else 0, 0))
     return step(state, frozen, batch, hyper)

@@ -9,6 +9,7 @@ command ends as if nothing had happened.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -255,7 +256,8 @@ class _Session:
         described = self.experiment.described()
         extra = {
           'seconds': dict(self.chrono.seconds), 'history': self.history, **described,
-          'decided': self.experiment.decided, 'classes': self.experiment.class_names,
+          'decided': self.experiment.decided,
+          'fields': {n: dataclasses.asdict(f) for n, f in self.experiment.fields.items()},
           'lanes': self.experiment.config.lane_count,
         }  # fmt: skip
         state = self.experiment.stack(self.state)

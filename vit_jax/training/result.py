@@ -32,7 +32,7 @@ def facts(
   """The contents of result.json: what was run, on what, how long it took and what came out."""
   cfg, chips = experiment.config, jax.device_count()
   kind = jax.devices()[0].device_kind
-  examples, lanes = experiment.total * cfg.batch_size, max(1, cfg.lane_count)
+  examples, lanes = experiment.total * experiment.examples, max(1, cfg.lane_count)
   steps = experiment.total - history.get('forked', {}).get('step', 0)
   seconds = chrono.seconds['step'] + chrono.seconds['input']
   rate = steps * experiment.examples_per_step / max(seconds, 1e-9) / chips

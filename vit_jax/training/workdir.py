@@ -15,6 +15,7 @@ from vit_jax.checkpoints import formats
 from vit_jax.checkpoints.store import Checkpoints
 from vit_jax.core import paths, schema
 from vit_jax.core.errors import RunError
+from vit_jax.data.fields import Field
 from vit_jax.training import config as config_lib
 from vit_jax.training.progress import MetricsFile
 
@@ -24,12 +25,12 @@ class Known(NamedTuple):
 
   Attributes:
     decided: values of unset fields, nested; see `schema.decided`.
-    class_names: of the labels that it was trained on, or nothing if they have none.
+    fields: of the examples that it was trained on.
     model: its configuration, as plain JSON.
   """
 
   decided: Mapping[str, Any]
-  class_names: tuple[str, ...]
+  fields: dict[str, Field]
   model: Mapping[str, Any]
 
 
@@ -197,7 +198,8 @@ class Workdir:
     facts = self.checkpoints().facts()
     if not facts:
       return None
-    return Known(facts['decided'], tuple(facts['classes']), facts['model'])
+    fields = {name: Field.from_dict(field) for name, field in facts['fields'].items()}
+    return Known(facts['decided'], fields, facts['model'])
 
   def result(self) -> dict[str, Any] | None:
     """The contents of result.json; None if the run is not complete.

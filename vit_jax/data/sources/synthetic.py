@@ -6,7 +6,8 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING
 
-from vit_jax.data.examples import Example, headline
+from vit_jax.data.examples import Example, Source, headline
+from vit_jax.data.fields import Field
 
 if TYPE_CHECKING:
   import numpy as np
@@ -33,12 +34,16 @@ class Synthetic:
     return SyntheticSource(self, split)
 
 
-class SyntheticSource:
+class SyntheticSource(Source):
   """See `Synthetic`."""
 
   def __init__(self, config: Synthetic, split: str):
     self.name, self._config = f'synthetic/{split}', config
-    self.class_names = [str(i) for i in range(config.num_classes)]
+    names = tuple(str(i) for i in range(config.num_classes))
+    self.fields = {
+      'image': Field('image', dtype='uint8', channels=config.channels),
+      'label': Field('class', names),
+    }
 
   @functools.cached_property
   def _images(self) -> np.ndarray:
@@ -47,17 +52,12 @@ class SyntheticSource:
     rng, config = np.random.default_rng(0), self._config
     return rng.integers(0, 256, (16, *config.image_size, config.channels), dtype=np.uint8)
 
-  @property
-  def labels(self) -> list[int]:
-    """Of all examples, in turn."""
-    return [index % self._config.num_classes for index in range(len(self))]
-
   def __len__(self) -> int:
     return self._config.examples
 
   def __getitem__(self, index: int) -> Example:
     label = index % self._config.num_classes
-    return Example(image=self._images[index % 16], label=label, name=f'synthetic[{index}]')
+    return dict(image=self._images[index % 16], label=label, name=f'synthetic[{index}]')
 
   def summary(self) -> list[str]:
     """How many there are, and that they mean nothing."""

@@ -11,12 +11,13 @@ import io
 import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vit_jax.core import paths
 from vit_jax.core.errors import RunError, suggest
-from vit_jax.data.examples import Example, NoDataError, NoSplitError, headline
+from vit_jax.data.examples import Example, NoDataError, NoSplitError, Source
+from vit_jax.data.fields import Boxes, Field, Mapped
 from vit_jax.data.files import few
 
 # Data sets of the project's own: prepared from raw files on first use.
@@ -29,8 +30,11 @@ _VERSION = re.compile(r'\d+\.\d+\.\d+')
 
 
 @dataclasses.dataclass(frozen=True)
-class Tfds:
+class Tfds(Mapped):
   """A TFDS data set stored as ArrayRecord; no TensorFlow is needed to read it.
+
+  A column is a feature, or one inside of another: 'objects/bbox'. Of boxes the features beside them
+  give the classes ('label') and say which are crowds ('is_crowd').
 
   Attributes:
     dataset: its name, with '/config' and ':version' where needed, as for `tfds.builder`.
@@ -54,10 +58,10 @@ class Tfds:
     root = paths.at(self.dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets'))
     if self.dataset not in BUILDERS:
       folder = _find(root, self.dataset)
-      return TfdsSource(folder, self.dataset, split, 'Copy or prepare the data set again')
+      return TfdsSource(self, folder, split, 'Copy or prepare the data set again')
     folder = self._prepared(root)
     remedy = f'Delete {folder}, and it is prepared again'
-    return TfdsSource(folder, self.dataset, split, remedy)
+    return TfdsSource(self, folder, split, remedy)
 
   def _prepared(self, root: paths.Path) -> paths.Path:
     """The directory of a data set of the project's own, prepared if it was not there."""
@@ -165,15 +169,13 @@ def _line(error: Exception) -> str:
   return ' '.join(str(error).split())[:300] or type(error).__name__
 
 
-class TfdsSource:
+class TfdsSource(Source):
   """See `Tfds`."""
 
-  # Not known without reading all examples.
-  labels = None
-
-  def __init__(self, folder: paths.Path, dataset: str, split: str, remedy: str):
+  def __init__(self, config: Tfds, folder: paths.Path, split: str, remedy: str):
     import tensorflow_datasets as tfds
 
+    dataset = config.dataset
     self.name, self._remedy = f'{dataset}/{split}', remedy
     stored = {}
     for name in ('dataset_info.json', 'features.json'):
@@ -183,8 +185,9 @@ class TfdsSource:
     with _damage(folder, remedy), contextlib.redirect_stderr(io.StringIO()):
       builder: Any = tfds.builder_from_directory(str(folder))
       features, splits = builder.info.features, builder.info.splits
-    self.class_names = _classes(features, dataset)
-    _check_names(folder, stored['features.json'], self.class_names, remedy)
+    self.fields, self._readers = _fields(config, features)
+    if 'label' in self.fields:
+      _check_names(folder, stored['features.json'], list(self.class_names), remedy)
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
       raise RunError(
         f'{dataset} is not stored as ArrayRecord: prepare it with file_format="array_record"'
@@ -212,7 +215,8 @@ class TfdsSource:
     with concurrent.futures.ThreadPoolExecutor(min(32, len(shards))) as pool:
       list(pool.map(self._check, *zip(*shards, strict=True)))
     with _damage(folder, remedy):
-      self._data = builder.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})
+      skipped = _encoded(features, tfds.decode.SkipDecoding())
+      self._data = builder.as_data_source(split, decoders=skipped)
 
   def _check(self, file: str, examples: int) -> None:
     """Raises RunError unless a shard is there, and has as many examples as it should."""
@@ -246,12 +250,8 @@ class TfdsSource:
       return [self[index] for index in indices]
 
   def _named(self, index: int, example: Any) -> Example:
-    name = f'{self.name}[{index}]'
-    return Example(image=example['image'], label=int(example['label']), name=name)
-
-  def summary(self) -> list[str]:
-    """How many there are, and of what."""
-    return [headline(self)]
+    values = {name: read(example) for name, read in self._readers.items()}
+    return {**values, 'name': f'{self.name}[{index}]'}
 
 
 def _check_names(folder: paths.Path, features: Any, names: list[str], remedy: str) -> None:
@@ -268,19 +268,156 @@ def _check_names(folder: paths.Path, features: Any, names: list[str], remedy: st
       )
 
 
-def _classes(features: Any, dataset: str) -> list[str]:
-  """Names of the classes.
+# Features beside boxes, by what they say of them.
+_BESIDE = ('label', 'is_crowd')
+Reader = Callable[[Any], Any]
+
+
+def _fields(config: Tfds, features: Any) -> tuple[dict[str, Field], dict[str, Reader]]:
+  """The fields of a data set, and how each is read from an example of TFDS.
 
   Raises:
-    RunError: if examples are not images of 8 bits with a class each.
+    RunError: for a feature that is not there, or not of the kind that is asked for.
   """
+  import tensorflow_datasets as tfds
+
+  fields, readers, asked = {}, {}, config.wanted()
+  there = dict(_leaves(features))
+  for path, feature in there.items():
+    name, kind = path, _kind(feature)
+    if kind == 'boxes':
+      name = 'boxes'
+    used = {column for each in asked.values() for column in each.columns}
+    if kind and name not in asked and path not in used and ('/' not in path or kind == 'boxes'):
+      fields[name], readers[name] = _field(kind, path, feature, there), _reader(kind, path, there)
+  for name, each in asked.items():
+    (path,) = each.columns if len(each.columns) == 1 else ('',)
+    if path not in there:
+      raise RunError(
+        f'{config.dataset} has no feature {", ".join(each.columns)!r} for the field {name!r}: '
+        f'{suggest(path, there)}'
+      )
+    kind = _kind(there[path])
+    image = isinstance(there[path], tfds.features.Image)
+    if each.kind != kind and not (each.kind == 'map' and image):
+      raise RunError(
+        f'the feature {path!r} of {config.dataset} is {type(there[path]).__name__}, which makes '
+        f'{kind or "no field"}, not {each.kind}'
+      )
+    fields[name] = _field(each.kind, path, there[path], there)
+    readers[name] = _reader(each.kind, path, there)
+  fields = {name: config.field(name, field) for name, field in fields.items()}
+  config.check(fields)
+  return fields, readers
+
+
+def _leaves(features: Any, path: str = '') -> Iterator[tuple[str, Any]]:
+  """All features by path, those of a sequence of dictionaries likewise."""
+  inner = getattr(features, 'feature', features)  # of a sequence
+  if hasattr(inner, 'keys'):
+    for name in inner.keys():  # noqa: SIM118
+      yield from _leaves(inner[name], f'{path}/{name}' if path else name)
+  elif path:
+    yield path, features
+
+
+def _kind(feature: Any) -> str:
+  """The kind of field that a feature makes; '' for none."""
+  import tensorflow_datasets as tfds
+
+  inner = getattr(feature, 'feature', None)
+  if isinstance(feature, tfds.features.LabeledImage):
+    return 'map'
+  if isinstance(feature, tfds.features.Image):
+    return 'image'
+  if isinstance(feature, tfds.features.BBoxFeature) or isinstance(inner, tfds.features.BBoxFeature):
+    return 'boxes'
+  if isinstance(feature, tfds.features.ClassLabel):
+    return 'class'
+  if isinstance(inner, tfds.features.ClassLabel):
+    return 'classes'
+  if isinstance(feature, tfds.features.Text) or isinstance(inner, tfds.features.Text):
+    return 'text'
+  numbers = getattr(feature, 'np_dtype', None)
+  if numbers is not None and len(getattr(feature, 'shape', ())) <= 1 and inner is None:
+    return 'vector' if _is_float(numbers) else ''
+  return ''
+
+
+def _is_float(dtype: Any) -> bool:
   import numpy as np
 
-  names = list(features.keys()) if hasattr(features, 'keys') else ['one feature']
-  if not {'image', 'label'} <= set(names):
-    raise RunError(f'{dataset} has {", ".join(names)}; an image and a label are needed')
-  if not hasattr(features['label'], 'names'):
-    raise RunError(f'the label of {dataset} is not a class')
-  if getattr(features['image'], 'np_dtype', None) != np.uint8:
-    raise RunError(f'the images of {dataset} are not of type uint8')
-  return list(features['label'].names)
+  try:
+    return np.dtype(dtype).kind == 'f'
+  except TypeError:
+    return False
+
+
+def _field(kind: str, path: str, feature: Any, there: Mapping[str, Any]) -> Field:
+  import numpy as np
+
+  inner = getattr(feature, 'feature', None) or feature
+  if kind == 'boxes':
+    inner = there.get(f'{path.rpartition("/")[0]}/label', inner)
+    inner = getattr(inner, 'feature', None) or inner
+  names = tuple(getattr(inner, 'names', None) or getattr(inner, 'labels', None) or ())
+  if kind == 'vector':
+    return Field('vector', tuple(path if not feature.shape else f'{path}[{i}]'
+                                 for i in range(int(np.prod(feature.shape)))))  # fmt: skip
+  if kind == 'image':
+    channels = feature.shape[-1] or 0
+    return Field('image', dtype=np.dtype(feature.np_dtype).name, channels=channels)
+  return Field(kind, names)
+
+
+def _reader(kind: str, path: str, there: Mapping[str, Any]) -> Reader:
+  """How the value of a field is read from an example of TFDS."""
+  import numpy as np
+
+  parts = path.split('/')
+
+  def at(example: Any, parts: Sequence[str] = parts) -> Any:
+    for part in parts:
+      example = example[part]
+    return example
+
+  if kind == 'boxes':
+    beside = {n: [*parts[:-1], n] for n in _BESIDE if '/'.join([*parts[:-1], n]) in there}
+
+    def boxes(example: Any) -> Boxes:
+      # TFDS has top, left, bottom and right as shares of the image.
+      corners = np.asarray(at(example), np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]]
+      own = {n: np.asarray(at(example, p)).reshape(-1) for n, p in beside.items()}
+      label = own.get('label', np.zeros(len(corners), np.int64)).astype(np.int64)
+      crowd = own.get('is_crowd', np.zeros(len(corners), bool)).astype(bool)
+      # Areas of masks are in pixels, and the boxes here are not: theirs stand in.
+      area = np.prod(corners[:, 2:] - corners[:, :2], axis=1)
+      return Boxes(corners, label, crowd, area, relative=True)
+
+    return boxes
+  if kind == 'class':
+    return lambda example: int(at(example))
+  if kind == 'classes':
+    return lambda example: np.asarray(at(example), np.int64).reshape(-1)
+  if kind == 'vector':
+    return lambda example: np.asarray(at(example), np.float64).reshape(-1)
+  if kind == 'text':
+    return lambda example: _texts(at(example))
+  return at
+
+
+def _texts(value: Any) -> Any:
+  if isinstance(value, bytes | str):
+    return value.decode() if isinstance(value, bytes) else value
+  return tuple(_texts(each) for each in value)
+
+
+def _encoded(features: Any, skip: Any) -> Any:
+  """Decoders that leave images as they are stored."""
+  import tensorflow_datasets as tfds
+
+  found = {}
+  for name in features:
+    if isinstance(features[name], tfds.features.Image):
+      found[name] = skip
+  return found

@@ -1,0 +1,402 @@
+"""Rows of one example each: a view, and for every field of the example a column that obeys it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from vit_jax.core.errors import RunError
+from vit_jax.data import masks, preprocess
+from vit_jax.data.examples import Example
+from vit_jax.data.misfit import MisfitError
+from vit_jax.data.rows import Array
+from vit_jax.data.views import Placement, View
+
+# A box of which less than this share is in view is no longer there.
+LEAST = 0.1
+
+
+class Column(Protocol):
+  """What becomes of a field, and of those that belong to it."""
+
+  @property
+  def needs(self) -> Mapping[str, str]:
+    """Fields and their kinds."""
+    ...
+
+  def arrays(self, size: tuple[int, int]) -> Mapping[str, Array]:
+    """Of a row, where the model takes images of that size."""
+    ...
+
+  def make(self, example: Example, placement: Placement) -> Mapping[str, Any]:
+    """The values of these arrays."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+  """See `Rows`.
+
+  Attributes:
+    view: of the images; all fields are seen through it.
+    images: of which the first decides how large the example is; the others have its size.
+    columns: of the other fields.
+  """
+
+  view: View
+  images: tuple[Image, ...]
+  columns: tuple[Column, ...] = ()
+
+  @property
+  def needs(self) -> dict[str, str]:
+    """See `Rows`."""
+    return {name: kind for each in self._all for name, kind in each.needs.items()}
+
+  @property
+  def _all(self) -> Iterable[Any]:
+    return (*self.images, *self.columns)
+
+  def arrays(self) -> dict[str, Array]:
+    """See `Rows`."""
+    found: dict[str, Array] = {}
+    for each in self._all:
+      found |= each.arrays(self.view.size)
+    return found
+
+  def make(self, example: Example, rng: np.random.Generator) -> dict[str, Any]:
+    """See `Rows`."""
+    opened = [image.open(example) for image in self.images]
+    placement = self._placed(opened, rng)
+    row: dict[str, Any] = {}
+    for image, pixels in zip(self.images, opened, strict=True):
+      row[image.field] = pixels.within(placement)
+    for column in self.columns:
+      row |= column.make(example, placement)
+    return row
+
+  def _placed(self, opened: list[preprocess.Opened], rng: Any) -> Placement:
+    size = opened[0].size
+    for image, other in zip(self.images[1:], opened[1:], strict=True):
+      if other.size != size:
+        raise MisfitError(
+          f'has {self.images[0].field} of {size[0]} x {size[1]} pixels and {image.field} of '
+          f'{other.size[0]} x {other.size[1]}: images of an example are of one size'
+        )
+    return self.view.place(*size, rng)
+
+  def placement(self, example: Example) -> Placement:
+    """Where the images of an example are, to bring predictions back.
+
+    Raises:
+      RunError: if the view is random: it could not be drawn again.
+    """
+    if self.view.crop.random:
+      raise RunError(f'a {type(self.view.crop).__name__} crop is random, and cannot be undone')
+    return self._placed([image.open(example) for image in self.images], None)
+
+  def given(self, fields: Iterable[str]) -> Columns:
+    """The same without what needs other fields than these, for predictions."""
+    known = set(fields)
+    kept = tuple(column for column in self.columns if {*column.needs} <= known)
+    return dataclasses.replace(self, columns=kept)
+
+  def about(self, example: Example) -> list[str]:
+    """See `Rows`: what is done to channels."""
+    lines = []
+    for image in self.images:
+      value: Any = example[image.field]
+      if done := preprocess.conversion(value, image.channels):
+        lines.append(done if len(self.images) == 1 else f'of {image.field} {done}')
+    return lines
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+  """An image as it is decoded: (height, width, channels) of its own type.
+
+  Attributes:
+    channels: that the model takes.
+    dtype: of the values, 'uint8', 'uint16' or 'float32'.
+    field: its name.
+  """
+
+  channels: int
+  dtype: str = 'uint8'
+  field: str = 'image'
+
+  @property
+  def needs(self) -> dict[str, str]:
+    """See `Column`."""
+    return {self.field: 'image'}
+
+  def arrays(self, size: tuple[int, int]) -> dict[str, Array]:
+    """See `Column`."""
+    return {self.field: Array((*size, self.channels), np.dtype(self.dtype))}
+
+  def open(self, example: Example) -> preprocess.Opened:
+    """The image of an example, its size known."""
+    value: Any = example[self.field]
+    return preprocess.Opened(value, self.channels, self.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Label:
+  """A class: int32 ().
+
+  Attributes:
+    classes: how many there are.
+  """
+
+  classes: int
+  field: str = 'label'
+
+  @property
+  def needs(self) -> dict[str, str]:
+    """See `Column`."""
+    return {self.field: 'class'}
+
+  def arrays(self, size: tuple[int, int]) -> dict[str, Array]:
+    """See `Column`."""
+    del size
+    return {self.field: Array((), np.int32)}
+
+  def make(self, example: Example, placement: Placement) -> dict[str, Any]:
+    """See `Column`."""
+    del placement
+    label = example[self.field]
+    _check(example, [label], self.classes)
+    return {self.field: label}
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+  """Any number of classes: float32 (classes,), 1 for those that are there.
+
+  Attributes:
+    classes: how many there are.
+  """
+
+  classes: int
+  field: str = 'labels'
+
+  @property
+  def needs(self) -> dict[str, str]:
+    """See `Column`."""
+    return {self.field: 'classes'}
+
+  def arrays(self, size: tuple[int, int]) -> dict[str, Array]:
+    """See `Column`."""
+    del size
+    return {self.field: Array((self.classes,), np.float32)}
+
+  def make(self, example: Example, placement: Placement) -> dict[str, Any]:
+    """See `Column`."""
+    del placement
+    labels = np.asarray(example[self.field], np.int64)
+    _check(example, labels, self.classes)
+    row = np.zeros(self.classes, np.float32)
+    row[labels] = 1
+    return {self.field: row}
+
+
+@dataclasses.dataclass(frozen=True)
+class Vector:
+  """Numbers, and which of them are known: float32 (count,) each; 0 where one is not.
+
+  Attributes:
+    count: of the numbers.
+  """
+
+  count: int
+  field: str = 'target'
+
+  @property
+  def needs(self) -> dict[str, str]:
+    """See `Column`."""
+    return {self.field: 'vector'}
+
+  def arrays(self, size: tuple[int, int]) -> dict[str, Array]:
+    """See `Column`."""
+    del size
+    array = Array((self.count,), np.float32)
+    return {self.field: array, f'{self.field}_known': array}
+
+  def make(self, example: Example, placement: Placement) -> dict[str, Any]:
+    """See `Column`."""
+    del placement
+    values = np.asarray(example[self.field], np.float64).reshape(-1)
+    if len(values) != self.count:
+      raise RunError(
+        f'{example["name"]}: {self.field} has {len(values)} numbers, and that of the first example '
+        f'{self.count}'
+      )
+    known = np.isfinite(values)
+    return {self.field: np.where(known, values, 0), f'{self.field}_known': known}
+
+
+@dataclasses.dataclass(frozen=True)
+class Points:
+  """Points as shares of the width and height of the view, float32 (count, 2).
+
+  Beside them `FIELD_known`, float32 (count,): 0 for what is not known, or not in view.
+
+  Attributes:
+    count: of the points.
+    mirrored: which point a point is in a mirror: places of a left and a right eye change. Unset
+      for points that have no sides.
+  """
+
+  count: int
+  field: str = 'points'
+  mirrored: tuple[int, ...] = ()
+
+  @property
+  def needs(self) -> dict[str, str]:
+    """See `Column`."""
+    return {self.field: 'points'}
+
+  def arrays(self, size: tuple[int, int]) -> dict[str, Array]:
+    """See `Column`."""
+    del size
+    return {
+      self.field: Array((self.count, 2), np.float32),
+      f'{self.field}_known': Array((self.count,), np.float32),
+    }
+
+  def make(self, example: Example, placement: Placement) -> dict[str, Any]:
+    """See `Column`."""
+    points = np.asarray(example[self.field], np.float64)
+    if points.shape != (self.count, 2):
+      raise RunError(
+        f'{example["name"]}: {self.field} is {points.shape}, not {self.count} points of x and y'
+      )
+    points = placement.points(points) / placement.size[::-1]
+    if self.mirrored and placement.across != placement.down:
+      points = points[list(self.mirrored)]
+    with np.errstate(invalid='ignore'):
+      known = ((points >= 0) & (points <= 1)).all(-1)
+    return {self.field: np.where(known[:, None], points, 0), f'{self.field}_known': known}
+
+
+@dataclasses.dataclass(frozen=True)
+class Map:
+  """A class for each pixel: uint8 (height, width), or int32 with more than 255 classes.
+
+  What is ignored, or not in the image, is the largest number of that type.
+
+  Attributes:
+    classes: how many there are.
+    ignore: values of the source that are no class.
+  """
+
+  classes: int
+  ignore: tuple[int, ...] = ()
+  field: str = 'map'
+
+  @property
+  def needs(self) -> dict[str, str]:
+    """See `Column`."""
+    return {self.field: 'map'}
+
+  @property
+  def dtype(self) -> Any:
+    """Of the array."""
+    return np.dtype(np.uint8 if self.classes <= 255 else np.int32)
+
+  @property
+  def void(self) -> int:
+    """What is no class."""
+    return int(np.iinfo(self.dtype).max)
+
+  def arrays(self, size: tuple[int, int]) -> dict[str, Array]:
+    """See `Column`."""
+    return {self.field: Array(size, self.dtype)}
+
+  def make(self, example: Example, placement: Placement) -> dict[str, Any]:
+    """See `Column`."""
+    return {self.field: placement.labels(self.whole(example, placement.source), self.void)}
+
+  def whole(self, example: Example, size: tuple[int, int] | None = None) -> np.ndarray:
+    """The map of an example, all of it, checked."""
+    values = masks.decode_map(example[self.field])
+    if size and values.shape != size:
+      raise MisfitError(f'is {size[0]} x {size[1]}, and its {self.field} {values.shape}')
+    void = np.isin(values, self.ignore)
+    most = int(values.max(initial=0, where=~void))
+    if most >= self.classes or values.min(initial=0, where=~void) < 0:
+      raise RunError(
+        f'{example["name"]}: its {self.field} has the value {most}, outside the {self.classes} '
+        f'classes of the model. Where that means no class: --config.data.source.ignore={most}'
+      )
+    return np.where(void, self.void, values).astype(self.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Instances:
+  """Objects: boxes and, if they are asked for, masks.
+
+  `boxes` (most, 4) float32, left, top, right and bottom as shares of the view; `boxes_label`
+  (most,) int32; `boxes_known` (most,) float32, 0 behind the last; `masks` (most, height, width)
+  uint8. Crowds are left out. Of an object that is not in view nothing is there.
+
+  Attributes:
+    classes: how many there are.
+    most: objects of an image.
+    least: share of a box that must be in view.
+    masks: whether masks are wanted.
+  """
+
+  classes: int
+  most: int = 100
+  least: float = LEAST
+  masks: bool = False
+
+  @property
+  def needs(self) -> dict[str, str]:
+    """See `Column`."""
+    return {'boxes': 'boxes', **({'masks': 'masks'} if self.masks else {})}
+
+  def arrays(self, size: tuple[int, int]) -> dict[str, Array]:
+    """See `Column`."""
+    found = {
+      'boxes': Array((self.most, 4), np.float32), 'boxes_label': Array((self.most,), np.int32),
+      'boxes_known': Array((self.most,), np.float32),
+    }  # fmt: skip
+    return found | ({'masks': Array((self.most, *size), np.uint8)} if self.masks else {})
+
+  def make(self, example: Example, placement: Placement) -> dict[str, Any]:
+    """See `Column`."""
+    boxes = masks.absolute(example['boxes'], placement.source)
+    _check(example, boxes.label, self.classes)
+    corners, share = placement.boxes(boxes.corners)
+    sides = corners[:, 2:] - corners[:, :2]
+    kept = np.flatnonzero((share >= self.least) & (sides >= 1).all(1) & ~boxes.crowd)
+    if len(kept) > self.most:
+      raise RunError(
+        f'{example["name"]} has {len(kept)} objects, and there is room for {self.most}'
+      )
+    row = {name: np.zeros(a.shape, a.dtype) for name, a in self.arrays(placement.size).items()}
+    row['boxes'][: len(kept)] = corners[kept] / np.array([*placement.size[::-1]] * 2)
+    row['boxes_label'][: len(kept)] = boxes.label[kept]
+    row['boxes_known'][: len(kept)] = 1
+    for at, number in enumerate(kept if self.masks else ()):
+      mask = masks.drawn(example['masks'].shapes[number], placement.source)
+      row['masks'][at] = placement.labels(mask.astype(np.uint8), 0)
+    return row
+
+
+def labelled(view: View, channels: int, classes: int, dtype: str = 'uint8') -> Columns:
+  """An image and its class."""
+  return Columns(view, (Image(channels, dtype),), (Label(classes),))
+
+
+def _check(example: Example, labels: Any, classes: int) -> None:
+  """Raises RunError unless all are places among so many classes."""
+  for label in labels:
+    if not 0 <= label < classes:
+      raise RunError(
+        f'{example["name"]} has label {label}, outside the {classes} classes of the model'
+      )

@@ -1,0 +1,94 @@
+"""Where examples come from."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from vit_jax.data import folds
+from vit_jax.data.examples import Example, Source, Wrapped
+from vit_jax.data.sources.folder import Folder
+from vit_jax.data.sources.manifest import Manifest
+from vit_jax.data.sources.paired import Paired
+from vit_jax.data.sources.synthetic import Synthetic
+from vit_jax.data.sources.tfds import Tfds
+
+SOURCES = {
+  'tfds': Tfds, 'folder': Folder, 'manifest': Manifest, 'paired': Paired, 'synthetic': Synthetic,
+}  # fmt: skip
+# Of a data set whose first images cannot be used.
+_TRIES = 32
+
+
+def open_split(config: Any, split: str, *, cache: bool = False) -> Source:
+  """The examples of a split, or of a part of one: see `folds`.
+
+  Args:
+    config: one of `SOURCES`.
+    split: its name, `fold 1/10 of NAME` or `NAME without fold 1/10`.
+    cache: read all of the named split at once, for all runs of the process.
+
+  Raises:
+    RunError: if there is no such split, or it cannot be read.
+  """
+  fold = folds.parse(split)
+  name = fold.split if fold else split
+  source = _in_memory(config, name) if cache else _looked_at(config.open(name))
+  return folds.Part(source, fold) if fold else source
+
+
+class InMemory(Wrapped):
+  """All examples of a source, read at once."""
+
+  def __init__(self, source: Source):
+    super().__init__(source)
+    self._summary = source.summary()
+    self._examples = source.read(range(len(source)))
+    del self.source
+
+  def __len__(self) -> int:
+    return len(self._examples)
+
+  def read(self, indices: Sequence[int]) -> list[Example]:
+    """See `Source`."""
+    return [self._examples[index] for index in indices]
+
+  def summary(self) -> list[str]:
+    """See `Source`."""
+    return self._summary
+
+
+_KEPT: collections.OrderedDict[str, InMemory] = collections.OrderedDict()
+
+
+def _in_memory(source: Any, split: str) -> InMemory:
+  """Of the last four splits that were read."""
+  key = f'{source!r} {split!r}'
+  if key not in _KEPT:
+    _KEPT[key] = InMemory(_looked_at(source.open(split)))
+  _KEPT.move_to_end(key)
+  while len(_KEPT) > 4:
+    _KEPT.popitem(last=False)
+  return _KEPT[key]
+
+
+def _looked_at(source: Source) -> Source:
+  """A source that knows of its images of which type they are, from the first that can be read."""
+  unknown = [n for n, f in source.fields.items() if f.kind == 'image' and not f.dtype]
+  if unknown:
+    from vit_jax.data.preprocess import described
+
+    fields = dict(source.fields)
+    for index in range(min(len(source), _TRIES)):
+      example = source[index]
+      try:
+        for name in unknown:
+          _, channels, dtype = described(example[name])
+          fields[name] = dataclasses.replace(fields[name], dtype=dtype, channels=channels)
+      except ValueError:
+        continue
+      break
+    source.fields = fields
+  return source
