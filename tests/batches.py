@@ -14,17 +14,17 @@ def rows(crop, shape, flip='none'):
 
 def train_batches(config, source, shape, size, places, seed):
   """As `pipeline.train_batches`, of a `DataConfig`."""
-  skip = config.on_corrupt == 'skip'
+  skip = pipeline.log if config.on_corrupt == 'skip' else None
   made, order = rows(config.crop, shape, config.flip), Keyed(len(source), seed)
   return pipeline.train_batches(made, source, size, places, order, seed, skip=skip)
 
 
 def eval_batches(config, crop, source, shape, size, places):
   """As `pipeline.eval_batches`."""
-  skip = config.on_corrupt == 'skip'
+  skip = pipeline.log if config.on_corrupt == 'skip' else None
   return pipeline.eval_batches(rows(crop, shape), source, size, places, skip=skip)
 
 
 def probe(config, source, shape):
   """As `pipeline.probe`."""
-  return pipeline.probe(rows(config.crop, shape), source, skip=config.on_corrupt == 'skip')
+  return pipeline.probe(rows(config.crop, shape), source, skip=pipeline.log if config.on_corrupt == 'skip' else None)

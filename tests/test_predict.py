@@ -72,14 +72,16 @@ def test_predictions_are_those_of_the_model_whatever_the_batch(checkpoint, photo
   assert model.card.class_names == NAMES
   paths = predict.images_in([str(photos)])
   assert [p.name for p in paths] == ['a.png', 'b.JPG', 'd.jpeg', 'c.webp']
-  found = dict(predict.predict(model, paths, top=3, batch_size=3))
+  predictor = predict.Predictor(model, top=3, batch_size=3)
+  found = {p.example['name']: p.prediction.facts for p in predictor(predict.Inputs(paths))}
   for path in paths:
     pixels = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
     logits = np.asarray(model(jnp.asarray(predict.prepare(pixels, model.card))[None])[0])
     p = np.exp(logits) / np.exp(logits).sum()
     best = np.argsort(-p)[:3]
-    assert [number for number, _ in found[path]] == best.tolist()
-    np.testing.assert_allclose([chance for _, chance in found[path]], p[best], rtol=1e-4)
+    classes = found[str(path)]['classes']
+    assert [each['class'] for each in classes] == [NAMES[i] for i in best]
+    np.testing.assert_allclose([c['probability'] for c in classes], p[best], rtol=1e-4)
 
 
 def test_broken_files_are_named_and_the_rest_goes_on(checkpoint, photos, capsys):
@@ -142,7 +144,7 @@ def test_labels_come_before_those_of_the_checkpoint(tmp_path, checkpoint, photos
   out, err = capsys.readouterr()
   shown = [line[10:] for line in out.split('\n') if '%' in line]
   assert sorted(shown) == ['3', '4', '5', 'a\u2028b', 'Äpfel']
-  assert f'class names are those of {labels}, not those of {checkpoint}' in err
+  assert f"class names are those of {labels}, not the checkpoint's" in err
   labels.write_text('one\ntwo\n')
   with pytest.raises(RunError, match='has 2 lines for the 5 classes'):
     predict.main(*arguments, str(labels), {})

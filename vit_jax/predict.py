@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import sys
-import typing
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
 from etils import epy
 
-from vit_jax.architecture import ViTArchitecture
+from vit_jax.architecture import ViTArchitecture, encoders
 from vit_jax.architecture.card import Card
 from vit_jax.convert import arguments
-from vit_jax.core import command
+from vit_jax.core import command, paths
 from vit_jax.core.errors import RunError
 from vit_jax.core.paths import Path, at
+from vit_jax.data.examples import Example, Source
+from vit_jax.data.fields import Field
 from vit_jax.data.views import View
+from vit_jax.tasks.task import Seen
 
 # Arguments are checked before JAX is there.
 with epy.lazy_imports():
   import jax
-  import jax.numpy as jnp
+  import numpy as np
 
+  from vit_jax import tasks
   from vit_jax.convert import notes, read
-  from vit_jax.data import crops, files, preprocess
+  from vit_jax.data import crops, files, pipeline, preprocess
+  from vit_jax.draw import pictures
+  from vit_jax.explore import attention as maps
+  from vit_jax.nn import sharding
 
-if typing.TYPE_CHECKING:
-  from vit_jax.convert.opened import Opened
-  from vit_jax.models.vit import ViT
+FORMATS = ('json', 'csv')
 
 
 def prepare(image: Any, card: Card, channels: int = 0) -> np.ndarray:
@@ -39,11 +45,133 @@ def prepare(image: Any, card: Card, channels: int = 0) -> np.ndarray:
     card: of the model.
     channels: of the model; those of an array if not given.
   """
-  channels = channels or image.shape[2]
   crop = crops.published(card.resize, card.crop, card.dialect)
+  channels = channels or image.shape[2]
   pixels = preprocess.prepare(image, View(crop, size=card.size), channels, None)
   pixels = pixels.astype(np.float32) / 255
   return (pixels - np.array(card.mean, np.float32)) / np.array(card.std, np.float32)
+
+
+class Inputs(Source):
+  """Image files, of which nothing else is known."""
+
+  name = 'inputs'
+
+  def __init__(self, files: Sequence[Path]):
+    self.fields = {'image': Field('image')}
+    self._files = list(files)
+
+  def __len__(self) -> int:
+    return len(self._files)
+
+  def __getitem__(self, index: int) -> Example:
+    path = self._files[index]
+    try:
+      return {'image': path.read_bytes(), 'name': str(path)}
+    except OSError as error:
+      raise RunError(f'cannot read {path}: {error.strerror}') from None
+
+
+class Predicted(NamedTuple):
+  """What a model says of an example.
+
+  Attributes:
+    example: as its source has it.
+    prediction: in words, and in the frame of the image.
+    outputs: of the task, for this example.
+    image: as the model saw it, (height, width, channels), before it was normalised.
+  """
+
+  example: Example
+  prediction: Any
+  outputs: dict[str, Any]
+  image: Any
+
+
+class Predictor:
+  """A model with its task, that predicts as in evaluations.
+
+  Attributes:
+    task: that the model was trained for.
+    seen: how examples are seen.
+  """
+
+  def __init__(self, model: Any, *, top: int = 5, batch_size: int = 32, attention: bool = False):
+    """Create it under the mesh that the model is on.
+
+    Args:
+      model: with a card; see `vit_jax.load`.
+      top: how many classes are named, where classes are predicted.
+      batch_size: images at a time; rounded up to a multiple of the devices.
+      attention: whether outputs have 'attention' over the patches; see `explore.attention`.
+
+    Raises:
+      RunError: if the model cannot predict, or has no attention to show.
+    """
+    card = model.card
+    self.task, fields = tasks.of(card)
+    view = View(crops.published(card.resize, card.crop, card.dialect))
+    rows = self.task.rows(model.config, fields, view, train=False)
+    self.seen = Seen(rows, fields, top)
+    devices = sharding.shards('batch')
+    self.batch_size = -(-batch_size // devices) * devices
+    self._model, self._tower = model, _looking(model) if attention else None
+
+    def predict(model: Any, batch: Any) -> Any:
+      batch = self.task.augment(batch, None, {})
+      outputs = dict(self.task.predict(model, batch))
+      if self._tower is not None:
+        tower = getattr(model, self._tower) if self._tower else model
+        outputs['attention'] = maps.rollout(tower, batch['image'])
+      return outputs
+
+    self._predict = jax.jit(predict)
+
+  def __call__(
+    self, source: Source, *, broken: Callable[[str, ValueError], None] | None = None
+  ) -> Iterator[Predicted]:
+    """Predictions in the order of a source of images.
+
+    Args:
+      source: whose examples have the images that the task needs; the rest is the truth, if there.
+      broken: is told of examples that cannot be used; without it, RunError.
+    """
+    layout = sharding.BatchLayout(self.batch_size)
+    rows = self.seen.rows.given(source.fields)
+    batches = pipeline.eval_batches(rows, source, layout.batch_size, layout.rows, skip=broken)
+    waiting: list[Any] = []
+    for batch in pipeline.iterate(batches):
+      waiting.append((batch, self._predict(self._model, layout.place(batch))))
+      if len(waiting) > 1:  # what is on the devices is computed while this is drawn
+        yield from self._decoded(source, layout, *waiting.pop(0))
+    for item in waiting:
+      yield from self._decoded(source, layout, *item)
+
+  def _decoded(self, source: Source, layout: Any, batch: Any, outputs: Any) -> Iterator[Predicted]:
+    own = {name: layout.local(value) for name, value in outputs.items()}
+    for place in np.flatnonzero(batch['mask'] > 0):
+      example = source[int(batch['index'][place])]
+      row = {name: value[place] for name, value in own.items()}
+      prediction = self.task.decode(row, example, self.seen)
+      yield Predicted(example, prediction, row, batch['image'][place])
+
+  def drawn(self, predicted: Predicted) -> np.ndarray:
+    """A picture of a prediction, uint8 (height, width, 3), and of what it drew on, if asked for."""
+    picture = self.task.draw(predicted.prediction, predicted.example, self.seen)
+    if 'attention' not in predicted.outputs:
+      return picture
+    view = pictures.shown(predicted.image)
+    view = pictures.resized(view, pictures.scale(*view.shape[:2]))
+    return pictures.beside(picture, pictures.heat(view, predicted.outputs['attention']))
+
+
+def _looking(model: Any) -> str:
+  """The name of the tower of a model whose attention is shown; '' for the model itself."""
+  towers = encoders(model.config)
+  found = [name for name, tower in towers.items() if isinstance(tower, ViTArchitecture)]
+  if not found:
+    raise RunError(f'a model of the kind {model.config.kind} has no attention over patches')
+  return found[0]
 
 
 def images_in(paths: Iterable[str]) -> list[Path]:
@@ -70,95 +198,121 @@ def images_in(paths: Iterable[str]) -> list[Path]:
   return found
 
 
-def predict(
-  model: ViT, paths: Iterable[Path], *, top: int = 5, batch_size: int = 32,
-  broken: Callable[[Path, str], None] | None = None,
-) -> Iterator[tuple[Path, list[tuple[int, float]]]]:  # fmt: skip
-  """The likeliest classes of each image, with their probabilities, likeliest first.
+class _Folder:
+  """Where predictions are written: one table, and pictures beside it."""
 
-  Probabilities are a softmax over the classes, or of a single class the sigmoid of its logit.
+  def __init__(self, folder: str, format: str):
+    self.path, self._format = at(folder), format
+    self._rows: list[dict[str, Any]] = []
+    self._names: set[str] = set()
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise RunError(f'cannot write to --out={self.path}: {error.strerror}') from None
 
-  Args:
-    model: with a head and a card.
-    paths: of images.
-    top: how many classes.
-    batch_size: images at a time.
-    broken: called with the path of a file that is not a valid image, and why; without it, RunError.
-  """
-  card, channels = model.card, model.config.in_channels
+  def add(self, predicted: Predicted, picture: np.ndarray) -> None:
+    """Writes the pictures of a prediction, and notes the rest."""
+    name = at(predicted.example['name']).stem
+    number = 2
+    while name in self._names:
+      name = f'{at(predicted.example["name"]).stem}_{number}'
+      number += 1
+    self._names.add(name)
+    paths.write_bytes(self.path / f'{name}.png', pictures.png(picture))
+    row = {'image': predicted.example['name'], 'picture': f'{name}.png'}
+    for kind, array in predicted.prediction.arrays.items():
+      row[kind] = f'{name}_{kind}.png'
+      paths.write_bytes(self.path / row[kind], pictures.png(array))
+    self._rows.append(row | predicted.prediction.facts)
 
-  @jax.jit
-  def likeliest(model: Any, x: jax.Array) -> Any:
-    classes = model.config.num_classes
-    chances = jax.nn.softmax if classes > 1 else jax.nn.sigmoid
-    return jax.lax.top_k(chances(model(x)), min(top, classes))
+  def finish(self) -> Path:
+    """Writes the table."""
+    file = self.path / f'predictions.{self._format}'
+    if self._format == 'json':
+      paths.write_json(file, self._rows)
+      return file
+    flat = [_flat(row) for row in self._rows]
+    columns = list(dict.fromkeys(name for row in flat for name in row))
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, lineterminator='\n')
+    table.writeheader()
+    table.writerows(flat)
+    paths.write_text(file, text.getvalue())
+    return file
 
-  def batches() -> Iterator[tuple[list[Path], np.ndarray]]:
-    names, rows = [], np.zeros((batch_size, *card.size, channels), np.float32)
-    for path in paths:
-      try:
-        rows[len(names)] = prepare(path.read_bytes(), card, channels)
-      except (ValueError, OSError) as error:
-        if broken is None:
-          raise RunError(f'{path}: {error}') from None
-        broken(path, str(error))
-        continue
-      names.append(path)
-      if len(names) == batch_size:
-        yield names, rows
-        names = []
-    if names:
-      yield names, rows
 
-  for names, rows in batches():
-    chances, classes = jax.device_get(likeliest(model, jnp.asarray(rows)))
-    for path, p, c in zip(names, chances, classes, strict=False):
-      yield path, [(int(i), float(x)) for i, x in zip(c, p, strict=True)]
+def _flat(value: Any, name: str = '') -> dict[str, Any]:
+  """Nested values by dotted name."""
+  if isinstance(value, dict | list):
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    parts = (_flat(inner, f'{name}.{key}' if name else str(key)) for key, inner in items)
+    return {key: each for part in parts for key, each in part.items()}
+  return {name: value}
 
 
 def main(
   checkpoint: str, image: list[str], top: int, batch_size: int, labels: str | None, changes: dict,
-  step: int | None = None, part: str = '', prefix: str | None = None, ignore: str = '',
+  out: str = '', format: str = 'json', attention: bool = False, step: int | None = None,
+  part: str = '', prefix: str | None = None, ignore: str = '',
 ) -> int:  # fmt: skip
-  """Prints the likeliest classes of each image."""
+  """Prints, and perhaps writes, what is predicted for each image."""
   if top < 1 or batch_size < 1:
     raise RunError('--top and --batch_size must be at least 1')
-  paths = images_in(image)
-  with notes.printed(sys.stderr):
-    opened = read.open_checkpoint(
-      checkpoint, step=step, part=part, prefix=prefix, ignore=ignore, **changes
-    )
-    _check_head(opened)
-    model = read.model_of(opened)
-    names = _names(labels, model, checkpoint)
-  if any(side % model.config.stride for side in model.card.size):
-    raise RunError(
-      f'{checkpoint} asks for images of {model.card.size}, which patches of {model.config.stride} '
-      'do not cut evenly: give image_size'
-    )
-  if model.config.num_classes == 1:
-    print('note: one class: the sigmoid of its logit', file=sys.stderr)
-  failed = []
+  if attention and not out:
+    raise RunError('--attention is drawn: give a folder for pictures, --out=DIR')
+  inputs, folder = Inputs(images_in(image)), _Folder(out, format) if out else None
+  with jax.set_mesh(sharding.make_mesh('data')):
+    with notes.printed(sys.stderr):
+      opened = read.open_checkpoint(
+        checkpoint, step=step, part=part, prefix=prefix, ignore=ignore, **changes
+      )
+      _check_head(opened)
+      model = read.model_of(opened)
+      model.card = tasks.named(model.card, _names(labels, model))
+    _check_size(checkpoint, model)
+    if getattr(model.config, 'num_classes', 0) == 1:
+      print('note: one class: the sigmoid of its logit', file=sys.stderr)
+    failed, done = [], 0
 
-  def broken(path: Path, why: str) -> None:
-    failed.append(path)
-    print(f'error: {path}: {why}', file=sys.stderr)
+    def broken(name: str, error: ValueError) -> None:
+      failed.append(name)
+      print(f'error: {name}: {error}', file=sys.stderr)
 
-  for path, found in predict(model, paths, top=top, batch_size=batch_size, broken=broken):
-    print(path)
-    for number, chance in found:
-      print(f'  {chance:6.1%}  {names[number] if names else f"class {number}"}')
+    predictor = Predictor(model, top=top, batch_size=batch_size, attention=attention)
+    began = start = time.perf_counter()
+    try:
+      for predicted in predictor(inputs, broken=broken):
+        start = start if done else time.perf_counter()  # the first batch was compiled
+        done += 1
+        print(predicted.example['name'])
+        for line in predictor.task.lines(predicted.prediction):
+          print(f'  {line}')
+        if folder:
+          folder.add(predicted, predictor.drawn(predicted))
+    finally:
+      if folder and done:
+        print(f'written: {folder.finish()}', file=sys.stderr)
+    now = time.perf_counter()
+    later = max(0, done - predictor.batch_size)
+    rate = f', {later / (now - start):,.1f} images/s behind the first batch' if later else ''
+    print(
+      f'{done:,} images in {now - began:.1f} s on {jax.device_count()} x '
+      f'{jax.devices()[0].device_kind}{rate}', file=sys.stderr,
+    )  # fmt: skip
   return 1 if failed else 0
 
 
-def _check_head(opened: Opened) -> None:
-  """Raises RunError unless a checkpoint has a head for classification that was trained."""
-  classes = getattr(opened.config, 'num_classes', 0)
-  if not isinstance(opened.config, ViTArchitecture):
-    raise RunError(f'{opened.where} holds a model of the kind {opened.config.kind}, and classes '
-                   'are predicted by a vit')  # fmt: skip
-  wanted = opened.changes.get('num_classes', classes)
-  if opened.changes.get('num_classes') == 0:
+def _check_head(opened: Any) -> None:
+  """Raises RunError unless a checkpoint has a head that was trained, where it needs one."""
+  config, changes = opened.config, opened.changes
+  if not isinstance(config, ViTArchitecture):
+    if not opened.card.task:
+      raise RunError(f'{opened.where} holds a model of the kind {config.kind}, and does not say '
+                     'what it was trained for')  # fmt: skip
+    return
+  classes = config.num_classes
+  wanted = changes.get('num_classes', classes)
+  if changes.get('num_classes') == 0:
     raise RunError('num_classes=0 takes away the head that predictions come from: leave it out')
   if not classes:
     raise RunError(f'{opened.where} has no head for classification: it only gives features')
@@ -174,33 +328,44 @@ def _check_head(opened: Opened) -> None:
     )
 
 
-def _names(path: str | None, model: ViT, checkpoint: str) -> tuple[str, ...]:
-  """Of the classes: those in a file before those that a checkpoint knows; maybe none."""
-  known, count = model.card.class_names, model.config.num_classes
+def _check_size(checkpoint: str, model: Any) -> None:
+  for tower in encoders(model.config).values():
+    if isinstance(tower, ViTArchitecture) and any(side % tower.stride for side in tower.image_size):
+      raise RunError(
+        f'{checkpoint} asks for images of {tower.image_size}, which patches of {tower.stride} do '
+        'not cut evenly: give image_size'
+      )
+
+
+def _names(path: str | None, model: Any) -> tuple[str, ...]:
+  """Of the classes, in a file; nothing without one."""
   if path is None:
-    return known
-  try:
-    text = at(path).read_text(encoding='utf-8-sig')
-  except (OSError, UnicodeDecodeError) as error:
-    raise RunError(f'cannot read {path}: {error}') from None
-  names = tuple(text.removesuffix('\n').split('\n'))
+    return ()
+  names = tuple(paths.read_text(at(path)).removesuffix('\n').split('\n'))
+  count, known = getattr(model.config, 'num_classes', 0), model.card.class_names
   if len(names) != count:
     raise RunError(f'{path} has {len(names)} lines for the {count} classes of the model')
   if known and known != names:
-    notes.say(f'class names are those of {path}, not those of {checkpoint}: {notes.shown(known)}')
+    notes.say(f"class names are those of {path}, not the checkpoint's: {notes.shown(known)}")
   return names
 
 
 if __name__ == '__main__':
   parser = command.Parser(
-    'vit_jax.predict', 'Prints the likeliest classes of images.',
+    'vit_jax.predict', 'Predicts what a model was trained for on images.',
     (
       'runs/photos new/*.jpg',
+      'runs/photos new --out=predicted --attention',
       'vit_base.safetensors photos --labels=imagenet_classes.txt --top=3',
     ),
   )  # fmt: skip
   parser.add_argument('checkpoint', help='npz, safetensors or PyTorch file; folder; run directory')
   parser.add_argument('image', nargs='+', help='image files, or folders of them')
+  parser.add_argument(
+    '--out', default='', metavar='DIR', help='for a table of all predictions and a picture of each'
+  )
+  parser.add_argument('--format', default='json', choices=FORMATS, help='of the table (json)')
+  parser.switch('--attention', 'beside the pictures which patches a prediction drew on')
   parser.add_argument('--top', type=int, default=5, metavar='N', help='how many classes')
   parser.add_argument('--batch_size', type=int, default=32, metavar='N', help='images at a time')
   parser.add_argument(

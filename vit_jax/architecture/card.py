@@ -23,6 +23,8 @@ class Card:
     crop: share of the shorter side that a central crop keeps; 0 squeezes the whole image into
       `size`.
     class_names: of the logits, or nothing.
+    task: that the model was trained for: its name and its fields; empty if nothing is known.
+    fields: of the examples that it was trained on, as of `data.fields.Field`, by name.
   """
 
   dialect: str
@@ -32,6 +34,9 @@ class Card:
   resize: str = 'bicubic'
   crop: float = 0.0
   class_names: tuple[str, ...] = ()
+  # No part of what a compiled program depends on.
+  task: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+  fields: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
   def __post_init__(self):
     """Raises RunError for values that no image can be prepared with."""

@@ -91,6 +91,8 @@ def _fields_known(facts: dict[str, Any]) -> None:
   if 'classes' in facts:
     label = {'kind': 'class', 'names': facts.pop('classes')}
     facts['fields'] = {'image': {'kind': 'image', 'dtype': 'uint8'}, 'label': label}
+  if 'task' in facts:
+    facts['card'] |= dict(task=facts['task'], fields=facts['fields'])
 
 
 # What turns a configuration of format i into one of format i + 1.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -24,6 +24,7 @@ from vit_jax.data.order import Once, Order
 from vit_jax.data.rows import Array, Grouped, Rows, group
 
 Batch = dict[str, Any]  # of NumPy arrays
+Skip = Callable[[str, ValueError], None]  # of the name of an example, and what is wrong with it
 # Of a data set from which nothing can be used, until it is refused.
 _TRIES = 32
 
@@ -35,7 +36,7 @@ def arrays(rows: Rows) -> dict[str, Array]:
 
 def train_batches(
   rows: Rows, source: Source, batch_size: int, places: Sequence[int], order: Order, seed: int, *,
-  skip: bool = False,
+  skip: Skip | None = None,
 ) -> grain.MapDataset:  # fmt: skip
   """The endless stream of training batches; element t is the batch of step t.
 
@@ -46,8 +47,8 @@ def train_batches(
     places: of the global batch that this process holds.
     order: of the examples.
     seed: of what is drawn for each of them.
-    skip: whether examples that cannot be used count for nothing in their batch; else they stop the
-      run.
+    skip: is told of examples that cannot be used, which then count for nothing in their batch;
+      without it they stop the run.
 
   Returns:
     Dicts of the arrays of `rows`, with a leading axis, and of mask, float32 (rows,), which is 0 for
@@ -58,13 +59,13 @@ def train_batches(
 
 
 def eval_batches(
-  rows: Rows, source: Source, batch_size: int, places: Sequence[int], *, skip: bool = False
+  rows: Rows, source: Source, batch_size: int, places: Sequence[int], *, skip: Skip | None = None
 ) -> grain.MapDataset:
   """Every example once, in order; the last batch is filled up with rows of mask 0 and index -1."""
   return _Batches(source, _Fill(rows, skip), batch_size, places, Once(len(source)), seed=None)
 
 
-def probe(rows: Rows, source: Source, *, skip: bool = False) -> list[str]:
+def probe(rows: Rows, source: Source, *, skip: Skip | None = None) -> list[str]:
   """Tries the first example, or, where some may be skipped, the first that can be used.
 
   Returns:
@@ -151,16 +152,21 @@ class _Batches(grain.MapDataset):
 class _Fill:
   """Puts examples into their places in a batch."""
 
-  def __init__(self, rows: Rows, skip: bool):
+  def __init__(self, rows: Rows, skip: Skip | None):
     self._rows, self._made, self._skip = rows, dict(rows.arrays()), skip
     self.takes, self.gives, self._slots = group(rows)
 
-  def made(self, example: Example, rng: np.random.Generator | None) -> Any:
+  def made(self, example: Example, rng: np.random.Generator) -> Any:
     """What rows make of an example; None if it cannot be used, and may be skipped."""
     try:
       return self._rows.make(example, rng)
     except ValueError as error:
-      self._refuse(example['name'], error)
+      if self._skip is None:
+        message, fix = _complaint(example['name'], error)
+        raise RunError(
+          f'{message}. {fix}, or set data.on_corrupt=skip to go on without it'
+        ) from None
+      self._skip(example['name'], error)
     return None
 
   def __call__(self, made: Sequence[Any], numbers: np.ndarray, rows: int) -> Batch:
@@ -192,13 +198,17 @@ class _Fill:
         raise AssertionError(f'{name} of example {number} was made into {np.shape(row[name])}')
       array[at] = row[name]
 
-  def _refuse(self, name: str, error: ValueError) -> None:
-    """Raises RunError about an image that cannot be used, or logs that it is skipped."""
-    message, fix = f'corrupt image {name}: {error}', 'Repair it'
-    if isinstance(error, MisfitError):
-      message, fix = f'{name} {error}', 'Convert it'
-      if error.channels:
-        fix = f'If all are like that, --config.model.in_channels={error.channels}; else convert it'
-    if not self._skip:
-      raise RunError(f'{message}. {fix}, or set data.on_corrupt=skip to go on without it') from None
-    logging.getLogger(__name__).warning('skipped: %s', message)
+
+def log(name: str, error: ValueError) -> None:
+  """A `Skip` that logs a warning."""
+  logging.getLogger(__name__).warning('skipped: %s', _complaint(name, error)[0])
+
+
+def _complaint(name: str, error: ValueError) -> tuple[str, str]:
+  """About an image that cannot be used: what is wrong with it, and what to do."""
+  if not isinstance(error, MisfitError):
+    return f'corrupt image {name}: {error}', 'Repair it'
+  fix = 'Convert it'
+  if error.channels:
+    fix = f'If all are like that, --config.model.in_channels={error.channels}; else convert it'
+  return f'{name} {error}', fix

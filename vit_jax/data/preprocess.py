@@ -76,6 +76,12 @@ def conversion(image: bytes | np.ndarray, channels: int) -> str:
   return ' and '.join(done)
 
 
+def whole(image: bytes | np.ndarray) -> np.ndarray:
+  """An image with all its channels but alpha, (height, width, channels); raises as `decode`."""
+  pixels, alpha = _whole(image)
+  return pixels[..., : pixels.shape[2] - alpha]
+
+
 def stored(image: bytes) -> np.ndarray:
   """All channels of a file as they are written, of any type; raises as `decode`."""
   if _kind(image) == 'NumPy':

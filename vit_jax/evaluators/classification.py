@@ -10,7 +10,7 @@ import numpy as np
 from etils import epy
 
 from vit_jax.core.errors import RunError, suggest
-from vit_jax.evaluators.evaluator import Evaluator, Found, Scores
+from vit_jax.evaluators.evaluator import Evaluator, Found, Scores, Table
 
 # Configurations are checked before JAX is there.
 with epy.lazy_imports():
@@ -75,6 +75,11 @@ class Classification(Evaluator):
     columns = jnp.stack([mask, mask * (said == label), mask * sure], -1)
     return sums | found | {'bins': bins.T @ columns}
 
+  def badness(self, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
+    """See `Evaluator`: the negative log-likelihood."""
+    said = jax.nn.log_softmax(outputs['logits'])
+    return -(jax.nn.one_hot(batch['label'], said.shape[-1]) * said).sum(-1)
+
   def finish(self, found: Mapping[str, Found]) -> Scores:
     """See `Evaluator`."""
     totals, count = found['test'].totals, max(found['test'].examples, 1)
@@ -93,4 +98,10 @@ class Classification(Evaluator):
     }  # fmt: skip
     if 'confusion' in totals:
       arrays['confusion'] = totals['confusion']
-    return Scores(values, arrays)
+    names = found['test'].source.class_names or [f'class {i}' for i in range(len(there))]
+    rows = [
+      [name, int(count), float(share)]
+      for name, count, share in zip(names, there, accuracy, strict=False) if count
+    ]  # fmt: skip
+    tables = [Table('Accuracy by class', ('class', 'examples', 'accuracy'), rows, 'high')]
+    return Scores(values, arrays, tables)

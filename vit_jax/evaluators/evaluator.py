@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from vit_jax.data.crops import CROPS
 from vit_jax.data.examples import Example, NoSplitError, Source, read
 from vit_jax.data.fields import Field, require
 from vit_jax.data.views import View
+from vit_jax.tasks.task import Seen
 
 # Configurations are checked before JAX is there.
 with epy.lazy_imports():
@@ -26,6 +28,10 @@ with epy.lazy_imports():
 
   from vit_jax.data import pipeline
   from vit_jax.nn import sharding
+
+
+# Of the best and of the worst predictions, each.
+SHOWN = 4
 
 
 class Found(NamedTuple):
@@ -46,11 +52,57 @@ class Found(NamedTuple):
   examples: Any
 
 
+class Table(NamedTuple):
+  """Rows of plain values under the names of their columns.
+
+  Attributes:
+    best: whether 'high' or 'low' numbers in the last column are good; '' if neither.
+  """
+
+  title: str
+  columns: Sequence[str]
+  rows: Sequence[Sequence[Any]]
+  best: str = ''
+
+
 class Scores(NamedTuple):
-  """Numbers by name, and arrays that are left in the run's directory."""
+  """Numbers by name; and what is left in the run's directory: arrays, and tables for the report."""
 
   values: dict[str, Any]
-  arrays: dict[str, np.ndarray]
+  arrays: Mapping[str, np.ndarray] = MappingProxyType({})
+  tables: Sequence[Table] = ()
+
+
+class Shown(NamedTuple):
+  """A prediction that is worth a look.
+
+  Attributes:
+    group: 'worst', 'best', or 'examples' where there is no telling.
+    score: how bad it is.
+    number: of the example in the split.
+    outputs: for this example.
+  """
+
+  group: str
+  score: float
+  number: int
+  outputs: dict[str, np.ndarray]
+
+
+class Drawn(NamedTuple):
+  """A prediction as people see it.
+
+  Attributes:
+    shown: the prediction.
+    name: of the example.
+    facts: what was predicted, plain JSON.
+    picture: uint8 (height, width, 3).
+  """
+
+  shown: Shown
+  name: str
+  facts: dict[str, Any]
+  picture: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,27 +146,67 @@ class Evaluator:
     """
     raise NotImplementedError
 
+  def badness(self, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
+    """How bad the prediction for each example is, float (batch,), compiled; None if unknown.
+
+    By this the best and the worst are chosen that a report shows.
+    """
+    del outputs, batch
+
   def finish(self, found: Mapping[str, Found]) -> Scores:
     """The scores, from what each pass over data has found."""
     raise NotImplementedError
 
 
-class Evaluation(NamedTuple):
+class Evaluation:
   """An evaluator with its data.
 
   Attributes:
-    function: of the state and the frozen parameters; its values are lists over lanes, if there are
-      any.
     summary: lines for people about the data.
   """
 
-  function: Callable[[Any, Any], Scores]
-  summary: list[str]
+  def __init__(
+    self, evaluator: Evaluator, task: Any, passes: dict[str, _Pass], seen: Seen,
+    summary: list[str], lanes: int,
+  ):  # fmt: skip
+    """See `prepare`."""
+    self.summary = summary
+    self._evaluator, self._task, self._passes = evaluator, task, passes
+    self._seen, self._lanes = seen, lanes
+
+  def __call__(self, state: Any, frozen: Any) -> Scores:
+    """Scores of the model in a state; with lanes lists of values, and no tables."""
+    finish = self._evaluator.finish
+    found = {name: run(state, frozen) for name, run in self._passes.items()}
+    if not self._lanes:
+      return _counted(finish(found), found)
+    every = [
+      _counted(finish(each), each)
+      for each in ({name: _lane(f, i) for name, f in found.items()} for i in range(self._lanes))
+    ]
+    stack = lambda field: {  # noqa: E731
+      name: [getattr(scores, field)[name] for scores in every] for name in getattr(every[0], field)
+    }
+    return Scores(stack('values'), {n: np.stack(a) for n, a in stack('arrays').items()})
+
+  def drawn(self) -> list[Drawn]:
+    """Predictions of the last call that are worth a look; none if the task cannot draw."""
+    (last,) = list(self._passes.values())[-1:]
+    drawn = []
+    for shown in last.shown:
+      example = last.source[shown.number]
+      try:
+        prediction = self._task.decode(shown.outputs, example, self._seen)
+        picture = self._task.draw(prediction, example, self._seen)
+      except NotImplementedError:  # a task that does not say what its outputs mean
+        return []
+      drawn.append(Drawn(shown, str(example['name']), prediction.facts, picture))
+    return drawn
 
 
 def prepare(
   evaluator: Evaluator, task: Any, model: Any, data: DataConfig, *, batch_size: int,
-  fields: Mapping[str, Field], lanes: int = 0,
+  fields: Mapping[str, Field], lanes: int = 0, judged: Callable[[Any, Any], Any] | None = None,
 ) -> Evaluation:  # fmt: skip
   """Opens the data of an evaluator.
 
@@ -126,13 +218,16 @@ def prepare(
     batch_size: of training.
     fields: of the examples that the model was trained on.
     lanes: how many models are evaluated, with stacked parameters; 0 for one.
+    judged: the model in what is evaluated; by default that of the task.
 
   Raises:
     RunError: if the data are not there, or cannot be used.
   """
+  judged = judged or task.judged
   rows = task.rows(model, fields, View(evaluator.crop), train=False)
   layout = sharding.BatchLayout(evaluator.batch_size or batch_size)
-  skip, passes, summary = data.on_corrupt == 'skip', {}, []
+  skip = pipeline.log if data.on_corrupt == 'skip' else None
+  passes, summary = {}, []
   for name, split in evaluator.splits().items():
     try:
       source = data.open(split)
@@ -144,29 +239,17 @@ def prepare(
       source = aligned(source, fields[task.classed].names, task.classed)
     summary += [*source.summary(), *pipeline.probe(rows, source, skip=skip)]
     batches = pipeline.eval_batches(rows, source, layout.batch_size, layout.rows, skip=skip)
-    passes[name] = _Pass(evaluator, task, source, batches, layout, data.workers, lanes)
-
-  def evaluate(state: Any, frozen: Any) -> Scores:
-    found = {name: run(state, frozen) for name, run in passes.items()}
-    if not lanes:
-      return _counted(evaluator.finish(found), found)
-    every = [
-      _counted(evaluator.finish(each), each)
-      for each in ({name: _lane(f, i) for name, f in found.items()} for i in range(lanes))
-    ]
-    stack = lambda field: {  # noqa: E731
-      name: [getattr(scores, field)[name] for scores in every] for name in getattr(every[0], field)
-    }
-    return Scores(stack('values'), {n: np.stack(a) for n, a in stack('arrays').items()})
-
-  return Evaluation(evaluate, list(dict.fromkeys(summary)))
+    passes[name] = _Pass(evaluator, task, source, batches, layout, data.workers, lanes, judged)
+  seen = Seen(rows, fields)
+  return Evaluation(evaluator, task, passes, seen, list(dict.fromkeys(summary)), lanes)
 
 
 def _counted(scores: Scores, found: Mapping[str, Found]) -> Scores:
   """With the number of examples of the last pass, and of those that could not be used."""
   last = list(found.values())[-1]
   counts = {'examples': last.examples, 'skipped': len(last.source) - last.examples}
-  return Scores({**scores.values, **{n: float(c) for n, c in counts.items()}}, scores.arrays)
+  values = {**scores.values, **{n: float(c) for n, c in counts.items()}}
+  return scores._replace(values=values)
 
 
 def _lane(found: Found, lane: int) -> Found:
@@ -176,20 +259,28 @@ def _lane(found: Found, lane: int) -> Found:
 
 
 class _Pass:
-  """An evaluator's pass over a split."""
+  """An evaluator's pass over a split.
 
-  def __init__(self, evaluator, task, source, batches, layout, workers, lanes):
-    self._evaluator, self._source, self._batches = evaluator, source, batches
+  Attributes:
+    source: the split.
+    shown: predictions of the last pass that are worth a look, on every process.
+  """
+
+  def __init__(self, evaluator, task, source, batches, layout, workers, lanes, judged):
+    self.source, self.shown = source, []
+    self._evaluator, self._batches = evaluator, batches
     self._layout, self._workers, self._lanes = layout, workers, lanes
     self._sums: bool | None = None
 
     def compute(state, frozen, batch):
-      outputs = evaluator.outputs(task, task.judged(state, frozen), batch)
+      outputs = evaluator.outputs(task, judged(state, frozen), batch)
       sums = evaluator.sums(outputs, batch)
       self._sums = sums is not None
-      if sums is None:
-        return outputs
-      return {**sums, 'examples': batch['mask'].sum().astype(jnp.int32)}
+      if sums is not None:
+        sums = {**sums, 'examples': batch['mask'].sum().astype(jnp.int32)}
+      bad = None if lanes else evaluator.badness(outputs, batch)
+      # What nobody asks for stays on the devices until the next batch.
+      return None if lanes and self._sums else outputs, sums, bad
 
     self._compute = jax.jit(jax.vmap(compute, in_axes=(0, None, None)) if lanes else compute)
 
@@ -197,33 +288,37 @@ class _Pass:
     whole: dict[str, Any] = {}
     parts: dict[str, np.ndarray] = {}
     records: dict[int, Any] = {}
+    extremes = _Extremes(self._layout)
     pending: list[Any] = []
+
+    def settle(batch, outputs, sums, bad):
+      if not self._lanes:
+        extremes.see(batch, outputs, bad)
+      if sums is None:
+        self._keep(records, batch, outputs)
+      else:
+        _add(parts, sums)
+
     for batch in pipeline.iterate(self._batches, workers=self._workers):
-      computed = self._compute(state, frozen, self._layout.place(batch))
-      if not self._sums:
-        pending.append((batch, computed))
-        if len(pending) > 2:  # keeps the host from running far ahead of the devices
-          self._keep(records, *pending.pop(0))
-        continue
+      outputs, sums, bad = self._compute(state, frozen, self._layout.place(batch))
       # Whole numbers are added on the devices, exactly; others in double precision.
-      for name, value in computed.items():
+      for name, value in (sums or {}).items():
         if jnp.issubdtype(value.dtype, jnp.integer):
           whole[name] = whole[name] + value if name in whole else value
-      pending.append({n: v for n, v in computed.items() if n not in whole})
-      if len(pending) > 2:
-        _add(parts, pending.pop(0))
+      left = sums if sums is None else {n: v for n, v in sums.items() if n not in whole}
+      pending.append((batch, outputs, left, bad))
+      if len(pending) > 2:  # keeps the host from running far ahead of the devices
+        settle(*pending.pop(0))
     for item in pending:
-      if self._sums:
-        _add(parts, item)
-      else:
-        self._keep(records, *item)
+      settle(*item)
+    self.shown = extremes.gathered()
     totals = {name: np.asarray(v, np.int64) for name, v in jax.device_get(whole).items()} | parts
     if self._sums:
-      return Found(self._source, totals, [], np.zeros(0, np.int64), totals.pop('examples'))
-    records = _gathered(records)
+      return Found(self.source, totals, [], np.zeros(0, np.int64), totals.pop('examples'))
+    records = {index: found for part in _gathered(records) for index, found in part.items()}
     order = sorted(records)
     count = np.full(self._lanes, len(order)) if self._lanes else len(order)
-    return Found(self._source, {}, [records[index] for index in order], np.array(order), count)
+    return Found(self.source, {}, [records[index] for index in order], np.array(order), count)
 
   def _keep(self, records: dict[int, Any], batch: Any, outputs: Any) -> None:
     """Records of the examples of a batch that this process has; with lanes a list for each."""
@@ -232,7 +327,7 @@ class _Pass:
     numbers = np.where(batch['mask'] > 0, batch['index'], -1)
     places = [*zip(*np.nonzero(numbers >= 0), strict=True)]
     wanted = [int(numbers[place]) for place in places]
-    for place, index, example in zip(places, wanted, read(self._source, wanted), strict=True):
+    for place, index, example in zip(places, wanted, read(self.source, wanted), strict=True):
       found = [self._evaluator.record({n: x[place] for n, x in e.items()}, example) for e in own]
       records[index] = found if self._lanes else found[0]
 
@@ -242,16 +337,61 @@ def _add(parts: dict[str, np.ndarray], computed: Mapping[str, Any]) -> None:
     parts[name] = parts.get(name, 0.0) + value.astype(np.float64)
 
 
-def _gathered(records: dict[int, Any]) -> dict[int, Any]:
-  """The records of all processes."""
+class _Extremes:
+  """The best and the worst predictions of those that were seen; without scores the first."""
+
+  def __init__(self, layout: Any):
+    self._layout = layout
+    self._held: dict[str, list[Shown]] = {}
+
+  def see(self, batch: Mapping[str, np.ndarray], outputs: Mapping[str, Any], bad: Any) -> None:
+    """Looks at a batch of this process."""
+    index, mask = batch['index'], batch['mask']
+    if index.ndim > 1:  # rows of several examples have outputs of their own kind
+      return
+    if bad is None:
+      self._take('examples', index, mask > 0, index.astype(float), outputs)
+      return
+    bad = np.asarray(self._layout.local(bad), np.float64)
+    there = (mask > 0) & np.isfinite(bad)
+    self._take('worst', index, there, -bad, outputs)
+    self._take('best', index, there, bad, outputs)
+
+  def _take(self, group, index, there, rank, outputs) -> None:
+    held = self._held.setdefault(group, [])
+    bar = held[-1].score if len(held) == SHOWN else np.inf
+    places = np.flatnonzero(there & (rank < bar))
+    places = places[np.argsort(rank[places], kind='stable')][:SHOWN]
+    if not len(places):
+      return
+    own = {name: self._layout.local(value) for name, value in outputs.items()}
+    held += [
+      Shown(group, float(rank[at]), int(index[at]), {n: x[at] for n, x in own.items()})
+      for at in places
+    ]
+    held.sort(key=lambda shown: (shown.score, shown.number))
+    del held[SHOWN:]
+
+  def gathered(self) -> list[Shown]:
+    """Those of all processes."""
+    found: dict[str, list[Shown]] = {}
+    for part in _gathered(self._held):
+      for group, held in part.items():
+        found.setdefault(group, []).extend(held)
+    return [
+      shown._replace(score=-shown.score if group == 'worst' else shown.score)
+      for group, held in found.items()
+      for shown in sorted(held, key=lambda shown: (shown.score, shown.number))[:SHOWN]
+    ]
+
+
+def _gathered(own: Any) -> list[Any]:
+  """What all processes have, of each; it must be possible to pickle it."""
   if jax.process_count() == 1:
-    return records
-  own = np.frombuffer(pickle.dumps(records), np.uint8)
-  sizes = multihost_utils.process_allgather(np.int64(own.size))
+    return [own]
+  packed = np.frombuffer(pickle.dumps(own), np.uint8)
+  sizes = multihost_utils.process_allgather(np.int64(packed.size))
   padded = np.zeros(int(sizes.max()), np.uint8)
-  padded[: own.size] = own
+  padded[: packed.size] = packed
   every = multihost_utils.process_allgather(padded)
-  found: dict[int, Any] = {}
-  for size, part in zip(sizes, every, strict=True):
-    found |= pickle.loads(part[: int(size)].tobytes())
-  return found
+  return [pickle.loads(part[: int(n)].tobytes()) for n, part in zip(sizes, every, strict=True)]

@@ -1,5 +1,48 @@
 """Tasks: objectives of training; see `task`."""
 
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from vit_jax.architecture.card import Card
+from vit_jax.core import schema
+from vit_jax.data.fields import Field
 from vit_jax.tasks.classification import Classification
+from vit_jax.tasks.task import Fields, Task
 
 TASKS = {'classification': Classification}
+
+
+def described(task: Task) -> dict[str, Any]:
+  """The name and the fields of a task, as a checkpoint keeps them."""
+  name = next(name for name, kind in TASKS.items() if kind is type(task))
+  return {'name': name, **{n: getattr(value, 'text', value) for n, value in vars(task).items()}}
+
+
+def named(card: Card, names: tuple[str, ...]) -> Card:
+  """A card with other names of the classes, if there are any."""
+  if not names:
+    return card
+  task, fields = of(card)
+  known = {n: dataclasses.asdict(field) for n, field in fields.items()}
+  known[task.classed] = {**known.get(task.classed, {'kind': 'class'}), 'names': names}
+  return dataclasses.replace(card, class_names=names, task=described(task), fields=known)
+
+
+def of(card: Card) -> tuple[Task, Fields]:
+  """The task that a model was trained for, and the fields of its data.
+
+  Of a model that says nothing of it: classification of images as its card says.
+
+  Raises:
+    RunError: if the task is not known here.
+  """
+  fields = {name: Field.from_dict(field) for name, field in card.fields.items()}
+  if card.task:
+    given = {name: value for name, value in card.task.items() if name != 'name'}
+    kind = schema.pick(TASKS, card.task['name'], 'task')
+    return schema.build(kind, given, 'task'), fields
+  task = Classification(mean=card.mean, std=card.std)
+  names = tuple(card.class_names)
+  return task, {'image': Field('image', dtype='uint8'), 'label': Field('class', names)}

@@ -10,16 +10,20 @@ from etils import epy
 
 from vit_jax.architecture import ViTArchitecture
 from vit_jax.core.errors import RunError
+from vit_jax.data.examples import Example
 from vit_jax.data.rows import Rows
 from vit_jax.data.rows.columns import Label
 from vit_jax.data.views import View
 from vit_jax.tasks.images import Images
-from vit_jax.tasks.task import Batch, Context, Fields, Sums
+from vit_jax.tasks.task import Batch, Context, Fields, Prediction, Seen, Sums, picture_of
 
 # Configurations are checked before JAX is there.
 with epy.lazy_imports():
   import jax
   import jax.numpy as jnp
+  import numpy as np
+
+  from vit_jax.draw import pictures
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,48 @@ class Classification(Images):
   def predict(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
     """float32 'logits' (batch, num_classes)."""
     return {'logits': model(batch['image'])}
+
+  def decode(self, outputs: Mapping[str, np.ndarray], example: Example, seen: Seen) -> Prediction:
+    """See `Task`: the likeliest classes with their probabilities, or of one the sigmoid."""
+    del example
+    logits = np.asarray(outputs['logits'], np.float64)
+    names = seen.fields[self.classed].names if self.classed in seen.fields else ()
+    chances = np.exp(logits - logits.max())
+    chances = chances / chances.sum() if len(logits) > 1 else 1 / (1 + np.exp(-logits))
+    order = np.argsort(-chances, kind='stable')[: seen.top]
+    named = len(names) == len(logits)
+    return Prediction({
+      'classes': [
+        {'class': names[i] if named else f'class {i}', 'probability': float(chances[i])}
+        for i in order.tolist()
+      ]
+    })  # fmt: skip
+
+  def lines(self, prediction: Prediction) -> list[str]:
+    """See `Task`."""
+    return [f'{c["probability"]:6.1%}  {c["class"]}' for c in prediction.facts['classes']]
+
+  def draw(self, prediction: Prediction, example: Example, seen: Seen) -> np.ndarray:
+    """See `Task`: the image beside the likeliest classes; the true one is green."""
+    picture = picture_of(example)
+    picture = pictures.resized(picture, pictures.scale(*picture.shape[:2]))
+    names = seen.fields[self.classed].names if self.classed in seen.fields else ()
+    label = int(example.get(self.classed, -1))
+    truth = names[label] if 0 <= label < len(names) else None
+
+    def ink(name: str) -> tuple[int, int, int]:
+      if truth is None:
+        return pictures.colour(0)
+      return pictures.RIGHT if name == truth else pictures.WRONG
+
+    found = prediction.facts['classes']
+    chart = pictures.bars([(c['class'], c['probability'], ink(c['class'])) for c in found])
+    if truth is not None:
+      right = found[0]['class'] == truth
+      chart = pictures.captioned(
+        chart, [(f'true: {truth}', pictures.RIGHT if right else pictures.WRONG)]
+      )
+    return pictures.beside(picture, chart)
 
   def augment(self, batch: Batch, key: jax.Array | None, hyper: Mapping[str, Any]) -> Batch:
     """Normalises, flips and mixes a batch of uint8 images; without a key only normalises."""

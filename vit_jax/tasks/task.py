@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from etils import epy
 
 from vit_jax.architecture.card import Card
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.costs.step import Pass
+from vit_jax.data.examples import Example
 from vit_jax.data.fields import Field
 from vit_jax.data.rows import Rows
 from vit_jax.data.views import View
@@ -19,13 +21,43 @@ from vit_jax.data.views import View
 with epy.lazy_imports():
   import jax
 
+  from vit_jax.draw import pictures
   from vit_jax.nn import tree
+
+if TYPE_CHECKING:
+  import numpy as np
 
 DTYPES = ('float32', 'bfloat16')
 Batch = dict[str, Any]  # of arrays whose leading axis is the batch
 # Sums over a batch, each with the name of the total that it is divided by to be reported.
 Sums = dict[str, tuple[Any, str]]
 Fields = Mapping[str, Field]
+
+
+class Prediction(NamedTuple):
+  """What a model says of an example, in words and in the frame of its image.
+
+  Attributes:
+    facts: plain JSON.
+    arrays: maps by name, of the height and width of the image, uint8 or uint16.
+  """
+
+  facts: dict[str, Any]
+  arrays: Mapping[str, np.ndarray] = MappingProxyType({})
+
+
+class Seen(NamedTuple):
+  """How examples were seen that are predicted on.
+
+  Attributes:
+    rows: that were made of them.
+    fields: of the data that the model was trained on.
+    top: how many of the likeliest classes are named.
+  """
+
+  rows: Any
+  fields: Fields
+  top: int = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +205,29 @@ class Task:
     """What the model says of a batch that went through `augment`: arrays of the batch's length."""
     raise NotImplementedError
 
+  def decode(self, outputs: Mapping[str, np.ndarray], example: Example, seen: Seen) -> Prediction:
+    """What was predicted for an example, for people: names, units, places in the image. No JAX.
+
+    Args:
+      outputs: of `predict`, for this example.
+      example: as its source has it, perhaps without what is predicted.
+      seen: how it was seen.
+    """
+    raise NotImplementedError(f'{type(self).__name__} does not say what its outputs mean')
+
+  def draw(self, prediction: Prediction, example: Example, seen: Seen) -> np.ndarray:
+    """A picture of a prediction, uint8 (height, width, 3); with the truth, if the example has it.
+
+    By default the image over the facts.
+    """
+    picture = picture_of(example)
+    lines = [(line, pictures.INK) for line in self.lines(prediction)]
+    return pictures.captioned(pictures.resized(picture, pictures.scale(*picture.shape[:2])), lines)
+
+  def lines(self, prediction: Prediction) -> list[str]:
+    """A prediction as lines of text."""
+    return [f'{name}: {value}' for name, value in prediction.facts.items()]
+
   def judged(self, state: Any, frozen: Any) -> Any:
     """The model that is evaluated and exported, put together of what is in the state and frozen."""
     return tree.merge(state.model if state.ema is None else state.ema, frozen)
@@ -199,6 +254,13 @@ class Coupled(Task):
   def loss(self, model: Any, part: Batch, ctx: Context) -> tuple[Any, Sums, dict[str, Any]]:
     """See `Task`."""
     return self.joint(model, self.embed(model, part, ctx), ctx)
+
+
+def picture_of(example: Example, field: str = 'image') -> np.ndarray:
+  """The image of an example as people look at it: uint8 (height, width, 3)."""
+  from vit_jax.data import preprocess
+
+  return pictures.shown(preprocess.whole(example[field]))
 
 
 def average(old: Any, new: Any, decay: Any) -> Any:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from vit_jax import models
+from vit_jax import models, tasks
 from vit_jax.architecture import Composition, encoders
 from vit_jax.architecture.card import Card, about
 from vit_jax.convert import read
@@ -20,7 +20,7 @@ from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.costs.step import Pass
 from vit_jax.costs.step import step as step_flops
-from vit_jax.data import folds
+from vit_jax.data import folds, pipeline
 from vit_jax.data.classes import aligned
 from vit_jax.data.config import ORDERS
 from vit_jax.data.examples import NoSplitError, check_classes, with_names
@@ -29,12 +29,12 @@ from vit_jax.data.order import Order, drawn
 from vit_jax.data.pipeline import iterate, probe, train_batches
 from vit_jax.data.rows import group
 from vit_jax.data.views import View
-from vit_jax.evaluators.evaluator import Evaluation, prepare
+from vit_jax.evaluators import EVALUATORS
+from vit_jax.evaluators.evaluator import Evaluation, Scores, prepare
 from vit_jax.nn import sharding, tree
 from vit_jax.nn.encoder import is_unrolled, split_layers, stack_layers
 from vit_jax.nn.sharding import BatchLayout
 from vit_jax.optim import schedules
-from vit_jax.tasks import TASKS
 from vit_jax.tasks.task import Coupled
 from vit_jax.training import config as config_lib
 from vit_jax.training import hyper as hyper_lib
@@ -120,7 +120,7 @@ class Experiment:
   def _prepare_training(self, cfg: config_lib.Config) -> None:
     if (classed := cfg.task.classed) in self.source.fields:
       self.source = aligned(self.source, self.fields[classed].names, classed)
-    self._skip = cfg.data.on_corrupt == 'skip'
+    self._skip = pipeline.log if cfg.data.on_corrupt == 'skip' else None
     self._about_data = [*self.source.summary(), *probe(self.rows, self.source, skip=self._skip)]
     self.total = self._steps(cfg.total, 'total', total=None)
     if self.total < 1:
@@ -294,7 +294,9 @@ class Experiment:
     """What the trained model will expect of images."""
     cfg = self.config
     crops = [evaluator.crop for evaluator in cfg.evals.values()]
-    return cfg.task.card(cfg.model, crops[0] if crops else cfg.data.crop, self.fields)
+    card = cfg.task.card(cfg.model, crops[0] if crops else cfg.data.crop, self.fields)
+    fields = {name: dataclasses.asdict(field) for name, field in self.fields.items()}
+    return dataclasses.replace(card, task=tasks.described(cfg.task), fields=fields)
 
   def described(self) -> dict[str, Any]:
     """What a checkpoint says: the model that is judged, where its arrays are, task and rows."""
@@ -312,12 +314,10 @@ class Experiment:
   def _purpose(self) -> dict[str, Any]:
     """What a checkpoint says of its task, and of the rows that the task judges by."""
     cfg = self.config
-    task = next(name for name, kind in TASKS.items() if kind is type(cfg.task))
     crop = next((evaluator.crop for evaluator in cfg.evals.values()), cfg.data.crop)
     rows = cfg.task.rows(cfg.model, self.fields, View(crop), train=False)
-    plain = lambda value: getattr(value, 'text', value)  # noqa: E731
     return {
-      'task': {'name': task, **{name: plain(value) for name, value in vars(cfg.task).items()}},
+      'task': tasks.described(cfg.task),
       'rows': {
         'name': type(rows).__name__, 'needs': dict(rows.needs),
         'arrays': {n: [np.dtype(a.dtype).name, list(a.shape)] for n, a in rows.arrays().items()},
@@ -345,6 +345,12 @@ class Experiment:
         raise RunError(f'evals.{name}: {error}') from None
     return prepared
 
+  def evaluation_facts(self, name: str) -> dict[str, Any]:
+    """What an evaluation is, plain JSON."""
+    evaluator = self.config.evals[name]
+    kind = next(n for n, each in EVALUATORS.items() if each is type(evaluator))
+    return {'evaluator': kind, 'split': evaluator.split}
+
   def summary(self, evaluators: dict[str, Any]) -> list[str]:
     """Lines about the data that are trained and evaluated on: what is there, what is done to it."""
     lines = list(self._about_data)
@@ -356,19 +362,16 @@ class Experiment:
 
   def evaluate(
     self, evaluators: dict[str, Evaluation], state: State
-  ) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
+  ) -> tuple[dict[str, Any], dict[str, Scores]]:
     """Runs `evaluators` on what `state` would be judged by.
 
     Returns:
-      Values by name, {'test/top1': 0.98, ...}, lists over lanes if there are any; and what each
-      evaluation leaves, arrays by its name.
+      Values by name, {'test/top1': 0.98, ...}, lists over lanes if there are any; and the scores of
+      each evaluation by its name.
     """
-    values, arrays = {}, {}
-    for name, evaluator in evaluators.items():
-      scores = evaluator.function(state, self.frozen)
-      values |= {f'{name}/{key}': value for key, value in scores.values.items()}
-      arrays[name] = scores.arrays
-    return values, arrays
+    scores = {name: evaluator(state, self.frozen) for name, evaluator in evaluators.items()}
+    values = {f'{n}/{key}': v for n, each in scores.items() for key, v in each.values.items()}
+    return values, scores
 
 
 def _prepared(cfg: config_lib.Config, card: Card) -> config_lib.Config:

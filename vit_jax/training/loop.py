@@ -215,7 +215,7 @@ class _Session:
           return False
     if not self.scores:  # restored after the last step
       with chrono('eval'):
-        self.scores = self._evaluated(self.evaluators)
+        self.scores = self._evaluated(self.evaluators, total)
     with chrono('checkpoint'):
       self.checkpoints.wait()
     return True
@@ -244,7 +244,7 @@ class _Session:
     if names:
       evaluators = {name: self.evaluators[name] for name in names}
       with self.chrono('eval'):
-        scores = self._evaluated(evaluators)
+        scores = self._evaluated(evaluators, done)
       scores = {name: self._of_sound_lanes(values) for name, values in scores.items()}
       self.scores |= scores
       self._write(done, scores)
@@ -268,13 +268,22 @@ class _Session:
           self.checkpoints.wait()
     self.reporter.advance(done)
 
-  def _evaluated(self, evaluators: Mapping[str, Any]) -> dict[str, Any]:
-    """Scores; the arrays of the last evaluations are left in evals/."""
-    scores, arrays = self.experiment.evaluate(dict(evaluators), self.state)
+  def _evaluated(self, evaluators: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """Scores; what the last evaluations leave is in evals/."""
+    values, scores = self.experiment.evaluate(dict(evaluators), self.state)
     if self.primary:
-      for name, found in arrays.items():
-        self.workdir.leave(name, found)
-    return scores
+      for name, found in scores.items():
+        facts = self.experiment.evaluation_facts(name) | {'step': step}
+        self.workdir.leave(name, facts, found, self._drawn(name, evaluators[name]))
+    return values
+
+  def _drawn(self, name: str, evaluation: Any) -> list[Any]:
+    """Pictures of predictions; what goes wrong with them does not stop a run."""
+    try:
+      return evaluation.drawn()
+    except Exception as error:
+      self.reporter.say(f'evals.{name}: predictions are not drawn: {type(error).__name__}: {error}')
+      return []
 
   def _flush(self) -> None:
     """Brings the metrics of the last dispatched step to the host; stops the run if not finite."""

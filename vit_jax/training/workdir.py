@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -16,6 +15,8 @@ from vit_jax.checkpoints.store import Checkpoints
 from vit_jax.core import paths, schema
 from vit_jax.core.errors import RunError
 from vit_jax.data.fields import Field
+from vit_jax.draw import pictures
+from vit_jax.evaluators.evaluator import SHOWN, Drawn, Scores
 from vit_jax.training import config as config_lib
 from vit_jax.training.progress import MetricsFile
 
@@ -39,7 +40,7 @@ class Workdir:
 
   In it are config.json, the record of the run; metrics.jsonl; checkpoints/, one per step; frozen/,
   the parameters that are not trained, if there are any; evals/, what the last evaluations left;
-  profile/ if one was asked for; and result.json once the run is complete.
+  profile/ if one was asked for; and, once the run is complete, result.json and report.html.
   """
 
   def __init__(self, folder: str | paths.Path):
@@ -142,8 +143,8 @@ class Workdir:
       try:
         # Last what says which run this is: an interrupted deletion is repeated.
         for name in (
-          'result.json', 'checkpoints', 'frozen', 'evals', 'profile', 'metrics.jsonl',
-          'config.json',
+          'result.json', 'report.html', 'checkpoints', 'frozen', 'evals', 'profile',
+          'metrics.jsonl', 'config.json',
         ):  # fmt: skip
           if delete or (new and name == 'frozen'):
             paths.delete(self.path / name)
@@ -166,12 +167,36 @@ class Workdir:
     """The run's checkpoints, opened with the options of `Checkpoints`."""
     return Checkpoints(self.path / 'checkpoints', **options)
 
-  def leave(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes what an evaluation leaves to evals/NAME.npz."""
-    if arrays:
-      path = self.path / 'evals' / f'{name}.npz'
-      path.parent.mkdir(exist_ok=True)
-      paths.write_npz(path, arrays)
+  def leave(
+    self, name: str, facts: Mapping[str, Any], scores: Scores, drawn: Sequence[Drawn]
+  ) -> None:
+    """Writes what an evaluation leaves: evals/NAME.json, NAME.npz, and pictures in NAME/.
+
+    Args:
+      name: of the evaluation.
+      facts: of it, plain JSON.
+      scores: what came out.
+      drawn: predictions that are worth a look.
+    """
+    folder = self.path / 'evals'
+    folder.mkdir(exist_ok=True)
+    if scores.arrays:
+      paths.write_npz(folder / f'{name}.npz', scores.arrays)
+    paths.delete(folder / name)
+    shown = []
+    for number, each in enumerate(drawn):
+      (folder / name).mkdir(exist_ok=True)
+      file = f'{name}/{each.shown.group}_{number % SHOWN}.png'
+      paths.write_bytes(folder / file, pictures.png(each.picture))
+      shown.append({
+        'file': file, 'group': each.shown.group, 'score': each.shown.score, 'name': each.name,
+        'facts': each.facts,
+      })  # fmt: skip
+    tables = [table._asdict() for table in scores.tables]
+    paths.write_json(
+      folder / f'{name}.json',
+      {**facts, 'values': scores.values, 'tables': tables, 'pictures': shown},
+    )
 
   def save_frozen(self, frozen: Any) -> None:
     """Writes the parameters that are not trained, once for all checkpoints."""
