@@ -42,7 +42,7 @@ ONLY = {
   'cv2': ('data',),
   'simplejpeg': ('data.jpeg',),
   'safetensors': ('convert.files',),
-  'PIL': ('data.preprocess', 'data.masks'),
+  'PIL': ('data.preprocess', 'data.masks', 'draw'),
   'pathlib': ('core.paths',),
   'shutil': ('core.paths',),
   'tempfile': ('core.paths',),

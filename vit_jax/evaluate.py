@@ -1,4 +1,4 @@
-"""Evaluation of a run: `python -m vit_jax.evaluate --workdir=DIR`."""
+"""Evaluation of a run, or of any checkpoint: `python -m vit_jax.evaluate --workdir=DIR`."""
 
 from __future__ import annotations
 
@@ -6,23 +6,39 @@ import typing
 from typing import Any
 
 from vit_jax.core import lazy
+from vit_jax.core.errors import RunError
 
 if typing.TYPE_CHECKING:
-  from vit_jax.training.evaluation import evaluate, restore
+  from vit_jax.training.evaluation import evaluate, evaluate_checkpoint, restore
 
-__all__ = ['evaluate', 'restore']
+__all__ = ['evaluate', 'evaluate_checkpoint', 'restore']
 __getattr__ = lazy.getter(__name__, dict.fromkeys(__all__, 'vit_jax.training.evaluation'))
 
 
-def main(config: Any, workdir: str, step: int | None, overrides: list[tuple[str, str]]) -> None:
+def main(
+  config: Any, workdir: str | None, checkpoint: str | None, step: int | None,
+  overrides: list[tuple[str, str]],
+) -> None:  # fmt: skip
   """The command."""
   from vit_jax.training import config as config_lib
-  from vit_jax.training.evaluation import evaluate
+  from vit_jax.training.evaluation import evaluate, evaluate_checkpoint
   from vit_jax.training.workdir import Workdir
 
+  if bool(workdir) == bool(checkpoint):
+    raise RunError('give either --workdir, of a run, or --checkpoint and --config, of its data')
+  if checkpoint:
+    if config is None:
+      raise RunError(
+        '--checkpoint needs --config=FILE, which says what it is evaluated on; for images in '
+        'folders by class: --config=configs/image_folder.py:DIR'
+      )
+    if step is not None:
+      raise RunError("of a run a step is chosen by --checkpoint='RUN?step=N'")
+    evaluate_checkpoint(checkpoint, config, insisted={name for name, _ in overrides})
+    return
   if config is None and overrides:
-    config = config_lib.override(Workdir(workdir).record(), overrides)
-  evaluate(workdir, config, step=step)
+    config = config_lib.override(Workdir(str(workdir)).record(), overrides)
+  evaluate(str(workdir), config, step=step)
 
 
 if __name__ == '__main__':
@@ -31,13 +47,19 @@ if __name__ == '__main__':
 
   parser = command.Parser(
     'vit_jax.evaluate',
-    "Evaluates the newest checkpoint of a run, by default as the run's own configuration says.",
+    "Evaluates the newest checkpoint of a run, by default as the run's own configuration says; or "
+    'a checkpoint\nof any dialect, on the data of a configuration.',
     (
       '--workdir=runs/digits',
       '--workdir=runs/photos --config.evals.test.crop.name=center '
       '--config.evals.test.crop.fraction=1',
+      '--checkpoint=vit_base.safetensors --config=configs/tfds.py:imagenet2012',
     ),
   )
-  parser.add_argument('--workdir', required=True, metavar='DIR', help='directory of the run')
-  parser.add_argument('--step', type=int, metavar='N', help='of the checkpoint, if not the newest')
+  parser.add_argument('--workdir', metavar='DIR', help='directory of a run')
+  parser.add_argument(
+    '--checkpoint', metavar='PATH',
+    help="of any dialect; 'PATH?part=NAME&step=N' as for config.init",
+  )  # fmt: skip
+  parser.add_argument('--step', type=int, metavar='N', help='of the run, if not the newest')
   start.run(parser, main)

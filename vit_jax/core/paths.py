@@ -2,7 +2,7 @@
 
 Everything else asks `at` for a path and goes on with what pathlib's paths can do; libraries that
 open files themselves (TensorStore, safetensors, zipfile, TFDS) get such a path. Object stores will
-be another kind of path that `at` returns.
+be another kind of path that `at` returns. What is only read may be in a zip file: see `inside`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
+from vit_jax.core import zips
 from vit_jax.core.errors import RunError
 
 Path = pathlib.Path
+ZipPath = zips.ZipPath
+AnyPath = Path | ZipPath
 
 
 def at(text: str | Path) -> Path:
@@ -37,27 +40,53 @@ def at(text: str | Path) -> Path:
   return Path(text).expanduser()
 
 
+def inside(text: str | AnyPath) -> AnyPath:
+  """As `at`, of what is only read: a part of the path may be a zip file, 'photos.zip/train'.
+
+  Raises:
+    RunError: for a URL, a zip file that is damaged, or one in another.
+  """
+  if isinstance(text, ZipPath):
+    return text
+  path = at(text)
+  if '.zip' not in str(path).lower():
+    return path
+  for i, part in enumerate(path.parts, 1):
+    if part.lower().endswith('.zip') and (file := Path(*path.parts[:i])).is_file():
+      found = ZipPath(str(file))
+      for name in path.parts[i:]:
+        found /= name
+        if name.lower().endswith('.zip') and found.is_file():
+          raise RunError(f'{found} is a zip file in another: unpack {file}')
+      return found
+  return path
+
+
 def here(file: str) -> Path:
   """The directory of a module, from its `__file__`, for the data files next to it."""
   return Path(file).parent
 
 
-def entries(folder: Path) -> list[os.DirEntry[str]]:
+def entries(folder: AnyPath) -> Sequence[os.DirEntry[str] | zips.Entry]:
   """What is in a directory, by name; each says what it is without being asked for by path.
 
   Raises:
     RunError: if it cannot be read.
   """
   try:
+    if isinstance(folder, ZipPath):
+      return folder.entries()
     with os.scandir(folder) as found:
       return sorted(found, key=lambda entry: entry.name)
   except OSError as error:
     raise RunError(f'cannot read the directory {folder}: {error.strerror}') from None
 
 
-def head(path: Path, size: int) -> bytes:
+def head(path: AnyPath, size: int) -> bytes:
   """The first bytes of a file; none if it cannot be read."""
   try:
+    if isinstance(path, ZipPath):
+      return path.read_bytes(size)
     with path.open('rb') as file:
       return file.read(size)
   except OSError:
@@ -93,6 +122,12 @@ def write_text(path: Path, text: str) -> None:
     file.write(text)
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+  """As `write_text`."""
+  with _replacing(path, 'wb') as file:
+    file.write(data)
+
+
 def write_json(path: Path, value: Any) -> None:
   """As `write_text`."""
   write_text(path, json.dumps(value, indent=2) + '\n')
@@ -104,6 +139,21 @@ def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
 
   with _replacing(path, 'wb') as file:
     np.savez_compressed(file, **arrays)
+
+
+def read_text(path: AnyPath) -> str:
+  """A text file in UTF-8, without a byte order mark, lines of all systems ended by a newline.
+
+  Raises:
+    RunError: if it is not there, or cannot be read.
+  """
+  try:
+    text = path.read_bytes().decode('utf-8-sig')
+    return text.replace('\r\n', '\n').replace('\r', '\n')
+  except FileNotFoundError:
+    raise RunError(f'there is no file {path}') from None
+  except (OSError, UnicodeDecodeError) as error:
+    raise RunError(f'cannot read {path}: {error}') from None
 
 
 def read_json(path: Path) -> Any:

@@ -186,7 +186,7 @@ def named(text: str) -> tuple[str, ...]:
     return tuple(str(i) for i in range(int(text)))
   parts = text.split(',')
   if len(parts) == 1 and re.search(r'[./\\]', text):
-    parts = [line for line in paths.read_text(paths.at(text)).splitlines() if line.strip()]
+    parts = [line for line in paths.read_text(paths.inside(text)).splitlines() if line.strip()]
   names = tuple(part.strip() for part in parts)
   if twice := sorted({name for name in names if names.count(name) > 1}):
     raise RunError(f'names of classes: {twice[0]!r} is there twice')

@@ -5,8 +5,10 @@ from __future__ import annotations
 import collections
 import os
 import re
+from collections.abc import Iterable
 
-from vit_jax.core import paths
+from vit_jax.core import paths, zips
+from vit_jax.core.errors import RunError
 from vit_jax.data import kinds
 
 # Left behind by systems, archives and editors; what begins with a dot is passed over, too.
@@ -15,7 +17,8 @@ _SYSTEM = re.compile(
   r'System Volume Information|lost\+found|.*~|.*\.(crdownload|swp)',
   re.IGNORECASE,
 )
-_Key = tuple[int, int]
+_Key = tuple[int, int] | paths.ZipPath
+_Entry = os.DirEntry[str] | zips.Entry
 
 
 def is_hidden(name: str) -> bool:
@@ -50,7 +53,7 @@ def printable(text: str) -> str:
   return text.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
 
 
-def folders(root: paths.Path, passed: Passed) -> list[str]:
+def folders(root: paths.AnyPath, passed: Passed) -> list[str]:
   """Names of the directories in `root` that may be classes; counts what else there is."""
   found, above = [], _above(root)
   for entry in paths.entries(root):
@@ -58,14 +61,14 @@ def folders(root: paths.Path, passed: Passed) -> list[str]:
       passed.why['hidden or system entries'] += 1
     elif not _is_directory(entry):
       _count(entry, passed)
-    elif _key(paths.at(entry.path)) in above:
+    elif _key(paths.inside(entry.path)) in above:
       passed.why['links that lead back'] += 1
     else:
       found.append(entry.name)
   return found
 
 
-def images(root: paths.Path, passed: Passed) -> list[str]:
+def images(root: paths.AnyPath, passed: Passed) -> list[str]:
   """Paths of the images in `root` and below, in order; every directory is read once.
 
   Links to directories are followed, those to where `root` is in or to what was read already are
@@ -74,8 +77,8 @@ def images(root: paths.Path, passed: Passed) -> list[str]:
   found: list[tuple[tuple[str, ...], str]] = []
   above, seen = _above(root) - {_key(root)}, set[_Key]()
   # Links wait until all that is not behind one has been read under its own name.
-  waiting: list[tuple[tuple[str, ...], paths.Path]] = [((), root)]
-  links: collections.deque[tuple[tuple[str, ...], paths.Path]] = collections.deque()
+  waiting: list[tuple[tuple[str, ...], paths.AnyPath]] = [((), root)]
+  links: collections.deque[tuple[tuple[str, ...], paths.AnyPath]] = collections.deque()
   while waiting or links:
     parts, folder = waiting.pop() if waiting else links.popleft()
     key = _key(folder)
@@ -88,7 +91,7 @@ def images(root: paths.Path, passed: Passed) -> list[str]:
       if is_hidden(entry.name):
         passed.why['hidden or system entries'] += 1
       elif _is_directory(entry):
-        (links if entry.is_symlink() else waiting).append((name, paths.at(entry.path)))
+        (links if entry.is_symlink() else waiting).append((name, paths.inside(entry.path)))
       elif _is_file(entry) and kinds.is_image(entry.path):
         found.append((name, entry.path))
       else:
@@ -96,7 +99,49 @@ def images(root: paths.Path, passed: Passed) -> list[str]:
   return [path for _, path in sorted(found)]
 
 
-def _count(entry: os.DirEntry[str], passed: Passed) -> None:
+def read(path: str) -> bytes:
+  """A file, which may be in a zip file.
+
+  Raises:
+    RunError: if it cannot be read.
+  """
+  try:
+    return paths.inside(path).read_bytes()
+  except OSError as error:
+    raise RunError(f'cannot read {path}: {error.strerror}') from None
+
+
+def entered(root: paths.AnyPath, wanted: Iterable[str]) -> paths.AnyPath:
+  """Where the directories `wanted` are: in `root`, or, of a zip file, in its only directory."""
+  names = list(wanted)
+  if not isinstance(root, paths.ZipPath) or root.inner:
+    return root
+  inner = [e.name for e in paths.entries(root) if e.is_dir() and not is_hidden(e.name)]
+  if len(inner) != 1 or any((root / name).is_dir() for name in names):
+    return root
+  return root / inner[0] if any((root / inner[0] / name).is_dir() for name in names) else root
+
+
+def splits(template: str) -> list[str]:
+  """What '{split}' may stand for in a path, by what is there."""
+  before, _, after = template.partition('{split}')
+  folder, slash, start = before.rpartition('/')
+  end, place = after.partition('/')[0], paths.inside(folder or slash or '.')
+  names = [entry.name for entry in paths.entries(place)] if place.is_dir() else []
+  found = [
+    name[len(start) : len(name) - len(end)]
+    for name in names
+    if name.startswith(start) and name.endswith(end) and not is_hidden(name)
+  ]
+  return [name for name in found if name and paths.inside(put(template, name)).exists()]
+
+
+def put(template: str, split: str) -> str:
+  """A path with the name of the split in it."""
+  return template.replace('{split}', split)
+
+
+def _count(entry: _Entry, passed: Passed) -> None:
   """Counts what is not a directory, and not an image where one is expected."""
   if not _is_file(entry):
     passed.why['broken links or special files'] += 1
@@ -106,21 +151,30 @@ def _count(entry: os.DirEntry[str], passed: Passed) -> None:
     passed.suffixes[os.path.splitext(entry.name)[1].lower() or 'without a suffix'] += 1
 
 
-def _is_directory(entry: os.DirEntry[str]) -> bool:
+def _is_directory(entry: _Entry) -> bool:
   # An entry complains about a link to itself; a path just says no.
-  return paths.at(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()
+  return paths.at(entry.path).is_dir() if _is_link(entry) else entry.is_dir()
 
 
-def _is_file(entry: os.DirEntry[str]) -> bool:
-  return paths.at(entry.path).is_file() if entry.is_symlink() else entry.is_file()
+def _is_file(entry: _Entry) -> bool:
+  return paths.at(entry.path).is_file() if _is_link(entry) else entry.is_file()
 
 
-def _above(root: paths.Path) -> set[_Key]:
+def _is_link(entry: _Entry) -> bool:
+  """Whether it is a link that can be followed."""
+  return entry.is_symlink() and not isinstance(entry, zips.Entry)
+
+
+def _above(root: paths.AnyPath) -> set[_Key]:
   """The directory and all that it is in."""
+  if isinstance(root, paths.ZipPath):  # in which no links are followed
+    return set()
   whole = root.resolve()
   return {_key(path) for path in (whole, *whole.parents)}
 
 
-def _key(path: paths.Path) -> _Key:
+def _key(path: paths.AnyPath) -> _Key:
+  if isinstance(path, paths.ZipPath):
+    return path
   found = path.stat()
   return found.st_dev, found.st_ino

@@ -72,4 +72,4 @@ def is_image(path: str) -> bool:
   known = _OTHERS.guess_type(f'x{suffix}')[0] or 'application/octet-stream'
   if not known.startswith('image/') and known != 'application/octet-stream':
     return False
-  return kind_of(paths.head(paths.at(path), HEAD)) in readable().values()
+  return kind_of(paths.head(paths.inside(path), HEAD)) in readable().values()

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from vit_jax.models.vit import ViT
 from vit_jax.nn.encoder import layer_of
+from vit_jax.nn.sharding import spec
 
 
 def rollout(model: ViT, images: jax.Array) -> jax.Array:
@@ -28,7 +29,8 @@ def rollout(model: ViT, images: jax.Array) -> jax.Array:
   x, context = model.tokens(images)
   grid = context.grid or model.config.grid
   shared = encoder.relative(context) if model.config.relative_bias == 'shared' else None
-  mixed = jnp.broadcast_to(jnp.eye(x.shape[1]), (x.shape[0], x.shape[1], x.shape[1]))
+  whole = x.shape[0], x.shape[1], x.shape[1]
+  mixed = jnp.broadcast_to(jnp.eye(x.shape[1]), whole, out_sharding=spec('batch', None, None))
   for layer in range(model.config.depth):
     block = layer_of(encoder.blocks, layer)
     y = block.norm1(x) if model.config.norm_place == 'pre' else x
@@ -44,4 +46,4 @@ def rollout(model: ViT, images: jax.Array) -> jax.Array:
     share = mean
   else:
     share = mixed[:, 0] if model.config.pool == 'token' else (mixed[:, 0] + mean) / 2
-  return share[:, prefix:].reshape(-1, *grid)
+  return share[:, prefix:].reshape(-1, *grid, out_sharding=spec('batch', None, None))

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from vit_jax import tasks
+from vit_jax.convert import notes, read
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
+from vit_jax.core.misfits import refuse
+from vit_jax.data import crops
+from vit_jax.data.examples import Source
+from vit_jax.evaluators.evaluator import prepare
 from vit_jax.nn import sharding
+from vit_jax.tasks.task import Fields
 from vit_jax.training import config as config_lib
-from vit_jax.training import lanes
+from vit_jax.training import initial, lanes
 from vit_jax.training.experiment import Experiment
 from vit_jax.training.progress import Reporter
 from vit_jax.training.workdir import Workdir
@@ -45,6 +53,88 @@ def restore(
     ) from None
   experiment.adopt(run.frozen(experiment.frozen))
   return experiment, experiment.split(state)
+
+
+def evaluate_checkpoint(
+  checkpoint: str, config: Mapping[str, Any], *, insisted: Collection[str] = ()
+) -> dict[str, float]:
+  """Runs the evaluations of a configuration on a checkpoint of any dialect.
+
+  The checkpoint decides the model, its task where it knows it, and how images are prepared.
+
+  Args:
+    checkpoint: its path; what of it to read is written behind, as for `config.init`.
+    config: with data and evaluations.
+    insisted: dotted names of fields that come before what the checkpoint says: of the crops.
+
+  Returns:
+    As `evaluate`.
+
+  Raises:
+    RunError: if the checkpoint cannot be read or has no head that was trained, or the data have
+      classes that it does not know.
+  """
+  cfg: config_lib.Config = schema.build(config_lib.Config, config)
+  path, choice = initial.chosen(checkpoint, '--checkpoint')
+  with jax.set_mesh(sharding.make_mesh(cfg.mesh)):
+    with notes.printed():
+      opened = read.open_checkpoint(path, **choice)
+      refuse(opened.problems(), path)
+      model = read.model_of(opened)
+    card, lines = model.card, []
+    task, fields = tasks.of(card)
+    if not card.task and type(task) is not type(cfg.task):
+      task = dataclasses.replace(cfg.task, mean=card.mean, std=card.std)
+    evaluations = {}
+    for name, evaluator in cfg.evals.items():
+      if not any(field.startswith(f'evals.{name}.crop.') for field in insisted):
+        crop = crops.published(card.resize, card.crop, card.dialect)
+        evaluator = dataclasses.replace(evaluator, crop=crop)
+        how = f'the middle {card.crop:g}' if card.crop else 'the whole image'
+        lines.append(f'evals.{name}: as the checkpoint says, {how}, {card.resize}')
+      elif evaluator.crop.method is None:
+        crop = dataclasses.replace(evaluator.crop, method=card.resize)
+        evaluator = dataclasses.replace(evaluator, crop=crop)
+      named, said = _with_classes(fields, task, cfg.data.open(evaluator.split), model, path)
+      lines += said
+      evaluations[name] = prepare(
+        evaluator, task, model.config, cfg.data, batch_size=cfg.batch_size, fields=named,
+        judged=lambda model, _: model,
+      )  # fmt: skip
+    if not evaluations:
+      raise RunError('the configuration has no evaluations: there is nothing to do')
+    reporter = Reporter(1, 0, visible=jax.process_index() == 0)
+    reporter.close()
+    reporter.lines([*(line for each in evaluations.values() for line in each.summary), *lines])
+    scores = {
+      f'{name}/{key}': value for name, evaluation in evaluations.items()
+      for key, value in evaluation(model, None).values.items()
+    }  # fmt: skip
+  reporter.table(checkpoint, scores)
+  return scores
+
+
+def _with_classes(
+  fields: Fields, task: Any, source: Source, model: Any, path: str
+) -> tuple[Fields, list[str]]:
+  """The fields of a model whose classes have those of the data, and lines that say how."""
+  classed = task.classed
+  if classed not in source.fields:
+    return fields or source.fields, []
+  theirs, own = fields[classed].names if classed in fields else (), source.fields[classed].names
+  classes = getattr(model.config, 'num_classes', len(own))
+  if not classes:
+    raise RunError(f'{path} has no head for classification: it only gives features')
+  if theirs:  # `aligned` refuses what it does not know
+    return {**source.fields, **fields}, []
+  if len(own) != classes:
+    raise RunError(
+      f'{path} has {classes} classes without names, and {source.name} has {len(own)}: they cannot '
+      'be matched'
+    )
+  return source.fields, [
+    f'{path} does not name its {classes} classes: label i of the data is taken for its class i'
+  ]
 
 
 def evaluate(

@@ -9,14 +9,17 @@ from typing import Any
 
 from vit_jax.data import folds
 from vit_jax.data.examples import Example, Source, Wrapped
+from vit_jax.data.sources.coco import Coco
 from vit_jax.data.sources.folder import Folder
 from vit_jax.data.sources.manifest import Manifest
 from vit_jax.data.sources.paired import Paired
+from vit_jax.data.sources.parquet import Parquet
 from vit_jax.data.sources.synthetic import Synthetic
 from vit_jax.data.sources.tfds import Tfds
 
 SOURCES = {
-  'tfds': Tfds, 'folder': Folder, 'manifest': Manifest, 'paired': Paired, 'synthetic': Synthetic,
+  'tfds': Tfds, 'folder': Folder, 'manifest': Manifest, 'paired': Paired,
+  'parquet': Parquet, 'coco': Coco, 'synthetic': Synthetic,
 }  # fmt: skip
 # Of a data set whose first images cannot be used.
 _TRIES = 32
