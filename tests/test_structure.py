@@ -14,7 +14,7 @@ PACKAGE = ROOT / 'vit_jax'
 FLOORS = (
   # Without JAX: these are read on laptops, and in the processes that prepare data.
   ('core',),
-  ('architecture',),
+  ('architecture', 'draw'),
   ('costs', 'data'),
   ('scaling',),
   # With it.

@@ -426,7 +426,7 @@ class Together(Images):
 class Precision(Evaluator):
   """Average precision of spots: all guesses are ranked, and the source knows what is there."""
 
-  def record(self, row, example):
+  def record(self, row, example, seen):
     spots, real = spots_of(Spots().make(example, None)['image'])
     near = np.abs(row['spot'][:, None] - spots[real > 0][None]).sum(-1) < 0.3
     hits = near.any(1) if real.any() else np.zeros(4, bool)
@@ -445,7 +445,7 @@ class Precision(Evaluator):
 class Spoken(Evaluator):
   """The share of captions whose first word is the class, by text."""
 
-  def record(self, row, example):
+  def record(self, row, example, seen):
     return ' '.join(map(str, row['words'])), str(words_of(example['label'])[1])
 
   def finish(self, found):
@@ -479,7 +479,7 @@ class Neighbour(Evaluator):
   def splits(self):
     return {'fit': self.fit, 'test': self.split}
 
-  def record(self, row, example):
+  def record(self, row, example, seen):
     return row['features'], example['label']
 
   def finish(self, found):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from vit_jax.architecture import Composition, ViTArchitecture, variants
 from vit_jax.convert import arguments
 from vit_jax.core import command
 from vit_jax.core.errors import RunError
+from vit_jax.core.text import number
 
 # Arguments are checked before JAX is there.
 with epy.lazy_imports():
@@ -40,9 +42,34 @@ def describe(config: Any) -> list[str]:
   return lines
 
 
+def _run(run: Mapping[str, Any], *, recipe: bool) -> list[str]:
+  """What a checkpoint says of the run that it is of: how far, by which code, how good, how made."""
+  if not run:
+    return []
+  busy = sum(run.get('seconds', {}).values())
+  lines = [f'step {run["step"]}' + f', after {busy:,.0f} s' * bool(busy)]
+  if 'revision' in run:
+    lines.append(f'revision {run["revision"] or "not known"}')
+  for scores in run.get('evaluated', ()):
+    values = '  '.join(f'{n} {number(v)}' for n, v in scores.items() if n != 'step')
+    lines.append(f'evaluated at step {scores["step"]}: {values}')
+  if recipe and 'recipe' in run:
+    lines += [f'{name}={value!r}' for name, value in sorted(_leaves(run['recipe']).items())]
+  return lines
+
+
+def _leaves(tree: Mapping[str, Any], path: str = '') -> dict[str, Any]:
+  """Values by dotted name."""
+  found = {}
+  for name, value in tree.items():
+    inner = isinstance(value, Mapping)
+    found |= _leaves(value, f'{path}{name}.') if inner else {f'{path}{name}': value}
+  return found
+
+
 def main(
   checkpoint: str, names: bool, changes: dict, step: int | None = None, part: str = '',
-  prefix: str | None = None, ignore: str = '',
+  prefix: str | None = None, ignore: str = '', recipe: bool = False,
 ) -> int:  # fmt: skip
   """Prints dialect, architecture, names, shapes, dtypes and what would not fit."""
   if wrong := [name for name in changes if name in adapt.CHANGES and name != 'patch_size']:
@@ -68,6 +95,10 @@ def main(
   how = f'central crop of {card.crop:.3g}' if card.crop else 'aspect ratio not kept'
   print(f'              {card.resize}, {how}')
   print(f'class names   {notes.shown(card.class_names) if card.class_names else "none"}')
+  if card.task:
+    print(f'task          {card.task["name"]}')
+  for at, line in enumerate(_run(opened.run, recipe=recipe)):
+    print(f'{"" if at else "run":<13} {line}')
   if names:
     print(f'\n{len(arrays)} arrays')
     for name, array in sorted(arrays.items()):
@@ -84,8 +115,9 @@ def main(
 if __name__ == '__main__':
   parser = command.Parser(
     'vit_jax.inspect', 'Says what is in a checkpoint: dialect, architecture, arrays, what fits.',
-    ('B_16.npz', 'runs/photos --no-names'),
+    ('B_16.npz', 'runs/photos --no-names --recipe'),
   )  # fmt: skip
   parser.add_argument('checkpoint', help='npz, safetensors or PyTorch file; folder; run directory')
+  parser.switch('--recipe', 'of a run: all fields of its configuration')
   parser.add_argument('--no-names', dest='names', action='store_false', help='not every array')
   arguments.run(parser, main)

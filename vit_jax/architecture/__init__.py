@@ -1,5 +1,6 @@
 """What models are made of, by name and by field, in plain Python."""
 
+from vit_jax.architecture.segmenter import SegmenterArchitecture
 from vit_jax.architecture.towers import (
   Composition,
   TextArchitecture,
@@ -9,12 +10,15 @@ from vit_jax.architecture.towers import (
 from vit_jax.architecture.vit import EncoderConfig, ViTArchitecture
 
 # By the names that configurations choose from.
-MODELS = {'vit': ViTArchitecture, 'two_towers': TwoTowersArchitecture}
+MODELS = {
+  'vit': ViTArchitecture, 'two_towers': TwoTowersArchitecture, 'segmenter': SegmenterArchitecture
+}  # fmt: skip
 
 __all__ = [
   'MODELS',
   'Composition',
   'EncoderConfig',
+  'SegmenterArchitecture',
   'TextArchitecture',
   'TwoTowersArchitecture',
   'ViTArchitecture',

@@ -59,7 +59,8 @@ def _with_parts(record: dict[str, Any]) -> None:
 def _with_fields(record: dict[str, Any]) -> None:
   """3 to 4: an order in constant memory, flips of all that belongs to an image, fields by name."""
   data = record['data']
-  data |= dict(order='permutation', flip='none')
+  data |= dict(order='permutation', flip='none', audit=1000)
+  record['log']['writers'] = []
   if data['source'].get('name') == 'tfds':
     data['source'] |= dict(fields={}, names={}, ignore=[])
 

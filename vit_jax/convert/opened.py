@@ -60,6 +60,7 @@ class Opened:
     prefix: what the names that are read begin with, taken off `arrays`.
     fresh: wanted names that are ignored and missing or misshapen; a fresh model has their values.
     fetch: of our own checkpoints, in place of rules: reads arrays as `read` does, in their type.
+    run: what a checkpoint of a run says of it: recipe, revision, step, evaluations.
   """
 
   dialect: str
@@ -76,6 +77,7 @@ class Opened:
   prefix: str = ''
   fresh: tuple[str, ...] = ()
   fetch: Callable[[Wanted], dict[str, Any]] | None = None
+  run: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def wanted(self) -> dict[str, tuple[int, ...]]:

@@ -255,8 +255,10 @@ def _open_run(path: paths.Path, hints: Mapping[str, Any], part: str, step: int |
   config = with_hints(schema.build(kind, extra['model'], 'the model'), hints, str(path)).resolve()
   counts = {part: len(names) for part, names in inside.items()}
   arrays = {own: all_shapes[name] for own, name in places.items()}
+  about = ('recipe', 'revision', 'evaluated', 'seconds')
+  run = {'step': step, **{name: extra[name] for name in about if name in extra}}
   return Opened('vit_jax', config, Card.from_dict(extra['card']), arrays, None, '', str(path),
-                changes=hints, parts=counts, part=chosen, fetch=fetch)  # fmt: skip
+                changes=hints, parts=counts, part=chosen, fetch=fetch, run=run)  # fmt: skip
 
 
 def _parts(

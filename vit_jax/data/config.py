@@ -35,6 +35,8 @@ class DataConfig:
     on_corrupt: an image that cannot be used (it does not decode, or has other channels than the
       model takes) stops the run ('error') or counts for nothing in its batch ('skip'; the metric
       `skipped` says how many).
+    audit: how many examples of each split are looked at when a run starts, for what is said of
+      sizes, channels, classes and duplicates; 0 for none.
     cache: read all examples into memory, encoded, and keep them for all runs of the process: for
       small data sets, where most of the time is spent looking examples up.
     workers: processes that prepare batches; 0 uses threads of this process, up to 32 of them.
@@ -47,6 +49,7 @@ class DataConfig:
   flip: str = 'none'
   order: str = UNSET
   on_corrupt: str = 'error'
+  audit: int = 1000
   cache: bool = False
   workers: int = 0
 

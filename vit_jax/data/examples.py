@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from vit_jax.core.errors import RunError
 from vit_jax.data.fields import Field
@@ -31,6 +31,13 @@ class NoSplitError(NoDataError):
     self.field = field
 
 
+class Portion(NamedTuple):
+  """A part of a mixture: how many examples it has, and its weight."""
+
+  count: int
+  weight: float
+
+
 class Source(abc.ABC):
   """A picklable sequence of examples.
 
@@ -38,11 +45,15 @@ class Source(abc.ABC):
     name: of the data set and the split, for messages.
     fields: that all examples have.
     labels: of all examples, the field 'label', where they are known without reading these.
+    parts: of a mixture, with counts and weights; else nothing.
+    made_up: whether examples mean nothing, or are drawn by a function: there is nothing to audit.
   """
 
   name: str
   fields: Mapping[str, Field]
   labels: Sequence[int] | None = None
+  parts: Sequence[Portion] = ()
+  made_up = False
 
   @abc.abstractmethod
   def __len__(self) -> int: ...
@@ -70,6 +81,7 @@ class Wrapped(Source):
   def __init__(self, source: Source):
     self.source = source
     self.name, self.fields, self.labels = source.name, source.fields, source.labels
+    self.parts, self.made_up = source.parts, source.made_up
 
   def __len__(self) -> int:
     return len(self.source)

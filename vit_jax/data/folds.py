@@ -100,6 +100,7 @@ class Part(Wrapped):
     self._indices = np.flatnonzero(held_out != fold.rest)
     every = source.labels
     self.labels = None if every is None else [every[i] for i in self._indices.tolist()]
+    self.parts = ()
 
   def __len__(self) -> int:
     return len(self._indices)

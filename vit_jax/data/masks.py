@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import io
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from vit_jax.core.errors import RunError
 from vit_jax.data import kinds, preprocess, tiff
 from vit_jax.data.fields import Boxes, Panoptic
 from vit_jax.data.misfit import MisfitError
@@ -74,8 +73,8 @@ def drawn(shape: Any, size: tuple[int, int]) -> np.ndarray:
   """A shape of `fields.Masks`: bool (height, width).
 
   Raises:
-    RunError: if run lengths are compressed and pycocotools is not installed.
     MisfitError: if it is of another size.
+    ValueError: if run lengths are damaged.
   """
   if isinstance(shape, np.ndarray):
     mask = shape.astype(bool)
@@ -110,15 +109,26 @@ def polygons(shapes: Any, size: tuple[int, int]) -> np.ndarray:
 def _run_lengths(shape: dict[str, Any]) -> np.ndarray:
   height, width = shape['size']
   counts = shape['counts']
-  if isinstance(counts, str | bytes):
-    try:
-      from pycocotools import mask as coco  # type: ignore
-    except ImportError:
-      raise RunError(
-        'compressed run lengths are read by pycocotools: pip install vit_jax[coco]'
-      ) from None
-    return coco.decode(cast(Any, shape)).astype(bool)
-  runs = np.asarray(counts, np.int64)
-  if runs.sum() != height * width:
+  runs = np.asarray(_unpacked(counts) if isinstance(counts, str | bytes) else counts, np.int64)
+  if runs.sum() != height * width or runs.min(initial=0) < 0:
     raise ValueError(f'run lengths of {runs.sum()} pixels for an image of {height} x {width}')
   return np.repeat(np.arange(len(runs)) % 2, runs).reshape(width, height).T.astype(bool)
+
+
+def _unpacked(text: str | bytes) -> list[int]:
+  """Run lengths that COCO's tools have written as text.
+
+  Each is of characters of five bits from 48 on, the lowest first and a sixth for 'more', and from
+  the fourth on the difference to the one before the last.
+  """
+  found: list[int] = []
+  value = shift = 0
+  for char in text.encode() if isinstance(text, str) else text:
+    value |= (char - 48 & 31) << shift
+    shift += 5
+    if not char - 48 & 32:
+      if char - 48 & 16:
+        value -= 1 << shift
+      found.append(value + (found[-2] if len(found) > 2 else 0))
+      value = shift = 0
+  return found

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -128,7 +128,7 @@ def drawn(source: Source, seed: int, law: str) -> Order:
     law: of `DataConfig.order`.
   """
   kind = Permutation if law == 'permutation' else Keyed
-  parts: Any = getattr(source, 'parts', None)
+  parts = source.parts
   if not parts:
     return kind(len(source), seed)
   firsts = tuple(itertools.accumulate((part.count for part in parts), initial=0))[:-1]

@@ -31,8 +31,9 @@ _EVERYDAY = ('JPEG', 'PNG', 'WebP', 'BMP', 'GIF')
 _GREY = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH
 _COLOUR = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
 _DTYPES = (np.uint8, np.uint16, np.float32)
-# What a PNG file says of itself: grey with alpha.
+# What a PNG file says of itself: grey with alpha; channels by this number, of palettes three.
 _GREY_ALPHA = 4
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 3, _GREY_ALPHA: 2, 6: 4}
 
 
 def decode(image: bytes | np.ndarray, channels: int, dtype: str = 'uint8') -> np.ndarray:
@@ -60,6 +61,10 @@ def described(image: bytes | np.ndarray) -> tuple[tuple[int, int], int, str]:
   """
   if isinstance(image, bytes) and (header := jpeg.read_header(image)):
     return (header.height, header.width), header.channels, 'uint8'
+  plain = isinstance(image, bytes) and len(image) > 25 and b'eXIf' not in image
+  if plain and _kind(image) == 'PNG':
+    width, height, bits, form = struct.unpack('>IIBB', image[16:26])
+    return (height, width), _PNG_CHANNELS.get(form, 3), 'uint16' if bits == 16 else 'uint8'
   pixels, _ = _whole(image)
   return pixels.shape[:2], pixels.shape[2], str(pixels.dtype)  # type: ignore
 
@@ -114,11 +119,12 @@ class Opened:
     """
     crop, size = placement.crop, placement.size
     if crop.whole:
-      pixels = published(self._whole(), size, crop.fraction, crop.method, down=crop.down)
+      pixels = published(self.decoded(), size, crop.fraction, crop.method, down=crop.down)
       return placement.mirrored(pixels)
     return placement.mirrored(_fit(crop, self._part(placement), size, placement.matrix))
 
-  def _whole(self) -> np.ndarray:
+  def decoded(self) -> np.ndarray:
+    """All of it, kept: views to come are cut from this. Raises as `decode`."""
     if self._pixels is None:
       self._pixels = decode(self._image, self._channels, self._dtype)
       if self._pixels.shape[:2] != self.size:
@@ -135,7 +141,7 @@ class Opened:
       if part is not None:
         return part
     # Of a JPEG file it is for OpenCV to say whether what is wrong can be forgiven.
-    return cut(self._whole(), box)
+    return cut(self.decoded(), box)
 
 
 def prepare(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,13 +37,12 @@ def join(*parts: Any) -> Html:
   return Html(''.join(out))
 
 
-def tag(name: str, *inside: Any, **attributes: Any) -> Html:
-  """An element. `class_` is class, `data_x` is data-x; None and False leave an attribute out."""
+def tag(name: str, /, *inside: Any, **attributes: Any) -> Html:
+  """An element. `class_` is class, `data_x` is data-x; None leaves an attribute out."""
   said = ''.join(
-    f' {key.rstrip("_").replace("_", "-")}' + ('' if value is True else f'="{join(value)}"')
-    for key, value in attributes.items()
-    if value is not None and value is not False
-  )
+    f' {key.rstrip("_").replace("_", "-")}="{join(value)}"'
+    for key, value in attributes.items() if value is not None
+  )  # fmt: skip
   return Html(f'<{name}{said}>' + ('' if name in _VOID else f'{join(*inside)}</{name}>'))
 
 
@@ -59,7 +59,8 @@ def shown(value: Any) -> str:
     )
   if isinstance(value, bool) or not is_number(value):
     return '\N{EN DASH}' if value is None else str(value).lower()
-  return re.sub('^-', '\N{MINUS SIGN}', text.number(value))
+  large = 1e4 <= abs(value) < 1e15
+  return re.sub('^-', '\N{MINUS SIGN}', f'{value:,.0f}' if large else text.number(value))
 
 
 def is_number(value: Any) -> bool:
@@ -90,35 +91,37 @@ def table(
     title: over the table.
     order: 'ascending' or 'descending' if the rows are sorted by the last column.
   """
-  numbers = [
-    all(row[at] is None or is_number(row[at]) for row in rows) for at in range(len(columns))
-  ]
-  last = len(columns) - 1
-  head = tag('thead', tag('tr', [
-    tag('th', name, scope='col', class_='n' if numbers[at] else None,
-        aria_sort=order if order and at == last else None)
-    for at, name in enumerate(columns)
-  ]))  # fmt: skip
+  last, heads, cells = len(columns) - 1, [], []
+  for at, name in enumerate(columns):
+    values = [row[at] for row in rows]
+    number = all(value is None or is_number(value) for value in values)
+    kind, made = 'n' if number else None, []
+    for value, said in zip(values, _aligned(values) if number else map(shown, values), strict=True):
+      exact = ('' if value is None else repr(value)) if number else None
+      scope = None if at else 'row'
+      made.append(tag('td' if at else 'th', said, scope=scope, class_=kind, data_v=exact))
+    cells.append(made)
+    sort = order if at == last and order else None
+    heads.append(tag('th', name, scope='col', class_=kind, aria_sort=sort))
+  lines = [tag('tr', line) for line in zip(*cells, strict=True)]
+  seen, more = [
+    tag('div', tag('table', tag('thead', tag('tr', heads)), tag('tbody', some),
+                   aria_label=title or None), class_='wide')
+    for some in (lines[:MOST], lines[MOST:])
+  ]  # fmt: skip
+  summary = tag('summary', f'{len(lines) - MOST:,} more')
+  rest = tag('details', summary, more) if lines[MOST:] else None
+  return tag('div', tag('h3', title) if title else None, seen, rest, class_='rows')
 
-  def cell(at: int, value: Any) -> Html:
-    name, scope = ('td', None) if at else ('th', 'row')
-    if not numbers[at]:
-      return tag(name, shown(value), scope=scope)
-    exact = '' if value is None else repr(value)
-    return tag(name, shown(value), scope=scope, class_='n', data_v=exact)
 
-  def body(some: Sequence[Sequence[Any]]) -> Html:
-    lines = [
-      tag('tr', [cell(at, value) for at, (value, _) in enumerate(zip(row, columns, strict=True))])
-      for row in some
-    ]
-    made = tag('table', head, tag('tbody', lines), aria_label=title or None)
-    return tag('div', made, class_='wide')
-
-  more = rows[MOST:]
-  rest = tag('details', tag('summary', f'{len(more):,} more'), body(more)) if more else None
-  heading = tag('h3', title) if title else None
-  return tag('div', heading, body(rows[:MOST]), rest, class_='rows')
+def _aligned(values: Sequence[Any]) -> list[str]:
+  """Numbers with as many decimals as any of them needs, but no more than four."""
+  said = [shown(value) for value in values]
+  digits = min(4, max([0, *(len(each.partition('.')[2]) for each in said)]))
+  for at, value in enumerate(values):
+    if value is not None and math.isfinite(value) and 'e' not in said[at]:
+      said[at] = re.sub('^-', '\N{MINUS SIGN}', f'{value:,.{digits}f}')
+  return said
 
 
 def picture(data: bytes, alt: str) -> Html:
@@ -138,7 +141,8 @@ def picture(data: bytes, alt: str) -> Html:
 
 def document(title: str, *inside: Any) -> str:
   """A whole page, in ASCII, which no encoding can damage. Nothing outside of it may be loaded."""
-  policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+  own = "'unsafe-inline'"
+  policy = f"default-src 'none'; img-src data:; style-src {own}; script-src {own}"
   head = tag(
     'head', tag('meta', charset='utf-8'),
     tag('meta', http_equiv='Content-Security-Policy', content=policy),
@@ -172,20 +176,20 @@ h3 { font-size: .95rem; margin: 1.6rem 0 .4rem; break-after: avoid; }
 p { margin: .4rem 0; max-width: 44rem; }
 .soft, figcaption, summary { color: var(--soft); font-size: .875rem; }
 td, th, dt, dd, figcaption, text { unicode-bidi: isolate; }
-.state { font-weight: 600; white-space: nowrap; color: var(--warn); }
+.state { font-weight: 600; color: var(--warn); }
 .state.done { color: var(--done); }
 .notes { margin: 1.2rem 0 0; padding: .6rem 1rem .6rem 1.9rem; border-left: 3px solid var(--warn);
   background: var(--faint); font-size: .875rem; }
 dl { margin: 0; } dd { margin: 0; }
-.strip { display: grid; gap: 1.1rem 1.5rem; margin: 1.6rem 0 0; padding: 1rem 0;
-  grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr));
+.strip { display: grid; gap: 1.1rem 1rem; margin: 1.6rem 0 0; padding: 1rem 0;
+  grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr));
   border: solid var(--line); border-width: 1px 0; }
 .strip dt { color: var(--soft); font-size: .8rem; }
 .strip dd { font-size: 1.1rem; line-height: 1.35; font-variant-numeric: tabular-nums; }
-.strip.main { border: 0; padding: 0; grid-template-columns: repeat(auto-fill, minmax(10rem, auto));
-  justify-content: start; }
+.strip.main { border: 0; padding: 0; display: flex; flex-wrap: wrap; column-gap: 3rem; }
 .strip.main dd { font-size: 2rem; line-height: 1.15; letter-spacing: -.02em; }
 .facts { font-size: .875rem; }
+.columns { columns: 24rem 2; column-gap: 2.5rem; }
 .facts > div { display: grid; grid-template-columns: minmax(7rem, 11rem) 1fr; gap: 1rem;
   padding: .22rem 0; border-bottom: 1px solid var(--line); break-inside: avoid; }
 .facts dt { color: var(--soft); } .facts dd { font-variant-numeric: tabular-nums; }
@@ -193,18 +197,24 @@ dl { margin: 0; } dd { margin: 0; }
 pre { margin: 0; padding: .8rem 1rem; background: var(--faint); border-radius: 6px;
   font: .8125rem/1.55 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
   white-space: pre-wrap; }
+pre span { display: inline-block; max-width: 100%; }
+h2 + .legend { margin-bottom: 1rem; }
 button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer; }
 .command button { position: absolute; top: .45rem; right: .45rem; padding: .15rem .6rem;
   background: var(--paper); border: 1px solid var(--line); border-radius: 5px; font-size: .8rem; }
 .command:has(button) pre { padding-right: 5rem; }
 .grid { display: grid; gap: 1.75rem 1.5rem; align-items: start;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); }
+.grid > * { min-width: 0; }
 .grid.two { grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 2rem; }
-.grid h3 { margin-top: 0; }
+.cards { columns: 20rem 3; column-gap: 1.5rem; }
+.cards > div { break-inside: avoid; padding-bottom: 1.4rem; }
+.grid h3, .grid .rows, .cards h3 { margin-top: 0; }
+.strip + .grid { margin-top: 1.6rem; }
 figure { margin: 0; position: relative; min-width: 0; break-inside: avoid; }
 figcaption b { color: var(--ink); font-weight: 600; }
 figure > svg { display: block; width: 100%; height: auto; margin-top: .2rem; }
-.chart { touch-action: pan-y; }
+.chart { touch-action: pan-y; overflow: visible; }
 text { font-size: 11px; fill: var(--soft); font-variant-numeric: tabular-nums; }
 .rule { stroke: var(--line); } .axis { stroke: var(--soft); }
 .line { fill: none; stroke-width: 1.6; stroke-linejoin: round; stroke-linecap: round; }
@@ -213,7 +223,7 @@ text { font-size: 11px; fill: var(--soft); font-variant-numeric: tabular-nums; }
 .tip { position: absolute; z-index: 1; pointer-events: none; padding: .3rem .55rem;
   background: var(--ink); color: var(--paper); border-radius: 4px; font-size: .78rem;
   line-height: 1.4; font-variant-numeric: tabular-nums; max-width: 16rem; }
-.legend { display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; margin: .2rem 0 0; padding: 0;
+.legend { display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; margin: .2rem 0; padding: 0;
   list-style: none; font-size: .8125rem; color: var(--soft); }
 .legend i { display: inline-block; width: .75rem; height: .75rem; margin-right: .4rem;
   border-radius: 2px; vertical-align: -1px; print-color-adjust: exact;
@@ -227,20 +237,21 @@ th, td { padding: .28rem 1.5rem .28rem 0; text-align: left; border-bottom: 1px s
   font-weight: 400; vertical-align: top; }
 thead th { color: var(--soft); white-space: nowrap; font-size: .8125rem; }
 th.n, td.n { text-align: right; white-space: nowrap; }
-th button::after { content: ' \\2195'; opacity: .55; }
+th button::after { content: ' \\2195\\fe0e'; opacity: .55; }
 th[aria-sort=ascending] button::after { content: ' \\2191'; opacity: 1; }
 th[aria-sort=descending] button::after { content: ' \\2193'; opacity: 1; }
 summary { cursor: pointer; margin: .6rem 0; }
 .pictures { display: grid; gap: 1.2rem 1.5rem; align-items: end;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 15.5rem), 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
 img { display: block; max-width: 100%; height: auto; border-radius: 3px; margin-bottom: .3rem; }
 img.tiny { image-rendering: pixelated; width: 8rem; }
 code { font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 :focus-visible { outline: 2px solid var(--c1); outline-offset: 2px; }
 @media (max-width: 40rem) { main { padding-top: 1.2rem; } h1 { font-size: 1.5rem; }
   .strip { grid-template-columns: repeat(2, 1fr); } .strip.main dd { font-size: 1.6rem; } }
-@media print { @page { margin: 14mm; } body { font-size: 10pt; } main { max-width: none; padding: 0; }
-  .grid { grid-template-columns: 1fr 1fr; } .pictures { grid-template-columns: repeat(3, 1fr); }
+@page { margin: 14mm; }
+@media print { body { font-size: 10pt; } main { max-width: none; padding: 0; }
+  .grid { grid-template-columns: 1fr 1fr; } .pictures { grid-template-columns: 1fr 1fr; }
   h2 { margin-top: 1.5rem; } .wide { overflow: visible; } tr { break-inside: avoid; }
   .command button, th button::after { display: none; } pre { background: none; padding: 0; }
   summary { list-style: none; }
@@ -311,9 +322,9 @@ for (const chart of document.querySelectorAll('.chart')) {
       if (i >= 0 && y[i] !== null) make('div', tip, `${name} ${+y[i].toPrecision(5)}`);
     }
     tip.hidden = false;
-    const room = box.width - tip.offsetWidth;
-    tip.style.left = `${Math.max(0, Math.min(room, place / zoom + 10))}px`;
-    tip.style.top = `${chart.offsetTop + 6}px`;
+    const line = place / zoom, before = line > box.width / 2;
+    tip.style.left = `${before ? Math.max(0, line - tip.offsetWidth - 10) : line + 10}px`;
+    tip.style.top = `${box.top - chart.parentNode.getBoundingClientRect().top}px`;
   };
   chart.onpointerleave = () => {
     tip.hidden = true;

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,11 +56,12 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def labels(values: Sequence[float]) -> list[str]:
-  """Ticks as people write them: 0, 0.5, 1,000, 20k, 2·10⁻⁵."""
-  top, step = max(map(abs, values)), abs(values[-1] - values[0]) / max(len(values) - 1, 1)
+  """Ticks as people write them: 0, 0.5, 1,000, 20k, 2·10⁻⁶."""
+  top = max(map(abs, values))
+  step = (values[-1] - values[0]) / max(len(values) - 1, 1) or top or 1.0
   power, unit = 0, ''
   if top >= 1e15 or top < 2e-3:
-    power = math.floor(math.log10(top * 1.000001))
+    power = math.floor(math.log10(step * 1.000001))
     unit = f'·10{str(power).translate(_SUPERSCRIPT)}'
   elif top >= 1e4:
     power, unit = next(each for each in ((12, 'T'), (9, 'G'), (6, 'M'), (3, 'k'))
@@ -70,15 +72,14 @@ def labels(values: Sequence[float]) -> list[str]:
 
 
 def smoothed(y: np.ndarray, reach: int) -> np.ndarray:
-  """Means over up to `reach` neighbours on each side, as many on the one as on the other."""
-  place = np.arange(len(y))
-  side = np.minimum(reach, np.minimum(place, len(y) - 1 - place))
+  """Means over up to `reach` neighbours on each side, without those that are not finite."""
   there = np.isfinite(y)
   total = np.concatenate([[0.0], np.cumsum(np.where(there, y, 0.0))])
   count = np.concatenate([[0], np.cumsum(there)])
-  first, last = place - side, place + side + 1
-  seen = count[last] - count[first]
-  return np.where(there, (total[last] - total[first]) / np.maximum(seen, 1), np.nan)
+  place = np.arange(len(y))
+  first, last = np.maximum(place - reach, 0), np.minimum(place + reach + 1, len(y))
+  mean = (total[last] - total[first]) / np.maximum(count[last] - count[first], 1)
+  return np.where(there, mean, np.nan)
 
 
 def chart(title: str, lines: Sequence[Line], *, smooth: bool = False, named: bool = True) -> Html:
@@ -97,12 +98,12 @@ def chart(title: str, lines: Sequence[Line], *, smooth: bool = False, named: boo
     return Html()
   finite = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
   steps = np.concatenate([line.x for line in lines])
-  low, high, cut = float(finite.min()), float(finite.max()), ''
+  low, high = float(finite.min()), float(finite.max())
   peaks = sorted(float(np.nanpercentile(np.where(np.isfinite(line.y), line.y, np.nan), 98))
                  for line in lines)  # fmt: skip
-  if high > 30 * (usual := peaks[(len(peaks) - 1) // 2]) > 0:
-    high = 3 * usual
-    cut = f', cut off above {shown(high)}'
+  steep = itertools.pairwise([*peaks[(len(peaks) - 1) // 2 :], high])
+  cut = next((peak for peak, above in steep if above > 30 * peak > 0), None)
+  high = high if cut is None else 1.1 * cut
   low = 0.0 if 0 < low < 0.4 * high else low
   room = (high - low) or abs(high) or 1.0
   rows = ticks(low, high if high > low else low + 0.2 * room)
@@ -123,8 +124,9 @@ def chart(title: str, lines: Sequence[Line], *, smooth: bool = False, named: boo
   for line in lines:
     paths = [(line, 'line')]
     if smooth and np.isfinite(line.y).sum() >= 40:
-      mean = line._replace(y=smoothed(line.y, max(2, len(line.y) // 50)), name='smoothed')
-      paths = [(line, 'line raw'), (mean, 'line')] if len(lines) == 1 else [(mean, 'line')]
+      mean = line._replace(y=smoothed(line.y, max(2, len(line.y) // 50)))
+      paths = [(line, 'line raw'), (mean._replace(name='smoothed'), 'line')]
+      paths = paths if len(lines) == 1 else [(mean, 'line')]
     drawn += [_path(_thinned(each), across, up, kind) for each, kind in paths]
   grid = [
     *(tag('line', x1=f'{left:.1f}', x2=_WIDTH - _RIGHT, y1=f'{up(v):.1f}', y2=f'{up(v):.1f}',
@@ -132,7 +134,7 @@ def chart(title: str, lines: Sequence[Line], *, smooth: bool = False, named: boo
     *(tag('text', said, x=f'{left - 6:.1f}', y=f'{up(v) + 4:.1f}', text_anchor='end')
       for v, said in zip(rows, labels(rows), strict=True)),
     *(tag('text', said, x=f'{across(v):.1f}', y=_HEIGHT - 5, text_anchor='middle')
-      for v, said in zip(columns, labels(columns or [1]), strict=False)),
+      for v, said in zip(columns, labels(columns), strict=True)),
     tag('text', 'step', x=f'{left - 14:.1f}', y=_HEIGHT - 5, text_anchor='end'),
   ]  # fmt: skip
   box = f'{left - 4:.1f} {_TOP - 4} {width + 8:.1f} {bottom - _TOP + 8}'
@@ -142,42 +144,36 @@ def chart(title: str, lines: Sequence[Line], *, smooth: bool = False, named: boo
   svg = tag('svg', grid, pointer, tag('svg', drawn, viewBox=box, **inner),
             viewBox=f'0 0 {_WIDTH} {_HEIGHT}', class_='chart', role='img',
             aria_label=_in_words(title, lines), data_frame=json.dumps(frame))  # fmt: skip
-  last = [shown(_last(line)) for line in lines]
-  said = f' {last[0]}{cut}' if len(lines) == 1 else cut
+  last = [shown(float(line.y[np.isfinite(line.y)][-1])) for line in lines]
+  said = f' {last[0]}' if len(lines) == 1 else ''
+  said += '' if cut is None else f', cut off above {shown(rows[-1])}'
   names = None
   if named and len(lines) > 1:
     names = legend([(f'{x.name} {y}', x.tone) for x, y in zip(lines, last, strict=True)])
   return tag('figure', tag('figcaption', tag('b', title), said, names), svg)
 
 
-def _last(line: Line) -> float:
-  return float(line.y[np.isfinite(line.y)][-1])
-
-
 def _in_words(title: str, lines: Sequence[Line]) -> str:
   said = []
-  for line in lines[:COLOURS]:
+  for line in lines:
     y = line.y[np.isfinite(line.y)]
+    first, last, low, high = (shown(float(v)) for v in (y[0], y[-1], y.min(), y.max()))
     whose = f'{line.name} ' if len(lines) > 1 else ''
-    said.append(f'{whose}from {shown(float(y[0]))} to {shown(float(y[-1]))}, '
-                f'lowest {shown(float(y.min()))}, highest {shown(float(y.max()))}')  # fmt: skip
+    said.append(f'{whose}from {first} to {last}, lowest {low}, highest {high}')
   return f'{title} over steps: {"; ".join(said)}'
 
 
 def _thinned(line: Line) -> Line:
   """Of every stretch of a long line only the least, the greatest and what is not there."""
-  parts = np.array_split(np.arange(len(line.y)), MOST // 2)
   if len(line.y) <= MOST:
     return line
-  kept = set()
-  for part in parts:
-    y = line.y[part]
-    if np.isfinite(y).any():
-      kept |= {int(part[np.nanargmin(y)]), int(part[np.nanargmax(y)])}
-    else:
-      kept.add(int(part[0]))
-  places = np.array(sorted(kept))
-  return line._replace(x=line.x[places], y=line.y[places])
+  low, high = (np.where(np.isfinite(line.y), line.y, gone) for gone in (np.inf, -np.inf))
+  kept = {
+    int(part[find(y[part])])
+    for part in np.array_split(np.arange(len(line.y)), MOST // 2)
+    for find, y in ((np.argmin, low), (np.argmax, high))
+  }
+  return line._replace(x=line.x[sorted(kept)], y=line.y[sorted(kept)])
 
 
 def _path(line: Line, across: Any, up: Any, kind: str) -> Html:
@@ -203,70 +199,66 @@ def _path(line: Line, across: Any, up: Any, kind: str) -> Html:
   return tag('g', path, tag('g', dots, style=f'fill:{line.tone}'))
 
 
-def bar(parts: Mapping[str, float], say: Any) -> Html:
-  """Parts of a whole in one bar; `say` makes a text of a value."""
-  total = sum(parts.values())
-  at, pieces, names = 0.0, [], []
-  for number, (name, value) in enumerate(parts.items()):
-    share = value / total
-    said = f'{name} {say(value)} ({share:.1%})'
-    pieces.append(tag('rect', tag('title', said), x=f'{at:.2f}', width=f'{1000 * share:.2f}',
-                      height=20, style=f'fill:{tone(number)}'))  # fmt: skip
+def bar(parts: Mapping[str, float], say: Callable[[float], str]) -> Html:
+  """Parts of a whole in one bar, the largest first; `say` makes a text of a value."""
+  total, at, pieces, names = sum(parts.values()), 0.0, [], []
+  for number, (name, value) in enumerate(sorted(parts.items(), key=lambda part: -part[1])):
+    width, said = 1000 * value / total, f'{name} {say(value)} ({value / total:.1%})'
+    pieces.append(tag('rect', tag('title', said), x=f'{at:.2f}', width=f'{width:.2f}', height=20,
+                      style=f'fill:{tone(number)}'))  # fmt: skip
     names.append((said, tone(number)))
-    at += 1000 * share
+    at += width
   label = ', '.join(said for said, _ in names)
-  return tag('div', tag('svg', pieces, viewBox='0 0 1000 20', preserveAspectRatio='none',
-                        class_='bar', role='img', aria_label=label), legend(names))  # fmt: skip
+  svg = tag('svg', pieces, viewBox='0 0 1000 20', preserveAspectRatio='none', class_='bar',
+            role='img', aria_label=label)  # fmt: skip
+  return tag('div', svg, legend(names))
 
 
 def confusion(counts: np.ndarray, names: Sequence[str]) -> Html:
   """Who is taken for whom: a heat map of up to 40 classes, of more the commonest mistakes.
 
   Args:
-    counts: (classes, classes), rows are true classes.
+    counts: (classes, classes), rows are true classes; one more column for no prediction.
     names: of the classes.
   """
+  n, m = counts.shape
+  names = [*names, 'none'][:m]
   shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-  if len(counts) > 40:
-    wrong = counts - np.diag(np.diag(counts))
-    worst = np.argsort(-wrong, axis=None, kind='stable')[:20]
+  if n > 40:
+    wrong = counts * (1 - np.eye(n, m, dtype=int))
+    worst = [divmod(int(at), m) for at in np.argsort(-wrong, axis=None, kind='stable')[:20]]
     rows = [[names[i], names[j], int(counts[i, j]), float(shares[i, j])]
-            for i, j in zip(*np.unravel_index(worst, counts.shape), strict=True) if wrong[i, j]]  # fmt: skip
-    return table(('class', 'taken for', 'examples', 'of the class'), rows, 'Commonest mistakes')
-  size = max(15, min(36, 480 // len(counts)))
+            for i, j in worst if wrong[i, j]]  # fmt: skip
+    return table(('class', 'taken for', 'count', 'of the class'), rows, 'Commonest mistakes')
+  side = max(15, min(31, 480 // n))
   short = [name if len(name) <= 14 else f'{name[:13]}…' for name in names]
-  across = max(map(len, short)) * 7 + 8
-  flat = across <= size
-  left, top = across + 18, (18 if flat else across) + 18
-  body = [tag('rect', x=left, y=top, width=size * len(counts), height=size * len(counts),
-              style='fill:var(--faint)')]  # fmt: skip
+  room = max(map(len, short)) * 7 + 8
+  left, top = room + 18, (18 if room <= side else room) + 18
+  body = [
+    tag('text', 'predicted', x=left, y=11),
+    tag('text', 'true', transform=f'translate(11 {top}) rotate(-90)', text_anchor='end'),
+    tag('rect', x=left, y=top, width=side * m, height=side * n, style='fill:var(--faint)'),
+  ]
   for i, name in enumerate(short):
-    middle = (i + 0.5) * size + 4
-    body.append(tag('text', name, x=left - 6, y=f'{top + middle:.1f}', text_anchor='end'))
-    if flat:
-      body.append(tag('text', name, x=f'{left + middle - 4:.1f}', y=top - 6, text_anchor='middle'))
-    else:
-      place = f'translate({left + middle:.1f} {top - 6}) rotate(-90)'
-      body.append(tag('text', name, transform=place))
-  for i, j in zip(*np.nonzero(counts), strict=True):
-    count, share = int(counts[i, j]), float(shares[i, j])
+    middle = (i + 0.5) * side
+    if i < n:
+      body.append(tag('text', name, x=left - 6, y=top + middle + 4, text_anchor='end'))
+    place = f'translate({left + middle} {top - 6})'
+    flat = dict(transform=place, text_anchor='middle')
+    upright = dict(transform=f'{place} rotate(-90)', dy=4)
+    body.append(tag('text', name, **(flat if room <= side else upright)))
+  for i, j in np.argwhere(counts).tolist():
+    count, share, x, y = int(counts[i, j]), float(shares[i, j]), left + j * side, top + i * side
     strength = 0.1 + 0.5 * (share if i == j else math.sqrt(share))
-    x, y = left + j * size, top + i * size
+    fill = f'fill:var(--{"good" if i == j else "bad"});fill-opacity:{strength:.2f}'
     said = f'{names[i]} taken for {names[j]}: {count:,}, {share:.1%} of the class'
-    body.append(tag(
-      'g', tag('title', said),
-      tag('rect', x=x + 0.5, y=y + 0.5, width=size - 1, height=size - 1,
-          style=f'fill:var(--{"good" if i == j else "bad"});fill-opacity:{strength:.2f}'),
-      tag('text', count, x=x + size / 2, y=y + size / 2 + 4, class_='cell')
-      if len(str(count)) * 7 < size else None,
-    ))  # fmt: skip
-  body.append(tag('text', 'predicted', x=left, y=11))
-  body.append(tag('text', 'true', transform=f'translate(11 {top}) rotate(-90)', text_anchor='end'))
-  width, height = left + size * len(counts) + 2, top + size * len(counts) + 2
-  right = int(np.trace(counts))
-  svg = tag('svg', body, width=width, height=height, role='img',
-            aria_label=f'Confusion matrix: {right:,} of {int(counts.sum()):,} are right')  # fmt: skip
-  said = 'Numbers are examples; the shade is the share of the class, of errors its square root.'
+    cell = tag('rect', x=x + 0.5, y=y + 0.5, width=side - 1, height=side - 1, style=fill)
+    text = tag('text', count, x=x + side / 2, y=y + side / 2 + 4, class_='cell')
+    body.append(tag('g', tag('title', said), cell, text if len(str(count)) * 7 < side else None))
+  label = f'Confusion matrix: {int(np.trace(counts)):,} of {int(counts.sum()):,} are right'
+  svg = tag('svg', body, width=left + side * m + 2, height=top + side * n + 2, role='img',
+            aria_label=label)  # fmt: skip
+  said = 'The shade is the share of the true class; of mistakes, its square root.'
   return tag('div', tag('h3', 'Confusion matrix'), tag('div', svg, class_='wide'),
              tag('p', said, class_='soft'))  # fmt: skip
 
@@ -279,45 +271,40 @@ def reliability(size: np.ndarray, accuracy: np.ndarray, confidence: np.ndarray) 
     accuracy: of these.
     confidence: mean of these.
   """
-  left, side, below = 46, 280, 44
-  total = max(float(size.sum()), 1)
-  at = lambda share: left + share * side  # noqa: E731
-  up = lambda share: _TOP + (1 - share) * side  # noqa: E731
-  body = []
-  for share in (0, 0.2, 0.4, 0.6, 0.8, 1):
-    y = f'{up(share):.1f}'
-    body += [
-      tag('line', x1=left, x2=left + side, y1=y, y2=y, class_='rule'),
-      tag('text', f'{share:g}', x=left - 6, y=f'{up(share) + 4:.1f}', text_anchor='end'),
-      tag('text', f'{share:g}', x=f'{at(share):.1f}', y=_TOP + side + below + 32,
-          text_anchor='middle'),
-    ]  # fmt: skip
-  body.append(tag('line', x1=left, x2=left + side, y1=up(0), y2=up(1), class_='axis',
-                  stroke_dasharray='3 4'))  # fmt: skip
-  floor, peak = _TOP + side + below + 16, max(float(size.max()), 1)
-  full = np.flatnonzero(size > 0)
-  line = 'L'.join(f'{at(confidence[i]):.1f} {up(accuracy[i]):.1f}' for i in full)
-  body.append(tag('path', d=f'M{line}' if line else '', class_='line', style='stroke:var(--c1)'))
-  for i in full:
-    said = (f'sure to {confidence[i]:.1%}, right {accuracy[i]:.1%}: {int(size[i]):,} examples')
-    high, wide = below * size[i] / peak, side / len(size)
-    body += [
-      tag('circle', tag('title', said), cx=f'{at(confidence[i]):.1f}', cy=f'{up(accuracy[i]):.1f}',
-          r=f'{2.5 + 7 * math.sqrt(size[i] / total):.1f}', style='fill:var(--c1)'),
-      tag('rect', tag('title', said), x=f'{left + i * wide + 1:.1f}', y=f'{floor - high:.1f}',
-          width=f'{wide - 2:.1f}', height=f'{high:.1f}', style='fill:var(--c7)'),
-    ]  # fmt: skip
-  body += [
+  left, side, total = 46, 280, max(float(size.sum()), 1)
+  floor = _TOP + side + 60  # of the histogram
+  at = lambda share: round(left + share * side, 1)  # noqa: E731
+  up = lambda share: round(_TOP + (1 - share) * side, 1)  # noqa: E731
+  body = [
+    tag('line', x1=left, x2=left + side, y1=up(0), y2=_TOP, class_='axis', stroke_dasharray='3 4'),
     tag('line', x1=left, x2=left + side, y1=floor, y2=floor, class_='rule'),
     tag('text', 'confidence', x=left + side, y=floor + 32, text_anchor='end'),
     tag('text', 'accuracy', transform=f'translate(11 {_TOP}) rotate(-90)', text_anchor='end'),
   ]
-  error = float((np.abs(accuracy - confidence) * size).sum() / total)
+  for share in (0, 0.2, 0.4, 0.6, 0.8, 1):
+    body += [
+      tag('line', x1=left, x2=left + side, y1=up(share), y2=up(share), class_='rule'),
+      tag('text', f'{share:g}', x=left - 6, y=up(share) + 4, text_anchor='end'),
+      tag('text', f'{share:g}', x=at(share), y=floor + 16, text_anchor='middle'),
+    ]
+  full = [int(bin) for bin in np.flatnonzero(size > 0)]
+  line = 'L'.join(f'{at(confidence[i])} {up(accuracy[i])}' for i in full)
+  body.append(tag('path', d=f'M{line}' if line else '', class_='line', style='stroke:var(--c1)'))
+  for i in full:
+    said = f'sure to {confidence[i]:.1%}, right {accuracy[i]:.1%}: {int(size[i]):,} examples'
+    high, wide, share = 44 * size[i] / size.max(), side / len(size), size[i] / total
+    body += [
+      tag('circle', tag('title', said), cx=at(confidence[i]), cy=up(accuracy[i]),
+          r=f'{2.5 + 7 * math.sqrt(share):.1f}', style='fill:var(--c1)'),
+      tag('rect', tag('title', said), x=f'{left + i * wide + 1:.1f}', y=f'{floor - high:.1f}',
+          width=f'{wide - 2:.1f}', height=f'{high:.1f}', style='fill:var(--c7)'),
+    ]  # fmt: skip
+  error = shown(float((np.abs(accuracy - confidence) * size).sum() / total))
   svg = tag('svg', body, width=_WIDTH - 20, height=floor + 38, role='img',
-            aria_label=f'Reliability diagram: expected calibration error {shown(error)}')  # fmt: skip
+            aria_label=f'Reliability diagram, expected calibration error {error}')  # fmt: skip
   said = (
-    f'Expected calibration error {shown(error)}. On the dashed line, predictions are right as '
-    'often as they are sure; bars count the examples.'
+    f'Expected calibration error {error}. On the dashed line, predictions are right as often as '
+    'they are sure; bars count the examples.'
   )
   return tag('div', tag('h3', 'Reliability'), tag('div', svg, class_='wide'),
              tag('p', said, class_='soft'))  # fmt: skip

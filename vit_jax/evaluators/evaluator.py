@@ -137,12 +137,13 @@ class Evaluator:
     """Sums over the examples of a batch that are not masked; compiled. None: see `record`."""
     del outputs, batch
 
-  def record(self, row: Mapping[str, np.ndarray], example: Example) -> Any:
+  def record(self, row: Mapping[str, np.ndarray], example: Example, seen: Seen) -> Any:
     """What is kept of an example: picklable. On the host that has it.
 
     Args:
       row: outputs of the example.
       example: as its source has it.
+      seen: how it was seen: `seen.rows.placement(example)` brings places back into the image.
     """
     raise NotImplementedError
 
@@ -163,6 +164,7 @@ class Evaluation:
 
   Attributes:
     summary: lines for people about the data.
+    sources: of each pass over data, by its name.
   """
 
   def __init__(
@@ -173,6 +175,7 @@ class Evaluation:
     self.summary = summary
     self._evaluator, self._task, self._passes = evaluator, task, passes
     self._seen, self._lanes = seen, lanes
+    self.sources = {name: each.source for name, each in passes.items()}
 
   def __call__(self, state: Any, frozen: Any) -> Scores:
     """Scores of the model in a state; with lanes lists of values, and no tables."""
@@ -227,7 +230,7 @@ def prepare(
   rows = task.rows(model, fields, View(evaluator.crop), train=False)
   layout = sharding.BatchLayout(evaluator.batch_size or batch_size)
   skip = pipeline.log if data.on_corrupt == 'skip' else None
-  passes, summary = {}, []
+  passes, summary, seen = {}, [], Seen(rows, fields)
   for name, split in evaluator.splits().items():
     try:
       source = data.open(split)
@@ -239,8 +242,9 @@ def prepare(
       source = aligned(source, fields[task.classed].names, task.classed)
     summary += [*source.summary(), *pipeline.probe(rows, source, skip=skip)]
     batches = pipeline.eval_batches(rows, source, layout.batch_size, layout.rows, skip=skip)
-    passes[name] = _Pass(evaluator, task, source, batches, layout, data.workers, lanes, judged)
-  seen = Seen(rows, fields)
+    passes[name] = _Pass(
+      evaluator, task, source, batches, layout, data.workers, lanes, judged, seen
+    )
   return Evaluation(evaluator, task, passes, seen, list(dict.fromkeys(summary)), lanes)
 
 
@@ -266,10 +270,10 @@ class _Pass:
     shown: predictions of the last pass that are worth a look, on every process.
   """
 
-  def __init__(self, evaluator, task, source, batches, layout, workers, lanes, judged):
+  def __init__(self, evaluator, task, source, batches, layout, workers, lanes, judged, seen):
     self.source, self.shown = source, []
     self._evaluator, self._batches = evaluator, batches
-    self._layout, self._workers, self._lanes = layout, workers, lanes
+    self._layout, self._workers, self._lanes, self._seen = layout, workers, lanes, seen
     self._sums: bool | None = None
 
     def compute(state, frozen, batch):
@@ -328,7 +332,10 @@ class _Pass:
     places = [*zip(*np.nonzero(numbers >= 0), strict=True)]
     wanted = [int(numbers[place]) for place in places]
     for place, index, example in zip(places, wanted, read(self.source, wanted), strict=True):
-      found = [self._evaluator.record({n: x[place] for n, x in e.items()}, example) for e in own]
+      found = [
+        self._evaluator.record({n: x[place] for n, x in e.items()}, example, self._seen)
+        for e in own
+      ]
       records[index] = found if self._lanes else found[0]
 
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from vit_jax.architecture import MODELS, TextArchitecture, TwoTowersArchitecture, ViTArchitecture
+from vit_jax.architecture import (
+  MODELS,
+  SegmenterArchitecture,
+  TextArchitecture,
+  TwoTowersArchitecture,
+  ViTArchitecture,
+)  # fmt: skip
 
 # The module of each architecture, 'package.module:Class', imported when one is created: listing
 # models needs no JAX.
@@ -13,6 +19,7 @@ MODULES: dict[type, str] = {
   ViTArchitecture: 'vit_jax.models.vit:ViT',
   TextArchitecture: 'vit_jax.models.text:Text',
   TwoTowersArchitecture: 'vit_jax.models.two_towers:TwoTowers',
+  SegmenterArchitecture: 'vit_jax.models.segmenter:Segmenter',
 }
 
 

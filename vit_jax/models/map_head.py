@@ -24,13 +24,30 @@ class MapHead(nnx.Module):
     self.norm = make_norm(config, width, rngs)
     self.mlp = Mlp(width, config.mlp_dim, rngs, kind=config.mlp, bias='mlp' not in without)
 
-  def queries(self, x: jax.Array) -> jax.Array:
-    """The learned query for each example of `x`, (batch, 1, width)."""
-    shape = (x.shape[0], 1, x.shape[2])
+  def queries(self, x: jax.Array, count: int = 1) -> jax.Array:
+    """The learned query for each example of `x`, several times: (batch, count, width)."""
+    shape = (x.shape[0], count, x.shape[2])
     probe = self.probe[...].astype(x.dtype)
     return jnp.broadcast_to(probe, shape, out_sharding=spec('batch', None, None))
 
   def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """(batch, tokens, width), of which `mask` says which count -> (batch, width)."""
-    y = self.attn(self.queries(x), x, Context(mask=mask))
-    return (y + self.mlp(self.norm(y)))[:, 0]
+    return self._pooled(self.queries(x), x, Context(mask=mask))[:, 0]
+
+  def each(self, x: jax.Array, segment: jax.Array, images: jax.Array) -> jax.Array:
+    """Pools every image of a row by itself.
+
+    Args:
+      x: (batch, tokens, width).
+      segment: of each token the number of its image, int (batch, tokens).
+      images: numbers of those that are wanted, int (batch, images).
+
+    Returns:
+      (batch, images, width); of images that are not there something finite.
+    """
+    queries = self.queries(x, images.shape[1])
+    return self._pooled(queries, x, Context(segments=(images, segment)))
+
+  def _pooled(self, queries: jax.Array, x: jax.Array, context: Context) -> jax.Array:
+    y = self.attn(queries, x, context)
+    return y + self.mlp(self.norm(y))

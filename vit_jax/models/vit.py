@@ -37,11 +37,17 @@ class Patches(NamedTuple):
     pixels: (batch, patches, patch * patch * channels), of each patch row by row.
     coords: row and column of each patch in its image, int (batch, patches, 2).
     mask: whether there is a patch, bool (batch, patches).
+    segment: where rows hold several images (NaViT, Dehghani et al. 2023), of each patch the number
+      of its image, and 0 of padding, int (batch, patches).
+    images: then the numbers of the images that are pooled, int (batch, images); all that the model
+      gives has an axis over them behind that of the batch.
   """
 
   pixels: Any
   coords: Any
   mask: Any
+  segment: Any = None
+  images: Any = None
 
 
 class ViT(nnx.Module):
@@ -138,7 +144,10 @@ class ViT(nnx.Module):
     on_grid = context.grid is not None and patches.shape[1] == np.prod(context.grid)
     shape = (len(x), *(context.grid or ()), config.width) if on_grid else patches.shape
     out['patches'] = patches.reshape(shape)
-    out['pooled'] = x = self._pool(patches, x[:, 0], mask)
+    if isinstance(images, Patches) and images.segment is not None:
+      out['pooled'] = x = self._pool_each(patches, images.segment, images.images)
+    else:
+      out['pooled'] = x = self._pool(patches, x[:, 0], mask)
     if config.representation_size:
       x = out['pre_logits'] = self._represent(x)
     if config.num_classes:
@@ -162,6 +171,16 @@ class ViT(nnx.Module):
     weight = weight / jnp.maximum(weight.sum(-1, keepdims=True), 1)
     mean = (patches.astype(jnp.float32) * weight[..., None]).sum(1)
     return self._final(jnp.concatenate([token, mean], -1) if pool == 'token_mean' else mean)
+
+  def _pool_each(self, patches: jax.Array, segment: jax.Array, images: jax.Array) -> jax.Array:
+    """Of every image of a row: float32 (batch, images, features)."""
+    if self.config.pool == 'map':
+      return self._final(self.map_head.each(patches, segment, images))
+    own = (segment[..., None] == images[:, None]).astype(jnp.float32)
+    own = own / jnp.maximum(own.sum(1, keepdims=True), 1)
+    out = spec('batch', None, None)
+    x = patches.astype(jnp.float32)
+    return self._final(jnp.einsum('btc,btd->bcd', own, x, precision='highest', out_sharding=out))
 
   def _represent(self, x: jax.Array) -> jax.Array:
     return jnp.tanh(_logits(self.pre_logits, x)) if self.config.representation_size else x
@@ -198,6 +217,9 @@ class ViT(nnx.Module):
       x = self.embed.flat(jnp.asarray(images.pixels, config.dtype))
       coords, mask, grid, xp = images.coords, images.mask, None, jnp
       size = jnp.where(mask[..., None], coords + 1, 1).max(1, keepdims=True)
+      if images.segment is not None:
+        self._check_packing(key)
+        size = _sizes(coords, images.segment, images.images)
     else:
       x = self._embed_images(images, patch_size)
       grid = x.shape[1:3]
@@ -226,7 +248,19 @@ class ViT(nnx.Module):
     if key is not None and config.patch_dropout:
       x, coords, mask = self._drop_patches(x, coords, mask, key)
       xp = jnp
-    return x, self._context(coords, size, grid, mask, xp)
+    context = self._context(coords, size, grid, mask, xp)
+    if packed and images.segment is not None:  # padding attends to padding
+      context = context._replace(mask=None, segments=(images.segment,) * 2)
+    return x, context
+
+  def _check_packing(self, key: Any) -> None:
+    config = self.config
+    if config.prefix or config.pool not in ('mean', 'map'):
+      raise ValueError(
+        'rows of several images need pool=mean or pool=map, and no class token or registers'
+      )
+    if config.patch_dropout and key is not None:
+      raise ValueError('rows of several images need patch_dropout=0')
 
   def _embed_images(self, images: jax.Array, patch_size: int | None) -> jax.Array:
     config = self.config
@@ -313,4 +347,13 @@ class ViT(nnx.Module):
 
 
 def _logits(head: Dense, x: jax.Array) -> jax.Array:
+  if x.ndim == 3:
+    return head(x, 'bid,dc->bic', ('batch', None, None))
   return head(x, 'bd,dc->bc', ('batch', None))
+
+
+def _sizes(coords: jax.Array, segment: jax.Array, images: jax.Array) -> jax.Array:
+  """Rows and columns of the image that each patch is of, int (batch, patches, 2)."""
+  own = segment[..., None] == images[:, None]
+  sizes = jnp.where(own[..., None], coords[:, :, None] + 1, 1).max(1)
+  return (own[..., None] * sizes[:, None]).sum(2) + ~own.any(-1)[..., None]

@@ -16,6 +16,8 @@ from vit_jax.nn.positions import resize_relative
 from vit_jax.nn.sharding import device, param, per_shard, shards, spec
 
 _PACKED = ('batch', None, 'heads')
+# A score whose exponential is zero in every type; of infinities there are no differences.
+APART = -1e30
 
 
 class Context(NamedTuple):
@@ -27,6 +29,8 @@ class Context(NamedTuple):
     grid: rows and columns of the grid on which `index` is, when the tables must be resized to it.
     mask: which tokens may be attended to, bool (batch, tokens).
     length: how many tokens there are before padding, if there is some; see `padding`.
+    segments: of queries and of keys, to which image of the row they belong, int (batch, tokens):
+      they attend to those of the same number.
   """
 
   angles: Any = None
@@ -34,14 +38,28 @@ class Context(NamedTuple):
   grid: tuple[int, int] | None = None
   mask: Any = None
   length: int | None = None
+  segments: tuple[Any, Any] | None = None
 
   def rows(self, take: Any, batch: int) -> Context:
     """`take` applied to the parts that differ from example to example."""
-    return self._replace(**{
+    taken = {
       name: take(part)
       for name, part in (('angles', self.angles), ('index', self.index), ('mask', self.mask))
       if part is not None and part.shape[0] == batch and batch > 1
-    })  # fmt: skip
+    }
+    if self.segments is not None:
+      taken['segments'] = tuple(map(take, self.segments))
+    return self._replace(**taken)
+
+  def apart(self, num_heads: int) -> jax.Array | None:
+    """What is added to scores between different images: float32 (batch, heads, queries, keys)."""
+    if self.segments is None:
+      return None
+    queries, keys = self.segments
+    same = queries[:, None, :, None] == keys[:, None, None, :]
+    shape = (same.shape[0], num_heads, *same.shape[2:])
+    scores = jnp.where(same, 0.0, APART)
+    return jnp.broadcast_to(scores, shape, out_sharding=spec('batch', 'heads', None, None))
 
 
 class RelativeBias(nnx.Module):
@@ -157,6 +175,9 @@ class Attention(nnx.Module):
     if hasattr(self, 'relative'):
       own = self.relative(context)
       bias = own if bias is None else bias + own
+    if context.segments is not None:
+      apart = context.apart(self.num_heads)
+      bias = apart if bias is None else bias + apart
     return None if bias is None else bias.astype(dtype)
 
   def _operands(self, x, source, context, bias):

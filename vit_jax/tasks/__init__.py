@@ -9,9 +9,16 @@ from vit_jax.architecture.card import Card
 from vit_jax.core import schema
 from vit_jax.data.fields import Field
 from vit_jax.tasks.classification import Classification
+from vit_jax.tasks.multilabel import MultiLabel
+from vit_jax.tasks.packed import PackedClassification
+from vit_jax.tasks.regression import Regression
+from vit_jax.tasks.segmentation import Segmentation
 from vit_jax.tasks.task import Fields, Task
 
-TASKS = {'classification': Classification}
+TASKS = {
+  'classification': Classification, 'multilabel': MultiLabel, 'regression': Regression,
+  'segmentation': Segmentation, 'packed': PackedClassification,
+}  # fmt: skip
 
 
 def described(task: Task) -> dict[str, Any]:

@@ -52,11 +52,7 @@ class Classification(Images):
 
   def adapt(self, model: Any, fields: Fields) -> Any:
     """See `Task`: a logit for each class, unless the model has a number of them."""
-    if not isinstance(model, ViTArchitecture):
-      raise RunError(f'task.name=classification needs model.name=vit, not {model.kind}')
-    names = fields[self.classed].names if self.classed in fields else ()
-    model = dataclasses.replace(model, num_classes=model.num_classes or len(names))
-    return super().adapt(model, fields)
+    return super().adapt(headed(self, model, fields), fields)
 
   def notes(self, model: Any, fields: Fields) -> list[str]:
     """See `Task`."""
@@ -157,3 +153,16 @@ class Classification(Images):
     loss, top1 = ((value * part['mask']).sum() for value in (loss, top1))
     sums = {'loss': (loss, 'examples'), 'top1': (top1, 'examples')}
     return loss / ctx.totals['examples'], sums, {}
+
+
+def headed(task: Images, model: Any, fields: Fields) -> Any:
+  """A model with a logit for each class of the field that a task classifies, unless it has some.
+
+  Raises:
+    RunError: for another model than a ViT.
+  """
+  if not isinstance(model, ViTArchitecture):
+    name = type(task).__name__.lower()
+    raise RunError(f'task.name={name} needs model.name=vit, not {model.kind}')
+  names = fields[task.classed].names if task.classed in fields else ()
+  return dataclasses.replace(model, num_classes=model.num_classes or len(names))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from etils import epy
 
@@ -112,6 +112,15 @@ class Task:
       raise RunError(
         f'unknown task.frozen_dtype {self.frozen_dtype!r}: {suggest(self.frozen_dtype, DTYPES)}'
       )
+
+  def settled(self, fields: Fields) -> Self:
+    """The task with what only the data can tell in fields that are unset.
+
+    Args:
+      fields: of the examples, those of the first training data.
+    """
+    del fields
+    return self
 
   def adapt(self, model: Any, fields: Fields) -> Any:
     """The configuration of the model, with what only the data can tell filled in.

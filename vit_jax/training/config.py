@@ -24,12 +24,26 @@ from vit_jax.optim.config import OPTIMIZERS
 from vit_jax.tasks import TASKS
 from vit_jax.training import hyper
 
+# Names of `training.writers`, which is imported when one is used.
+WRITERS = ('tensorboard',)
+
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-  """How often the run reports its training metrics."""
+  """How often the run reports its training metrics, and where to besides metrics.jsonl.
+
+  Attributes:
+    every: how often.
+    writers: 'tensorboard' writes event files with curves and drawn predictions.
+  """
 
   every: str = '50 steps'
+  writers: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    for name in self.writers:
+      if name not in WRITERS:
+        raise RunError(f'unknown log.writers {name!r}: {suggest(name, WRITERS)}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +128,8 @@ class Config:
 # may be continued with other values of these. Those of the model are of its towers, too.
 FREE = (
   'mesh', 'model.scan', 'model.remat', 'optim.accumulate', 'data.workers', 'data.cache',
-  'data.on_corrupt', 'data.source.dir', 'data.source.manual_dir', 'fork', 'compilation_cache',
-  'log', 'checkpoint', 'profile',
+  'data.on_corrupt', 'data.audit', 'data.source.dir', 'data.source.manual_dir', 'fork',
+  'compilation_cache', 'log', 'checkpoint', 'profile',
 )  # fmt: skip
 
 

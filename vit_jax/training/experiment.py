@@ -21,6 +21,7 @@ from vit_jax.core.errors import RunError
 from vit_jax.costs.step import Pass
 from vit_jax.costs.step import step as step_flops
 from vit_jax.data import folds, pipeline
+from vit_jax.data.audit import audit, with_statistics
 from vit_jax.data.classes import aligned
 from vit_jax.data.config import ORDERS
 from vit_jax.data.examples import NoSplitError, check_classes, with_names
@@ -42,6 +43,9 @@ from vit_jax.training.hyper import Hyper
 from vit_jax.training.initial import said, starts
 from vit_jax.training.state import State, init_state, train_step
 from vit_jax.training.workdir import Known
+
+# What was said of data in this process, by what they are.
+_AUDITED: dict[str, list[str]] = {}
 
 
 class Experiment:
@@ -88,7 +92,7 @@ class Experiment:
       self.source = cfg.data.open(cfg.data.split)
     self.fields: dict[str, Field] = known.fields if known else {}
     if not self.fields:
-      self.fields = dict(self.source.fields)
+      self.fields = with_statistics(self.source)
     model, card = cfg.model, Card('vit_jax', (1, 1), (0.5,), (0.5,), 'area')
     for start in self._starts:
       if classed in self.fields:
@@ -98,6 +102,7 @@ class Experiment:
     card = next((start.card for start in self._starts if start.sees), card)
     if known:
       model = _with_classes(model, known.model)
+    cfg = dataclasses.replace(cfg, task=cfg.task.settled(self.fields))
     model = cfg.task.adapt(model.resolve(), self.fields)
     self.config = dataclasses.replace(_prepared(cfg, card), model=model)
     self.decided = schema.decided(asked, self.config)
@@ -359,6 +364,16 @@ class Experiment:
       if folds.overlap(self.config.data.split, getattr(evaluator, 'split', '')):
         lines.append(f'evals.{name} uses images that are trained on, too')
     return list(dict.fromkeys(lines))
+
+  def audit(self, evaluators: dict[str, Evaluation]) -> list[str]:
+    """Lines about what the data look like, and what is in several splits."""
+    sources = {self.source.name: self.source}
+    for evaluation in evaluators.values():
+      sources |= {source.name: source for source in evaluation.sources.values()}
+    key = repr((self.config.data.source, self.config.data.audit, *sources))
+    if key not in _AUDITED:
+      _AUDITED[key] = audit(sources, self.config.data.audit)
+    return _AUDITED[key]
 
   def evaluate(
     self, evaluators: dict[str, Evaluation], state: State

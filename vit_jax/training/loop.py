@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -25,14 +27,16 @@ from vit_jax.checkpoints.store import Found
 from vit_jax.core import faults, schema
 from vit_jax.core.errors import DivergedError, RunError
 from vit_jax.core.text import number, plain
+from vit_jax.evaluators.evaluator import SHOWN
 from vit_jax.nn import sharding
 from vit_jax.training import config as config_lib
 from vit_jax.training import fork, lanes
 from vit_jax.training.experiment import Experiment
 from vit_jax.training.hyper import Hyper
 from vit_jax.training.progress import Chrono, MetricsFile, Reporter, say
-from vit_jax.training.result import facts
+from vit_jax.training.result import facts, revision
 from vit_jax.training.workdir import Workdir
+from vit_jax.training.writers import Writers
 
 
 def train(
@@ -122,6 +126,8 @@ class _Session:
     self.save_at = {steps(at, 'checkpoint.at') for at in cfg.checkpoint.at}
     self.eval_every = {k: steps(e.every, f'evals.{k}.every') for k, e in cfg.evals.items()}
     self.scores: dict[str, Any] = {}
+    self.evaluated: list[dict[str, Any]] = []  # in all sessions: steps and scores
+    self.writers: Writers | None = None
     # In all sessions: where the run was forked, which lanes diverged when.
     self.history: dict[str, Any] = {}
     self.pending: tuple[int, Any, Hyper] | None = None
@@ -135,13 +141,16 @@ class _Session:
     aside: dict[int, str] = {}
     with self.resources, self.chrono('init'):
       self.evaluators = experiment.evaluators()
-      for line in (*experiment.summary(self.evaluators), _described(experiment), *experiment.notes):
+      about = experiment.summary(self.evaluators)
+      about += experiment.audit(self.evaluators) if self.primary else []
+      for line in (*about, _described(experiment), *experiment.notes):
         say(line)
       self.checkpoints = self.workdir.checkpoints(keep=cfg.checkpoint.keep, at=self.save_at)
       self.resources.callback(self.checkpoints.close)
       found = self._found()
       if found:
         self.start, self.history = found.step, found.extra.get('history', {})
+        self.evaluated = found.extra.get('evaluated', [])
       self.state = experiment.split(found.state if found else experiment.init())
       if found:
         experiment.adopt((self.trunk or self.workdir).frozen(experiment.frozen))
@@ -156,6 +165,10 @@ class _Session:
           'it is replaced'
         )
       self.checkpoints.prepare()
+      if self.primary:
+        self.workdir.note_session(_command(), self.start)
+        self.writers = Writers(cfg.log.writers, self.workdir.path, self.start, self.reporter.say)
+        self.resources.callback(self.writers.close)
       self.resources = self.resources.pop_all()
     for step, reason in found.damage.items() if found else ():
       done = f' It is renamed to {aside[step]}, and its steps are repeated.' if aside else ''
@@ -247,6 +260,7 @@ class _Session:
         scores = self._evaluated(evaluators, done)
       scores = {name: self._of_sound_lanes(values) for name, values in scores.items()}
       self.scores |= scores
+      self.evaluated.append({'step': done, **scores})
       self._write(done, scores)
       text = '  '.join(f'{name} {number(value)}' for name, value in scores.items())
       self.reporter.say(f'step {done}/{total}  {text}')
@@ -258,7 +272,8 @@ class _Session:
           'seconds': dict(self.chrono.seconds), 'history': self.history, **described,
           'decided': self.experiment.decided,
           'fields': {n: dataclasses.asdict(f) for n, f in self.experiment.fields.items()},
-          'lanes': self.experiment.config.lane_count,
+          'lanes': self.experiment.config.lane_count, 'recipe': self.record,
+          'evaluated': self.evaluated, 'revision': revision(),
         }  # fmt: skip
         state = self.experiment.stack(self.state)
         if not self.workdir.has_frozen:
@@ -274,7 +289,12 @@ class _Session:
     if self.primary:
       for name, found in scores.items():
         facts = self.experiment.evaluation_facts(name) | {'step': step}
-        self.workdir.leave(name, facts, found, self._drawn(name, evaluators[name]))
+        drawn = self._drawn(name, evaluators[name])
+        self.workdir.leave(name, facts, found, drawn)
+        for number, each in enumerate(drawn):
+          if self.writers:
+            title = f'{name}/{each.shown.group}/{number % SHOWN}'
+            self.writers.picture(step, title, each.picture)
     return values
 
   def _drawn(self, name: str, evaluation: Any) -> list[Any]:
@@ -333,6 +353,8 @@ class _Session:
   def _write(self, step: int, values: dict[str, Any]) -> None:
     if metrics := self._open_metrics():
       metrics.write(step, values)
+    if self.writers:
+      self.writers.scalars(step, values)
 
   def _open_metrics(self) -> MetricsFile | None:
     """Of the primary process; made when something is written: until then nothing was trained."""
@@ -356,6 +378,14 @@ class _Session:
     if profile.steps and session_step == profile.start + profile.steps:
       jax.block_until_ready(self.state)
       self.trace.close()
+
+
+def _command() -> str:
+  """The command line of this process, if it is one of ours."""
+  spec = getattr(sys.modules['__main__'], '__spec__', None)
+  if spec is None or not spec.name.startswith('vit_jax.'):
+    return ''
+  return f'python -m {spec.name} {shlex.join(sys.argv[1:])}'
 
 
 def _devices() -> str:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
-import io
+import functools
 import json
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from vit_jax.checkpoints import formats
 from vit_jax.core import paths, schema
 from vit_jax.core.errors import RunError
-from vit_jax.core.schedule import Schedule
-from vit_jax.draw import plots
-from vit_jax.draw.page import Html, document, facts, is_number, picture, section, shown, table, tag
-from vit_jax.training.config import Config, steps
+from vit_jax.draw import page, plots
+from vit_jax.draw.page import Html, facts, is_number, section, shown, table, tag
+from vit_jax.training import config as config_lib
+from vit_jax.training.left import Left
 
-NAME = 'report.html'
+_COUNTS = ('examples', 'skipped')  # are reported beside the scores of every evaluation
+_GROUPS = {'worst': 'Worst predictions', 'best': 'Best predictions', 'examples': 'Predictions'}
+Path = tuple[str, ...]
 
 
 def write(workdir: str | paths.Path, out: str | paths.Path = '') -> paths.Path:
@@ -35,149 +37,290 @@ def write(workdir: str | paths.Path, out: str | paths.Path = '') -> paths.Path:
   Raises:
     RunError: if there is no run, or the file cannot be written.
   """
-  folder = paths.at(workdir)
-  if not any((folder / name).is_file() for name in ('config.json', 'metrics.jsonl', 'result.json')):
-    raise RunError(
-      f'{folder} is not the directory of a run: it has neither config.json nor metrics.jsonl nor '
-      'result.json. Give the --workdir of a training.'
-    )
-  path = paths.at(out) if out else folder / NAME
-  paths.write_text(path, _Report(folder).page())
+  run = Left(paths.at(workdir))
+  path = paths.at(out) if out else run.folder / 'report.html'
+  paths.write_text(path, _whole(run))
   return path
 
 
-class _Curve(NamedTuple):
-  """A metric: its steps, and values (steps, lanes) of which those that are not finite are NaN."""
-
-  steps: np.ndarray
-  values: np.ndarray
-
-
-class _Report:
-  """What was found in a directory, and what of it is missing or damaged."""
-
-  def __init__(self, folder: paths.Path):
-    self.folder = folder
-    self.notes: list[str] = []
-    self.config = self._read('config.json')
-    self.result = self._read('result.json', needed=False)
-    self.curves = self._part('metrics.jsonl', self._metrics) or {}
-    self.checkpoints = sorted(
-      int(name) for name in self._names('checkpoints') if re.fullmatch(r'[0-9]{1,18}', name)
+def _whole(run: Left) -> str:
+  head, rest = [
+    [run.part(what, functools.partial(make, run)) for what, make in parts]
+    for parts in (
+      (('the description', _about), ('the summary', _summary), ('the command', _command)),
+      (
+        ('the curves', _curves),
+        *((f'evals/{name}', functools.partial(_evaluation, name=name)) for name in run.evals),
+        ('the time', _time), ('the machine', _machine), ('the recipe', _recipe),
+      ),
     )
-    left = [
-      name.removesuffix(end)
-      for name in self._names('evals') for end in ('.json', '.npz') if name.endswith(end)
+  ]  # fmt: skip
+  notes = tag('ul', [tag('li', note) for note in run.notes], class_='notes')
+  name = run.folder.resolve().name
+  return page.document(name, tag('h1', name), head, notes if run.notes else None, rest)
+
+
+def _about(run: Left) -> Html:
+  """What it is, in a sentence, and whether it is complete."""
+  config, model, data = run.config, run.section('model'), run.section('data')
+  source, forked = run.section('data', 'source'), run.result.get('forked')
+  total = str(config.get('total', ''))
+  size = [f'{key} {model[key]}' for key in ('width', 'depth') if model.get(key)]
+  if model.get('image_size'):
+    size.append(f'images of {"×".join(map(str, model["image_size"]))}')
+  where = [source[key] for key in ('dataset', 'dir', 'file', 'name') if source.get(key)]
+  said = [
+    f'{run.section("task").get("name", "a run")} with {model.get("name", "a model")}',
+    f' {model["variant"]}' if model.get('variant') else '',
+    f' ({", ".join(size)})' if size else '',
+    f', trained on {where[0]}, split {data.get("split")}' if where else '',
+    f', for {total} in batches of {config.get("batch_size")}' if total else '',
+    f', from {config["init"]}' if config.get('init') else '',
+    f', forked from {forked["from"]} at step {shown(forked["step"])}' if forked else '',
+    f', {len(run.lanes)} lanes side by side' if run.lanes else '',
+  ]
+  text = ''.join(said)
+  if 'batch_size' in config and 'epoch' not in total:
+    total = shown(config_lib.steps(total, batch_size=config['batch_size'], epoch=1))
+  state = f'Not complete: step {shown(run.step)}{" of " if total else ""}{total}.'
+  done = tag('span', 'Complete.', class_='state done')
+  return tag('p', f'{text[:1].upper()}{text[1:]}. ',
+             done if run.result else tag('span', state, class_='state'))  # fmt: skip
+
+
+def _summary(run: Left) -> Html:
+  """The first scores of the evaluations, and what it took."""
+  main, result, rows = [], run.result, {'steps': shown(run.step)}
+  most = 1 if len(run.evals) > 1 else 3
+  for name in run.evals:
+    scores = [pair for pair in run.values(name).items() if pair[0] not in _COUNTS]
+    main += [(f'{name}/{key}', _spread(value)) for key, value in scores[:most]]
+  if not main and 'train/loss' in run.curves:
+    main = [('train/loss', _spread(run.curves['train/loss'].values[-1].tolist()))]
+  if result:
+    mfu = result.get('mfu')
+    rows |= {
+      'epochs': f'{result["epochs"]:.4g}', 'parameters': shown(result['parameters']),
+      'images/s per chip': f'{result["images_per_second_per_chip"]:,.0f}',
+      'MFU': f'{mfu:.1%}' if mfu else '', 'time': _duration(sum(result['seconds'].values())),
+      'device': f'{result["devices"]} × {result["device"]}',
+    }  # fmt: skip
+  rows['started'] = _moment(run.sessions[0])[:10] if run.sessions else ''
+  strip = [(name, value) for name, value in rows.items() if value]
+  return tag('div', facts(main, 'strip main'), facts(strip, 'strip'))
+
+
+def _command(run: Left) -> Html:
+  """To repeat it."""
+  if not run.sessions or not run.sessions[-1]['command']:
+    return tag('p', 'The command that started it is not known.', class_='soft')
+  first, last = run.sessions[0], run.sessions[-1]
+  said = f'Started {_moment(first)}.'
+  if run.sessions[1:]:
+    count, step = len(run.sessions), shown(last['step'])
+    said += f' This is session {count}, which went on at step {step}, {_moment(last)}.'
+  flags = re.split(" (?='?--)", last['command'])
+  words = [page.join(' ' if at else None, tag('span', each)) for at, each in enumerate(flags)]
+  return tag('div', tag('div', tag('pre', words), class_='command'),
+             tag('p', said, class_='soft'))  # fmt: skip
+
+
+def _curves(run: Left) -> Html:
+  charts: dict[tuple[int, str], list[str]] = {}
+  for key, curve in run.curves.items():
+    name, _, metric = key.rpartition('/')
+    if metric not in _COUNTS or np.nanmin(curve.values) < np.nanmax(curve.values):
+      own = name in ('', 'train')  # else a chart has one metric of all evaluations
+      place = 2 * (own and key != 'train/loss') + (not own)
+      charts.setdefault((place, key if own or run.lanes else metric), []).append(key)
+  made = []
+  for (_, title), keys in sorted(charts.items(), key=lambda pair: pair[0][0]):
+    lines: list[plots.Line] = []
+    for key in keys:
+      columns = run.curves[key].values.T
+      names, count = run.lanes if columns[1:].size else [key], max(len(columns), len(keys))
+      lines += [
+        plots.Line(name, run.curves[key].steps, values, plots.tone(len(lines) + at, count))
+        for at, (name, values) in enumerate(zip(names, columns, strict=False))
+      ]
+    noisy = title == 'images_per_second' or title.startswith('train/')
+    title = title if keys[1:] else keys[0]
+    made.append(plots.chart(title, lines, smooth=noisy, named=bool(keys[1:])))
+  lanes = [(name, plots.tone(at, len(run.lanes))) for at, name in enumerate(run.lanes)]
+  return section('Curves', plots.legend(lanes) if lanes else None,
+                 tag('div', made, class_='grid') if made else None)  # fmt: skip
+
+
+def _evaluation(run: Left, name: str) -> Html:
+  """Scores, figures, tables and pictures."""
+  known, values = run.evals[name], run.values(name)
+  words = (('evaluator', ''), ('split', 'on split '), ('step', 'at step '))
+  about = ' '.join(f'{word}{shown(known[key])}' for key, word in words if key in known)
+  about = f'{about[:1].upper()}{about[1:]}.'
+  parts: list[Any] = [tag('p', about, class_='soft') if known else None]
+  if run.lanes:
+    rows = [[lane, *(value[at] for value in values.values())] for at, lane in enumerate(run.lanes)]
+    return section(f'Evaluation: {name}', parts, table(['lane', *values], rows))
+  draw = functools.partial(run.part, f'evals/{name}')
+  arrays = run.part(f'evals/{name}.npz', lambda: run.arrays(name)) or {}
+  parts += [
+    facts([(key, shown(value)) for key, value in values.items()], 'strip'),
+    draw(lambda: _figures(known, arrays)), draw(lambda: _tables(known, arrays)),
+    draw(lambda: _pictures(run, known)),
+  ]  # fmt: skip
+  return section(f'Evaluation: {name}', parts)
+
+
+def _names(known: Mapping[str, Any], count: int) -> list[str]:
+  """Of classes, from the first table if that has all of them."""
+  rows = [row for each in (known.get('tables') or ())[:1] for row in each['rows']]
+  given = known.get('classes') or [row[0] for row in rows if len(rows) == count]
+  return [*map(shown, given[:count]), *(f'class {number}' for number in range(len(given), count))]
+
+
+def _figures(known: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Html | None:
+  made = []
+  if 'confusion' in arrays:
+    counts = arrays['confusion']
+    made.append(plots.confusion(counts, _names(known, len(counts))))
+  if 'bin_size' in arrays:
+    bins = (arrays[f'bin_{each}'] for each in ('size', 'accuracy', 'confidence'))
+    made.append(plots.reliability(*bins))
+  return tag('div', made, class_='grid two') if made else None
+
+
+def _tables(known: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> list[Html]:
+  """With the worst rows first."""
+  tables: list[dict[str, Any]] = known.get('tables') or []
+  if not tables and 'accuracy' in arrays:  # older runs left no more, or not even the examples
+    there = {name: arrays[name].tolist() for name in ('examples', 'accuracy') if name in arrays}
+    columns = {'class': _names(known, len(arrays['accuracy'])), **there}
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    tables = [dict(title='Accuracy by class', columns=[*columns], rows=rows, best='high')]
+  made = []
+  for each in tables:
+    sign, order = {'high': (1, 'ascending'), 'low': (-1, 'descending')}.get(each['best'], (0, ''))
+    badness = lambda row, sign=sign: (  # noqa: E731
+      sign * row[-1] if is_number(row[-1]) and row[-1] == row[-1] else math.inf
+    )
+    rows = sorted(each['rows'], key=badness) if sign else each['rows']
+    made.append(table(each['columns'], rows, each['title'], order))
+  return made
+
+
+def _pictures(run: Left, known: Mapping[str, Any]) -> list[Html]:
+  groups: dict[str, list[Any]] = {}
+  for each in known.get('pictures') or ():
+    groups.setdefault(each['group'], []).append(
+      run.part(f'evals/{each["file"]}', functools.partial(_picture, run, known, each))
+    )
+  return [
+    tag('div', tag('h3', _GROUPS.get(group, group)), tag('div', figures, class_='pictures'))
+    for group, figures in groups.items()
+  ]
+
+
+def _picture(run: Left, known: Mapping[str, Any], each: Mapping[str, Any]) -> Html:
+  file, name = each['file'], each['name']
+  if file.startswith('/') or '..' in file.split('/'):
+    raise RunError(f'evals/{file} is not shown: it is not in evals/')
+  alt = f'{name}: {shown(each.get("facts") or "a prediction")}'
+  said = f' {known.get("score") or "score"} {shown(each["score"])}' if each.get('score') else ''
+  data = (run.folder / 'evals' / file).read_bytes()
+  return tag('figure', page.picture(data, alt[:300]), tag('figcaption', tag('b', name), said))
+
+
+def _time(run: Left) -> Html:
+  spent = {phase: value for phase, value in run.result.get('seconds', {}).items() if value > 0}
+  return section('Time', plots.bar(spent, _duration) if spent else None)
+
+
+def _machine(run: Left) -> Html:
+  """Code, devices, and what is left to go on from."""
+  rows: list[tuple[str, Any]] = []
+  if result := run.result:
+    work = result['flops']
+    rows = [
+      ('devices', f'{result["devices"]} × {result["device"]}, processes: {result["processes"]}'),
+      ('mesh', ', '.join(f'{axis} {size}' for axis, size in result['mesh'].items())),
+      ('FLOPs', f'{work["training_total"]:.3g}; {work["training_per_image"]:.3g} an image'),
+      ('configuration', tag('code', result['config_hash'])),
+      ('revision', tag('code', result['git'] or 'unknown')), ('Python', result['python']),
+      *((name, version or 'unknown') for name, version in result['packages'].items()),
     ]  # fmt: skip
-    self.evals = list(dict.fromkeys((*(n for n in self._section('evals') if n in left), *left)))
-    self.lanes = self._lanes()
-    reached = [int(curve.steps[-1]) for curve in self.curves.values()] + self.checkpoints
-    self.step = self.result.get('step', max(reached, default=0))
+  if run.checkpoints:
+    rows.append(('checkpoints', f'steps {", ".join(f"{step:,}" for step in run.checkpoints)}'))
+  return section('Code and machine', facts(rows, 'facts columns'))
 
-  # What is there.
 
-  def _part(self, what: str, make: Callable[[], Any]) -> Any:
-    """What `make` makes of a part of the run; None, and a note, if that is damaged."""
+def _recipe(run: Left) -> Html:
+  """The fields that differ from their defaults, and all of them."""
+  whole = {key: value for key, value in run.config.items() if key != 'format'}
+  found = run.part('the comparison of config.json with the defaults', lambda: _changed(run.config))
+  if not found:
+    return section('Recipe', _fields(dict(_leaves(whole)), ()) if whole else None)
+  every, own = found
+  return section(
+    'Recipe', tag('p', 'What differs from the defaults.', class_='soft'),
+    _fields({path: every[path] for path in own}, ()),
+    tag('details', tag('summary', f'All {len(every)} fields'), _fields(every, own)),
+  )  # fmt: skip
+
+
+def _changed(config: Mapping[str, Any]) -> tuple[dict[Path, Any], list[Path]]:
+  """All fields in today's format, and those that would be others if they were left out."""
+  complete = lambda given: config_lib.to_plain(schema.complete(config_lib.Config, given))  # noqa: E731
+  whole = complete(formats.record(dict(config), 'config.json'))
+
+  def needed(path: Path) -> bool:
     try:
-      return make()
-    except RunError as error:
-      self.notes.append(str(error))
-    except Exception as error:  # whatever a damaged file leads to must not cost the page
-      self.notes.append(f'{what} cannot be shown: {type(error).__name__}: {error}')
-    return None
+      return complete(_without(whole, path)) != whole
+    except RunError:  # it has no default
+      return True
 
-  def _read(self, name: str, *, needed: bool = True) -> dict[str, Any]:
-    """An object in a file; nothing if it is missing, which is noted if it is `needed`."""
-    path = self.folder / name
-    if not path.is_file():
-      if needed:
-        self.notes.append(f'{name} is missing')
-      return {}
-    return self._part(name, lambda: paths.read_object(path)) or {}
+  every = dict(_leaves(whole))
+  return every, [path for path in every if needed(path)]
 
-  def _names(self, folder: str) -> list[str]:
-    path = self.folder / folder
-    entries = self._part(folder, lambda: paths.entries(path)) if path.is_dir() else None
-    return [entry.name for entry in entries or ()]
 
-  def _section(self, name: str) -> dict[str, Any]:
-    """A section of the configuration; empty if it is none."""
-    found = self.config.get(name)
-    return found if isinstance(found, dict) else {}
+def _without(tree: Mapping[str, Any], path: Path) -> dict[str, Any]:
+  first, rest = path[0], path[1:]
+  return {key: _without(value, rest) if key == first else value
+          for key, value in tree.items() if key != first or rest}  # fmt: skip
 
-  def _metrics(self) -> dict[str, _Curve]:
-    """The lines of metrics.jsonl by metric."""
-    path = self.folder / 'metrics.jsonl'
-    if not path.is_file():
-      raise RunError('metrics.jsonl is missing: there are no curves')
-    *lines, cut = path.read_bytes().decode('utf-8', 'replace').split('\n')
-    found: dict[str, dict[int, list[float]]] = {}
-    damaged = []
-    for number, line in enumerate([*lines, *([cut] if cut.endswith('}') else [])], 1):
-      try:
-        values = json.loads(line)
-        step = values.pop('step')
-        if type(step) is not int:
-          raise TypeError
-      except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        damaged.append(str(number))
-        continue
-      for name, value in values.items():
-        row = value if isinstance(value, list) else [value]
-        if row and all(each is None or is_number(each) for each in row):
-          numbers = [np.nan if each is None else float(each) for each in row]
-          found.setdefault(name, {})[step] = numbers
-    if damaged:
-      many = f'lines {", ".join(damaged[:5])}' if damaged[1:] else f'line {damaged[0]}'
-      more = f' and {len(damaged) - 5} more' if damaged[5:] else ''
-      self.notes.append(f'metrics.jsonl: {many}{more} cannot be read and is left out')
-    curves = {}
-    for name, by_step in found.items():
-      values = np.full((len(by_step), max(map(len, by_step.values()))), np.nan)
-      for at, step in enumerate(sorted(by_step)):
-        values[at, : len(by_step[step])] = by_step[step]
-      values[~np.isfinite(values)] = np.nan
-      curves[name] = _Curve(np.array(sorted(by_step)), values)
-    return curves
 
-  def _lanes(self) -> list[str]:
-    """Names of the lanes; none for a run alone."""
-    given = {name: values for name, values in self._section('lanes').items() if values}
-    count = max([1, *(curve.values.shape[1] for curve in self.curves.values())])
-    if count == 1 and not given:
-      return []
-    sets = [v if isinstance(v, list) else [v] for v in given.values()]
-    gone = self.result.get('diverged')
-    gone = gone if isinstance(gone, dict) else {}
-    names = []
-    for lane in range(max([count, *map(len, sets)])):
-      said = ', '.join(f'{n}={shown(v[lane])}' for n, v in zip(given, sets, strict=True)
-                       if lane < len(v))  # fmt: skip
-      bad = f' (diverged at step {shown(gone[str(lane)])})' if str(lane) in gone else ''
-      names.append((said or f'lane {lane}') + bad)
-    return names
+def _leaves(tree: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
+  for key, value in tree.items():
+    if isinstance(value, Mapping) and value:
+      yield from _leaves(value, (*path, key))
+    else:
+      yield (*path, key), value
 
-  # What is shown.
 
-  def page(self) -> str:
-    """The whole page."""
-    name = self.folder.resolve().name or str(self.folder)
-    evaluations = [self._part(f'evals/{n}', lambda n=n: self._evaluation(n)) for n in self.evals]
-    parts = [
-      self._part(what, make) for what, make in (
-        ('the curves', self._curves), *((f'evals/{n}', lambda h=html: h)
-          for n, html in zip(self.evals, evaluations, strict=True)),
-        ('the time', self._time), ('the versions', self._versions),
-        ('the recipe', self._recipe), ('the checkpoints', self._checkpoints),
-      )
-    ]  # fmt: skip
-    head = [
-      self._part(what, make) for what, make in (
-        ('the description', self._about), ('the summary', self._summary),
-        ('command.json', self._command),
-      )
-    ]  # fmt: skip
-    notes = tag('ul', [tag('li', note) for note in self.notes], class_='notes')
-    return document(
-      name, tag('header', tag('h1', name), head), notes if self.notes else None, parts
-    )
+def _fields(fields: Mapping[Path, Any], strong: Any) -> Html:
+  """By section, those of `strong` emphasised."""
+  cards: dict[str, list[tuple[str, Any]]] = {}
+  for path, value in fields.items():
+    text = value if isinstance(value, str) else 'unset' if value is None else json.dumps(value)
+    text = '–' if value in ('', [], {}) else text
+    title, name = (path[0], '.'.join(path[1:])) if path[1:] else ('run', path[0])
+    cards.setdefault(title, []).append((name, tag('b', text) if path in strong else text))
+  made = [tag('div', tag('h3', title), facts(rows)) for title, rows in cards.items()]
+  return tag('div', made, class_='cards')
+
+
+def _spread(value: Any) -> str:
+  """A number, or the ends of several."""
+  found = value if isinstance(value, list) else [value]
+  there = sorted(each for each in found if is_number(each) and math.isfinite(each))
+  return ' to '.join(dict.fromkeys(map(shown, there[:1] + there[-1:]))) or shown(None)
+
+
+def _duration(seconds: float) -> str:
+  if seconds < 100:
+    return f'{seconds:.1f} s'
+  hours, minutes = divmod(round(seconds / 60), 60)
+  return f'{hours:,} h {minutes} min' if hours else f'{minutes} min'
+
+
+def _moment(session: Mapping[str, Any]) -> str:
+  return re.sub(r'^(.{10})T(.{5}).*', r'\1 \2', session['started'])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 import subprocess
@@ -46,7 +47,7 @@ def facts(
     'metrics': dict(scores),
     **history,
     'config_hash': config_lib.run_hash(config),
-    'git': _git_revision(),
+    'git': revision(),
     'python': platform.python_version(),
     'packages': {name: _version(name) for name in PACKAGES},
     'device': kind,
@@ -72,7 +73,8 @@ def _version(package: str) -> str | None:
     return None
 
 
-def _git_revision() -> str | None:
+@functools.cache
+def revision() -> str | None:
   """Of the code that ran, with + if it was changed; None outside a checkout."""
   package = paths.here(__file__)
   git = ['git', '-C', str(package), 'describe', '--always', '--abbrev=40', '--dirty=+']

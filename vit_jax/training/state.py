@@ -63,7 +63,7 @@ def train_step(
 
   Returns:
     The new state and a dict of float32 scalars: the sums that the task reports, divided by their
-    totals, grad_norm (of what is trained, before clipping) and skipped.
+    totals, grad_norm (of what is trained, before clipping) and skipped, or images of packed rows.
   """
   named = hyper.named(names)
   augment_key, model_key = jax.random.split(
@@ -83,7 +83,11 @@ def train_step(
   extra = task.update(state.extra, model, seen, ctx)
   _same_kind(state.extra, extra, f'{type(task).__name__}.update gives another state than it got')
   metrics = {name: value / totals[total] for name, (value, total) in sums.items()}
-  metrics |= {'grad_norm': optax.tree.norm(grad), 'skipped': (1 - batch['mask']).sum()}
+  metrics['grad_norm'] = optax.tree.norm(grad)
+  if batch['mask'].ndim == 1:
+    metrics['skipped'] = (1 - batch['mask']).sum()
+  else:  # rows have room for more images than there are
+    metrics['images'] = batch['mask'].sum()
   return State(state.step + 1, model, opt, ema, extra), metrics
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -143,8 +144,8 @@ class Workdir:
       try:
         # Last what says which run this is: an interrupted deletion is repeated.
         for name in (
-          'result.json', 'report.html', 'checkpoints', 'frozen', 'evals', 'profile',
-          'metrics.jsonl', 'config.json',
+          'result.json', 'report.html', 'command.json', 'tensorboard', 'checkpoints', 'frozen',
+          'evals', 'profile', 'metrics.jsonl', 'config.json',
         ):  # fmt: skip
           if delete or (new and name == 'frozen'):
             paths.delete(self.path / name)
@@ -162,6 +163,16 @@ class Workdir:
   def metrics(self, *, after: int, source: paths.Path | None = None) -> MetricsFile:
     """metrics.jsonl, open to be continued after a step; `source` has what comes before."""
     return MetricsFile(self.metrics_path, after=after, source=source)
+
+  def note_session(self, command: str, step: int) -> None:
+    """Adds to command.json how this session was started, and where it goes on."""
+    path = self.path / 'command.json'
+    try:
+      earlier = paths.read_json(path) if path.exists() else []
+    except RunError:
+      earlier = []
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+    paths.write_json(path, [*earlier, {'command': command, 'started': now, 'step': step}])
 
   def checkpoints(self, **options: Any) -> Checkpoints:
     """The run's checkpoints, opened with the options of `Checkpoints`."""

@@ -283,17 +283,19 @@ class Points:
 
 @dataclasses.dataclass(frozen=True)
 class Map:
-  """A class for each pixel: uint8 (height, width), or int32 with more than 255 classes.
+  """A class for each pixel: uint8 (height, width) / stride, or int32 with more than 255 classes.
 
   What is ignored, or not in the image, is the largest number of that type.
 
   Attributes:
     classes: how many there are.
     ignore: values of the source that are no class.
+    stride: pixels of the view from one of the map to the next.
   """
 
   classes: int
   ignore: tuple[int, ...] = ()
+  stride: int = 1
   field: str = 'map'
 
   @property
@@ -313,11 +315,15 @@ class Map:
 
   def arrays(self, size: tuple[int, int]) -> dict[str, Array]:
     """See `Column`."""
-    return {self.field: Array(size, self.dtype)}
+    return {self.field: Array(self._size(size), self.dtype)}
+
+  def _size(self, size: tuple[int, int]) -> tuple[int, int]:
+    return size[0] // self.stride, size[1] // self.stride
 
   def make(self, example: Example, placement: Placement) -> dict[str, Any]:
     """See `Column`."""
-    return {self.field: placement.labels(self.whole(example, placement.source), self.void)}
+    values = self.whole(example, placement.source)
+    return {self.field: placement.labels(values, self.void, self._size(placement.size))}
 
   def whole(self, example: Example, size: tuple[int, int] | None = None) -> np.ndarray:
     """The map of an example, all of it, checked."""

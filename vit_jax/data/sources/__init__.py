@@ -7,20 +7,51 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from vit_jax.core import schema
 from vit_jax.data import folds
 from vit_jax.data.examples import Example, Source, Wrapped
 from vit_jax.data.sources.coco import Coco
 from vit_jax.data.sources.folder import Folder
+from vit_jax.data.sources.generated import Generated
 from vit_jax.data.sources.manifest import Manifest
+from vit_jax.data.sources.mixture import Mixed, checked
 from vit_jax.data.sources.paired import Paired
 from vit_jax.data.sources.parquet import Parquet
 from vit_jax.data.sources.synthetic import Synthetic
 from vit_jax.data.sources.tfds import Tfds
 
-SOURCES = {
+# Of these a mixture may be made.
+PLAIN = {
   'tfds': Tfds, 'folder': Folder, 'manifest': Manifest, 'paired': Paired,
-  'parquet': Parquet, 'coco': Coco, 'synthetic': Synthetic,
+  'parquet': Parquet, 'coco': Coco, 'synthetic': Synthetic, 'generated': Generated,
 }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+  """Several sources as one: of every thousand examples that are trained on, each has its share.
+
+  Splits have the same name in all of them. Classes are matched by name, and together are those of
+  the mixture. An epoch is as many examples as all have; where it is evaluated, each comes once.
+
+  Attributes:
+    sources: by names of your own.
+    weights: of the sources, numbers of any scale, by these names; 1 where none is given.
+  """
+
+  sources: dict[str, Any] = schema.choices(PLAIN, 'folder')
+  weights: dict[str, str] = schema.texts()
+
+  def open(self, split: str) -> Source:
+    """A split, or the same fold of it in each source; raises RunError as these do."""
+    weights = checked(self.sources, self.weights)
+    return Mixed(
+      f'mixture/{split}', {name: open_split(each, split) for name, each in self.sources.items()},
+      weights,
+    )  # fmt: skip
+
+
+SOURCES = {**PLAIN, 'mixture': Mixture}
 # Of a data set whose first images cannot be used.
 _TRIES = 32
 
@@ -36,7 +67,7 @@ def open_split(config: Any, split: str, *, cache: bool = False) -> Source:
   Raises:
     RunError: if there is no such split, or it cannot be read.
   """
-  fold = folds.parse(split)
+  fold = None if isinstance(config, Mixture) else folds.parse(split)
   name = fold.split if fold else split
   source = _in_memory(config, name) if cache else _looked_at(config.open(name))
   return folds.Part(source, fold) if fold else source

@@ -122,7 +122,7 @@ class Objects:
     corners[:, 2:] += corners[:, :2]
     inside = np.clip(corners, 0, np.tile(images.sizes[at], 2))
     sides = inside[:, 2:] - inside[:, :2]
-    empty = ~((sides > 0).all(1) & (corners[:, 2:] > corners[:, :2]).all(1))
+    empty = ~(sides > 0).all(1)
     if count := int((empty & (at >= 0)).sum()):
       self.said.append(f'{count:,} boxes without width or height in their image are left out')
     kept = np.flatnonzero(~empty & (at >= 0))

@@ -56,8 +56,9 @@ def split_files(root: paths.Path, split: str) -> tuple[dict[str, list[str]], str
   if not root.is_dir():
     raise NoDataError(f'there is no directory {root}: set data.source.dir')
   own = _splits(root)
-  inside = [paths.at(e.path) for e in paths.entries(root) if e.is_dir() and e.name not in own]
-  others = {folder: found for folder in inside if (found := _splits(folder))}
+  inside = [e for e in paths.entries(root) if e.is_dir() and not files.is_hidden(e.name)]
+  folders = [paths.at(entry.path) for entry in inside if entry.name not in own]
+  others = {folder: found for folder in folders if (found := _splits(folder))}
   if not own and not others:
     raise NoDataError(f'no Parquet files in {root}: expected are {LAYOUT}, there or in one folder')
   if not own and len(others) > 1:

@@ -37,6 +37,8 @@ class Synthetic:
 class SyntheticSource(Source):
   """See `Synthetic`."""
 
+  made_up = True
+
   def __init__(self, config: Synthetic, split: str):
     self.name, self._config = f'synthetic/{split}', config
     names = tuple(str(i) for i in range(config.num_classes))

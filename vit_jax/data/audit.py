@@ -1,0 +1,205 @@
+"""What is known of a data set before anything is trained on it: counted, compared, said."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vit_jax.data import preprocess
+from vit_jax.data.examples import Example, Source
+from vit_jax.data.fields import Field
+from vit_jax.data.files import few
+from vit_jax.data.order import Keyed
+
+# Numbers of vectors of so many examples make their mean and standard deviation.
+_ENOUGH = 1000
+# Examples that follow each other in a sample.
+_RUN = 16
+# Maps that are looked into: they are decoded whole.
+_MAPS = 32
+
+
+def sample(source: Source, most: int) -> list[Example]:
+  """Up to so many examples, of all parts of a source; always the same.
+
+  Neighbours come together: what is stored in large groups is read in few of them.
+  """
+  count = len(source)
+  if count <= most:
+    return source.read(range(count))
+  runs = -(-count // _RUN)
+  first = Keyed(runs, 0)(np.arange(min(runs, most // _RUN + 1))) * _RUN
+  places = np.sort((first[:, None] + np.arange(_RUN)).ravel())
+  return source.read(places[places < count][:most].tolist())
+
+
+def with_statistics(source: Source) -> dict[str, Field]:
+  """The fields of a source, those of vectors with the mean and the spread of their numbers."""
+  fields = dict(source.fields)
+  lacking = [n for n, f in fields.items() if f.kind == 'vector' and not f.center]
+  if not lacking:
+    return fields
+  examples = sample(source, _ENOUGH)
+  for name in lacking:
+    values = np.array([example[name] for example in examples], np.float64)
+    known = np.isfinite(values)
+    count = np.maximum(known.sum(0), 1)
+    center = np.where(known, values, 0).sum(0) / count
+    spread = np.sqrt((np.where(known, values - center, 0) ** 2).sum(0) / count)
+    spread = np.where(spread > 0, spread, 1)  # what is always the same has none
+    fields[name] = dataclasses.replace(
+      fields[name], center=tuple(center.tolist()), spread=tuple(spread.tolist())
+    )
+  return fields
+
+
+def audit(sources: Mapping[str, Source], most: int) -> list[str]:
+  """Lines for people about some sources: sizes, channels, classes, numbers, duplicates.
+
+  Args:
+    sources: by what they are for, the training data first; those that are made up are left out.
+    most: how many examples of each are looked at.
+  """
+  lines: list[str] = []
+  seen: dict[bytes, str] = {}
+  for source in sources.values():
+    if not most or source.made_up:
+      continue
+    examples = sample(source, most)
+    part = f' of {len(examples):,} looked at' if len(examples) < len(source) else ''
+    for name, field in source.fields.items():
+      values = [example[name] for example in examples]
+      if name == 'label' and source.labels is not None:
+        values = source.labels
+      lines += [f'{source.name}: {name}: {text}{part}' for text in _about(field, values)]
+    lines += _duplicates(source, examples, seen, part)
+  return lines
+
+
+def _about(field: Field, values: Sequence[Any]) -> list[str]:
+  """What there is to say of the values of a field."""
+  if field.kind == 'image':
+    return _images(values)
+  if field.kind == 'class':
+    return _classes(collections.Counter(values), field)
+  if field.kind == 'classes':
+    counts = collections.Counter(int(label) for labels in values for label in labels)
+    each = np.mean([len(labels) for labels in values]) if values else 0
+    return [f'{each:.1f} classes an image', *_classes(counts, field)]
+  if field.kind == 'vector':
+    return _numbers(field, np.array(values, np.float64).reshape(len(values), -1))
+  if field.kind == 'boxes':
+    counts = [len(boxes.label) for boxes in values]
+    labels = collections.Counter(int(label) for boxes in values for label in boxes.label)
+    each = f'{np.mean(counts):.1f} boxes an image, {max(counts)} at most' if counts else 'none'
+    return [each, *_classes(labels, field)]
+  if field.kind == 'map':
+    return _maps(field, values[:_MAPS])
+  return []
+
+
+def _images(values: Sequence[Any]) -> list[str]:
+  sizes, forms, broken = collections.Counter(), collections.Counter(), 0
+  for value in values:
+    try:
+      size, channels, dtype = preprocess.described(value)
+    except ValueError:
+      broken += 1
+      continue
+    sizes[size] += 1
+    forms[f'{channels} channel{"s"[: channels > 1]} of {dtype}'] += 1
+  lines = []
+  if sizes:
+    sides = np.array(list(sizes))
+    written = lambda size: f'{size[0]}x{size[1]}'  # noqa: E731
+    if len(sizes) == 1:
+      lines.append(f'all {written(sides[0])}')
+    else:
+      lines.append(
+        f'{sides[:, 0].min()} to {sides[:, 0].max()} pixels high and {sides[:, 1].min()} to '
+        f'{sides[:, 1].max()} wide, mostly {written(sizes.most_common(1)[0][0])}'
+      )
+  if len(forms) > 1:
+    lines.append(', '.join(f'{form} ({count:,})' for form, count in forms.most_common()))
+  elif forms:
+    lines[-1] += f', {next(iter(forms))}'
+  if broken:
+    lines.append(f'{broken:,} cannot be decoded')
+  return lines
+
+
+def _classes(counts: collections.Counter, field: Field) -> list[str]:
+  """Of how many examples each class is, where that is uneven; labels that are no class."""
+  count = len(field.names)
+  lines = []
+  if outside := sorted(label for label in counts if not 0 <= label < count):
+    lines.append(f'{outside[0]} to {outside[-1]} are outside the {count} classes')
+  inside = sorted((n, label) for label, n in counts.items() if 0 <= label < count)
+  if len(inside) > 1 and inside[0][0] < inside[-1][0]:
+    (least, rare), (most, common) = inside[0], inside[-1]
+    lines.append(f'from {least:,} of {field.names[rare]!r} to {most:,} of {field.names[common]!r}')
+  return lines
+
+
+def _numbers(field: Field, values: np.ndarray) -> list[str]:
+  lines = []
+  units = field.units or ('',) * len(field.names)
+  for name, unit, column in zip(field.names, units, values.T, strict=True):
+    known = column[np.isfinite(column)]
+    lacking = len(column) - len(known)
+    unknown = f', {lacking:,} not known' if lacking else ''
+    if len(known):
+      span = f'{known.min():.4g} to {known.max():.4g}' + f' {unit}' * bool(unit)
+      lines.append(f'{name} from {span}{unknown}')
+    else:
+      lines.append(f'{name}: none is known')
+  return lines if len(lines) <= 8 else [*lines[:8], f'and {len(lines) - 8} more']
+
+
+def _maps(field: Field, values: Sequence[Any]) -> list[str]:
+  from vit_jax.data.masks import decode_map
+
+  found: set[int] = set()
+  for value in values:
+    try:
+      found |= set(np.unique(decode_map(value)).tolist())
+    except ValueError:
+      continue
+  inside = {label for label in found if 0 <= label < len(field.names)}
+  other = sorted(found - inside - set(field.ignore))
+  lines = [f'{len(inside)} of {len(field.names)} classes in {len(values)} maps']
+  if other:
+    lines.append(
+      f'the values {few([str(value) for value in other])} are no class, and not among those that '
+      'are ignored'
+    )
+  return lines
+
+
+def _duplicates(
+  source: Source, examples: Sequence[Example], seen: dict[bytes, str], part: str
+) -> list[str]:
+  """Images that are in another source, too, and those that are twice in this one."""
+  own: dict[bytes, str] = {}
+  twice, elsewhere = 0, collections.Counter()
+  images = [name for name, field in source.fields.items() if field.kind == 'image']
+  for example in examples:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in images:
+      value = example[name]
+      digest.update(value if isinstance(value, bytes) else np.ascontiguousarray(value).tobytes())
+    key = digest.digest()
+    twice += key in own
+    if key in seen:
+      elsewhere[seen[key]] += 1
+    own[key] = source.name
+  seen |= {key: name for key, name in own.items() if key not in seen}
+  lines = [f'{source.name}: {twice:,} images{part} are there more than once'] if twice else []
+  return lines + [
+    f'{source.name}: {count:,} images{part} are in {name}, too' for name, count in elsewhere.items()
+  ]

@@ -1,0 +1,5 @@
+"""Data sets that are drawn: an example is a function of the seed, the split and its number."""
+
+from vit_jax.data.generators.scenes import Scenes
+
+GENERATORS = {'scenes': Scenes}

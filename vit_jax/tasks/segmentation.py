@@ -1,0 +1,143 @@
+"""A class for every pixel."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epy
+
+from vit_jax.architecture.segmenter import SegmenterArchitecture
+from vit_jax.core.errors import RunError
+from vit_jax.data.examples import Example
+from vit_jax.data.rows import Rows
+from vit_jax.data.rows.columns import Map
+from vit_jax.data.views import View
+from vit_jax.tasks.images import Images
+from vit_jax.tasks.task import Batch, Context, Fields, Prediction, Seen, Sums, picture_of
+
+# Configurations are checked before JAX is there.
+with epy.lazy_imports():
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from vit_jax.draw import pictures
+  from vit_jax.models import segmenter
+
+# Of a map in a batch; see `data.rows.columns.Map`.
+_MOST = 255
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Segmentation(Images):
+  """Softmax cross-entropy of the pixels that have a class.
+
+  Attributes:
+    stride: the loss is of every so many pixels in each direction, of the class at their centre:
+      with 4 it takes a sixteenth of the memory. Predictions are of all pixels.
+  """
+
+  stride: int = 1
+  classed = 'map'
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.stride < 1:
+      raise RunError(f'task.stride={self.stride} must be at least 1')
+
+  def adapt(self, model: Any, fields: Fields) -> Any:
+    """See `Task`: logits for each class of the map."""
+    if not isinstance(model, SegmenterArchitecture):
+      raise RunError(f'task.name=segmentation needs model.name=segmenter, not {model.kind}')
+    names = fields['map'].names if 'map' in fields else ()
+    if not names and not model.num_classes:
+      raise RunError(
+        'how many classes has the map? Name them: --config.data.source.names.map=sky,sea,land, or '
+        'say how many: --config.data.source.names.map=21'
+      )
+    if names and model.num_classes not in (0, len(names)):
+      raise RunError(f'model.num_classes={model.num_classes}, and the map has {len(names)} classes')
+    if any(side % self.stride for side in model.image_size):
+      raise RunError(f'task.stride={self.stride} does not divide images of {model.image_size}')
+    model = dataclasses.replace(model, num_classes=len(names) or model.num_classes)
+    return super().adapt(model, fields)
+
+  def rows(self, model: Any, fields: Fields, view: View, *, train: bool) -> Rows:
+    """See `Task`: in training the map at the stride of the loss."""
+    ignore = fields['map'].ignore if 'map' in fields else ()
+    column = Map(model.num_classes, ignore, stride=self.stride if train else 1)
+    return self.columns(model, fields, view, column)
+
+  def totals(self, batch: Batch) -> dict[str, Any]:
+    """See `Task`: examples, and pixels that have a class."""
+    return {'examples': batch['mask'].sum(), 'pixels': _valid(batch).sum()}
+
+  def loss(self, model: Any, part: Batch, ctx: Context) -> tuple[jax.Array, Sums, dict[str, Any]]:
+    """The mean over pixels that have a class; reported with it is `accuracy`."""
+    logits = segmenter.enlarged(model(part['image'], key=ctx.noise), part['map'].shape[1:])
+    valid, label = _valid(part), part['map'].astype(jnp.int32)
+    said = jax.nn.log_softmax(logits)
+    loss = -(said * jax.nn.one_hot(label, logits.shape[-1])).sum(-1)
+    total = (loss * valid).sum()
+    right = ((jnp.argmax(logits, -1) == label) * valid).sum()
+    sums = {'loss': (total, 'pixels'), 'accuracy': (right, 'pixels')}
+    return total / ctx.totals['pixels'], sums, {}
+
+  def predict(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
+    """'map' (batch, height, width), uint8 or, with more than 255 classes, int32."""
+    logits = segmenter.enlarged(model(batch['image']), model.config.image_size)
+    dtype = jnp.uint8 if logits.shape[-1] <= _MOST else jnp.int32
+    return {'map': jnp.argmax(logits, -1).astype(dtype)}
+
+  def decode(self, outputs: Mapping[str, np.ndarray], example: Example, seen: Seen) -> Prediction:
+    """See `Task`: the map of the image, and the share of each class."""
+    labels = in_image(outputs, example, seen)
+    names = seen.fields['map'].names
+    classes, counts = np.unique(labels[labels >= 0], return_counts=True)
+    order = np.argsort(-counts, kind='stable')
+    named = lambda c: names[c] if c < len(names) else f'class {c}'  # noqa: E731
+    share = {named(int(classes[i])): float(counts[i] / labels.size) for i in order}
+    few = max(len(names), int(labels.max(initial=0)) + 1) <= _MOST
+    stored = np.where(labels < 0, _MOST if few else 65535, labels)
+    return Prediction({'share': share}, {'map': stored.astype(np.uint8 if few else np.uint16)})
+
+  def lines(self, prediction: Prediction) -> list[str]:
+    """See `Task`."""
+    return [f'{share:6.1%}  {name}' for name, share in prediction.facts['share'].items()]
+
+  def draw(self, prediction: Prediction, example: Example, seen: Seen) -> np.ndarray:
+    """See `Task`: the image, the map over it, the true one if it is known, and the colours."""
+    from vit_jax.data.masks import decode_map
+
+    picture = picture_of(example)
+    by = pictures.scale(*picture.shape[:2])
+    stored = prediction.arrays['map'].astype(np.int64)
+    void = 255 if prediction.arrays['map'].dtype == np.uint8 else 65535
+    maps = [np.where(stored == void, -1, stored)]
+    names = seen.fields['map'].names
+    if 'map' in example:
+      truth = decode_map(example['map'])
+      maps.append(np.where(np.isin(truth, seen.fields['map'].ignore), -1, truth))
+    shown = sorted({int(c) for each in maps for c in np.unique(each) if c >= 0})
+    legend = [(names[c] if c < len(names) else f'class {c}', pictures.colour(c)) for c in shown]
+    titles = ('predicted', 'true')
+    drawn = [
+      pictures.captioned(pictures.resized(pictures.regions(picture, each), by),
+                         [(title, pictures.INK)])
+      for each, title in zip(maps, titles, strict=False)
+    ]  # fmt: skip
+    return pictures.beside(pictures.resized(picture, by), *drawn, pictures.legend(legend))
+
+
+def in_image(outputs: Mapping[str, np.ndarray], example: Example, seen: Seen) -> np.ndarray:
+  """The predicted map of an image, int64 (height, width); -1 where the model saw nothing of it."""
+  return seen.rows.placement(example).back_labels(outputs['map'].astype(np.int64), -1)
+
+
+def _valid(batch: Batch) -> jax.Array:
+  """Which pixels have a class and are of an example, float32 (batch, height, width)."""
+  labels = batch['map']
+  there = labels != jnp.iinfo(labels.dtype).max
+  return there.astype(jnp.float32) * batch['mask'][:, None, None]

@@ -1,0 +1,105 @@
+"""Where else a run writes its metrics and pictures while it goes on.
+
+A writer is told what metrics.jsonl is told. For Weights & Biases, for example, it is a class with
+`scalars` that calls `run.log(dict(values), step=step)`, `picture` that calls
+`run.log({name: wandb.Image(picture)}, step=step)` and `close` that calls `run.finish()`, and a line
+in `WRITERS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from vit_jax.core import paths
+from vit_jax.core.errors import RunError
+
+
+class Writer(Protocol):
+  """Created with the directory of the run, and the step after which it goes on."""
+
+  def __init__(self, folder: paths.Path, start: int): ...
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    """Numbers by name."""
+    ...
+
+  def picture(self, step: int, name: str, picture: np.ndarray) -> None:
+    """A picture, uint8 (height, width, 3)."""
+    ...
+
+  def close(self) -> None:
+    """After this nothing is written."""
+    ...
+
+
+class TensorBoard:
+  """Event files in tensorboard/ of the run, by tensorboardX: `tensorboard --logdir=RUNS`."""
+
+  def __init__(self, folder: paths.Path, start: int):
+    try:
+      import tensorboardX
+    except ImportError:
+      raise RunError(
+        "log.writers='tensorboard' needs tensorboardX: pip install 'vit_jax[tensorboard]'"
+      ) from None
+    # What an earlier session wrote behind this step is taken back.
+    self._writer = tensorboardX.SummaryWriter(str(folder / 'tensorboard'), purge_step=start + 1)
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    """See `Writer`."""
+    for name, value in values.items():
+      self._writer.add_scalar(name, value, step)
+
+  def picture(self, step: int, name: str, picture: np.ndarray) -> None:
+    """See `Writer`."""
+    self._writer.add_image(name, picture, step, dataformats='HWC')
+
+  def close(self) -> None:
+    """See `Writer`."""
+    self._writer.close()
+
+
+WRITERS: dict[str, type] = {'tensorboard': TensorBoard}
+
+
+class Writers:
+  """Several writers as one that never stops a run: one that fails is left alone, and that is said.
+
+  With lanes, numbers have the name of their lane behind them.
+  """
+
+  def __init__(
+    self, names: Sequence[str], folder: paths.Path, start: int, say: Callable[[str], None]
+  ):
+    """Raises RunError if one cannot be made."""
+    self._writers = {name: WRITERS[name](folder, start) for name in names}
+    self._say = say
+
+  def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+    """Numbers by name, or lists of them over lanes."""
+    flat = {}
+    for name, value in values.items():
+      if isinstance(value, list):
+        flat |= {f'{name}/{i}': each for i, each in enumerate(value) if each is not None}
+      elif isinstance(value, int | float):
+        flat[name] = value
+    self._tell(lambda writer: writer.scalars(step, flat))
+
+  def picture(self, step: int, name: str, picture: np.ndarray) -> None:
+    """See `Writer`."""
+    self._tell(lambda writer: writer.picture(step, name, picture))
+
+  def close(self) -> None:
+    """See `Writer`."""
+    self._tell(lambda writer: writer.close())
+
+  def _tell(self, call: Callable[[Any], None]) -> None:
+    for name, writer in list(self._writers.items()):
+      try:
+        call(writer)
+      except Exception as error:
+        del self._writers[name]
+        self._say(f'log.writers: {name} is left alone from here on: {error}')
