@@ -30,6 +30,10 @@ from vit_jax.training.workdir import Workdir
 VIT = dict(variant='mu/4', image_size=(8, 8), in_channels=1, depth=2, width=16, mlp_dim=32,
            num_heads=2, posemb='sincos2d', pool='mean', drop_path=0.2)  # fmt: skip
 TEXT = dict(vocab_size=20, context_length=4, width=16, depth=1, mlp_dim=32, num_heads=2, eot=19)
+# Of drawn pictures.
+SEEN = {**VIT, 'image_size': (16, 16), 'in_channels': 3, 'variant': 'mu/8', 'drop_path': 0.0}
+SCENES = dict(source=dict(name='generated', examples=96, held_out=40,
+                          generator=dict(name='scenes', size=(16, 16), most=2, pieces=1)))  # fmt: skip
 OTHER = {**VIT, 'variant': 'mu/2', 'patch_size': 2, 'depth': 1, 'width': 8, 'mlp_dim': 16,
          'drop_path': 0.0}  # fmt: skip
 FEW = 'query,key,value'  # gradients of biases are products, and many where features are so few
@@ -72,6 +76,27 @@ CASES = {
     model=dict(name='toy_pair', left=VIT, right=OTHER), lanes={'weight_decay': (0.0, 0.1)},
     task=dict(name='toy_pair', frozen=('right/embed/.*',), frozen_dtype='bfloat16'),
   ),
+  'multilabel': dict(
+    arrays=True, evals=dict(test=dict(name='multilabel', every='100%', batch_size=64)),
+    model=SEEN, lanes={'seed': (0, 1)}, data=SCENES, task=dict(name='multilabel', gamma=1.5),
+  ),
+  'regression': dict(
+    arrays=True, evals=dict(test=dict(name='regression', every='100%', batch_size=64)),
+    model=SEEN, lanes={'lr': (1e-3, 1e-2)}, data=SCENES,
+    task=dict(name='regression', loss_of='huber'),
+  ),
+  'segmentation': dict(
+    arrays=True, evals=dict(test=dict(name='segmentation', every='100%', batch_size=64)),
+    model=dict(name='segmenter', encoder={**SEEN, 'pool': None}), lanes={'lr': (1e-3, 1e-2)},
+    unrolled=dict(model__encoder__scan=False), data=SCENES,
+    task=dict(name='segmentation', stride=2, frozen=('encoder/embed/.*',)),
+  ),
+  'packed': dict(
+    arrays=True, costs=dict(model__drop_path=0.0),
+    evals=dict(test=dict(name='classification', every='100%', batch_size=64)),
+    model=VIT, lanes={'seed': (0, 1)},
+    task=dict(name='packed', tokens=8, least=1, most=4, group=2, slots=6),
+  ),
 }  # fmt: skip
 NAMES = tuple(CASES)
 
@@ -89,7 +114,7 @@ def configured(name, data_dir, optimizer='adamw', **changes):
   config = dict(
     total='6 steps', batch_size=16, model=json.loads(json.dumps(case['model'])),
     task=case.get('task', dict(name=name)),
-    data=dict(source=dict(name='tfds', dataset='digits', dir=data_dir)),
+    data=case.get('data', dict(source=dict(name='tfds', dataset='digits', dir=data_dir))),
     optim=dict(name=optimizer, lr=1e-2, warmup='2 steps', schedule='wsd',
                **({'eps': 1e-3} if optimizer in ('adamw', 'lamb', 'muon') else {})),
     evals=case['evals'],
@@ -201,7 +226,7 @@ def test_a_run_is_killed_resumed_forked_and_exported(name, data_dir, tmp_path):
     {n: v for n, v in result['metrics'].items() if n in again}, rel=1e-5
   )
   scores = {key: value for key, value in result['metrics'].items() if key.startswith('test/')}
-  assert scores['test/examples'] == 360
+  assert scores['test/examples'] == (40 if 'data' in CASES[name] else 360)
   with jax.set_mesh(sharding.make_mesh('data')):
     experiment, state = restore(str(tmp_path / 'whole'))
     judged = tree.flatten(experiment.config.task.judged(state, experiment.frozen))
@@ -441,5 +466,5 @@ def assert_costs(config):
   }
   state = experiment.abstract_state
   program = traced(experiment.train_step(), state, experiment.frozen, batch, experiment.hyper(0))
-  counted = experiment.flops() * config.batch_size
+  counted = experiment.flops() * experiment.examples
   assert 2 * products(program) == pytest.approx(counted, rel=0.05)

@@ -34,7 +34,7 @@ class NoSplitError(NoDataError):
 class Portion(NamedTuple):
   """A part of a mixture: how many examples it has, and its weight."""
 
-  count: int
+  examples: int
   weight: float
 
 

@@ -131,9 +131,9 @@ def drawn(source: Source, seed: int, law: str) -> Order:
   parts = source.parts
   if not parts:
     return kind(len(source), seed)
-  firsts = tuple(itertools.accumulate((part.count for part in parts), initial=0))[:-1]
+  firsts = tuple(itertools.accumulate((part.examples for part in parts), initial=0))[:-1]
   weights = tuple(part.weight for part in parts)
-  return Mixed(tuple(kind(part.count, seed) for part in parts), firsts, weights, seed)
+  return Mixed(tuple(kind(part.examples, seed) for part in parts), firsts, weights, seed)
 
 
 @functools.lru_cache(maxsize=2)

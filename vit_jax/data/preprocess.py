@@ -61,8 +61,9 @@ def described(image: bytes | np.ndarray) -> tuple[tuple[int, int], int, str]:
   """
   if isinstance(image, bytes) and (header := jpeg.read_header(image)):
     return (header.height, header.width), header.channels, 'uint8'
-  plain = isinstance(image, bytes) and len(image) > 25 and b'eXIf' not in image
-  if plain and _kind(image) == 'PNG':
+  if isinstance(image, bytes) and _kind(image) == 'PNG' and b'eXIf' not in image:
+    if len(image) < 26:
+      raise ValueError('a PNG file that is cut short')
     width, height, bits, form = struct.unpack('>IIBB', image[16:26])
     return (height, width), _PNG_CHANNELS.get(form, 3), 'uint16' if bits == 16 else 'uint8'
   pixels, _ = _whole(image)

@@ -39,6 +39,7 @@ class Classification(Evaluator):
       accuracies of the classes. top5 is left out where there are no more than five classes.
   """
 
+  score = 'loss'
   report: tuple[str, ...] = ('top1', 'top5', 'loss')
 
   def __post_init__(self):

@@ -6,7 +6,7 @@ import dataclasses
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from etils import epy
@@ -118,8 +118,10 @@ class Evaluator:
     crop: as for training data.
     every: how often; the end of the run always.
     batch_size: 0 uses that of training.
+    score: what `badness` is, in a word.
   """
 
+  score: ClassVar[str] = ''
   split: str = 'test'
   crop: Any = schema.choice(CROPS, 'resize')
   every: str = '10%'

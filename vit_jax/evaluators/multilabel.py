@@ -34,6 +34,7 @@ class MultiLabel(Evaluator):
     threshold: of the probability.
   """
 
+  score = 'loss'
   report: tuple[str, ...] = REPORTS
   threshold: float = 0.5
 

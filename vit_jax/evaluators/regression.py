@@ -26,6 +26,8 @@ class Regression(Evaluator):
   that are not known count for nothing. Predictions and truth are in evals/NAME.npz.
   """
 
+  score = 'largest error'
+
   def record(self, row: Mapping[str, np.ndarray], example: Example, seen: Seen) -> Any:
     """See `Evaluator`: what was said, and what is true."""
     del seen

@@ -17,7 +17,7 @@ from vit_jax.tasks.task import Seen
 with epy.lazy_imports():
   import jax.numpy as jnp
 
-  from vit_jax.tasks.segmentation import in_image
+  from vit_jax.tasks import segmentation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,11 +31,13 @@ class Segmentation(Evaluator):
   over classes. The matrix is in evals/NAME.npz.
   """
 
+  score = 'wrong pixels'
+
   def record(self, row: Mapping[str, np.ndarray], example: Example, seen: Seen) -> Any:
     """See `Evaluator`: numbers of the pairs of true and predicted class, and how many there are."""
     column = next(column for column in seen.rows.columns if column.field == 'map')
     truth = column.whole(example).astype(np.int64)
-    said = in_image(row, example, seen)
+    said = segmentation.in_image(row, example, seen)
     there = truth != column.void
     classes = column.classes
     # What was not predicted, or is no class, has a column of its own.

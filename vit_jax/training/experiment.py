@@ -354,7 +354,11 @@ class Experiment:
     """What an evaluation is, plain JSON."""
     evaluator = self.config.evals[name]
     kind = next(n for n, each in EVALUATORS.items() if each is type(evaluator))
-    return {'evaluator': kind, 'split': evaluator.split}
+    classed = self.fields.get(self.config.task.classed)
+    return {
+      'evaluator': kind, 'split': evaluator.split, 'score': evaluator.score,
+      'classes': list(classed.names) if classed else [],
+    }  # fmt: skip
 
   def summary(self, evaluators: dict[str, Any]) -> list[str]:
     """Lines about the data that are trained and evaluated on: what is there, what is done to it."""

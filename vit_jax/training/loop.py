@@ -30,7 +30,7 @@ from vit_jax.core.text import number, plain
 from vit_jax.evaluators.evaluator import SHOWN
 from vit_jax.nn import sharding
 from vit_jax.training import config as config_lib
-from vit_jax.training import fork, lanes
+from vit_jax.training import fork, lanes, report
 from vit_jax.training.experiment import Experiment
 from vit_jax.training.hyper import Hyper
 from vit_jax.training.progress import Chrono, MetricsFile, Reporter, say
@@ -221,6 +221,8 @@ class _Session:
         stop = stop_at(step + 1)
         self._boundary(step + 1, stop)
         if stop and step + 1 < total:
+          if self.primary:
+            self._report()
           self.reporter.say(
             f'stopped by a signal at step {step + 1} of {total}, which is saved: '
             'run the same command to continue'
@@ -237,6 +239,7 @@ class _Session:
     """Writes result.json and shows what is in it."""
     if self.primary:
       self.workdir.finish(result)
+      self._report()
     rows: dict[str, Any] = dict(self.scores)
     rows['parameters'] = f'{result["parameters"]:,}'
     rows['images/s per chip'] = result['images_per_second_per_chip']
@@ -244,6 +247,13 @@ class _Session:
       rows['MFU'] = f'{result["mfu"]:.1%}'
     rows['seconds'] = ', '.join(f'{k} {v:.1f}' for k, v in result['seconds'].items())
     self.reporter.table(f'{self.workdir}: {result["step"]} steps', rows)
+
+  def _report(self) -> None:
+    """Writes report.html; what goes wrong with it does not stop a run."""
+    try:
+      report.write(self.workdir.path)
+    except Exception as error:
+      self.reporter.say(f'report.html is not written: {type(error).__name__}: {error}')
 
   def _boundary(self, done: int, stop: bool) -> None:
     """After `done` steps: evaluates and saves where that is due, in this order."""

@@ -123,7 +123,8 @@ class Scenes:
 
     images, labels = _digits(train)
     at = int(rng.integers(len(labels)))
-    side = int(rng.integers(max(10, min(self.size) // 4), min(self.size) // 2 + 1))
+    whole = min(self.size)
+    side = int(rng.integers(min(max(10, whole // 4), whole // 2), whole // 2 + 1))
     turn = cv2.getRotationMatrix2D((3.5, 3.5), float(rng.uniform(-15, 15)), 1.0)
     turned = cv2.warpAffine(images[at], turn, (8, 8), flags=cv2.INTER_LINEAR)
     return int(labels[at]), cv2.resize(turned, (side, side), interpolation=cv2.INTER_LINEAR)

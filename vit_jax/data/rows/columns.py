@@ -277,7 +277,7 @@ class Points:
     if self.mirrored and placement.across != placement.down:
       points = points[list(self.mirrored)]
     with np.errstate(invalid='ignore'):
-      known = ((points >= 0) & (points <= 1)).all(-1)
+      known = np.asarray(((points >= 0) & (points <= 1)).all(-1))
     return {self.field: np.where(known[:, None], points, 0), f'{self.field}_known': known}
 
 
