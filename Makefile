@@ -1,13 +1,14 @@
 # make demo: train on real images and look at the result.
 # make test: the first tier of tests.  make test-slow: those that take longer.
 # make parity: comparison with the reference implementations, which it installs (PyTorch, 2 GB).
+# make gallery: every system trained and measured beside its control, an hour on two cores.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 RUNS ?= runs
 PARITY ?= .parity
 
-.PHONY: demo test test-slow parity lint clean
+.PHONY: demo test test-slow parity gallery lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m vit_jax.train --config=configs/digits.py --workdir=$(RUNS)/digits \
@@ -22,6 +23,9 @@ test-slow: $(VENV)/.installed-dev
 
 parity: $(PARITY)/.installed
 	VIT_JAX_PARITY_DIR=$(PARITY) $(PARITY)/bin/python -m pytest tests/parity
+
+gallery: $(VENV)/.installed
+	$(BIN)/python -m experiments.gallery --runs=$(RUNS)/gallery
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

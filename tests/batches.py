@@ -27,4 +27,5 @@ def eval_batches(config, crop, source, shape, size, places):
 
 def probe(config, source, shape):
   """As `pipeline.probe`."""
-  return pipeline.probe(rows(config.crop, shape), source, skip=pipeline.log if config.on_corrupt == 'skip' else None)
+  skip = pipeline.log if config.on_corrupt == 'skip' else None
+  return pipeline.probe(rows(config.crop, shape), source, skip=skip)

@@ -16,7 +16,8 @@ from vit_jax.training.experiment import Experiment
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = [
   'digits.py', 'fashion_mnist.py', 'fashion_mnist.py:quick', 'image_folder.py:somewhere',
-  'synthetic.py:B/16', 'tfds.py:imagenet2012',
+  'synthetic.py:B/16', 'tfds.py:imagenet2012', 'multilabel.py', 'multilabel.py:tags.csv',
+  'regression.py', 'regression.py:people.csv', 'segmentation.py', 'segmentation.py:ade20k',
 ]  # fmt: skip
 
 
@@ -69,7 +70,7 @@ def test_configs_trace_a_step(name):
     (dict(optim=dict(name='adam')), r'unknown config\.optim\.name .*did you mean adamw'),
     (dict(batch_size=True), 'config.batch_size must be of type int'),
     (dict(data=dict(source=dict(name='tdfs'))), 'did you mean tfds'),
-    (dict(data=dict(source={})), 'source.name is missing: choose from tfds, folder, synthetic'),
+    (dict(data=dict(source={})), 'source.name is missing: choose from tfds, folder, manifest'),
     (dict(data=dict(source=dict(name='tfds'))), r'config\.data\.source\.dataset is missing'),
     (dict(evals=dict(x=dict(name='clasification'))), 'did you mean classification'),
     (dict(optim=dict(lr='fast')), r'config\.optim\.lr must be of type float'),

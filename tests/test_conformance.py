@@ -32,8 +32,8 @@ VIT = dict(variant='mu/4', image_size=(8, 8), in_channels=1, depth=2, width=16, 
 TEXT = dict(vocab_size=20, context_length=4, width=16, depth=1, mlp_dim=32, num_heads=2, eot=19)
 # Of drawn pictures.
 SEEN = {**VIT, 'image_size': (16, 16), 'in_channels': 3, 'variant': 'mu/8', 'drop_path': 0.0}
-SCENES = dict(source=dict(name='generated', examples=96, held_out=40,
-                          generator=dict(name='scenes', size=(16, 16), most=2, pieces=1)))  # fmt: skip
+DRAWN = dict(name='scenes', size=(16, 16), most=2, pieces=1)
+SCENES = dict(source=dict(name='generated', examples=96, held_out=40, generator=DRAWN))
 OTHER = {**VIT, 'variant': 'mu/2', 'patch_size': 2, 'depth': 1, 'width': 8, 'mlp_dim': 16,
          'drop_path': 0.0}  # fmt: skip
 FEW = 'query,key,value'  # gradients of biases are products, and many where features are so few
@@ -205,7 +205,12 @@ def test_lanes_are_the_runs_alone(name, data_dir):
   assert step._cache_size() == 1
 
 
-@pytest.mark.parametrize('name', NAMES)
+# What is like classification to the loop is there for the sake of its own parts.
+SIMILAR = ('multilabel', 'regression')
+KILLED = [pytest.param(n, marks=pytest.mark.slow) if n in SIMILAR else n for n in NAMES]
+
+
+@pytest.mark.parametrize('name', KILLED)
 def test_a_run_is_killed_resumed_forked_and_exported(name, data_dir, tmp_path):
   config = configured(name, data_dir)
   result = train(config, str(tmp_path / 'whole'))

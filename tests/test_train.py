@@ -33,7 +33,8 @@ from vit_jax.training.workdir import Workdir
 def test_a_run_leaves_its_record(finished):
   workdir, result, config = finished
   assert {p.name for p in workdir.iterdir()} == {
-    'config.json', 'metrics.jsonl', 'result.json', 'checkpoints', 'evals'
+    'config.json', 'command.json', 'metrics.jsonl', 'result.json', 'report.html', 'checkpoints',
+    'evals',
   }  # fmt: skip
   assert json.loads((workdir / 'result.json').read_text()) == result
   record = {'format': formats.FORMAT, **config_lib.to_dict(config)}
@@ -201,7 +202,7 @@ def test_a_start_that_failed_does_not_stand_in_the_way(finished, tmp_path, digit
     train(digits(evals__test__split='tset'), str(run))
   assert not (run / 'config.json').exists()
   cut_off(run, digits(optim__lr=1.0), 'in compile')
-  assert {p.name for p in run.iterdir()} == {'config.json', 'checkpoints'}
+  assert {p.name for p in run.iterdir()} == {'config.json', 'command.json', 'checkpoints'}
   cut_off(run, config, 'in compile')
   assert 'that had not trained a step: it is replaced' in capsys.readouterr().out
   (run / 'config.json').write_text('{"total": ')

@@ -6,8 +6,9 @@ from vit_jax import __version__
 
 COMMANDS = {
   'train': 'train a model, or go on training it',
-  'evaluate': 'evaluate a run on its newest checkpoint',
-  'predict': 'classify images with a checkpoint of any dialect',
+  'evaluate': 'evaluate a run, or a checkpoint of any dialect',
+  'predict': 'predict on images with a checkpoint of any dialect',
+  'report': 'make report.html of a run anew',
   'inspect': 'say what is in a checkpoint',
   'convert': 'convert a checkpoint from one dialect to another',
   'models': 'list models by name, with parameters and GMACs',

@@ -24,8 +24,6 @@ def main(
   from vit_jax.training.evaluation import evaluate, evaluate_checkpoint
   from vit_jax.training.workdir import Workdir
 
-  if bool(workdir) == bool(checkpoint):
-    raise RunError('give either --workdir, of a run, or --checkpoint and --config, of its data')
   if checkpoint:
     if config is None:
       raise RunError(
@@ -56,8 +54,9 @@ if __name__ == '__main__':
       '--checkpoint=vit_base.safetensors --config=configs/tfds.py:imagenet2012',
     ),
   )
-  parser.add_argument('--workdir', metavar='DIR', help='directory of a run')
-  parser.add_argument(
+  what = parser.add_mutually_exclusive_group(required=True)
+  what.add_argument('--workdir', metavar='DIR', help='directory of a run')
+  what.add_argument(
     '--checkpoint', metavar='PATH',
     help="of any dialect; 'PATH?part=NAME&step=N' as for config.init",
   )  # fmt: skip

@@ -23,9 +23,7 @@ from vit_jax.evaluators import EVALUATORS
 from vit_jax.optim.config import OPTIMIZERS
 from vit_jax.tasks import TASKS
 from vit_jax.training import hyper
-
-# Names of `training.writers`, which is imported when one is used.
-WRITERS = ('tensorboard',)
+from vit_jax.training.writers import WRITERS
 
 
 @dataclasses.dataclass(frozen=True)

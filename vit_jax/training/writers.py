@@ -9,12 +9,13 @@ in `WRITERS`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vit_jax.core import paths
 from vit_jax.core.errors import RunError
+
+if TYPE_CHECKING:
+  import numpy as np
 
 
 class Writer(Protocol):

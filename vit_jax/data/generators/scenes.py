@@ -83,7 +83,7 @@ class Scenes:
         found.append((digit, alpha > _STROKE))
         ids[alpha > _STROKE] = len(found)
     image = ground * (1 - covered[..., None]) + ink * covered[..., None]
-    image = np.clip(image + rng.normal(0, 0.03, image.shape), 0, 1)
+    image = np.clip(image + rng.normal(0, 0.02, image.shape), 0, 1)
     masks = [ids == number for number in range(1, len(found) + 1)]
     label = np.array([digit for digit, _ in found], np.int64)
     corners = np.array([_around(mask) for mask in masks], np.float64).reshape(-1, 4)
@@ -110,11 +110,11 @@ class Scenes:
     import cv2
     import numpy as np
 
-    base = rng.uniform(0.25, 0.75, self.channels)
-    coarse = rng.uniform(-0.15, 0.15, (*rng.integers(2, 7, 2), 1)).astype(np.float32)
+    base = rng.uniform(0.4, 0.6, self.channels)
+    coarse = rng.uniform(-0.1, 0.1, (*rng.integers(2, 7, 2), 1)).astype(np.float32)
     mottle = cv2.resize(coarse, self.size[::-1], interpolation=cv2.INTER_CUBIC)[..., None]
     lighter = (rng.random(self.channels) < 0.5) | self.lighter
-    ink = np.where(lighter, base + 0.3, base - 0.3) + rng.uniform(-0.05, 0.05, self.channels)
+    ink = np.where(lighter, base + 0.4, base - 0.4) + rng.uniform(-0.05, 0.05, self.channels)
     return np.clip(base + mottle, 0, 1), np.clip(ink, 0, 1)
 
   def _shape(self, rng: np.random.Generator, *, train: bool) -> tuple[int, np.ndarray]:

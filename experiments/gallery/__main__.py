@@ -1,0 +1,204 @@
+"""Every system on one page: trained, measured beside its control, drawn.
+
+    python -m experiments.gallery                 # what is missing of the quick rows
+    python -m experiments.gallery digits --again  # one row, from the start
+
+A row is three runs that differ in their seed. Of each the predictions on the test split are kept,
+and of the control, which is measured first. The gain over the best control has an interval of 95 %
+from 2,000 resamples of test examples and runs, the same examples for both. Results are files of
+their own in results/, written here and by nobody else; README.md is made from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import json
+import pathlib
+import subprocess
+import sys
+import time
+from typing import Any
+
+import cv2
+import jax
+import numpy as np
+from absl import flags
+
+from experiments.benchmarks.report import machine
+from experiments.gallery import page
+from experiments.gallery.rows import Row, named
+from vit_jax.core import schema
+from vit_jax.data.classes import aligned
+from vit_jax.data.pipeline import eval_batches, iterate
+from vit_jax.data.views import View
+from vit_jax.evaluate import restore
+from vit_jax.nn import sharding
+from vit_jax.training import config as config_lib
+from vit_jax.training.experiment import Experiment
+from vit_jax.training.result import revision
+
+RESULTS = pathlib.Path(__file__).parent / 'results'
+SEEDS, RESAMPLES = 3, 2000
+
+
+def command(row: Row, folder: pathlib.Path, seed: int, options: dict[str, str]) -> list[str]:
+  """The command line of a run."""
+  fields = {**row.flags, **options, 'seed': str(seed)}
+  return [
+    sys.executable, '-m', 'vit_jax.train', f'--config={row.config}', f'--workdir={folder}',
+    *(f'--config.{name}={value}' for name, value in fields.items()),
+  ]  # fmt: skip
+
+
+def rows_of(config: Any, source: Any, most: int) -> dict[str, np.ndarray]:
+  """The first examples of a source as the task sees them in evaluation."""
+  cfg, fields = config.config, config.fields
+  rows = cfg.task.rows(cfg.model, fields, View(cfg.evals['test'].crop), train=False)
+  parts: list[dict[str, np.ndarray]] = []
+  count = 0
+  with contextlib.closing(iterate(eval_batches(rows, source, 256, range(256)))) as stream:
+    for batch in stream:
+      there = batch['mask'] > 0
+      parts.append({name: array[there] for name, array in batch.items()})
+      count += int(there.sum())
+      if count >= most:
+        break
+  return {name: np.concatenate([p[name] for p in parts])[:most] for name in parts[0]}
+
+
+def opened(row: Row, options: dict[str, str]) -> tuple[Any, Any, Any]:
+  """An experiment of the row, and its training and test data."""
+  config = config_lib.load(row.config)
+  config = config_lib.override(config, [*row.flags.items(), *options.items()])
+  experiment = Experiment(schema.build(config_lib.Config, config_lib.to_dict(config)))
+  test = experiment.config.data.open(experiment.config.evals['test'].split)
+  classed = experiment.config.task.classed
+  if classed:
+    test = aligned(test, experiment.fields[classed].names, classed)
+  return experiment, experiment.source, test
+
+
+def predicted(folder: pathlib.Path, test: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Outputs of a run for test data, as evaluations compute them."""
+  experiment, state = restore(str(folder))
+  task = experiment.config.task
+  model = task.judged(state, experiment.frozen)
+  inputs = [name for name in test if name not in ('index', 'mask')]
+
+  @jax.jit
+  def predict(model: Any, batch: Any) -> Any:
+    return task.predict(model, task.augment(batch, None, {}))
+
+  parts = []
+  for first in range(0, len(test['mask']), 100):
+    batch = {name: test[name][first : first + 100] for name in (*inputs, 'mask')}
+    parts.append(jax.device_get(predict(model, batch)))
+  return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def interval(row: Row, runs: list[np.ndarray], control: np.ndarray) -> tuple[float, float]:
+  """Of the gain over the control: 95 %, over test examples and runs, the same examples for both."""
+  rng = np.random.default_rng(0)
+  gains = []
+  for _ in range(RESAMPLES):
+    at = rng.integers(len(control), size=len(control))
+    drawn = rng.integers(len(runs), size=len(runs))
+    values = {number: row.score(runs[number][at]) for number in set(drawn.tolist())}
+    ours = np.mean([values[number] for number in drawn.tolist()])
+    gains.append(ours - row.score(control[at]))
+  low, high = np.percentile(gains, (2.5, 97.5))
+  return float(low), float(high)
+
+
+def picture(row: Row, folder: pathlib.Path) -> None:
+  """The best and the worst predictions of the first run."""
+  drawn: list[Any] = [
+    cv2.imread(str(folder / 'evals' / 'test' / f'{group}_{number}.png'))
+    for group in ('best', 'worst') for number in range(2)
+  ]  # fmt: skip
+  height = max(each.shape[0] for each in drawn)
+  width = max(each.shape[1] for each in drawn)
+  tiles = [
+    np.pad(
+      each, ((8, 8 + height - each.shape[0]), (8, 8 + width - each.shape[1]), (0, 0)),
+      constant_values=255,
+    )
+    for each in drawn
+  ]  # fmt: skip
+  whole = np.vstack([np.hstack(tiles[:2]), np.hstack(tiles[2:])])
+  if whole.shape[1] > 1600:
+    by = 1600 / whole.shape[1]
+    whole = cv2.resize(whole, None, fx=by, fy=by, interpolation=cv2.INTER_AREA)
+  cv2.imwrite(str(RESULTS / f'{row.name}.png'), whole, [cv2.IMWRITE_PNG_COMPRESSION, 9])
+
+
+def measure(row: Row, runs: pathlib.Path, seeds: int, options: dict[str, str]) -> dict[str, Any]:
+  """Measures the control, trains, and compares."""
+  print(f'--- {row.name}', flush=True)
+  with jax.set_mesh(sharding.make_mesh('data')):
+    experiment, train, test = opened(row, options)
+    truth = rows_of(experiment, test, len(test))
+    known = rows_of(experiment, train, min(row.train_on, len(train)))
+  records = {}
+  for name, control in row.controls.items():
+    records[name] = row.records(control(known, truth), truth)
+    print(f'{row.name}: {name}: {row.metric} {row.score(records[name]):.4f}', flush=True)
+  ours, seconds = [], []
+  for seed in range(seeds):
+    folder = runs / row.name / f'seed{seed}'
+    line = command(row, folder, seed, options)
+    start = time.time()
+    subprocess.run(line, check=True)
+    result = json.loads((folder / 'result.json').read_text())
+    seconds.append(sum(result['seconds'].values()) or time.time() - start)
+    with jax.set_mesh(sharding.make_mesh('data')):
+      ours.append(row.records(predicted(folder, truth), truth))
+    print(f'{row.name}: seed {seed}: {row.metric} {row.score(ours[-1]):.4f}', flush=True)
+  picture(row, runs / row.name / 'seed0')
+  values = [row.score(each) for each in ours]
+  of_controls = {name: row.score(each) for name, each in records.items()}
+  best = max(of_controls, key=lambda name: of_controls[name])
+  gain = float(np.mean(values) - of_controls[best])
+  low, high = interval(row, ours, records[best])
+  reached = (gain if row.aims_at == 'gain' else float(np.mean(values))) >= row.target
+  return {
+    'name': row.name, 'group': row.group, 'class': row.kind, 'data': row.data,
+    'metric': row.metric, 'value': float(np.mean(values)),
+    'sd': float(np.std(values, ddof=1)) if seeds > 1 else None, 'n': seeds, 'values': values,
+    'examples': len(truth['mask']), 'control': best, 'controls': of_controls, 'gain': gain,
+    'interval': [low, high], 'aims_at': row.aims_at, 'target': row.target,
+    'reached': bool(reached and low > 0),
+    'seconds': float(np.mean(seconds)), 'command': f'python -m vit_jax.train --config={row.config} '
+    f'--workdir=runs/{row.name}', 'date': datetime.date.today().isoformat(),
+    'revision': revision(), 'machine': machine(),
+  }  # fmt: skip
+
+
+def main() -> None:
+  """The command."""
+  parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
+  parser.add_argument('rows', nargs='*', help='names; all that are quick, if none is given')
+  parser.add_argument('--runs', default='runs/gallery', help='where runs are kept, and continued')
+  parser.add_argument('--seeds', type=int, default=SEEDS, help='runs of a row')
+  parser.add_argument('--again', action='store_true', help='measure rows that have a result, too')
+  parser.add_argument('--set', action='append', default=[], metavar='FIELD=VALUE',
+                      help='a field of every run, such as data.source.dir=runs/data')  # fmt: skip
+  arguments = parser.parse_args()
+  flags.FLAGS.mark_as_parsed()
+  RESULTS.mkdir(exist_ok=True)
+  options = dict(text.split('=', 1) for text in arguments.set)
+  for row in named(arguments.rows):
+    file = RESULTS / f'{row.name}.json'
+    if file.exists() and not arguments.again:
+      print(f'{row.name}: has a result')
+      continue
+    result = measure(row, pathlib.Path(arguments.runs), arguments.seeds, options)
+    file.write_text(json.dumps(result, indent=2) + '\n')
+    page.write(RESULTS)
+  page.write(RESULTS)
+
+
+if __name__ == '__main__':
+  main()
