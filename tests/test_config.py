@@ -56,7 +56,8 @@ def test_configs_trace_a_step(name):
     step, experiment.abstract_state, experiment.frozen, batch, experiment.hyper(0)
   )
   assert jax.tree.structure(state) == jax.tree.structure(experiment.abstract_state)
-  assert {'loss', 'top1', 'grad_norm', 'skipped'} == metrics.keys()
+  own = {'classification': {'top1'}, 'segmentation': {'accuracy'}}.get(tree['task']['name'], set())
+  assert {'loss', 'grad_norm', 'skipped', *own} == metrics.keys()
 
 
 @pytest.mark.parametrize(

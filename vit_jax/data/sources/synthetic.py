@@ -6,8 +6,8 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING
 
-from vit_jax.data.examples import Example, Source, headline
-from vit_jax.data.fields import Field
+from vit_jax.data.examples import Example, Source
+from vit_jax.data.fields import Boxes, Field
 
 if TYPE_CHECKING:
   import numpy as np
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 class Synthetic:
   """Random images that cost nothing to read, for measuring speed.
 
+  With each a field of its own for every task: label, labels, target, points, boxes, map, text.
+
   Attributes:
-    num_classes: labels are drawn from this many.
+    num_classes: labels, and what pixels are of, are this many.
     examples: in the data set.
     image_size: height and width; give the model's, and nothing is resized.
     channels: of the images; give the model's, and nothing is converted.
@@ -44,8 +46,10 @@ class SyntheticSource(Source):
     names = tuple(str(i) for i in range(config.num_classes))
     self.fields = {
       'image': Field('image', dtype='uint8', channels=config.channels),
-      'label': Field('class', names),
-    }
+      'label': Field('class', names), 'labels': Field('classes', names),
+      'target': Field('vector', ('number',)), 'points': Field('points', ('point',)),
+      'boxes': Field('boxes', names), 'map': Field('map', names), 'text': Field('text'),
+    }  # fmt: skip
 
   @functools.cached_property
   def _images(self) -> np.ndarray:
@@ -54,13 +58,30 @@ class SyntheticSource(Source):
     rng, config = np.random.default_rng(0), self._config
     return rng.integers(0, 256, (16, *config.image_size, config.channels), dtype=np.uint8)
 
+  @functools.cached_property
+  def _maps(self) -> np.ndarray:
+    import numpy as np
+
+    rng, config = np.random.default_rng(1), self._config
+    most = min(config.num_classes, 255)
+    return rng.integers(0, most, (16, *config.image_size), dtype=np.uint8)
+
   def __len__(self) -> int:
     return self._config.examples
 
   def __getitem__(self, index: int) -> Example:
-    label = index % self._config.num_classes
-    return dict(image=self._images[index % 16], label=label, name=f'synthetic[{index}]')
+    import numpy as np
+
+    label, (height, width) = index % self._config.num_classes, self._config.image_size
+    corners = np.array([[width / 4, height / 4, width / 2, height / 2]])
+    box = Boxes(corners, np.array([label]), np.zeros(1, bool), np.array([height * width / 16]))
+    return {
+      'image': self._images[index % 16], 'label': label, 'labels': (label,), 'boxes': box,
+      'target': (index % 16 - 7.5,), 'points': corners[:, :2], 'map': self._maps[index % 16],
+      'text': f'image {index}', 'name': f'synthetic[{index}]',
+    }  # fmt: skip
 
   def summary(self) -> list[str]:
     """How many there are, and that they mean nothing."""
-    return [headline(self), f'{self.name}: images are random']
+    count, classes = f'{len(self):,}', f'{self._config.num_classes:,}'
+    return [f'{self.name}: {count} images of {classes} classes, all random']
