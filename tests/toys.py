@@ -55,9 +55,12 @@ def npy(array):
   return file.getvalue()
 
 
-def tiff(array, photometric=1, *, extra=0, planar=False, deflate=False, orientation=1, order='<'):
+def tiff(array, photometric=1, *, extra=0, planar=False, deflate=False, orientation=1, order='<',
+         predictor=1):  # fmt: skip
   """A TIFF file of an array (height, width, channels), by the book (TIFF 6.0)."""
   height, width, channels = array.shape
+  if predictor == 2:
+    array = np.diff(array, axis=1, prepend=np.zeros_like(array[:, :1]))
   array = array.astype(array.dtype.newbyteorder(order))
   strips = np.moveaxis(array, 2, 0) if planar else array[None]
   strips = [zlib.compress(s.tobytes()) if deflate else s.tobytes() for s in strips]
@@ -68,7 +71,7 @@ def tiff(array, photometric=1, *, extra=0, planar=False, deflate=False, orientat
     256: (4, [width]), 257: (4, [height]), 258: (3, [8 * size] * channels),
     259: (3, [8 if deflate else 1]), 262: (3, [photometric]), 273: (4, offsets),
     274: (3, [orientation]), 277: (3, [channels]), 278: (4, [height]),
-    279: (4, list(map(len, strips))), 284: (3, [2 if planar else 1]),
+    279: (4, list(map(len, strips))), 284: (3, [2 if planar else 1]), 317: (3, [predictor]),
     338: (3, [extra] * (channels - {1: 1, 2: 3}[photometric])), 339: (3, [kind] * channels),
   }  # fmt: skip
   body = b''.join(strips)

@@ -27,6 +27,7 @@ _GREY, _RGB = 1, 2
 _PICTURE = {0: 1, _GREY: 1, _RGB: 3, 3: 1, 5: 4, 6: 3, 8: 3}
 # Compressions of bytes, whatever they mean: none, LZW, Deflate and its older number, PackBits.
 _BYTES = (1, 5, 8, 32946, 32773)
+_DIFFERING = (5, 8, 32946)
 # Formats of samples; predictors, by which they are stored as differences of what is beside them.
 _FLOAT = 3
 _DIFFERENCES, _FLOAT_DIFFERENCES = 2, 3
@@ -130,7 +131,8 @@ def _decode(data: bytes, header: Header) -> np.ndarray:
   tags, channels = header.tags, header.channels
   compression, planes = header.one(_COMPRESSION, 1), header.one(_PLANES, 1) == 2
   photometric, bits = header.one(_PHOTOMETRIC, -1), set(tags.get(_BITS, (1,)))
-  predictor = header.one(_PREDICTOR, 1)
+  # As libtiff has it, differences are stored by LZW and Deflate only.
+  predictor = header.one(_PREDICTOR, 1) if compression in _DIFFERING else 1
   mixed = predictor == _FLOAT_DIFFERENCES and not planes and channels > 1
   if photometric not in (_GREY, _RGB) or compression not in _BYTES or bits == {1} or mixed:
     raise MisfitError(
