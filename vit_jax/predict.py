@@ -294,10 +294,10 @@ def main(
         print(f'written: {folder.finish()}', file=sys.stderr)
     now = time.perf_counter()
     later = max(0, done - predictor.batch_size)
-    rate = f', {later / (now - start):,.1f} images/s behind the first batch' if later else ''
+    rate = f', {later / (now - start):,.1f} behind the first batch' if later else ''
     print(
       f'{done:,} images in {now - began:.1f} s on {jax.device_count()} x '
-      f'{jax.devices()[0].device_kind}{rate}', file=sys.stderr,
+      f'{jax.devices()[0].device_kind}: {done / (now - began):,.1f} images/s{rate}', file=sys.stderr,
     )  # fmt: skip
   return 1 if failed else 0
 
