@@ -295,10 +295,9 @@ def main(
     now = time.perf_counter()
     later = max(0, done - predictor.batch_size)
     rate = f', {later / (now - start):,.1f} behind the first batch' if later else ''
-    print(
-      f'{done:,} images in {now - began:.1f} s on {jax.device_count()} x '
-      f'{jax.devices()[0].device_kind}: {done / (now - began):,.1f} images/s{rate}', file=sys.stderr,
-    )  # fmt: skip
+    devices = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+    whole = f'{done:,} images in {now - began:.1f} s on {devices}'
+    print(f'{whole}: {done / (now - began):,.1f} images/s{rate}', file=sys.stderr)
   return 1 if failed else 0
 
 
