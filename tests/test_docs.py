@@ -22,20 +22,26 @@ STUDIES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('experiments/
 LINKED = [*PAGES, *STUDIES, 'CONTRIBUTING.md', 'CHANGELOG.md']
 # Pages that take more than ten seconds, and why.
 SLOW = {
+  'docs/explanation/views-and-fields.md': 'a run of packed images',
   'docs/getting-started/first-run.md': 'three runs and a picture',
   'docs/getting-started/notebook.md': 'a run',
   'docs/getting-started/your-own-images.md': 'a run and its predictions',
   'docs/how-to/convert-checkpoints.md': 'six programs that start JAX',
-  'docs/how-to/evaluate.md': 'a run and two evaluations',
+  'docs/how-to/evaluate.md': 'a run and three evaluations',
   'docs/how-to/fine-tune.md': 'two runs from a checkpoint',
   'docs/how-to/hold-out-a-fold.md': 'a run',
   'docs/how-to/large-data-sets.md': 'a run from a packed data set',
+  'docs/how-to/multi-label.md': 'a run and a prediction',
   'docs/how-to/plan-a-run.md': 'compiles for a slice of TPUs',
-  'docs/how-to/predict.md': 'a run and two predictions',
+  'docs/how-to/predict.md': 'a run and three predictions',
+  'docs/how-to/regression.md': 'a run and predictions',
+  'docs/how-to/reports.md': 'a run, twice',
   'docs/how-to/resume-fork-cooldown.md': 'a trunk and its fork',
   'docs/how-to/scaling-sweeps.md': 'a run of three lanes, and two fits',
+  'docs/how-to/segmentation.md': 'a run and a prediction',
   'docs/how-to/several-devices.md': 'a run on eight devices, and one of two processes',
   'docs/how-to/train.md': 'two runs',
+  'docs/how-to/your-own-data.md': 'two runs, and a source of every kind',
   'docs/reference/files-of-a-run.md': 'a run, and its model',
 }
 BLOCK = re.compile(r'^```(\w*)\n(.*?)^```\n', re.M | re.S)

@@ -16,7 +16,7 @@ from vit_jax.architecture.card import Card
 from vit_jax.convert import arguments
 from vit_jax.core import command, paths
 from vit_jax.core.errors import RunError
-from vit_jax.core.paths import Path, at
+from vit_jax.core.paths import AnyPath, Path, at, inside
 from vit_jax.data.examples import Example, Source
 from vit_jax.data.fields import Field
 from vit_jax.data.views import View
@@ -57,7 +57,7 @@ class Inputs(Source):
 
   name = 'inputs'
 
-  def __init__(self, files: Sequence[Path]):
+  def __init__(self, files: Sequence[AnyPath]):
     self.fields = {'image': Field('image')}
     self._files = list(files)
 
@@ -174,23 +174,23 @@ def _looking(model: Any) -> str:
   return found[0]
 
 
-def images_in(paths: Iterable[str]) -> list[Path]:
-  """Image files, those in folders included; what else is there is said on the standard error.
+def images_in(paths: Iterable[str]) -> list[AnyPath]:
+  """Image files, those in folders and zip files included; what else is there is said on the standard error.
 
   Raises:
     RunError: for a path that is not there, or a folder without images.
   """
   found = []
-  for path in map(at, paths):
+  for path in map(inside, paths):
     if path.is_dir():
       passed = files.Passed()
-      inside = [at(image) for image in files.images(path, passed)]
+      images = [inside(image) for image in files.images(path, passed)]
       text = f'passed over: {passed}' if str(passed) else ''
-      if not inside:
+      if not images:
         raise RunError(f'{path} holds no images' + f'; {text}' * bool(text))
       if text:
         print(f'{path}: {text}', file=sys.stderr)
-      found += inside
+      found += images
     elif path.is_file():
       found.append(path)
     else:
@@ -359,7 +359,7 @@ if __name__ == '__main__':
     ),
   )  # fmt: skip
   parser.add_argument('checkpoint', help='npz, safetensors or PyTorch file; folder; run directory')
-  parser.add_argument('image', nargs='+', help='image files, or folders of them')
+  parser.add_argument('image', nargs='+', help='image files, or folders or zip files of them')
   parser.add_argument(
     '--out', default='', metavar='DIR', help='for a table of all predictions and a picture of each'
   )

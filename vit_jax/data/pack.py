@@ -27,6 +27,7 @@ from vit_jax.core.errors import RunError
 from vit_jax.data import preprocess
 from vit_jax.data.config import ON_CORRUPT
 from vit_jax.data.examples import Source
+from vit_jax.data.fields import require
 from vit_jax.data.misfit import MisfitError
 from vit_jax.data.sources import open_split
 from vit_jax.data.sources.folder import Folder
@@ -84,6 +85,10 @@ def pack(
     raise RunError(f'{path.name!r} is not a valid name for a data set: use letters, digits and _')
   if (path / VERSION).exists():
     raise RunError(f'{path / VERSION} already exists: delete it, or choose another name')
+  for source in sources.values():
+    require(source.fields, {'image': 'image', 'label': 'class'}, source.name)
+    if others := [name for name in source.fields if name not in ('image', 'label')]:
+      logging.getLogger(__name__).warning('%s: not packed: %s', source.name, ', '.join(others))
   names = next(iter(sources.values())).class_names
 
   def example(source: Source, index: int) -> dict[str, Any] | None:

@@ -8,10 +8,11 @@ same batches.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -122,6 +123,12 @@ class _Batches(grain.MapDataset):
     super().__init__()
     self._source, self._fill, self._order, self._seed = source, fill, order, seed
     takes, gives = fill.takes, fill.gives
+    whole = np.asarray(places, np.int64)
+    if len(places) % gives or (whole // gives != np.repeat(whole[::gives] // gives, gives)).any():
+      raise RunError(
+        f'this process holds {len(places)} rows of a batch of {batch_size}, and {gives} are made '
+        'together: a larger batch, or smaller groups'
+      )
     groups = np.asarray(places, np.int64).reshape(-1, gives)[:, 0] // gives if places else ()
     self._rows = len(places)
     # Of the first batch, the places of the examples that make the rows of this process.
@@ -140,13 +147,16 @@ class _Batches(grain.MapDataset):
     there = iter(read(self._source, numbers[numbers >= 0].tolist()))
     bits = np.random.Philox(key=(self._seed or 0, 0))
     rng, state = np.random.Generator(bits), bits.state
-    made = []
-    for place, number in zip(places.tolist(), numbers.tolist(), strict=True):
-      # A place in the generator's period for every example, far from those of the others.
-      state['state']['counter'][1] = place
-      bits.state = state
-      made.append(None if number < 0 else self._fill.made(next(there), rng))
-    return self._fill(made, numbers, self._rows)
+
+    def made() -> Iterator[Any]:
+      """Of one example after the other what rows make of it."""
+      for place, number in zip(places.tolist(), numbers.tolist(), strict=True):
+        # A place in the generator's period for every example, far from those of the others.
+        state['state']['counter'][1] = place
+        bits.state = state
+        yield None if number < 0 else self._fill.made(next(there), rng)
+
+    return self._fill(made(), numbers, self._rows)
 
 
 class _Fill:
@@ -169,22 +179,23 @@ class _Fill:
       self._skip(example['name'], error)
     return None
 
-  def __call__(self, made: Sequence[Any], numbers: np.ndarray, rows: int) -> Batch:
-    """A batch of what was made of the examples of these numbers."""
+  def __call__(self, made: Iterator[Any], numbers: np.ndarray, rows: int) -> Batch:
+    """A batch of what is made of the examples of these numbers."""
     batch = {n: np.zeros((rows, *array.shape), array.dtype) for n, array in self._made.items()}
     if isinstance(self._rows, Grouped):
       return batch | self._joined(self._rows, batch, made, numbers)
-    for at, row in enumerate(made):
+    mask = np.zeros(rows, np.float32)
+    for at, row in enumerate(made):  # one at a time: memory is used again
       if row is not None:
         self._put(batch, row, at, numbers[at])
-    mask = np.array([row is not None for row in made], np.float32)
+        mask[at] = 1
     return {**batch, 'mask': mask, 'index': numbers}
 
-  def _joined(self, rows: Grouped, batch: Batch, made: Sequence[Any], numbers: np.ndarray) -> Batch:
+  def _joined(self, rows: Grouped, batch: Batch, made: Iterator[Any], numbers: np.ndarray) -> Batch:
     shape = len(next(iter(batch.values()), ())), *self._slots
     mask, index = np.zeros(shape, np.float32), np.full(shape, -1, np.int64)
-    for number, first in enumerate(range(0, len(made), self.takes)):
-      arrays, which = rows.join(made[first : first + self.takes])
+    for number, first in enumerate(range(0, len(numbers), self.takes)):
+      arrays, which = rows.join(list(itertools.islice(made, self.takes)))
       at = slice(number * self.gives, (number + 1) * self.gives)
       self._put(batch, arrays, at, numbers[first])
       mask[at] = which >= 0
