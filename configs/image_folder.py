@@ -3,8 +3,8 @@ r"""Your own images: DIR/{train,test}/CLASS/*.jpg; the directories name the clas
     python -m vit_jax.train --config=configs/image_folder.py:DIR --workdir=runs/mine
 
 Every common format is read, and images of any number of channels, --config.model.in_channels=4 with
---config.task.mean=0.5 --config.task.std=0.5, but not more than 8 bits. Without DIR/test, a tenth of
-DIR/train can be held out:
+--config.task.mean=0.5 --config.task.std=0.5, of 8 and 16 bits and of floats. Without DIR/test, a
+tenth of DIR/train can be held out:
 
     --config.data.split='train without fold 1/10' --config.evals.test.split='fold 1/10 of train'
 

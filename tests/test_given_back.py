@@ -3,6 +3,7 @@
 import csv
 import json
 import struct
+import sys
 
 import cv2
 import jax
@@ -13,8 +14,9 @@ from PIL import Image
 import vit_jax
 from tests import toys
 from vit_jax import inspect as inspect_lib
-from vit_jax import predict
+from vit_jax import predict, tasks
 from vit_jax.config import complete
+from vit_jax.convert import notes
 from vit_jax.core.errors import RunError
 from vit_jax.evaluate import evaluate_checkpoint
 from vit_jax.nn import tree
@@ -156,6 +158,34 @@ def test_a_published_checkpoint_is_evaluated(tmp_path, capsys):
   vit_jax.save(none, tmp_path / 'none.npz', 'vit')
   with pytest.raises(RunError, match='no head for classification'):
     evaluate_checkpoint(str(tmp_path / 'none.npz'), config)
+
+
+def test_evaluations_and_heads_are_of_their_task(run, tmp_path, capsys):
+  """Another evaluation is refused by name; a head that gives something else is new."""
+  task, folder, _ = run
+  config = configured(task).to_dict()
+  config['evals'] = {'test': {'name': 'classification'}}
+  with pytest.raises(RunError, match=f'test: name=classification judges label, which .* {task}'):
+    train(complete(config), str(tmp_path / 'other'))
+  if task == 'regression':
+    for target, text in ((task, 'head: kept'), ('multilabel', 'head: new')):
+      config = {**configured(target).to_dict(), 'init': str(folder), 'model': {'name': 'vit'}}
+      train(complete(config), str(tmp_path / target))
+      assert text in capsys.readouterr().out
+    with notes.printed(sys.stdout):
+      vit_jax.save(vit_jax.load(folder), tmp_path / 'timm', 'timm')
+    assert 'that it is regression is lost' in capsys.readouterr().out
+
+
+def test_pictures_do_not_replace_maps(images, tmp_path):
+  folder = predict._Folder(str(tmp_path / 'out'), 'json')
+  picture = np.zeros((4, 4, 3), np.uint8)
+  for name, arrays in (('a.png', {'map': picture[..., 0]}), ('a_map.png', {}), ('b/a.png', {})):
+    prediction = tasks.task.Prediction({}, arrays)
+    folder.add(predict.Predicted({'name': name}, prediction, {}, None), picture)
+  rows = json.loads(folder.finish().read_text())
+  assert [row['picture'] for row in rows] == ['a.png', 'a_map_2.png', 'a_2.png']
+  assert rows[0]['map'] == 'a_map.png'
 
 
 def events(folder):

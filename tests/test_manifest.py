@@ -149,7 +149,7 @@ def test_several_classes(folder):
   named = dict(names={'labels': 'x,y,z'})
   source = opened(folder, text, fields={'labels': 'b, a, c'}, **named)
   assert source.fields['labels'].names == ('x', 'y', 'z')
-  with pytest.raises(RunError, match=r"names\.labels has 3 names, and the field 'labels' has 2"):
+  with pytest.raises(RunError, match=r'names\.labels has 3 names, and the source knows 2'):
     opened(folder, text, fields={'labels': 'a, b'}, **named)
 
 
@@ -160,7 +160,7 @@ def test_numbers_and_their_units(folder):
     source = opened(folder, text, fields={'target': f'vector: {asked}'})
     assert source.fields['target'] == Field('vector', ('age', 'size'), ('years', 'cm'))
     np.testing.assert_equal(values(source, 'target'), [[1, nan], [nan, 1], [nan, 2], [-25, 3]])
-  assert '2 values: age [years], size [cm]' in source.summary()[0]
+  assert '2 numbers: age [years], size [cm]' in source.summary()[0]
   named = dict(fields={'target': 't [K]'}, names={'target': 'temperature'})
   assert opened(folder, text, **named).fields['target'] == Field('vector', ('temperature',), ('K',))
   rows = lines({'target': [1, None]}, {}, {'target': [2.5, 'nan']}, {'target': [3, 4]})

@@ -13,14 +13,17 @@ from vit_jax.config import complete
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.data import audit, masks, preprocess
+from vit_jax.data.classes import matched
 from vit_jax.data.config import DataConfig
 from vit_jax.data.examples import Source
 from vit_jax.data.fields import Boxes, Field, Mapped, named, require, wanted
 from vit_jax.data.generators import Scenes
 from vit_jax.data.misfit import MisfitError
 from vit_jax.data.order import drawn
+from vit_jax.data.rows.columns import Map
 from vit_jax.data.sources import SOURCES, Folder, Synthetic, Tfds, open_split
 from vit_jax.data.sources.generated import Generated
+from vit_jax.data.sources.mixture import Mixed
 from vit_jax.data.views import View
 from vit_jax.training.loop import train
 
@@ -78,9 +81,7 @@ def test_what_a_task_needs_must_be_there():
   fields = {'image': Field('image'), 'label': Field('vector')}
   with pytest.raises(RunError, match=r"x has no field 'map' of the kind map.*fields\.map=COLUMN"):
     require(fields, {'map': 'map'}, 'x')
-  with pytest.raises(
-    RunError, match="'label' of x is of the kind vector, and"
-  ):
+  with pytest.raises(RunError, match="'label' of x is of the kind vector, and"):
     require(fields, {'label': 'class'}, 'x')
   assert Field.from_dict({'kind': 'class', 'names': ['a', 'b']}) == Field('class', ('a', 'b'))
 
@@ -166,7 +167,7 @@ def test_a_mixture_has_its_shares_and_its_classes_by_name(two):
   assert (found >= 40).reshape(8, 1024).sum(1).tolist() == [768] * 8
   assert set(found.tolist()) == set(range(44))
   text = '\n'.join(source.summary())
-  assert '75.0% b' in text
+  assert '75.0% of what is trained on is b' in text
   held_out = open_split(mixture(two), 'fold 1/2 of train')
   assert len(held_out) == 22
   assert [part.examples for part in held_out.parts] == [20, 2]
@@ -182,6 +183,55 @@ def test_a_mixture_has_its_shares_and_its_classes_by_name(two):
 def test_weights_that_make_no_sense(two, weights, message):
   with pytest.raises(RunError, match=message):
     mixture(two, **weights).open('train')
+
+
+class Given(Source):
+  """Examples that are given."""
+
+  name = 'given'
+
+  def __init__(self, examples, **fields):
+    self._examples, self.fields = examples, fields
+
+  def open(self, split):
+    return self
+
+  def __len__(self):
+    return len(self._examples)
+
+  def __getitem__(self, index):
+    return {**self._examples[index], 'name': str(index)}
+
+
+def test_what_is_of_no_class_in_one_source_is_of_none_in_a_mixture():
+  """Whatever number each has for it; classes are matched by name."""
+  a = Given([{'map': np.array([[0, 1, 255]])}], map=Field('map', ('ground', 'leaf'), ignore=(255,)))
+  b = Given(
+    [{'map': np.array([[0, 1, 2]])}], map=Field('map', ('void', 'leaf', 'sky'), ignore=(0,))
+  )
+  mixed = Mixed('mixed', {'a': a, 'b': b}, {'a': 1.0, 'b': 1.0})
+  names = mixed.fields['map'].names
+  assert names == ('ground', 'leaf', 'void', 'sky')
+  column = Map(4, mixed.fields['map'].ignore)
+  shown = [column.whole(mixed[i])[0].tolist() for i in (0, 1)]
+  assert shown == [[0, 1, 255], [255, 1, 3]]
+
+
+def test_numbers_are_matched_by_name_and_unit():
+  """Another order is put right; another name or unit is refused, in mixtures too."""
+  field = Field('vector', ('length', 'mass'), ('mm', 'g'))
+  other = Field('vector', ('mass', 'length'), ('g', 'mm'))
+  source = Given([{'target': [1.0, 2.0]}], target=other)
+  found = matched(source, {'target': field}, ['target'])
+  assert found[0]['target'].tolist() == [2.0, 1.0]
+  assert found.fields['target'].names == ('length', 'mass')
+  assert matched(source, {'target': other}, ['target']) is source
+  for wrong in (Field('vector', ('length', 'mass'), ('cm', 'g')), Field('vector', ('length',))):
+    with pytest.raises(RunError, match=r'target is .*mass \[g\].*and the model was trained on'):
+      matched(source, {'target': wrong}, ['target'])
+  one = Given([{'target': [1.0]}], target=Field('vector', ('mass',), ('g',)))
+  with pytest.raises(RunError, match='was trained on'):
+    Mixed('mixed', {'a': source, 'b': one}, {'a': 1.0, 'b': 1.0})
 
 
 def test_sources_that_do_not_mix(two):
@@ -387,7 +437,7 @@ def test_what_is_said_of_data():
     'label: 5 to 5 are outside the 2 classes', 'labels: 2.0 classes an image',
     'target: age from 0 to 5 years', 'target: size: none is known',
     'boxes: 2.5 boxes an image, 5 at most', 'map: 1 of 2 classes in 6 maps',
-    'the values 9 are no class', 'counted0: 1 images are there more than once',
+    'the values 9 are no class', 'counted0: 1 image is there more than once',
     'counted4: 2 images are in counted0, too',
   ):  # fmt: skip
     assert part in text, part

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -79,7 +80,8 @@ class Predicted(NamedTuple):
     example: as its source has it.
     prediction: in words, and in the frame of the image.
     outputs: of the task, for this example.
-    image: as the model saw it, (height, width, channels), before it was normalised.
+    image: as the model saw it, (height, width, channels), before it was normalised; None where it
+      saw patches.
   """
 
   example: Example
@@ -115,6 +117,8 @@ class Predictor:
     self.seen = Seen(rows, fields, top)
     devices = sharding.shards('batch')
     self.batch_size = -(-batch_size // devices) * devices
+    if attention and 'image' not in rows.arrays():
+      raise RunError('a model that sees rows of patches has no attention that can be drawn')
     self._model, self._tower = model, _looking(model) if attention else None
 
     def predict(model: Any, batch: Any) -> Any:
@@ -153,7 +157,8 @@ class Predictor:
       example = source[int(batch['index'][place])]
       row = {name: value[place] for name, value in own.items()}
       prediction = self.task.decode(row, example, self.seen)
-      yield Predicted(example, prediction, row, batch['image'][place])
+      image = batch['image'][place] if 'image' in batch else None
+      yield Predicted(example, prediction, row, image)
 
   def drawn(self, predicted: Predicted) -> np.ndarray:
     """A picture of a prediction, uint8 (height, width, 3), and of what it drew on, if asked for."""
@@ -175,7 +180,7 @@ def _looking(model: Any) -> str:
 
 
 def images_in(paths: Iterable[str]) -> list[AnyPath]:
-  """Image files, those in folders and zip files included; what else is there is said on the standard error.
+  """Image files, those in folders and zip files included; what else is there is said on stderr.
 
   Raises:
     RunError: for a path that is not there, or a folder without images.
@@ -212,18 +217,21 @@ class _Folder:
 
   def add(self, predicted: Predicted, picture: np.ndarray) -> None:
     """Writes the pictures of a prediction, and notes the rest."""
-    name = at(predicted.example['name']).stem
-    number = 2
-    while name in self._names:
-      name = f'{at(predicted.example["name"]).stem}_{number}'
-      number += 1
-    self._names.add(name)
-    paths.write_bytes(self.path / f'{name}.png', pictures.png(picture))
-    row = {'image': predicted.example['name'], 'picture': f'{name}.png'}
-    for kind, array in predicted.prediction.arrays.items():
-      row[kind] = f'{name}_{kind}.png'
-      paths.write_bytes(self.path / row[kind], pictures.png(array))
-    self._rows.append(row | predicted.prediction.facts)
+    arrays = {'picture': picture, **predicted.prediction.arrays}
+    files = self._free(at(predicted.example['name']).stem, arrays)
+    for kind, array in arrays.items():
+      paths.write_bytes(self.path / files[kind], pictures.png(array))
+    self._rows.append({'image': predicted.example['name'], **files, **predicted.prediction.facts})
+
+  def _free(self, stem: str, kinds: Iterable[str]) -> dict[str, str]:
+    """Names of files for an image, of which none was written before: STEM.png, STEM_map.png."""
+    for number in itertools.count(1):
+      name = stem if number == 1 else f'{stem}_{number}'
+      files = {k: f'{name}.png' if k == 'picture' else f'{name}_{k}.png' for k in kinds}
+      if not self._names & {*files.values()}:
+        self._names |= {*files.values()}
+        return files
+    raise AssertionError
 
   def finish(self) -> Path:
     """Writes the table."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from vit_jax.data.order import Keyed
 _ENOUGH = 1000
 # Examples that follow each other in a sample.
 _RUN = 16
-# Maps that are looked into: they are decoded whole.
+# Maps, and images of more than 8 bits, that are looked into: they are decoded whole.
 _MAPS = 32
 
 
@@ -130,7 +131,19 @@ def _images(values: Sequence[Any]) -> list[str]:
     lines[-1] += f', {next(iter(forms))}'
   if broken:
     lines.append(f'{broken:,} cannot be decoded')
-  return lines
+  deep = [form for form in forms if not form.endswith('uint8')]
+  return lines + ([_range(values[:_MAPS])] if deep else [])
+
+
+def _range(values: Sequence[Any]) -> str:
+  """Of images whose values have a unit: between what they are."""
+  ends = []
+  for value in values:
+    with contextlib.suppress(ValueError):
+      pixels = preprocess.whole(value)
+      ends.append((pixels.min(), pixels.max()))
+  low, high = np.array(ends, np.float64).T if ends else np.zeros((2, 1))
+  return f'values from {low.min():.4g} to {high.max():.4g} in {len(ends)} images'
 
 
 def _classes(counts: collections.Counter, field: Field) -> list[str]:
@@ -165,14 +178,17 @@ def _maps(field: Field, values: Sequence[Any]) -> list[str]:
   from vit_jax.data.masks import decode_map
 
   found: set[int] = set()
+  broken = 0
   for value in values:
     try:
       found |= set(np.unique(decode_map(value)).tolist())
     except ValueError:
-      continue
+      broken += 1
   inside = {label for label in found if 0 <= label < len(field.names)}
   other = sorted(found - inside - set(field.ignore))
-  lines = [f'{len(inside)} of {len(field.names)} classes in {len(values)} maps']
+  lines = [f'{len(inside)} of {len(field.names)} classes in {len(values) - broken} maps']
+  if broken:
+    lines.append(f'{broken:,} of {len(values)} cannot be read')
   if other:
     lines.append(
       f'the values {few([str(value) for value in other])} are no class, and not among those that '
@@ -199,7 +215,8 @@ def _duplicates(
       elsewhere[seen[key]] += 1
     own[key] = source.name
   seen |= {key: name for key, name in own.items() if key not in seen}
-  lines = [f'{source.name}: {twice:,} images{part} are there more than once'] if twice else []
+  are = lambda count: f'{count:,} image{"s are" if count > 1 else " is"}'  # noqa: E731
+  lines = [f'{source.name}: {are(twice)} there more than once{part}'] if twice else []
   return lines + [
-    f'{source.name}: {count:,} images{part} are in {name}, too' for name, count in elsewhere.items()
+    f'{source.name}: {are(count)} in {name}, too{part}' for name, count in elsewhere.items()
   ]

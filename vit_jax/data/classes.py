@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vit_jax.core.errors import RunError
 from vit_jax.data.examples import Example, Source, Wrapped, with_names
+from vit_jax.data.fields import CLASSED, Field
 from vit_jax.data.files import few
 
 if TYPE_CHECKING:
@@ -36,6 +38,65 @@ def aligned(source: Source, names: Sequence[str], field: str = 'label') -> Sourc
       f'it knows {few(names)}'
     )
   return _Aligned(source, field, names, [names.index(name) for name in own])
+
+
+def matched(source: Source, fields: Mapping[str, Field], needs: Iterable[str]) -> Source:
+  """A source whose classes, numbers and points are those that a model knows, in their order.
+
+  Args:
+    source: of `data.sources`.
+    fields: of the examples that the model was trained on.
+    needs: names of the fields that matter.
+
+  Raises:
+    RunError: for classes that the model does not know, numbers of other names or units.
+  """
+  for name in needs:
+    if name not in fields or name not in source.fields:
+      continue
+    own, known = source.fields[name], fields[name]
+    if own.kind in CLASSED:
+      source = aligned(source, known.names, name)
+    elif own.kind in ('vector', 'points') and known.names:
+      source = _ordered(source, name, known)
+  return source
+
+
+def _ordered(source: Source, name: str, known: Field) -> Source:
+  own = source.fields[name]
+  written = lambda field: few([  # noqa: E731
+    f'{n} [{u}]' if u else n
+    for n, u in zip(field.names, field.units or ('',) * len(field.names), strict=True)
+  ])  # fmt: skip
+  units = lambda field: dict(zip(field.names, field.units or ('',) * len(field.names), strict=True))  # noqa: E731
+  if units(own) != units(known):
+    raise RunError(
+      f'{source.name}: {name} is {written(own)}, and the model was trained on {written(known)}'
+    )
+  if own.names == known.names:
+    return source
+  return _Reordered(source, name, known, [own.names.index(n) for n in known.names])
+
+
+class _Reordered(Wrapped):
+  """A source with numbers, or points, in another order."""
+
+  def __init__(self, source: Source, field: str, known: Field, places: list[int]):
+    super().__init__(source)
+    self._field, self._places = field, places
+    self.fields = {
+      **source.fields, field: dataclasses.replace(known, kind=source.fields[field].kind)
+    }  # fmt: skip
+
+  def read(self, indices: Sequence[int]) -> list[Example]:
+    """See `Source`."""
+    import numpy as np
+
+    name = self._field
+    return [
+      {**example, name: np.asarray(example[name])[self._places]}
+      for example in self.source.read(indices)
+    ]
 
 
 class _Aligned(Wrapped):

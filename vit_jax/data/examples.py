@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vit_jax.core.errors import RunError
-from vit_jax.data.fields import Field
+from vit_jax.data.fields import USUAL, Field
 from vit_jax.data.files import few
 
 # A value for each field, and 'name', for messages. Images are as they are stored.
@@ -104,14 +104,18 @@ def headline(source: Source, of: str = '') -> str:
   kinds = {field.kind for field in source.fields.values()}
   if kinds == {'image', 'class'} and source.class_names:
     names = source.class_names
-    return f'{count} images of {len(names):,} classes: {few(list(names))}'
+    classes = f'{len(names):,} class{"es"[: 2 * (len(names) != 1)]}'
+    return f'{count} images of {classes}: {few(list(names))}'
   return f'{count} examples of {", ".join(_described(n, f) for n, f in source.fields.items())}'
 
 
 def _described(name: str, field: Field) -> str:
-  own = '' if field.kind == name else f'{field.kind}, '
+  own = '' if USUAL.get(name) == field.kind else f'{field.kind}, '
   if field.names:
-    what = 'classes' if field.kind not in ('vector', 'points') else 'values'
+    one, several = {'vector': ('number', 'numbers'), 'points': ('point', 'points')}.get(
+      field.kind, ('class', 'classes')
+    )
+    what = one if len(field.names) == 1 else several
     names = [
       f'{n} [{u}]' if u else n
       for n, u in zip(field.names, field.units or ('',) * len(field.names), strict=True)

@@ -220,7 +220,13 @@ class Mapped:
   def field(self, name: str, field: Field) -> Field:
     """A field of the source with the names that are given, and what is ignored."""
     if name in self.names:
-      field = dataclasses.replace(field, names=named(self.names[name]))
+      names = named(self.names[name])
+      if field.names and len(names) != len(field.names):
+        raise RunError(
+          f'data.source.names.{name} has {len(names)} names, and the source knows '
+          f'{len(field.names)} classes'
+        )
+      field = dataclasses.replace(field, names=names)
     return dataclasses.replace(field, ignore=self.ignore) if field.kind == 'map' else field
 
   def check(self, fields: Mapping[str, Field]) -> None:

@@ -31,6 +31,7 @@ from vit_jax.data.fields import require
 from vit_jax.data.misfit import MisfitError
 from vit_jax.data.sources import open_split
 from vit_jax.data.sources.folder import Folder
+from vit_jax.data.sources.parquet import Parquet
 from vit_jax.data.sources.tfds import Tfds, versions
 
 VERSION = '1.0.0'
@@ -156,6 +157,15 @@ def _summary(source: Source) -> list[str]:
   return source.summary()
 
 
+def _found(path: paths.Path) -> Any:
+  """The data set in a directory, or in a zip file of a folder of images."""
+  if versions(path):
+    return Tfds(dataset=path.name, dir=str(path.parent))
+  if path.is_dir() and any(path.rglob('*.parquet')):
+    return Parquet(dir=str(path))
+  return Folder(str(path))
+
+
 def main(
   source: str, target: str, splits: str, size: int, format: str, quality: int, on_corrupt: str
 ) -> None:
@@ -163,8 +173,7 @@ def main(
   if size < 1 or not 1 <= quality <= 100:
     raise RunError('--size must be at least 1, --quality between 1 and 100')
   path = paths.at(source)
-  is_tfds = bool(versions(path))
-  opened = Tfds(dataset=path.name, dir=str(path.parent)) if is_tfds else Folder(str(path))
+  opened = _found(path)
   sources = {}
   for text in splits.split(','):
     name, _, split = text.partition('=')
@@ -192,7 +201,7 @@ if __name__ == '__main__':
     ),
   )
   parser.add_argument(
-    'source', help='a folder {split}/{class}/ of images, or a prepared data set of TFDS'
+    'source', help='a folder {split}/{class}/ of images, a prepared data set of TFDS, or Parquet'
   )
   parser.add_argument('target', help='DIR/NAME: the data set NAME in DIR')
   parser.add_argument(

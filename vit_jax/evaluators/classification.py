@@ -40,6 +40,7 @@ class Classification(Evaluator):
   """
 
   score = 'loss'
+  of = ('label',)
   report: tuple[str, ...] = ('top1', 'top5', 'loss')
 
   def __post_init__(self):

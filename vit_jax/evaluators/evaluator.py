@@ -12,7 +12,8 @@ import numpy as np
 from etils import epy
 
 from vit_jax.core import schema
-from vit_jax.data.classes import aligned
+from vit_jax.core.errors import RunError
+from vit_jax.data.classes import matched
 from vit_jax.data.config import DataConfig
 from vit_jax.data.crops import CROPS
 from vit_jax.data.examples import Example, NoSplitError, Source, read
@@ -119,9 +120,11 @@ class Evaluator:
     every: how often; the end of the run always.
     batch_size: 0 uses that of training.
     score: what `badness` is, in a word.
+    of: arrays of a batch that it reads.
   """
 
   score: ClassVar[str] = ''
+  of: ClassVar[tuple[str, ...]] = ()
   split: str = 'test'
   crop: Any = schema.choice(CROPS, 'resize')
   every: str = '10%'
@@ -230,6 +233,11 @@ def prepare(
   """
   judged = judged or task.judged
   rows = task.rows(model, fields, View(evaluator.crop), train=False)
+  if lacking := [name for name in evaluator.of if name not in rows.arrays()]:
+    raise RunError(
+      f'name={type(evaluator).__name__.lower()} judges {lacking[0]}, which the task '
+      f'{type(task).__name__.lower()} does not give: choose the evaluation of its name'
+    )
   layout = sharding.BatchLayout(evaluator.batch_size or batch_size)
   skip = pipeline.log if data.on_corrupt == 'skip' else None
   passes, summary, seen = {}, [], Seen(rows, fields)
@@ -240,8 +248,7 @@ def prepare(
       named = [n for n, value in vars(evaluator).items() if value == split]
       raise NoSplitError(str(error), named[0] if named else 'split') from None
     require(source.fields, rows.needs, source.name)
-    if task.classed in source.fields and task.classed in fields:
-      source = aligned(source, fields[task.classed].names, task.classed)
+    source = matched(source, fields, rows.needs)
     summary += [*source.summary(), *pipeline.probe(rows, source, skip=skip)]
     batches = pipeline.eval_batches(rows, source, layout.batch_size, layout.rows, skip=skip)
     passes[name] = _Pass(

@@ -35,6 +35,7 @@ class MultiLabel(Evaluator):
   """
 
   score = 'loss'
+  of = ('labels',)
   report: tuple[str, ...] = REPORTS
   threshold: float = 0.5
 

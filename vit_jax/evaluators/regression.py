@@ -27,6 +27,7 @@ class Regression(Evaluator):
   """
 
   score = 'largest error'
+  of = ('target', 'target_known')
 
   def record(self, row: Mapping[str, np.ndarray], example: Example, seen: Seen) -> Any:
     """See `Evaluator`: what was said, and what is true."""

@@ -32,6 +32,7 @@ class Segmentation(Evaluator):
   """
 
   score = 'wrong pixels'
+  of = ('map',)
 
   def record(self, row: Mapping[str, np.ndarray], example: Example, seen: Seen) -> Any:
     """See `Evaluator`: numbers of the pairs of true and predicted class, and how many there are."""

@@ -63,8 +63,6 @@ class Classification(Images):
         f'model.num_classes={model.num_classes}, but the data have {len(names)} classes: the '
         'checkpoints will not name them'
       )
-    if self.flip:
-      lines.append('task.flip mirrors images on the devices; data.flip=horizontal does it before')
     return lines
 
   def rows(self, model: Any, fields: Fields, view: View, *, train: bool) -> Rows:

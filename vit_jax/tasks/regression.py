@@ -78,7 +78,11 @@ class Regression(Images):
 
   def rows(self, model: Any, fields: Fields, view: View, *, train: bool) -> Rows:
     """See `Task`."""
-    del train
+    if not train and not (self.center and self.spread):
+      raise RunError(
+        'what was predicted is in units that are not known: give --config.task.center and '
+        '--config.task.spread, the mean and standard deviation of each number of the training data'
+      )
     return self.columns(model, fields, view, Vector(model.num_classes))
 
   def totals(self, batch: Batch) -> dict[str, Any]:

@@ -121,12 +121,13 @@ def _with_classes(
   classed = task.classed
   if classed not in source.fields:
     return fields or source.fields, []
-  theirs, own = fields[classed].names if classed in fields else (), source.fields[classed].names
-  classes = getattr(model.config, 'num_classes', len(own))
+  own, classes = source.fields[classed].names, getattr(model.config, 'num_classes', 0)
+  theirs = fields[classed].names if classed in fields else model.card.class_names
   if not classes:
     raise RunError(f'{path} has no head for classification: it only gives features')
-  if theirs:  # `aligned` refuses what it does not know
-    return {**source.fields, **fields}, []
+  if theirs:  # `matched` refuses what it does not know
+    named = dataclasses.replace(source.fields[classed], names=tuple(theirs))
+    return {**source.fields, **fields, classed: named}, []
   if len(own) != classes:
     raise RunError(
       f'{path} has {classes} classes without names, and {source.name} has {len(own)}: they cannot '

@@ -22,7 +22,7 @@ from vit_jax.costs.step import Pass
 from vit_jax.costs.step import step as step_flops
 from vit_jax.data import folds, pipeline
 from vit_jax.data.audit import audit, with_statistics
-from vit_jax.data.classes import aligned
+from vit_jax.data.classes import matched
 from vit_jax.data.config import ORDERS
 from vit_jax.data.examples import NoSplitError, check_classes, with_names
 from vit_jax.data.fields import Field, require
@@ -98,6 +98,9 @@ class Experiment:
       if classed in self.fields:
         names = start.set_classes(self.fields[classed].names)
         self.fields = with_names(self.fields, classed, names)
+      else:
+        target = self.fields.get('target')
+        start.set_outputs(tasks.described(cfg.task)['name'], target.names if target else ())
       model = start.within(model)
     card = next((start.card for start in self._starts if start.sees), card)
     if known:
@@ -123,8 +126,7 @@ class Experiment:
       self._prepare_training(cfg)
 
   def _prepare_training(self, cfg: config_lib.Config) -> None:
-    if (classed := cfg.task.classed) in self.source.fields:
-      self.source = aligned(self.source, self.fields[classed].names, classed)
+    self.source = matched(self.source, self.fields, self.rows.needs)
     self._skip = pipeline.log if cfg.data.on_corrupt == 'skip' else None
     self._about_data = [*self.source.summary(), *probe(self.rows, self.source, skip=self._skip)]
     self.total = self._steps(cfg.total, 'total', total=None)

@@ -162,6 +162,22 @@ class Start:
       )
     return names
 
+  def set_outputs(self, task: str, names: Sequence[str]) -> None:
+    """Decides what becomes of the head of a single model that gives no classes but numbers.
+
+    Args:
+      task: its name.
+      names: of the numbers of the data.
+    """
+    if self.tower or not isinstance(self.model, ViTArchitecture):
+      return
+    theirs = tuple(self.card.fields.get('target', {}).get('names', ()))
+    if names and self.card.task.get('name') == task and theirs == tuple(names):
+      self.notes.append(f'head: kept from {self.path}, which was trained for the same numbers')
+      return
+    self._fresh_head = True
+    self.notes.append(f'head: new, because that of {self.path} is for something else than {task}')
+
   def compare(self, wishes: Mapping[str, Any], decided: Mapping[str, Any]) -> None:
     """Notes where the checkpoint decided otherwise than a configuration file.
 

@@ -410,7 +410,7 @@ def _described(experiment: Experiment) -> str:
   cfg, count = experiment.config, lambda held: sum(leaf.size for leaf in jax.tree.leaves(held))
   trained = count(experiment.abstract_state.model) // max(1, cfg.lane_count)
   frozen = count(experiment.frozen)
-  name, size = type(cfg.model).__name__, ''
+  name, size = cfg.model.kind, ''
   if isinstance(cfg.model, ViTArchitecture):
     model, name = cfg.model, variants.name_of(cfg.model) or 'ViT'
     side, (rows, columns) = 'x'.join(map(str, model.image_size)), model.grid

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_jax.core.errors import RunError, suggest
-from vit_jax.data.classes import aligned
-from vit_jax.data.examples import Example, Portion, Source, with_names
+from vit_jax.data.classes import aligned, matched
+from vit_jax.data.examples import Example, Portion, Source, Wrapped, with_names
 from vit_jax.data.fields import CLASSED
 from vit_jax.data.files import few
+
+# Of a pixel of a map that is of no class, in whichever source.
+_VOID = 2**31 - 1
 
 
 class Mixed(Source):
@@ -30,6 +34,11 @@ class Mixed(Source):
       if len(kinds) > 1 or len(types) > 1:
         different = few(sorted(kinds | types))
         raise RunError(f'{name}: the field {field!r} is of different kinds: {different}')
+      if own.kind in ('vector', 'points'):
+        sources = {n: matched(s, {field: own}, (field,)) for n, s in sources.items()}
+      if own.kind == 'map':
+        sources = {n: _Voided(s, field) for n, s in sources.items()}
+        self.fields[field] = dataclasses.replace(own, ignore=(_VOID,))
       if own.kind in CLASSED:
         every = [n for s in sources.values() for n in s.fields[field].names]
         names = list(dict.fromkeys(every))
@@ -68,8 +77,7 @@ class Mixed(Source):
     """What is mixed, how, and what not all have."""
     total = math.fsum(self._weights.values())
     lines = [
-      f'{self.name}: {weight / total:.1%} {name}, {source.name}, {len(source):,} examples, seen '
-      f'{weight / total * len(self) / len(source):.2g} times while {len(self):,} are drawn'
+      f'{self.name}: {weight / total:.1%} of what is trained on is {name}, {len(source):,} examples'
       for (name, weight), source in zip(self._weights.items(), self._sources, strict=True)
     ]
     lines += [
@@ -77,6 +85,29 @@ class Mixed(Source):
       for fields in self._dropped.values() if fields
     ]  # fmt: skip
     return [*lines, *(line for source in self._sources for line in source.summary())]
+
+
+class _Voided(Wrapped):
+  """A source of maps in which what is ignored is one number, that no source has for a class."""
+
+  def __init__(self, source: Source, field: str):
+    super().__init__(source)
+    self._field, self._ignore = field, source.fields[field].ignore
+    own = dataclasses.replace(source.fields[field], ignore=(_VOID,))
+    self.fields = {**source.fields, field: own}
+
+  def read(self, indices: Sequence[int]) -> list[Example]:
+    """See `Source`."""
+    import numpy as np
+
+    from vit_jax.data.masks import decode_map
+
+    found = []
+    for example in self.source.read(indices):
+      values = decode_map(example[self._field])
+      voided = np.where(np.isin(values, self._ignore), _VOID, values)
+      found.append({**example, self._field: voided})
+    return found
 
 
 def checked(sources: Mapping[str, Any], weights: Mapping[str, str]) -> dict[str, float]:

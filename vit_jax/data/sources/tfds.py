@@ -186,7 +186,7 @@ class TfdsSource(Source):
       builder: Any = tfds.builder_from_directory(str(folder))
       features, splits = builder.info.features, builder.info.splits
     self.fields, self._readers = _fields(config, features)
-    if 'label' in self.fields:
+    if 'label' in self.fields and 'label' not in {*config.fields, *config.names}:
       _check_names(folder, stored['features.json'], list(self.class_names), remedy)
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
       raise RunError(
@@ -282,9 +282,11 @@ def _fields(config: Tfds, features: Any) -> tuple[dict[str, Field], dict[str, Re
   import tensorflow_datasets as tfds
 
   fields, readers, asked = {}, {}, config.wanted()
-  there = dict(_leaves(features))
+  inside = {path: within for path, _, within in _leaves(features)}
+  there = {path: feature for path, feature, _ in _leaves(features)}
+  kind_of = lambda path: _several(_kind(there[path]), inside[path])  # noqa: E731
   for path, feature in there.items():
-    name, kind = path, _kind(feature)
+    name, kind = path, kind_of(path)
     if kind == 'boxes':
       name = 'boxes'
     used = {column for each in asked.values() for column in each.columns}
@@ -297,7 +299,7 @@ def _fields(config: Tfds, features: Any) -> tuple[dict[str, Field], dict[str, Re
         f'{config.dataset} has no feature {", ".join(each.columns)!r} for the field {name!r}: '
         f'{suggest(path, there)}'
       )
-    kind = _kind(there[path])
+    kind = kind_of(path)
     image = isinstance(there[path], tfds.features.Image)
     if each.kind != kind and not (each.kind == 'map' and image):
       raise RunError(
@@ -305,20 +307,31 @@ def _fields(config: Tfds, features: Any) -> tuple[dict[str, Field], dict[str, Re
         f'{kind or "no field"}, not {each.kind}'
       )
     fields[name] = _field(each.kind, path, there[path], there)
+    if each.units[0]:
+      units = each.units * len(fields[name].names)
+      fields[name] = dataclasses.replace(fields[name], units=units)
     readers[name] = _reader(each.kind, path, there)
   fields = {name: config.field(name, field) for name, field in fields.items()}
   config.check(fields)
   return fields, readers
 
 
-def _leaves(features: Any, path: str = '') -> Iterator[tuple[str, Any]]:
-  """All features by path, those of a sequence of dictionaries likewise."""
+def _leaves(features: Any, path: str = '', within: bool = False) -> Iterator[tuple[str, Any, bool]]:
+  """All features by path, and whether each is one of several in a sequence of dictionaries."""
   inner = getattr(features, 'feature', features)  # of a sequence
   if hasattr(inner, 'keys'):
     for name in inner.keys():  # noqa: SIM118
-      yield from _leaves(inner[name], f'{path}/{name}' if path else name)
+      below = within or inner is not features
+      yield from _leaves(inner[name], f'{path}/{name}' if path else name, below)
   elif path:
-    yield path, features
+    yield path, features, within
+
+
+def _several(kind: str, within: bool) -> str:
+  """The kind of a field that has the values of a whole sequence."""
+  if not within or kind in ('boxes', 'text'):
+    return kind
+  return {'class': 'classes'}.get(kind, '')
 
 
 def _kind(feature: Any) -> str:
