@@ -38,7 +38,8 @@ OTHER = {**VIT, 'variant': 'mu/2', 'patch_size': 2, 'depth': 1, 'width': 8, 'mlp
          'drop_path': 0.0}  # fmt: skip
 FEW = 'query,key,value'  # gradients of biases are products, and many where features are so few
 # Of each task: its model and evaluation; what lanes may be over; fields with which a layer is not
-# scanned; whether its evaluation leaves arrays; fields with which its costs are known.
+# scanned; whether its evaluation leaves arrays; fields with which its costs are known; its data, if
+# they are not the digits: 40 examples to test on.
 CASES = {
   'toy_dino': dict(
     costs=dict(model__drop_path=0.0),  # what is dropped costs nothing, and is drawn

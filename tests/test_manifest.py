@@ -174,10 +174,10 @@ def test_numbers_and_their_units(folder):
 
 def test_points(folder):
   nan = float('nan')
-  text = table('eye_x', 1, 3, eye_y=[2, ''], nose_x=[5, 6], nose_y=[7, 8])
+  text = table('eye_x', 1, '', eye_y=[2, ''], nose_x=[5, 6], nose_y=[7, 8])
   asked = {'points': 'eye_x, eye_y, nose_x, nose_y'}
   source = opened(folder, text, fields=asked)
-  want = [[[1, 2], [5, 7]], [[3, nan], [6, 8]]]
+  want = [[[1, 2], [5, 7]], [[nan, nan], [6, 8]]]
   np.testing.assert_equal(values(source, 'points'), want)
   assert source.fields['points'] == Field('points', ('eye', 'nose'))
   text = table('x1', 1, y1=[2], x2=[3], y2=[4])
@@ -331,7 +331,7 @@ def test_files_are_looked_for(folder, monkeypatch):
     (table('a', 1), dict(fields={'map': 'image'}), r'give data\.source\.names\.map, which is how'),
     (table('x', 1), dict(fields={'points': 'x, x, x'}), r'are x, y, x, y, \.\.\., and these are x'),
     (table('x1', 1, x2=[1]), dict(fields={'points': 'x1, x2'}), r'and these are x1, x2'),
-    (table('x', 1), dict(fields={'points': 'x'}), r"line 2: x='1' is no list"),
+    (table('x', 1), dict(fields={'points': 'x'}), r'points are pairs of columns'),
     (table('x', 1), dict(fields={'boxes': 'x'}), r"line 2: x='1' is no list of boxes; of none it"),
     (table('x', 1), dict(fields={'boxes': 'x, x, x'}), r'boxes are four columns or one of lists'),
     (table('x', 5, y=[4]), dict(fields={'boxes': 'x, x, y, y'}), r"line 2: \['5', '5', '4', '4'\]"),

@@ -27,8 +27,9 @@ def main(
   if checkpoint:
     if config is None:
       raise RunError(
-        '--checkpoint needs --config=FILE, which says what it is evaluated on; for images in '
-        'folders by class: --config=configs/image_folder.py:DIR'
+        '--checkpoint needs --config=FILE, which says what it is evaluated on: that of its '
+        'training, or, for images in folders by class, configs/image_folder.py:DIR. A run of ours '
+        'is evaluated by --workdir=RUN as it was trained'
       )
     if step is not None:
       raise RunError("of a run a step is chosen by --checkpoint='RUN?step=N'")

@@ -40,7 +40,10 @@ def sample(source: Source, most: int) -> list[Example]:
 
 
 def with_statistics(source: Source) -> dict[str, Field]:
-  """The fields of a source, those of vectors with the mean and the spread of their numbers."""
+  """The fields of a source, those of vectors with the mean and the spread of their numbers.
+
+  Of a vector of which no number is known they stay unset.
+  """
   fields = dict(source.fields)
   lacking = [n for n, f in fields.items() if f.kind == 'vector' and not f.center]
   if not lacking:
@@ -49,6 +52,8 @@ def with_statistics(source: Source) -> dict[str, Field]:
   for name in lacking:
     values = np.array([example[name] for example in examples], np.float64)
     known = np.isfinite(values)
+    if not known.any():
+      continue
     count = np.maximum(known.sum(0), 1)
     center = np.where(known, values, 0).sum(0) / count
     spread = np.sqrt((np.where(known, values - center, 0) ** 2).sum(0) / count)
@@ -77,13 +82,15 @@ def audit(sources: Mapping[str, Source], most: int) -> list[str]:
       values = [example[name] for example in examples]
       if name == 'label' and source.labels is not None:
         values = source.labels
-      lines += [f'{source.name}: {name}: {text}{part}' for text in _about(field, values)]
+      images = [example['image'] for example in examples if 'image' in example]
+      about = _about(field, values, images)
+      lines += [f'{source.name}: {name}: {text}{part}' for text in about]
     lines += _duplicates(source, examples, seen, part)
   return lines
 
 
-def _about(field: Field, values: Sequence[Any]) -> list[str]:
-  """What there is to say of the values of a field."""
+def _about(field: Field, values: Sequence[Any], images: Sequence[Any]) -> list[str]:
+  """What there is to say of the values of a field, and of the images that they belong to."""
   if field.kind == 'image':
     return _images(values)
   if field.kind == 'class':
@@ -94,6 +101,8 @@ def _about(field: Field, values: Sequence[Any]) -> list[str]:
     return [f'{each:.1f} classes an image', *_classes(counts, field)]
   if field.kind == 'vector':
     return _numbers(field, np.array(values, np.float64).reshape(len(values), -1))
+  if field.kind == 'points':
+    return _points(np.array(values, np.float64), images)
   if field.kind == 'boxes':
     counts = [len(boxes.label) for boxes in values]
     labels = collections.Counter(int(label) for boxes in values for label in boxes.label)
@@ -172,6 +181,25 @@ def _numbers(field: Field, values: np.ndarray) -> list[str]:
     else:
       lines.append(f'{name}: none is known')
   return lines if len(lines) <= 8 else [*lines[:8], f'and {len(lines) - 8} more']
+
+
+def _points(values: np.ndarray, images: Sequence[Any]) -> list[str]:
+  """How many points are known, where they are, and how many are in no image."""
+  known = np.isfinite(values).all(-1)
+  lines = [f'{known.mean():.1%} of the points are known']
+  if known.any():
+    (x, y) = values[known].T
+    lines[0] += f', x from {x.min():.4g} to {x.max():.4g}, y from {y.min():.4g} to {y.max():.4g}'
+    if max(x.max(), y.max()) <= 1:
+      lines.append('all points are between 0 and 1: they are read as pixels, not as shares')
+  sizes = np.full((len(values), 2), np.inf)
+  for row, image in enumerate(images):
+    with contextlib.suppress(ValueError):
+      sizes[row] = preprocess.described(image)[0][::-1]
+  away = known & ((values < 0) | (values > sizes[:, None])).any(-1)
+  if away.any():
+    lines.append(f'{away.sum():,} points are outside of their image, and do not count')
+  return lines
 
 
 def _maps(field: Field, values: Sequence[Any]) -> list[str]:

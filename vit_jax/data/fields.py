@@ -163,10 +163,11 @@ def require(fields: Mapping[str, Field], needs: Mapping[str, str], where: str) -
   for name, kind in needs.items():
     if name not in fields:
       there = ', '.join(f'{n} ({field.kind})' for n, field in fields.items())
+      columns = "'X, Y, X, Y, ...'" if kind == 'points' else 'COLUMN'
       raise RunError(
         f'{where} has no field {name!r} of the kind {kind}, which the task needs; it has '
         f'{there or "none"}. Where a column has another name: --config.data.source.fields.{name}='
-        'COLUMN'
+        f'{columns}'
       )
     if fields[name].kind != kind:
       raise RunError(

@@ -233,6 +233,11 @@ def prepare(
   """
   judged = judged or task.judged
   rows = task.rows(model, fields, View(evaluator.crop), train=False)
+  if evaluator.crop.random:
+    raise RunError(
+      f'crop.name: a {type(evaluator.crop).__name__} crop is random, and what is evaluated must be '
+      'the same each time: resize or center'
+    )
   if lacking := [name for name in evaluator.of if name not in rows.arrays()]:
     raise RunError(
       f'name={type(evaluator).__name__.lower()} judges {lacking[0]}, which the task '

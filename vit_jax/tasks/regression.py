@@ -65,6 +65,11 @@ class Regression(Images):
           f'task.{name}={values} has {len(values)} values, and the target {len(field.names)}: '
           f'{", ".join(field.names)}'
         )
+    if not center or not spread:
+      raise RunError(
+        f'none of the numbers of target, {", ".join(field.names)}, is known in the training data: '
+        'there is nothing to learn'
+      )
     return dataclasses.replace(self, center=center, spread=spread)
 
   def adapt(self, model: Any, fields: Fields) -> Any:

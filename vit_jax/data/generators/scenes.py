@@ -27,7 +27,8 @@ class Scenes:
   that say nothing: either may be the lighter one. Between the digits are pieces of others,
   shuffled, so that ink alone is no sign of a digit. Fields: image; labels, the digits that are
   there; boxes; masks; map, of each pixel 0 for ground and d + 1 for the digit d; panoptic; target,
-  where the largest digit is and how high; text, which says what is there from left to right.
+  where the largest digit is and how high; points, in the middle of its left, right and upper edge;
+  text, which says what is there from left to right.
 
   Attributes:
     size: height and width.
@@ -60,6 +61,7 @@ class Scenes:
       'boxes': Field('boxes', DIGITS), 'masks': Field('masks', DIGITS),
       'map': Field('map', ('ground', *DIGITS)), 'panoptic': Field('panoptic', ('ground', *DIGITS)),
       'target': Field('vector', ('x', 'y', 'height'), ('px',) * 3), 'text': Field('text'),
+      'points': Field('points', ('left', 'right', 'top')),
     }  # fmt: skip
 
   def example(self, rng: np.random.Generator, *, train: bool) -> Example:
@@ -102,6 +104,7 @@ class Scenes:
       'map': np.concatenate([[0], label + 1])[ids],
       'panoptic': Panoptic(ids, {n: (int(c) + 1, False) for n, c in enumerate(label, 1)}),
       'target': np.array(target, np.float64),
+      'points': _middles(corners[largest] if found else None),
       'text': ' and '.join(f'a {label[i]}' for i in order) or 'nothing',
     }  # fmt: skip
 
@@ -155,6 +158,17 @@ def _shuffled(shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   quarters = [shape[y : y + half, x : x + half] for y in (0, half) for x in (0, half)]
   a, b, c, d = (quarters[i][::-1] for i in [*(rng.permutation(3) + 1).tolist(), 0])
   return np.block([[a, b], [c, d]])
+
+
+def _middles(box: np.ndarray | None) -> np.ndarray:
+  """The middle of the left, the right and the upper edge of a box; without one none is known."""
+  import numpy as np
+
+  if box is None:
+    return np.full((3, 2), np.nan)
+  left, top, right, bottom = box
+  x, y = (left + right) / 2, (top + bottom) / 2
+  return np.array([[left, y], [right, y], [x, top]])
 
 
 def _around(mask: np.ndarray) -> tuple[int, int, int, int]:

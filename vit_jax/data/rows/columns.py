@@ -245,13 +245,13 @@ class Points:
 
   Attributes:
     count: of the points.
-    mirrored: which point a point is in a mirror: places of a left and a right eye change. Unset
-      for points that have no sides.
+    mirrored: which point each point is in a mirror, where a left eye is a right one: (1, 0, 2);
+      of points that have no sides (0, 1, 2). Unset, views that mirror are refused.
   """
 
   count: int
   field: str = 'points'
-  mirrored: tuple[int, ...] = ()
+  mirrored: tuple[int, ...] | None = None
 
   @property
   def needs(self) -> dict[str, str]:
@@ -274,7 +274,12 @@ class Points:
         f'{example["name"]}: {self.field} is {points.shape}, not {self.count} points of x and y'
       )
     points = placement.points(points) / placement.size[::-1]
-    if self.mirrored and placement.across != placement.down:
+    if placement.across != placement.down and self.count > 1:
+      if self.mirrored is None:
+        raise RunError(
+          f'data.flip mirrors {self.field}, and nobody says which of them are left and right: the '
+          'task must give Points(mirrored=...)'
+        )
       points = points[list(self.mirrored)]
     with np.errstate(invalid='ignore'):
       known = np.asarray(((points >= 0) & (points <= 1)).all(-1))

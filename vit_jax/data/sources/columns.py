@@ -140,6 +140,11 @@ def _points(part: Part) -> tuple[Field, Any]:
   import numpy as np
 
   if len(part.columns) == 1:
+    if not any(isinstance(value, list) for value in part.table.column(part.columns[0])):
+      raise RunError(
+        f'data.source.fields.{part.name}={part.columns[0]}: points are pairs of columns, x, y, x, '
+        'y, ..., or one column of lists in JSON lines'
+      )
     found = _numbers(part.table, part.columns[0], 2)
     return Field('points', tuple(f'p{i}' for i in range(found.shape[1]))), found
   sides = [_side(split_unit(column)[0]) for column in part.columns]
@@ -149,10 +154,22 @@ def _points(part: Part) -> tuple[Field, Any]:
       f'data.source.fields.{part.name}: columns of points are x, y, x, y, ..., and these are '
       f'{", ".join(part.columns)}'
     )
+  for at in range(0, len(sides), 2):
+    (_, one), (_, other) = sides[at : at + 2]
+    if one != other and one and other:
+      raise RunError(
+        f'data.source.fields.{part.name}: {part.columns[at]} and {part.columns[at + 1]} are x and '
+        'y of different points'
+      )
   names = [one if one == other else '' for (_, one), (_, other) in zip(sides[::2], sides[1::2])]  # noqa: B905
   if len({*names}) < len(names) or any(not name or name.isdigit() for name in names):
     names = [f'p{i}' for i in range(len(names))]
   found = np.stack([_numbers(part.table, column) for column in part.columns], 1)
+  known = np.isfinite(found.reshape(len(found), -1, 2))
+  if len(half := np.argwhere(known.any(-1) & ~known.all(-1))):
+    row, point = half[0].tolist()
+    x, y = part.columns[2 * point : 2 * point + 2]
+    raise part.table.wrong(row, f'of {x} and {y} one is there, and the other not')
   return Field('points', tuple(names)), found.reshape(len(found), -1, 2)
 
 
