@@ -101,13 +101,16 @@ def test_objects(tmp_path):
   names = ('man', 'dog', 'hat')
   assert source.fields == {
     'image': fields.Field('image'), 'boxes': fields.Field('boxes', names),
-    'masks': fields.Field('masks', names),
+    'labels': fields.Field('classes', names), 'masks': fields.Field('masks', names),
   }  # fmt: skip
   assert said(source) == [
-    '3 examples of image, boxes (3 classes: man, dog, hat), masks (3 classes: man, dog, hat)',
+    '3 examples of image, boxes (3 classes: man, dog, hat), labels (3 classes: man, dog, hat), '
+    'masks (3 classes: man, dog, hat)',
     '1 images have no objects',
   ]  # fmt: skip
   first, second, third = source
+  for example in source:
+    assert example['labels'] == sorted({*example['boxes'].label.tolist()})
   path = tmp_path / 'train2017' / '030.png'
   assert (first['name'], first['image']) == (str(path), path.read_bytes())
   assert [e['image_id'] for e in source] == [30, 7, 12]
@@ -191,7 +194,7 @@ def test_no_masks_where_some_have_none(tmp_path):
   data['annotations'][0]['segmentation'] = []
   del data['annotations'][1]['segmentation']
   source = Coco(dir=str(make(tmp_path, data))).open('train2017')
-  assert source.fields.keys() == {'image', 'boxes'}
+  assert source.fields.keys() == {'image', 'boxes', 'labels'}
   assert 'no masks, as 2 of 3 objects have none' in said(source)
   assert 'masks' not in source[0]
 
@@ -206,7 +209,7 @@ def test_panoptic_and_captions(tmp_path):
   assert source.fields['text'] == fields.Field('text')
   assert [e['text'] for e in source] == [('d',), ('b',), ('a', 'c')]
   example = source[1]
-  assert example.keys() == {'image', 'boxes', 'masks', 'panoptic', 'text', 'image_id',
+  assert example.keys() == {'image', 'boxes', 'labels', 'masks', 'panoptic', 'text', 'image_id',
                             'annotation_ids', 'name'}  # fmt: skip
   assert np.array_equal(masks.decode_panoptic(example['panoptic']), IDS)
   assert example['panoptic'].segments == {5: (1, False), 70_000: (0, True)}

@@ -22,10 +22,10 @@ _PARTS = {
 class Coco:
   """Images with annotations in JSON files like those of COCO, whose splits are train2017, val2017.
 
-  There are boxes and, where every object has one, masks. Classes are in the order of the ids of
-  their categories. Boxes are cut at the edge of the image, and what is then without width or height
-  is left out; images without objects are not. An example also has `image_id` and, of its objects,
-  `annotation_ids`, as COCO numbers them.
+  There are boxes, labels (the classes that are there) and, where every object has one, masks.
+  Classes are in the order of the ids of their categories. Boxes are cut at the edge of the image,
+  and what is then without width or height is left out; images without objects are not. An example
+  also has `image_id` and, of its objects, `annotation_ids`, as COCO numbers them.
 
   Attributes:
     dir: that all paths are in.

@@ -138,7 +138,7 @@ class Objects:
     area = np.array([item.get('area') for item in items], np.float64)
     self._area = np.where(np.isfinite(area), area, sides[kept].prod(1))
     self._ids = file.numbers('annotations', 'id', 1)[kept, 0].astype(np.int64)
-    self.fields = {'boxes': Field('boxes', names)}
+    self.fields = {'boxes': Field('boxes', names), 'labels': Field('classes', names)}
     shapes = [item.get('segmentation') for item in items]
     if lacking := sum(not shape for shape in shapes):
       self.said.append(f'no masks, as {lacking:,} of {len(shapes):,} objects have none')
@@ -186,8 +186,8 @@ class Objects:
     label, crowd = self._label[rows], self._crowd[rows]
     found = {
       'boxes': Boxes(self._corners[rows], label, crowd, self._area[rows]),
-      'annotation_ids': self._ids[rows],
-    }
+      'labels': sorted({*label.tolist()}), 'annotation_ids': self._ids[rows],
+    }  # fmt: skip
     if 'masks' in self.fields:
       found['masks'] = Masks([self._shape(i) for i in range(rows.start, rows.stop)], label, crowd)
     return found
