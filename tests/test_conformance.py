@@ -102,6 +102,11 @@ CASES = {
 NAMES = tuple(CASES)
 
 
+def but(*slow):
+  """All cases; these, which differ from the others in what is tested elsewhere, are slow."""
+  return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in NAMES]
+
+
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
   for there, ours in toy_tasks.REGISTRIES:
@@ -186,7 +191,7 @@ def test_every_optimizer_on_a_mesh(optimizer, data_dir):
   assert_same(stepped(configured('toy_set', data_dir, optimizer, **own), '2x2x2'), plain)
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', but('multilabel', 'regression', 'toy_captions', 'toy_pair'))
 def test_lanes_are_the_runs_alone(name, data_dir):
   """Over the seed, the learning rate, and a hyperparameter that only this task has."""
   own = CASES[name]['lanes']
@@ -206,12 +211,7 @@ def test_lanes_are_the_runs_alone(name, data_dir):
   assert step._cache_size() == 1
 
 
-# What is like classification to the loop is there for the sake of its own parts.
-SIMILAR = ('multilabel', 'regression')
-KILLED = [pytest.param(n, marks=pytest.mark.slow) if n in SIMILAR else n for n in NAMES]
-
-
-@pytest.mark.parametrize('name', KILLED)
+@pytest.mark.parametrize('name', but('multilabel', 'regression', 'toy_captions', 'toy_moco'))
 def test_a_run_is_killed_resumed_forked_and_exported(name, data_dir, tmp_path):
   config = configured(name, data_dir)
   result = train(config, str(tmp_path / 'whole'))
