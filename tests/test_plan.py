@@ -210,6 +210,7 @@ def test_what_does_not_fit_is_replaced(monkeypatch, capsys, small):
   assert '--config.model.remat=full' in out
 
 
+@pytest.mark.slow
 def test_towers_and_lanes_are_planned():
   """Two towers without data, whose policies are looked for; lanes, which take room each."""
   tower = dict(width=64, depth=1, mlp_dim=128, num_heads=2, image_size=(32, 32))
