@@ -165,7 +165,7 @@ def test_evaluations_and_heads_are_of_their_task(run, tmp_path, capsys):
   task, folder, _ = run
   config = configured(task).to_dict()
   config['evals'] = {'test': {'name': 'classification'}}
-  with pytest.raises(RunError, match=f'test: name=classification judges label, which .* {task}'):
+  with pytest.raises(RunError, match=f'test: name=classification needs label, which .* {task}'):
     train(complete(config), str(tmp_path / 'other'))
   if task == 'regression':
     for target, text in ((task, 'head: kept'), ('multilabel', 'head: new')):
@@ -219,6 +219,8 @@ def test_tensorboard_has_what_metrics_have(run):
 
 def test_a_writer_that_fails_stops_no_run(tmp_path, monkeypatch, capsys):
   class Full:
+    package = ''
+
     def __init__(self, folder, start):
       pass
 

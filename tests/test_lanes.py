@@ -92,7 +92,8 @@ def test_a_lane_that_diverges_leaves_the_others_alone(side_by_side, digits, tmp_
   folder, result, alone = side_by_side
   assert list(result['diverged']) == ['1']
   assert result['metrics']['test/loss'][1] is None
-  assert max(result['metrics']['test/loss'][::2]) < 2.5
+  sound = result['metrics']['test/loss'][::2]
+  assert max(sound) < np.log(10)  # of a model that was not trained
   assert json.loads((folder / 'all' / 'result.json').read_text()) == result
   assert result['metrics']['test/loss'][2] == pytest.approx(alone['metrics']['test/loss'], rel=1e-4)
   with pytest.raises(RunError, match='gradient norm'):

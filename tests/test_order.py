@@ -123,6 +123,13 @@ def test_a_mixture_has_its_shares_and_loses_nothing():
   np.testing.assert_array_equal(mixed(np.array([5000, 17])), found[[5000, 17]])
 
 
+def test_parts_of_equal_size_have_orders_of_their_own():
+  mixed = Mixed((Keyed(500, 1, 0), Keyed(500, 1, 1)), (0, 500), (1.0, 1.0), 1)
+  found = mixed(np.arange(512))
+  twins = len({*found[found < 500]} & {*(found[found >= 500] - 500)})
+  assert 80 < twins < 180  # of 256 of each, half by chance
+
+
 def test_there_must_be_something_to_shuffle():
   with pytest.raises(ValueError, match='nothing to shuffle'):
     shuffled(np.arange(0), 0, (0, 1))

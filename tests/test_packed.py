@@ -87,7 +87,6 @@ def test_every_image_is_in_one_row_whole(flip):
         # The nearest grid of so many patches: no side is off by more than one.
         aspect = np.sqrt(len(coords) * height / width), np.sqrt(len(coords) * width / height)
         assert np.abs(grid - aspect).max() <= 1.5
-      row['pixels'][row['segment'] == 0].any()
       assert not row['pixels'][row['segment'] == 0].any()
       seen += row['index'][row['mask'] > 0].tolist()
     assert (batch['segment'] > 0).mean() > 0.9

@@ -2,6 +2,8 @@
 
 import contextlib
 import pickle
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -16,7 +18,7 @@ from vit_jax.data import audit, masks, preprocess
 from vit_jax.data.classes import matched
 from vit_jax.data.config import DataConfig
 from vit_jax.data.examples import Source
-from vit_jax.data.fields import Boxes, Field, Mapped, named, require, wanted
+from vit_jax.data.fields import VOID, Boxes, Field, Mapped, named, require, wanted
 from vit_jax.data.generators import Scenes
 from vit_jax.data.misfit import MisfitError
 from vit_jax.data.order import drawn
@@ -215,6 +217,43 @@ def test_what_is_of_no_class_in_one_source_is_of_none_in_a_mixture():
   column = Map(4, mixed.fields['map'].ignore)
   shown = [column.whole(mixed[i])[0].tolist() for i in (0, 1)]
   assert shown == [[0, 1, 255], [255, 1, 3]]
+
+
+def test_maps_of_other_data_are_put_in_the_numbers_of_the_model():
+  """What is ignored there becomes no class here; what is damaged is found when it is decoded."""
+  source = Given(
+    [{'map': np.array([[0, 1, 2, 1]])}, {'map': b'broken'}],
+    map=Field('map', ('a', 'b', 'unlabelled'), ignore=(2,)),
+  )
+  known = Field('map', ('unlabelled', 'a', 'b'))
+  found = matched(source, {'map': known}, ['map'])
+  column = Map(3, (*known.ignore, VOID))
+  assert column.whole(found[0]).tolist() == [[1, 2, 255, 2]]
+  broken = found.read([1])[0]
+  with pytest.raises(ValueError, match='no image'):
+    column.whole(broken)
+  assert matched(source, {'map': source.fields['map']}, ['map']) is source
+  nameless = {'map': Field('map', ignore=(2,))}
+  assert matched(source, nameless, ['map'])[0]['map'].change is not None
+  with pytest.raises(RunError, match=r'has the value -1, outside the 3 .*ignore=-1'):
+    column.whole({'map': np.array([[-1, 2]]), 'name': 'x'})
+
+
+@pytest.mark.parametrize('bits', [1, 2, 4])
+def test_grey_png_of_few_bits_is_read_as_it_is_written(bits):
+  """By the book (RFC 2083): Pillow does not write such files."""
+  values = np.arange(8, dtype=np.uint8)[None] % (1 << bits)
+  rows = b''.join(b'\0' + np.packbits(
+    np.unpackbits(row[:, None], axis=1)[:, 8 - bits :].reshape(-1)
+  ).tobytes() for row in values)  # fmt: skip
+
+  def chunk(kind, data):
+    check = struct.pack('>I', zlib.crc32(kind + data))
+    return struct.pack('>I', len(data)) + kind + data + check
+
+  header = struct.pack('>IIBBBBB', 8, 1, bits, 0, 0, 0, 0)
+  data = b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(rows))
+  np.testing.assert_array_equal(masks.decode_map(data + chunk(b'IEND', b'')), values)
 
 
 def test_numbers_are_matched_by_name_and_unit():

@@ -61,7 +61,7 @@ def test_mean_average_precision_is_that_of_scikit_learn():
   rng = np.random.default_rng(0)
   truth = rng.random((80, 5)) < np.array([0.3, 0.0, 1.0, 0.05, 0.5])
   logits = np.round(rng.normal(0, 1, (80, 5)) + truth, 1).astype(np.float32)
-  records = [(row, tuple(np.flatnonzero(t))) for row, t in zip(logits, truth, strict=True)]
+  records = [(row, np.flatnonzero(t)) for row, t in zip(logits, truth, strict=True)]
   scores = scored(MultiLabelScores(), records, labels=Field('classes', tuple('abcde')))
   there = [0, 2, 3, 4]
   want = metrics.average_precision_score(truth[:, there], logits[:, there], average='macro')
@@ -72,7 +72,7 @@ def test_mean_average_precision_is_that_of_scikit_learn():
   assert scores.values['loss'] == pytest.approx(metrics.log_loss(truth.ravel(), chances.ravel()))
   assert np.isnan(scores.arrays['ap'][1])
   assert [row[0] for row in scores.tables[0].rows] == ['a', 'c', 'd', 'e']
-  assert scored(MultiLabelScores(report=('map',)), records[:0] or [(logits[0], ())],
+  assert scored(MultiLabelScores(report=('map',)), [(logits[0], np.zeros(0, int))],
                 labels=Field('classes', tuple('abcde'))).values == {'map': 0.0}  # fmt: skip
 
 
@@ -123,6 +123,26 @@ def test_a_loss_of_numbers_is_in_their_spread(kind):
   # And back in their unit.
   predicted = task.predict(lambda image: jnp.asarray(said), {'image': None})['target']
   np.testing.assert_allclose(predicted, said * [5, 4] + [10, 9], rtol=1e-5)
+
+
+def test_how_bad_a_prediction_is_does_not_depend_on_its_batch():
+  """In spreads of the training data; of no known number it is not said."""
+  evaluator = RegressionScores()
+  task = Regression(mean=(0.5,), std=(0.5,), center=(0.0, 0.0), spread=(2.0, 10.0))
+  target = np.array([[1.0, 5.0], [0, 0], [3, 3]], np.float32)
+  known = np.array([[1.0, 1], [1, 0], [0, 0]], np.float32)
+
+  def model(image):
+    return jnp.full((len(image), 2), 0.5)  # that is 1 and 5
+
+  found = []
+  for rows in (slice(0, 3), slice(0, 1), slice(1, 3)):
+    batch = {'image': np.zeros((3, 2, 2, 1), np.uint8)[rows], 'target': target[rows],
+             'target_known': known[rows], 'mask': np.ones(3)[rows]}  # fmt: skip
+    outputs = evaluator.outputs(task, model, batch)
+    found.append(np.asarray(evaluator.badness(outputs, batch)))
+  np.testing.assert_allclose(found[0], [0, 0.5, np.nan])
+  np.testing.assert_allclose(np.concatenate(found[1:]), found[0])
 
 
 # --- segmentation ---
@@ -228,6 +248,8 @@ def test_a_linear_head_on_patches():
   large = segmenter.enlarged(logits, (16, 24))
   want = jax.image.resize(logits, (2, 16, 24, 5), 'bilinear')
   np.testing.assert_allclose(large, want, rtol=1e-5, atol=1e-5)
+  said = segmenter.likeliest(logits, (16, 24))
+  np.testing.assert_array_equal(said, np.argmax(large, -1))
   (part,) = config.rest
   assert part == ('head', 16 * 5 + 5, 16 * 5 * 24)
   count = sum(leaf.size for leaf in jax.tree.leaves(model.head))

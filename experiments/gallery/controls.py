@@ -123,7 +123,7 @@ def pixel_classes(train: Arrays, test: Arrays) -> dict[str, np.ndarray]:
   """Logistic regression of the class of a pixel on what is known of it alone."""
   features, wanted = _of_pixels(train['image']), train['map'].reshape(-1)
   rng = np.random.default_rng(0)
-  # As many of each class, or it would say 'ground' everywhere; and 'ground' as often as it is.
+  # Pixels of all classes, as often as they are.
   chosen = rng.permutation(np.flatnonzero(wanted < 255))[:400_000]
   model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=100))
   model.fit(features[chosen], wanted[chosen])

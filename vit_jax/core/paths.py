@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import pathlib
 import re
@@ -129,8 +130,16 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-  """As `write_text`."""
-  write_text(path, json.dumps(value, indent=2) + '\n')
+  """As `write_text`; numbers that are not finite, which JSON has not, are null."""
+  write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + '\n')
+
+
+def _finite(value: Any) -> Any:
+  if isinstance(value, float):
+    return value if math.isfinite(value) else None
+  if isinstance(value, Mapping):
+    return {name: _finite(each) for name, each in value.items()}
+  return [_finite(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vit_jax.core.errors import RunError
 from vit_jax.data.examples import Example, Source, Wrapped, with_names
-from vit_jax.data.fields import CLASSED, Field
+from vit_jax.data.fields import CLASSED, VOID, Changed, Field
 from vit_jax.data.files import few
 
 if TYPE_CHECKING:
@@ -30,14 +31,20 @@ def aligned(source: Source, names: Sequence[str], field: str = 'label') -> Sourc
     RunError: if it has a class that is not among `names`.
   """
   names, own = list(names), list(source.fields[field].names)
-  if own in (names, []):
+  if not names or own in (names, []):
     return source
-  if unknown := [name for name in own if name not in names]:
+  places = {name: place for place, name in enumerate(names)}
+  if unknown := [name for name in own if name not in places]:
     raise RunError(
       f'{source.name} has classes that the model does not know, {few(unknown)}; '
       f'it knows {few(names)}'
     )
-  return _Aligned(source, field, names, [names.index(name) for name in own])
+  return _Aligned(source, field, names, [places[name] for name in own])
+
+
+def voided(source: Source, field: str) -> Source:
+  """A source of maps in which what is ignored is `VOID`, which no source has for a class."""
+  return _Voided(source, field)
 
 
 def matched(source: Source, fields: Mapping[str, Field], needs: Iterable[str]) -> Source:
@@ -55,6 +62,8 @@ def matched(source: Source, fields: Mapping[str, Field], needs: Iterable[str]) -
     if name not in fields or name not in source.fields:
       continue
     own, known = source.fields[name], fields[name]
+    if own.kind == 'map' and (own.ignore, own.names) != (known.ignore, known.names):
+      source = voided(source, name)  # or a class would get a number that is ignored
     if own.kind in CLASSED:
       source = aligned(source, known.names, name)
     elif own.kind in ('vector', 'points') and known.names:
@@ -130,20 +139,42 @@ class _Aligned(Wrapped):
     if kind == 'panoptic':
       segments = {n: (self._numbers[c], crowd) for n, (c, crowd) in value.segments.items()}
       return value._replace(segments=segments)
-    return self._map(value, numbers)
-
-  def _map(self, value: Any, numbers: np.ndarray) -> np.ndarray:
-    """What is ignored, or no class at all, stays what it is."""
-    import numpy as np
-
-    from vit_jax.data.masks import decode_map
-
-    values = decode_map(value)
-    known = (
-      (values >= 0) & (values < len(numbers)) & ~np.isin(values, self.fields[self._field].ignore)
-    )
-    return np.where(known, numbers[np.where(known, values, 0)], values)
+    ignored = self.fields[self._field].ignore
+    return Changed(value, functools.partial(_renumbered, numbers=numbers, ignored=ignored))
 
   def summary(self) -> list[str]:
     """See `Source`."""
     return [*self.source.summary(), f'{self.name}: labels are matched to classes by name']
+
+
+def _renumbered(values: np.ndarray, numbers: np.ndarray, ignored: Sequence[int]) -> np.ndarray:
+  """A map with other numbers; what is ignored, or no class at all, stays what it is."""
+  import numpy as np
+
+  known = (values >= 0) & (values < len(numbers)) & ~np.isin(values, ignored)
+  return np.where(known, numbers[np.where(known, values, 0)], values)
+
+
+class _Voided(Wrapped):
+  """See `voided`."""
+
+  def __init__(self, source: Source, field: str):
+    super().__init__(source)
+    self._field = field
+    self._change = functools.partial(_void, ignored=source.fields[field].ignore)
+    own = dataclasses.replace(source.fields[field], ignore=(VOID,))
+    self.fields = {**source.fields, field: own}
+
+  def read(self, indices: Sequence[int]) -> list[Example]:
+    """See `Source`."""
+    name = self._field
+    return [
+      {**example, name: Changed(example[name], self._change)}
+      for example in self.source.read(indices)
+    ]
+
+
+def _void(values: np.ndarray, ignored: Sequence[int]) -> np.ndarray:
+  import numpy as np
+
+  return np.where(np.isin(values, ignored), VOID, values)

@@ -135,7 +135,8 @@ def without_images(source: Source) -> list[str]:
 def check_classes(source: Source) -> None:
   """Raises RunError if all examples are of one class."""
   empty = without_images(source)
-  names = [name for name in source.class_names if name not in set(empty)]
+  gone = set(empty)
+  names = [name for name in source.class_names if name not in gone]
   if len(names) < 2:
     others = f', and none of {few(empty)}' if empty else ''
     raise RunError(

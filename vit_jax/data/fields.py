@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vit_jax.core import paths, schema
@@ -111,6 +111,22 @@ class Panoptic(NamedTuple):
 
   ids: Any
   segments: Mapping[int, tuple[int, bool]]
+
+
+# Of a pixel of a map that is of no class, whatever number its source has for that.
+VOID = 2**31 - 1
+
+
+class Changed(NamedTuple):
+  """A map that is decoded and then changed, when it is asked for: what is damaged may be skipped.
+
+  Attributes:
+    value: as the source has it.
+    change: a function of the numbers, int64 (height, width).
+  """
+
+  value: Any
+  change: Callable[[Any], Any]
 
 
 class Wanted(NamedTuple):

@@ -9,20 +9,22 @@ import numpy as np
 from PIL import Image
 
 from vit_jax.data import kinds, preprocess, tiff
-from vit_jax.data.fields import Boxes, Panoptic
+from vit_jax.data.fields import Boxes, Changed, Panoptic
 from vit_jax.data.misfit import MisfitError
 
 # Kinds of files whose values are those that were written.
 _EXACT = ('PNG', 'TIFF', 'BMP', 'GIF', 'PNM', 'NumPy')
 
 
-def decode_map(value: bytes | np.ndarray) -> np.ndarray:
+def decode_map(value: bytes | np.ndarray | Changed) -> np.ndarray:
   """A map of classes: int64 (height, width). Of a palette the numbers count, not its colours.
 
   Raises:
     MisfitError: if it has several channels, or other values than whole numbers.
     ValueError: if it cannot be read.
   """
+  if isinstance(value, Changed):
+    return value.change(decode_map(value.value))
   if isinstance(value, bytes):
     value = _stored(value)
   if value.ndim == 3 and value.shape[2] == 1:
@@ -44,12 +46,19 @@ def _stored(data: bytes) -> np.ndarray:
     try:
       with Image.open(io.BytesIO(data)) as image:
         if image.mode in ('P', 'L', '1', 'I', 'I;16'):
-          return np.asarray(image)
+          values = np.asarray(image)
+          # Of 2 and 4 bits Pillow makes shades from black to white.
+          return values // (255 // (2 ** data[24] - 1)) if _shaded(kind, data) else values
     except (OSError, SyntaxError, ValueError) as error:
       raise ValueError(str(error)) from None
   if kind == 'TIFF' and tiff.read_header(data).one(262, 1) == 3:  # a palette
     raise MisfitError('has a map stored as TIFF with a palette: use PNG')
   return preprocess.stored(data)
+
+
+def _shaded(kind: str, data: bytes) -> bool:
+  """Whether a file is a grey PNG of 2 or 4 bits."""
+  return kind == 'PNG' and data[25] == 0 and data[24] in (2, 4)
 
 
 def decode_panoptic(value: Panoptic) -> np.ndarray:

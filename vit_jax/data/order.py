@@ -40,10 +40,17 @@ class Once:
 
 @dataclasses.dataclass(frozen=True)
 class Keyed:
-  """All examples in every epoch, shuffled anew, in constant memory; see `shuffled`."""
+  """All examples in every epoch, shuffled anew, in constant memory; see `shuffled`.
+
+  Attributes:
+    count: of the examples.
+    seed: of the order.
+    part: of a mixture: parts of equal size have orders of their own.
+  """
 
   count: int
   seed: int
+  part: int = 0
 
   def __call__(self, places: np.ndarray) -> np.ndarray:
     """See `Order`."""
@@ -51,7 +58,7 @@ class Keyed:
     found = np.empty_like(at)
     for epoch in np.unique(epochs).tolist():
       here = epochs == epoch
-      found[here] = shuffled(at[here], self.count, (self.seed, 1 + epoch))
+      found[here] = shuffled(at[here], self.count, (self.seed, (self.part << 44) + 1 + epoch))
     return found
 
 
@@ -61,6 +68,7 @@ class Permutation:
 
   count: int
   seed: int
+  part: int = 0
 
   def __call__(self, places: np.ndarray) -> np.ndarray:
     """See `Order`."""
@@ -68,7 +76,7 @@ class Permutation:
     found = np.empty_like(at)
     for epoch in np.unique(epochs).tolist():
       here = epochs == epoch
-      found[here] = _permutation(self.seed, epoch, self.count)[at[here]]
+      found[here] = _permutation(self.seed, epoch, self.count, self.part)[at[here]]
     return found
 
 
@@ -133,12 +141,14 @@ def drawn(source: Source, seed: int, law: str) -> Order:
     return kind(len(source), seed)
   firsts = tuple(itertools.accumulate((part.examples for part in parts), initial=0))[:-1]
   weights = tuple(part.weight for part in parts)
-  return Mixed(tuple(kind(part.examples, seed) for part in parts), firsts, weights, seed)
+  orders = tuple(kind(part.examples, seed, number) for number, part in enumerate(parts))
+  return Mixed(orders, firsts, weights, seed)
 
 
 @functools.lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-  return np.random.Generator(np.random.Philox(key=(seed, 1 + epoch))).permutation(count)
+def _permutation(seed: int, epoch: int, count: int, part: int) -> np.ndarray:
+  bits = np.random.Philox(key=(seed, (part << 44) + 1 + epoch))
+  return np.random.Generator(bits).permutation(count)
 
 
 def shuffled(places: np.ndarray, count: int, key: tuple[int, int]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import pickle
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,8 @@ with epy.lazy_imports():
 
 # Of the best and of the worst predictions, each.
 SHOWN = 4
+# Bytes that processes exchange at a time.
+_CHUNK = 1 << 26
 
 
 class Found(NamedTuple):
@@ -121,10 +124,13 @@ class Evaluator:
     batch_size: 0 uses that of training.
     score: what `badness` is, in a word.
     of: arrays of a batch that it reads.
+    from_batch: whether `record` gets the rows of the batch in place of the example, which is then
+      not read a second time.
   """
 
   score: ClassVar[str] = ''
   of: ClassVar[tuple[str, ...]] = ()
+  from_batch: ClassVar[bool] = False
   split: str = 'test'
   crop: Any = schema.choice(CROPS, 'resize')
   every: str = '10%'
@@ -240,8 +246,8 @@ def prepare(
     )
   if lacking := [name for name in evaluator.of if name not in rows.arrays()]:
     raise RunError(
-      f'name={type(evaluator).__name__.lower()} judges {lacking[0]}, which the task '
-      f'{type(task).__name__.lower()} does not give: choose the evaluation of its name'
+      f'name={type(evaluator).__name__.lower()} needs {lacking[0]}, which the task '
+      f'{type(task).__name__.lower()} does not have: choose an evaluation of that task'
     )
   layout = sharding.BatchLayout(evaluator.batch_size or batch_size)
   skip = pipeline.log if data.on_corrupt == 'skip' else None
@@ -345,12 +351,20 @@ class _Pass:
     numbers = np.where(batch['mask'] > 0, batch['index'], -1)
     places = [*zip(*np.nonzero(numbers >= 0), strict=True)]
     wanted = [int(numbers[place]) for place in places]
-    for place, index, example in zip(places, wanted, read(self.source, wanted), strict=True):
+    if self._evaluator.from_batch:
+      examples = [{n: x[place[: x.ndim]] for n, x in batch.items()} for place in places]
+    else:
+      examples = read(self.source, wanted)
+
+    def record(place: Any, example: Any) -> Any:
       found = [
         self._evaluator.record({n: x[place] for n, x in e.items()}, example, self._seen)
         for e in own
       ]
-      records[index] = found if self._lanes else found[0]
+      return found if self._lanes else found[0]
+
+    with concurrent.futures.ThreadPoolExecutor(pipeline.cores()) as pool:
+      records |= dict(zip(wanted, pool.map(record, places, examples), strict=True))
 
 
 def _add(parts: dict[str, np.ndarray], computed: Mapping[str, Any]) -> None:
@@ -387,7 +401,7 @@ class _Extremes:
       return
     own = {name: self._layout.local(value) for name, value in outputs.items()}
     held += [
-      Shown(group, float(rank[at]), int(index[at]), {n: x[at] for n, x in own.items()})
+      Shown(group, float(rank[at]), int(index[at]), {n: np.array(x[at]) for n, x in own.items()})
       for at in places
     ]
     held.sort(key=lambda shown: (shown.score, shown.number))
@@ -400,10 +414,15 @@ class _Extremes:
       for group, held in part.items():
         found.setdefault(group, []).extend(held)
     return [
-      shown._replace(score=-shown.score if group == 'worst' else shown.score)
+      shown._replace(score=_score(group, shown.score))
       for group, held in found.items()
       for shown in sorted(held, key=lambda shown: (shown.score, shown.number))[:SHOWN]
     ]
+
+
+def _score(group: str, rank: float) -> float:
+  """How bad a prediction is, by its rank in its group; NaN where that is not known."""
+  return {'worst': -rank, 'best': rank}.get(group, float('nan'))
 
 
 def _gathered(own: Any) -> list[Any]:
@@ -411,8 +430,17 @@ def _gathered(own: Any) -> list[Any]:
   if jax.process_count() == 1:
     return [own]
   packed = np.frombuffer(pickle.dumps(own), np.uint8)
-  sizes = multihost_utils.process_allgather(np.int64(packed.size))
-  padded = np.zeros(int(sizes.max()), np.uint8)
-  padded[: packed.size] = packed
-  every = multihost_utils.process_allgather(padded)
-  return [pickle.loads(part[: int(n)].tobytes()) for n, part in zip(sizes, every, strict=True)]
+  # Numbers of more than 32 bits do not get through, nor arrays that fill a device.
+  halves = multihost_utils.process_allgather(np.array(divmod(packed.size, _CHUNK), np.int32))
+  sizes = [int(chunks) * _CHUNK + int(rest) for chunks, rest in halves]
+  parts: list[list[np.ndarray]] = [[] for _ in sizes]
+  for first in range(0, max(sizes), _CHUNK):
+    padded = np.zeros(min(_CHUNK, max(sizes) - first), np.uint8)
+    here = packed[first : first + len(padded)]
+    padded[: len(here)] = here
+    for part, found in zip(parts, multihost_utils.process_allgather(padded), strict=True):
+      part.append(found)
+  return [
+    pickle.loads(np.concatenate(part)[:size].tobytes())
+    for part, size in zip(parts, sizes, strict=True)
+  ]

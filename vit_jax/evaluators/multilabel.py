@@ -36,10 +36,13 @@ class MultiLabel(Evaluator):
 
   score = 'loss'
   of = ('labels',)
+  from_batch = True
   report: tuple[str, ...] = REPORTS
   threshold: float = 0.5
 
   def __post_init__(self):
+    if not 0 < self.threshold < 1:
+      raise RunError(f'threshold={self.threshold} must be between 0 and 1')
     for name in self.report:
       if name not in REPORTS:
         raise RunError(f'unknown number to report {name!r}: {suggest(name, REPORTS)}')
@@ -47,7 +50,7 @@ class MultiLabel(Evaluator):
   def record(self, row: Mapping[str, np.ndarray], example: Example, seen: Seen) -> Any:
     """See `Evaluator`: the logits, and the classes that are there."""
     del seen
-    return row['logits'].astype(np.float32), tuple(np.asarray(example['labels']).tolist())
+    return row['logits'].astype(np.float32), np.flatnonzero(example['labels']).astype(np.int32)
 
   def badness(self, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
     """See `Evaluator`: the loss."""
@@ -58,17 +61,21 @@ class MultiLabel(Evaluator):
   def finish(self, found: Mapping[str, Found]) -> Scores:
     """See `Evaluator`."""
     records, source = found['test'].records, found['test'].source
-    logits = np.array([logits for logits, _ in records], np.float64)
+    logits = np.array([logits for logits, _ in records], np.float32)
     truth = np.zeros(logits.shape, bool)
     for row, (_, labels) in zip(truth, records, strict=True):
-      row[list(labels)] = True
+      row[labels] = True
     there = np.asarray(truth.any(0))
     ap, f1 = np.full((2, len(there)), np.nan)
-    sure = np.log(self.threshold / (1 - self.threshold))
-    for number in np.flatnonzero(there):
-      ap[number] = metrics.average_precision_score(truth[:, number], logits[:, number])
-      f1[number] = metrics.f1_score(truth[:, number], logits[:, number] >= sure, zero_division=0)  # type: ignore
-    loss = np.logaddexp(0, np.where(truth, -logits, logits)).mean() if len(records) else 0.0
+    sure, loss = np.log(self.threshold / (1 - self.threshold)), 0.0
+    for number in range(len(there)):  # class by class, in the memory of one
+      own, true = logits[:, number].astype(np.float64), truth[:, number]
+      loss += np.logaddexp(0, np.where(true, -own, own)).mean() if len(own) else 0.0
+      if there[number]:
+        ap[number] = metrics.average_precision_score(true, own)
+        said = own >= sure
+        f1[number] = 2 * (said & true).sum() / (said.sum() + true.sum())
+    loss /= max(len(there), 1)
     mean = lambda each: float(np.nanmean(each)) if there.any() else 0.0  # noqa: E731
     values = {'map': mean(ap), 'f1': mean(f1), 'loss': float(loss)}
     names = source.fields['labels'].names or [f'class {i}' for i in range(len(ap))]

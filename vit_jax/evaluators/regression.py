@@ -28,20 +28,25 @@ class Regression(Evaluator):
 
   score = 'largest error'
   of = ('target', 'target_known')
+  from_batch = True
 
   def record(self, row: Mapping[str, np.ndarray], example: Example, seen: Seen) -> Any:
     """See `Evaluator`: what was said, and what is true."""
     del seen
-    return row['target'].astype(np.float64), np.asarray(example['target'], np.float64)
+    known = example['target_known'] > 0
+    truth = np.where(known, example['target'].astype(np.float64), np.nan)
+    return row['target'].astype(np.float64), truth
+
+  def outputs(self, task: Any, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """See `Evaluator`: with each, how far off it is in the spread of the training data."""
+    found = super().outputs(task, model, batch)
+    apart = jnp.abs(found['target'] - batch['target']) * batch['target_known']
+    return {**found, 'apart': apart / jnp.array(task.spread)}
 
   def badness(self, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Any:
-    """See `Evaluator`: the largest error, relative to how much that number varies in the batch."""
-    known = batch['target_known'] * batch['mask'][:, None]
-    count = jnp.maximum(known.sum(0), 1)
-    mean = (batch['target'] * known).sum(0) / count
-    spread = jnp.sqrt((jnp.square(batch['target'] - mean) * known).sum(0) / count)
-    apart = jnp.abs(outputs['target'] - batch['target']) * known
-    return (apart / jnp.maximum(spread, 1e-12)).max(-1)
+    """See `Evaluator`: the largest error, in spreads; of no known number nothing."""
+    known = batch['target_known'].any(-1)
+    return jnp.where(known, outputs['apart'].max(-1), jnp.nan)
 
   def finish(self, found: Mapping[str, Found]) -> Scores:
     """See `Evaluator`."""

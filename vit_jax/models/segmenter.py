@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -77,3 +78,28 @@ def enlarged(logits: jax.Array, size: tuple[int, int]) -> jax.Array:
   out = spec('batch', None, None, None)
   tall = jnp.einsum('Hh,bhwc->bHwc', rows, logits, precision='highest', out_sharding=out)
   return jnp.einsum('Ww,bHwc->bHWc', columns, tall, precision='highest', out_sharding=out)
+
+
+def likeliest(logits: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """The class of each pixel by its enlarged logits, int32 (batch, *size), in the memory of a strip.
+
+  Args:
+    logits: (batch, rows, columns, classes).
+    size: height and width wanted.
+  """
+  rows, columns = (
+    jnp.asarray(positions.resize_weights(np.arange(new), new, old, 'bilinear'))
+    for new, old in zip(size, logits.shape[1:3], strict=True)
+  )
+  out = spec('batch', None, None, None)
+  # Interpolated along the columns once, then strip by strip along the rows.
+  wide = jnp.einsum('Ww,bhwc->bhWc', columns, logits, precision='highest', out_sharding=out)
+
+  def strip(weights: jax.Array) -> jax.Array:
+    tall = jnp.einsum('Hh,bhWc->bHWc', weights, wide, precision='highest', out_sharding=out)
+    return jnp.argmax(tall, -1).astype(jnp.int32)
+
+  count = math.gcd(size[0], logits.shape[1])
+  strips = jax.lax.map(strip, rows.reshape(count, size[0] // count, -1))
+  merged = strips.swapaxes(0, 1)
+  return merged.reshape(len(logits), *size, out_sharding=spec('batch', None, None))

@@ -7,6 +7,7 @@ from typing import Any
 
 from vit_jax.architecture.card import Card
 from vit_jax.core import schema
+from vit_jax.core.errors import RunError
 from vit_jax.data.fields import Field
 from vit_jax.tasks.classification import Classification
 from vit_jax.tasks.multilabel import MultiLabel
@@ -32,6 +33,8 @@ def named(card: Card, names: tuple[str, ...]) -> Card:
   if not names:
     return card
   task, fields = of(card)
+  if not task.classed:
+    raise RunError(f'--labels names classes, and {described(task)["name"]} predicts none')
   known = {n: dataclasses.asdict(field) for n, field in fields.items()}
   known[task.classed] = {**known.get(task.classed, {'kind': 'class'}), 'names': names}
   return dataclasses.replace(card, class_names=names, task=described(task), fields=known)

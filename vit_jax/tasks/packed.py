@@ -97,7 +97,7 @@ class PackedClassification(Classification):
   def augment(self, batch: Batch, key: jax.Array | None, hyper: Mapping[str, Any]) -> Batch:
     """See `Task`: normalises the pixels of patches."""
     del key, hyper
-    pixels, channels = batch['pixels'], len(self.statistics(1)[0])
+    pixels, channels = batch['pixels'], max(map(len, self.statistics(1)))
     if channels > 1:
       shape = *pixels.shape[:2], pixels.shape[2] // channels, channels
       whole = self.normalize(pixels.reshape(shape)).reshape(pixels.shape)

@@ -11,6 +11,7 @@ from etils import epy
 from vit_jax.architecture.segmenter import SegmenterArchitecture
 from vit_jax.core.errors import RunError
 from vit_jax.data.examples import Example
+from vit_jax.data.fields import VOID
 from vit_jax.data.rows import Rows
 from vit_jax.data.rows.columns import Map
 from vit_jax.data.views import View
@@ -67,7 +68,7 @@ class Segmentation(Images):
   def rows(self, model: Any, fields: Fields, view: View, *, train: bool) -> Rows:
     """See `Task`: in training the map at the stride of the loss."""
     ignore = fields['map'].ignore if 'map' in fields else ()
-    column = Map(model.num_classes, ignore, stride=self.stride if train else 1)
+    column = Map(model.num_classes, (*ignore, VOID), stride=self.stride if train else 1)
     return self.columns(model, fields, view, column)
 
   def totals(self, batch: Batch) -> dict[str, Any]:
@@ -87,9 +88,9 @@ class Segmentation(Images):
 
   def predict(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
     """'map' (batch, height, width), uint8 or, with more than 255 classes, int32."""
-    logits = segmenter.enlarged(model(batch['image']), model.config.image_size)
+    logits = model(batch['image'])
     dtype = jnp.uint8 if logits.shape[-1] <= _MOST else jnp.int32
-    return {'map': jnp.argmax(logits, -1).astype(dtype)}
+    return {'map': segmenter.likeliest(logits, model.config.image_size).astype(dtype)}
 
   def decode(self, outputs: Mapping[str, np.ndarray], example: Example, seen: Seen) -> Prediction:
     """See `Task`: the map of the image, and the share of each class."""
@@ -119,7 +120,8 @@ class Segmentation(Images):
     names = seen.fields['map'].names
     if 'map' in example:
       truth = decode_map(example['map'])
-      maps.append(np.where(np.isin(truth, seen.fields['map'].ignore), -1, truth))
+      ignored = (*seen.fields['map'].ignore, VOID)
+      maps.append(np.where(np.isin(truth, ignored), -1, truth))
     shown = sorted({int(c) for each in maps for c in np.unique(each) if c >= 0})
     legend = [(names[c] if c < len(names) else f'class {c}', pictures.colour(c)) for c in shown]
     titles = ('predicted', 'true')

@@ -36,7 +36,7 @@ from vit_jax.nn import sharding, tree
 from vit_jax.nn.encoder import is_unrolled, split_layers, stack_layers
 from vit_jax.nn.sharding import BatchLayout
 from vit_jax.optim import schedules
-from vit_jax.tasks.task import Coupled
+from vit_jax.tasks.task import Coupled, Task
 from vit_jax.training import config as config_lib
 from vit_jax.training import hyper as hyper_lib
 from vit_jax.training.hyper import Hyper
@@ -92,15 +92,18 @@ class Experiment:
       self.source = cfg.data.open(cfg.data.split)
     self.fields: dict[str, Field] = known.fields if known else {}
     if not self.fields:
-      self.fields = with_statistics(self.source)
+      own = type(cfg.task).settled is not Task.settled
+      self.fields = with_statistics(self.source) if own else dict(self.source.fields)
     model, card = cfg.model, Card('vit_jax', (1, 1), (0.5,), (0.5,), 'area')
     for start in self._starts:
       if classed in self.fields:
         names = start.set_classes(self.fields[classed].names)
         self.fields = with_names(self.fields, classed, names)
       else:
-        target = self.fields.get('target')
-        start.set_outputs(tasks.described(cfg.task)['name'], target.names if target else ())
+        name = tasks.described(cfg.task)['name']
+        kept = start.set_outputs(name, self.fields.get('target'))
+        kept = {n: v for n, v in kept.items() if getattr(cfg.task, n) is None}
+        cfg = dataclasses.replace(cfg, task=dataclasses.replace(cfg.task, **kept))
       model = start.within(model)
     card = next((start.card for start in self._starts if start.sees), card)
     if known:

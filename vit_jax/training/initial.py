@@ -17,6 +17,7 @@ from vit_jax.convert.recognise import HintsError
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.core.misfits import refuse
+from vit_jax.data.fields import Field
 from vit_jax.data.files import few
 from vit_jax.nn import tree
 from vit_jax.training.config import OWN, Config
@@ -162,21 +163,30 @@ class Start:
       )
     return names
 
-  def set_outputs(self, task: str, names: Sequence[str]) -> None:
+  def set_outputs(self, task: str, target: Field | None) -> dict[str, Any]:
     """Decides what becomes of the head of a single model that gives no classes but numbers.
 
     Args:
       task: its name.
-      names: of the numbers of the data.
+      target: the numbers of the data.
+
+    Returns:
+      Fields of the task without which a head that is kept would be read in another scale.
     """
     if self.tower or not isinstance(self.model, ViTArchitecture):
-      return
-    theirs = tuple(self.card.fields.get('target', {}).get('names', ()))
-    if names and self.card.task.get('name') == task and theirs == tuple(names):
+      return {}
+    theirs = self.card.fields.get('target', {})
+    same = (
+      target
+      and self.card.task.get('name') == task
+      and all(tuple(theirs.get(name, ())) == getattr(target, name) for name in ('names', 'units'))
+    )
+    if same:
       self.notes.append(f'head: kept from {self.path}, which was trained for the same numbers')
-      return
+      return {name: tuple(self.card.task[name]) for name in ('center', 'spread')}
     self._fresh_head = True
     self.notes.append(f'head: new, because that of {self.path} is for something else than {task}')
+    return {}
 
   def compare(self, wishes: Mapping[str, Any], decided: Mapping[str, Any]) -> None:
     """Notes where the checkpoint decided otherwise than a configuration file.

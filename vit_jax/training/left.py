@@ -59,7 +59,10 @@ class Left:
     names = {re.sub(ends, '', name) for name in self._names('evals') if re.search(ends, name)}
     names |= {key.rpartition('/')[0] for key in self.curves} - {'', 'train'}
     order = [name for name in self.section('evals') if name in names]
-    self.evals = {name: self.object(f'evals/{name}.json') for name in [*order, *sorted(names)]}
+    order += sorted(names - {*order})
+    self.evals = {
+      name: self.object(f'evals/{name}.json') for name in dict.fromkeys([*order, *sorted(names)])
+    }
     found = (re.fullmatch('[0-9]{1,18}', name) for name in self._names('checkpoints'))
     self.checkpoints = sorted(int(match[0]) for match in found if match)
     self.lanes: list[str] = self.part('the names of the lanes', self._lanes) or []

@@ -30,13 +30,12 @@ from vit_jax.core.text import number, plain
 from vit_jax.evaluators.evaluator import SHOWN
 from vit_jax.nn import sharding
 from vit_jax.training import config as config_lib
-from vit_jax.training import fork, lanes, report
+from vit_jax.training import fork, lanes, report, writers
 from vit_jax.training.experiment import Experiment
 from vit_jax.training.hyper import Hyper
 from vit_jax.training.progress import Chrono, MetricsFile, Reporter, say
 from vit_jax.training.result import facts, revision
 from vit_jax.training.workdir import Workdir
-from vit_jax.training.writers import Writers
 
 
 def train(
@@ -127,7 +126,7 @@ class _Session:
     self.eval_every = {k: steps(e.every, f'evals.{k}.every') for k, e in cfg.evals.items()}
     self.scores: dict[str, Any] = {}
     self.evaluated: list[dict[str, Any]] = []  # in all sessions: steps and scores
-    self.writers: Writers | None = None
+    self.writers: writers.Writers | None = None
     # In all sessions: where the run was forked, which lanes diverged when.
     self.history: dict[str, Any] = {}
     self.pending: tuple[int, Any, Hyper] | None = None
@@ -139,6 +138,7 @@ class _Session:
     """Restores or initialises the state, and only then makes the directory that of this run."""
     experiment, cfg = self.experiment, self.experiment.config
     aside: dict[int, str] = {}
+    writers.check(cfg.log.writers)  # before anything is deleted
     with self.resources, self.chrono('init'):
       self.evaluators = experiment.evaluators()
       about = experiment.summary(self.evaluators)
@@ -166,8 +166,10 @@ class _Session:
         )
       self.checkpoints.prepare()
       if self.primary:
-        self.workdir.note_session(_command(), self.start)
-        self.writers = Writers(cfg.log.writers, self.workdir.path, self.start, self.reporter.say)
+        self.workdir.note_session(_command(), self.start, experiment.total)
+        self.writers = writers.Writers(
+          cfg.log.writers, self.workdir.path, self.start, self.reporter.say
+        )
         self.resources.callback(self.writers.close)
       self.resources = self.resources.pop_all()
     for step, reason in found.damage.items() if found else ():

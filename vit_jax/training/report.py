@@ -80,8 +80,10 @@ def _about(run: Left) -> Html:
     f', {len(run.lanes)} lanes side by side' if run.lanes else '',
   ]
   text = ''.join(said)
-  if 'batch_size' in config and 'epoch' not in total:
-    total = shown(config_lib.steps(total, batch_size=config['batch_size'], epoch=1))
+  if steps := next((s['total'] for s in reversed(run.sessions) if s.get('total')), None):
+    total = shown(steps)
+  elif re.fullmatch(r'[\d_]+(\s*steps?)?', total):
+    total = shown(config_lib.steps(total, batch_size=1, epoch=1))
   state = f'Not complete: step {shown(run.step)}{" of " if total else ""}{total}.'
   done = tag('span', 'Complete.', class_='state done')
   return tag('p', f'{text[:1].upper()}{text[1:]}. ',

@@ -164,15 +164,17 @@ class Workdir:
     """metrics.jsonl, open to be continued after a step; `source` has what comes before."""
     return MetricsFile(self.metrics_path, after=after, source=source)
 
-  def note_session(self, command: str, step: int) -> None:
-    """Adds to command.json how this session was started, and where it goes on."""
+  def note_session(self, command: str, step: int, total: int) -> None:
+    """Adds to command.json how this session was started, where it goes on, and to which step."""
     path = self.path / 'command.json'
     try:
       earlier = paths.read_json(path) if path.exists() else []
     except RunError:
       earlier = []
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-    paths.write_json(path, [*earlier, {'command': command, 'started': now, 'step': step}])
+    paths.write_json(
+      path, [*earlier, {'command': command, 'started': now, 'step': step, 'total': total}]
+    )
 
   def checkpoints(self, **options: Any) -> Checkpoints:
     """The run's checkpoints, opened with the options of `Checkpoints`."""

@@ -8,6 +8,7 @@ in `WRITERS`.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,7 +20,13 @@ if TYPE_CHECKING:
 
 
 class Writer(Protocol):
-  """Created with the directory of the run, and the step after which it goes on."""
+  """Created with the directory of the run, and the step after which it goes on.
+
+  Attributes:
+    package: that it needs; '' for none.
+  """
+
+  package: str
 
   def __init__(self, folder: paths.Path, start: int): ...
 
@@ -39,13 +46,11 @@ class Writer(Protocol):
 class TensorBoard:
   """Event files in tensorboard/ of the run, by tensorboardX: `tensorboard --logdir=RUNS`."""
 
+  package = 'tensorboardX'
+
   def __init__(self, folder: paths.Path, start: int):
-    try:
-      import tensorboardX
-    except ImportError:
-      raise RunError(
-        "log.writers='tensorboard' needs tensorboardX: pip install 'vit_jax[tensorboard]'"
-      ) from None
+    import tensorboardX
+
     # What an earlier session wrote behind this step is taken back.
     self._writer = tensorboardX.SummaryWriter(str(folder / 'tensorboard'), purge_step=start + 1)
 
@@ -63,7 +68,14 @@ class TensorBoard:
     self._writer.close()
 
 
-WRITERS: dict[str, type] = {'tensorboard': TensorBoard}
+WRITERS: dict[str, Any] = {'tensorboard': TensorBoard}
+
+
+def check(names: Sequence[str]) -> None:
+  """Raises RunError if what a writer is made of is not installed."""
+  for name in names:
+    if (package := WRITERS[name].package) and importlib.util.find_spec(package) is None:
+      raise RunError(f"log.writers={name!r} needs {package}: pip install 'vit_jax[{name}]'")
 
 
 class Writers:

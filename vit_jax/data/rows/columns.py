@@ -336,11 +336,12 @@ class Map:
     if size and values.shape != size:
       raise MisfitError(f'is {size[0]} x {size[1]}, and its {self.field} {values.shape}')
     void = np.isin(values, self.ignore)
-    most = int(values.max(initial=0, where=~void))
-    if most >= self.classes or values.min(initial=0, where=~void) < 0:
+    most, least = values.max(initial=0, where=~void), values.min(initial=0, where=~void)
+    if most >= self.classes or least < 0:
+      wrong = int(least if least < 0 else most)
       raise RunError(
-        f'{example["name"]}: its {self.field} has the value {most}, outside the {self.classes} '
-        f'classes of the model. Where that means no class: --config.data.source.ignore={most}'
+        f'{example["name"]}: its {self.field} has the value {wrong}, outside the {self.classes} '
+        f'classes of the model. Where that means no class: --config.data.source.ignore={wrong}'
       )
     return np.where(void, self.void, values).astype(self.dtype)
 

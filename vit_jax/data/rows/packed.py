@@ -26,6 +26,7 @@ class _Item(NamedTuple):
 
   opened: preprocess.Opened
   placement: Placement
+  sides: tuple[int, int]
   tokens: int
   label: int
 
@@ -36,8 +37,8 @@ class Packed:
 
   The images of a group are put into its rows by first fit, the largest first (Dehghani et al. 2023,
   section 2). Here a group has a fixed number of examples, so that a batch is a function of the step
-  alone: all of its images are enlarged or shrunk by one factor, the largest with which all of them
-  find a place. So none is left out, and little room stays empty.
+  alone: all of its images are enlarged or shrunk by one factor, about the largest with which all
+  of them find a place. So none is left out, and little room stays empty.
 
   Arrays: pixels uint8 (tokens, patch * patch * channels), coords int32 (tokens, 2), segment int32
   (tokens,), the number of the image from 1 on and 0 for padding, and label int32 (slots,).
@@ -47,7 +48,7 @@ class Packed:
     label: that of its class.
     patch: side of a patch, in pixels.
     tokens: of a row.
-    least, most: patches of an image; each number between is as likely.
+    least, most: patches of an image before that; each number between is as likely.
     gives: rows of a group.
     takes: examples of a group.
     slots: images of a row, at most.
@@ -93,8 +94,27 @@ class Packed:
     placement = self.view.sized((self.patch, self.patch)).place(*opened.size, rng)
     if placement.matrix is not None:
       raise RunError('an affine crop has the size of the model: rows of many sizes need another')
-    opened.decoded()
-    return _Item(opened, placement, tokens, self.label.make(example, placement)['label'])
+    label = self.label.make(example, placement)['label']
+    sides = placement.box[2], placement.box[3]
+    return _Item(*self._reduced(opened, placement, tokens), sides, tokens, label)
+
+  def _reduced(
+    self, opened: preprocess.Opened, placement: Placement, tokens: int
+  ) -> tuple[preprocess.Opened, Placement]:
+    """What is seen of an image, at no more than twice the largest size that it may get.
+
+    Until the sizes of a group are known all of its images are kept: photos would fill the memory.
+    """
+    most = min(self.tokens, round(_FACTORS[1] * tokens))
+    grid = self._grid((placement.box[2], placement.box[3]), most)
+    size = 2 * grid[0] * self.patch, 2 * grid[1] * self.patch
+    if placement.crop.whole or min(h / s for h, s in zip(placement.box[2:], size, strict=True)) < 1:
+      opened.decoded()
+      return opened, placement
+    part = dataclasses.replace(placement, size=size, across=False, down=False)
+    pixels = opened.within(part)
+    whole = dataclasses.replace(placement, source=size, box=(0, 0, *size))
+    return preprocess.Opened(pixels, self.image.channels, self.image.dtype), whole
 
   def join(self, items: Sequence[_Item | None]) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
     """See `Grouped`."""
@@ -117,7 +137,7 @@ class Packed:
     for attempt in range(_ATTEMPTS):
       factor = 1.0 if not attempt else (low + high) / 2
       grids = [
-        self._grid(item.placement, min(self.tokens, max(1, round(factor * item.tokens))))
+        self._grid(item.sides, min(self.tokens, max(1, round(factor * item.tokens))))
         for item in items
       ]
       rows = self._first_fit([grid[0] * grid[1] for grid in grids])
@@ -145,9 +165,9 @@ class Packed:
       slots[row] -= 1
     return found
 
-  def _grid(self, placement: Placement, tokens: int) -> tuple[int, int]:
+  def _grid(self, sides: tuple[int, int], tokens: int) -> tuple[int, int]:
     """Rows and columns of up to so many patches, of about the aspect ratio of what is seen."""
-    _, _, height, width = placement.box
+    height, width = sides
     scale = math.sqrt(tokens / (height * width))
     rows = min(max(1, round(height * scale)), tokens)
     columns = min(max(1, round(width * scale)), tokens)

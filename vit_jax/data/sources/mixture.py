@@ -10,13 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_jax.core.errors import RunError, suggest
-from vit_jax.data.classes import aligned, matched
-from vit_jax.data.examples import Example, Portion, Source, Wrapped, with_names
-from vit_jax.data.fields import CLASSED
+from vit_jax.data.classes import aligned, matched, voided
+from vit_jax.data.examples import Example, Portion, Source, with_names
+from vit_jax.data.fields import CLASSED, VOID
 from vit_jax.data.files import few
-
-# Of a pixel of a map that is of no class, in whichever source.
-_VOID = 2**31 - 1
 
 
 class Mixed(Source):
@@ -37,8 +34,8 @@ class Mixed(Source):
       if own.kind in ('vector', 'points'):
         sources = {n: matched(s, {field: own}, (field,)) for n, s in sources.items()}
       if own.kind == 'map':
-        sources = {n: _Voided(s, field) for n, s in sources.items()}
-        self.fields[field] = dataclasses.replace(own, ignore=(_VOID,))
+        sources = {n: voided(s, field) for n, s in sources.items()}
+        self.fields[field] = dataclasses.replace(own, ignore=(VOID,))
       if own.kind in CLASSED:
         every = [n for s in sources.values() for n in s.fields[field].names]
         names = list(dict.fromkeys(every))
@@ -85,29 +82,6 @@ class Mixed(Source):
       for fields in self._dropped.values() if fields
     ]  # fmt: skip
     return [*lines, *(line for source in self._sources for line in source.summary())]
-
-
-class _Voided(Wrapped):
-  """A source of maps in which what is ignored is one number, that no source has for a class."""
-
-  def __init__(self, source: Source, field: str):
-    super().__init__(source)
-    self._field, self._ignore = field, source.fields[field].ignore
-    own = dataclasses.replace(source.fields[field], ignore=(_VOID,))
-    self.fields = {**source.fields, field: own}
-
-  def read(self, indices: Sequence[int]) -> list[Example]:
-    """See `Source`."""
-    import numpy as np
-
-    from vit_jax.data.masks import decode_map
-
-    found = []
-    for example in self.source.read(indices):
-      values = decode_map(example[self._field])
-      voided = np.where(np.isin(values, self._ignore), _VOID, values)
-      found.append({**example, self._field: voided})
-    return found
 
 
 def checked(sources: Mapping[str, Any], weights: Mapping[str, str]) -> dict[str, float]:

@@ -352,7 +352,8 @@ def _kind(feature: Any) -> str:
   if isinstance(feature, tfds.features.Text) or isinstance(inner, tfds.features.Text):
     return 'text'
   numbers = getattr(feature, 'np_dtype', None)
-  if numbers is not None and len(getattr(feature, 'shape', ())) <= 1 and inner is None:
+  shape = getattr(feature, 'shape', ()) or ()
+  if numbers is not None and len(shape) <= 1 and None not in shape and inner is None:
     return 'vector' if _is_float(numbers) else ''
   return ''
 
