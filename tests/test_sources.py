@@ -501,8 +501,9 @@ def test_a_sample_is_of_all_parts_and_always_the_same():
     def __getitem__(self, index):
       return index
 
-  found = audit.sample(Numbers(), 500)
-  assert found == audit.sample(Numbers(), 500)
+  found = list(audit.sample(Numbers(), 500))
+  assert found == list(audit.sample(Numbers(), 500))
+  assert list(audit.sample(Counted(), 4)) != []
   assert len(found) == len(set(found)) == 500
   assert found == sorted(found)
   assert np.histogram(found, 8, (0, 100_000))[0].min() > 0

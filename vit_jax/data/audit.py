@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,18 +24,20 @@ _RUN = 16
 _MAPS = 32
 
 
-def sample(source: Source, most: int) -> list[Example]:
-  """Up to so many examples, of all parts of a source; always the same.
+def sample(source: Source, most: int) -> Iterator[Example]:
+  """Up to so many examples, of all parts of a source; always the same, a few at a time in memory.
 
   Neighbours come together: what is stored in large groups is read in few of them.
   """
   count = len(source)
-  if count <= most:
-    return source.read(range(count))
   runs = -(-count // _RUN)
-  first = Keyed(runs, 0)(np.arange(min(runs, most // _RUN + 1))) * _RUN
-  places = np.sort((first[:, None] + np.arange(_RUN)).ravel())
-  return source.read(places[places < count][:most].tolist())
+  looked = np.arange(min(runs, most // _RUN + 1))
+  if count > most:
+    looked = np.sort(Keyed(runs, 0)(looked))
+  for run in looked.tolist():
+    places = range(run * _RUN, min((run + 1) * _RUN, count))[:most]
+    most -= len(places)
+    yield from source.read(places) if places else ()
 
 
 def with_statistics(source: Source) -> dict[str, Field]:
@@ -48,9 +49,12 @@ def with_statistics(source: Source) -> dict[str, Field]:
   lacking = [n for n, f in fields.items() if f.kind == 'vector' and not f.center]
   if not lacking:
     return fields
-  examples = sample(source, _ENOUGH)
+  found: dict[str, list[Any]] = {name: [] for name in lacking}
+  for example in sample(source, _ENOUGH):
+    for name in lacking:
+      found[name].append(example[name])
   for name in lacking:
-    values = np.array([example[name] for example in examples], np.float64)
+    values = np.array(found[name], np.float64)
     known = np.isfinite(values)
     if not known.any():
       continue
@@ -76,20 +80,57 @@ def audit(sources: Mapping[str, Source], most: int) -> list[str]:
   for source in sources.values():
     if not most or source.made_up:
       continue
-    examples = sample(source, most)
-    part = f' of {len(examples):,} looked at' if len(examples) < len(source) else ''
+    values: dict[str, list[Any]] = {name: [] for name in source.fields}
+    digests: list[bytes] = []
+    for example in sample(source, most):
+      for name, field in source.fields.items():
+        values[name].append(_noted(field, example[name], len(digests)))
+      digests.append(_digest(source, example))
+    part = f' of {len(digests):,} looked at' if len(digests) < len(source) else ''
     for name, field in source.fields.items():
-      values = [example[name] for example in examples]
-      if name == 'label' and source.labels is not None:
-        values = source.labels
-      images = [example['image'] for example in examples if 'image' in example]
-      about = _about(field, values, images)
+      every = source.labels if name == 'label' and source.labels is not None else values[name]
+      about = _about(field, every, values.get('image', []))
       lines += [f'{source.name}: {name}: {text}{part}' for text in about]
-    lines += _duplicates(source, examples, seen, part)
+    lines += _duplicates(source, digests, seen, part)
   return lines
 
 
-def _about(field: Field, values: Sequence[Any], images: Sequence[Any]) -> list[str]:
+class _Image(NamedTuple):
+  """What is noted of an image: height and width, what it is made of, and its extreme values."""
+
+  size: tuple[int, int]
+  form: str
+  ends: tuple[float, float] | None
+
+
+def _noted(field: Field, value: Any, number: int) -> Any:
+  """What is kept of a value until all have been seen: little."""
+  if field.kind == 'map':
+    return value if number < _MAPS else None
+  if field.kind != 'image':
+    return value if field.kind in ('class', 'classes', 'vector', 'points', 'boxes') else None
+  try:
+    size, channels, dtype = preprocess.described(value)
+    ends = None
+    if dtype != 'uint8' and number < _MAPS:
+      pixels = preprocess.whole(value)
+      ends = float(pixels.min()), float(pixels.max())
+    return _Image(size, f'{channels} channel{"s"[: channels > 1]} of {dtype}', ends)
+  except ValueError:
+    return None
+
+
+def _digest(source: Source, example: Example) -> bytes:
+  """Of the images of an example, as they are stored."""
+  digest = hashlib.blake2b(digest_size=16)
+  for name, field in source.fields.items():
+    if field.kind == 'image':
+      value = example[name]
+      digest.update(value if isinstance(value, bytes) else np.ascontiguousarray(value).tobytes())
+  return digest.digest()
+
+
+def _about(field: Field, values: Sequence[Any], images: Sequence[_Image | None]) -> list[str]:
   """What there is to say of the values of a field, and of the images that they belong to."""
   if field.kind == 'image':
     return _images(values)
@@ -113,16 +154,10 @@ def _about(field: Field, values: Sequence[Any], images: Sequence[Any]) -> list[s
   return []
 
 
-def _images(values: Sequence[Any]) -> list[str]:
-  sizes, forms, broken = collections.Counter(), collections.Counter(), 0
-  for value in values:
-    try:
-      size, channels, dtype = preprocess.described(value)
-    except ValueError:
-      broken += 1
-      continue
-    sizes[size] += 1
-    forms[f'{channels} channel{"s"[: channels > 1]} of {dtype}'] += 1
+def _images(values: Sequence[_Image | None]) -> list[str]:
+  found = [value for value in values if value is not None]
+  sizes = collections.Counter(image.size for image in found)
+  forms = collections.Counter(image.form for image in found)
   lines = []
   if sizes:
     sides = np.array(list(sizes))
@@ -138,21 +173,12 @@ def _images(values: Sequence[Any]) -> list[str]:
     lines.append(', '.join(f'{form} ({count:,})' for form, count in forms.most_common()))
   elif forms:
     lines[-1] += f', {next(iter(forms))}'
-  if broken:
+  if broken := len(values) - len(found):
     lines.append(f'{broken:,} cannot be decoded')
-  deep = [form for form in forms if not form.endswith('uint8')]
-  return lines + ([_range(values[:_MAPS])] if deep else [])
-
-
-def _range(values: Sequence[Any]) -> str:
-  """Of images whose values have a unit: between what they are."""
-  ends = []
-  for value in values:
-    with contextlib.suppress(ValueError):
-      pixels = preprocess.whole(value)
-      ends.append((pixels.min(), pixels.max()))
-  low, high = np.array(ends, np.float64).T if ends else np.zeros((2, 1))
-  return f'values from {low.min():.4g} to {high.max():.4g} in {len(ends)} images'
+  if ends := [image.ends for image in found if image.ends]:
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    lines.append(f'values from {low:.4g} to {high:.4g} in {len(ends)} images')
+  return lines
 
 
 def _classes(counts: collections.Counter, field: Field) -> list[str]:
@@ -183,7 +209,7 @@ def _numbers(field: Field, values: np.ndarray) -> list[str]:
   return lines if len(lines) <= 8 else [*lines[:8], f'and {len(lines) - 8} more']
 
 
-def _points(values: np.ndarray, images: Sequence[Any]) -> list[str]:
+def _points(values: np.ndarray, images: Sequence[_Image | None]) -> list[str]:
   """How many points are known, where they are, and how many are in no image."""
   known = np.isfinite(values).all(-1)
   lines = [f'{known.mean():.1%} of the points are known']
@@ -194,8 +220,8 @@ def _points(values: np.ndarray, images: Sequence[Any]) -> list[str]:
       lines.append('all points are between 0 and 1: they are read as pixels, not as shares')
   sizes = np.full((len(values), 2), np.inf)
   for row, image in enumerate(images):
-    with contextlib.suppress(ValueError):
-      sizes[row] = preprocess.described(image)[0][::-1]
+    if image is not None:
+      sizes[row] = image.size[::-1]
   away = known & ((values < 0) | (values > sizes[:, None])).any(-1)
   if away.any():
     lines.append(f'{away.sum():,} points are outside of their image, and do not count')
@@ -226,18 +252,12 @@ def _maps(field: Field, values: Sequence[Any]) -> list[str]:
 
 
 def _duplicates(
-  source: Source, examples: Sequence[Example], seen: dict[bytes, str], part: str
+  source: Source, digests: Sequence[bytes], seen: dict[bytes, str], part: str
 ) -> list[str]:
   """Images that are in another source, too, and those that are twice in this one."""
   own: dict[bytes, str] = {}
   twice, elsewhere = 0, collections.Counter()
-  images = [name for name, field in source.fields.items() if field.kind == 'image']
-  for example in examples:
-    digest = hashlib.blake2b(digest_size=16)
-    for name in images:
-      value = example[name]
-      digest.update(value if isinstance(value, bytes) else np.ascontiguousarray(value).tobytes())
-    key = digest.digest()
+  for key in digests:
     twice += key in own
     if key in seen:
       elsewhere[seen[key]] += 1
