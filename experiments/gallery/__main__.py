@@ -30,6 +30,7 @@ from experiments.benchmarks.report import machine
 from experiments.gallery import page
 from experiments.gallery.rows import Row, named
 from vit_jax.core import schema
+from vit_jax.core.errors import RunError
 from vit_jax.data.classes import aligned
 from vit_jax.data.pipeline import eval_batches, iterate
 from vit_jax.data.views import View
@@ -189,15 +190,22 @@ def main() -> None:
   flags.FLAGS.mark_as_parsed()
   RESULTS.mkdir(exist_ok=True)
   options = dict(text.split('=', 1) for text in arguments.set)
+  failed = []
   for row in named(arguments.rows):
     file = RESULTS / f'{row.name}.json'
     if file.exists() and not arguments.again:
       print(f'{row.name}: has a result')
       continue
-    result = measure(row, pathlib.Path(arguments.runs), arguments.seeds, options)
+    try:
+      result = measure(row, pathlib.Path(arguments.runs), arguments.seeds, options)
+    except (RunError, subprocess.CalledProcessError) as error:  # the others can be measured
+      failed.append(f'{row.name}: not measured: {error}')
+      continue
     file.write_text(json.dumps(result, indent=2) + '\n')
     page.write(RESULTS)
   page.write(RESULTS)
+  if failed:
+    sys.exit('\n'.join(failed))
 
 
 if __name__ == '__main__':

@@ -35,7 +35,8 @@ def _line(row: dict[str, Any]) -> str:
   spread = f' ± {row["sd"]:.4f}' if row['sd'] is not None else ''
   low, high = row['interval']
   target = f'{row["target"]:g} {"gain" if row["aims_at"] == "gain" else ""}'.strip()
-  met = 'reached' if row['reached'] else 'missed'
+  there = row['gain' if row['aims_at'] == 'gain' else 'value'] >= row['target']
+  met = 'reached' if row['reached'] else 'reached, but the gain may be 0' if there else 'missed'
   return (
     f'| [{row["name"]}](#{row["name"]}) | {row["data"]} | {row["metric"]} | {row["value"]:.4f}'
     f'{spread} (n={row["n"]}) | {row["controls"][row["control"]]:.4f} | {row["gain"]:+.4f} '
