@@ -75,7 +75,8 @@ class Ours:
       **model: fields in which the model differs.
     """
     record = config_lib.to_dict(synthetic.get_config(variant))
-    record['model'] |= dict(pool=None, posemb=None) if folder else {'num_classes': CLASSES}
+    # A head whose classes have no names is kept if the run says how many there are.
+    record['model'] |= {'num_classes': CLASSES} | (dict(pool=None, posemb=None) if folder else {})
     record['model'] |= {'image_size': [size, size], **model}
     record |= {'batch_size': batch, 'init': folder}
     self._experiment = Experiment(schema.build(config_lib.Config, record))
