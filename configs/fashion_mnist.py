@@ -3,7 +3,7 @@ r"""Fashion-MNIST: 60,000 images to train on, 10,000 to test on.
 Debian and Ubuntu ship the four IDX files: apt-get install dataset-fashion-mnist. They may be in any
 directory: --config.data.source.manual_dir=DIR; they are prepared once.
 
-88.5 % in about six minutes on two CPU cores (logistic regression reaches 83-84 %):
+90 % in about ten minutes on two CPU cores, as much as an RBF SVM (logistic regression: 85 %):
 
     python -m vit_jax.train --config=configs/fashion_mnist.py:quick --workdir=runs/fashion_quick
 
@@ -17,10 +17,11 @@ from vit_jax.config import complete
 
 def get_config(recipe='full'):
   quick = dict(
-    total='8 epochs',
+    total='16 epochs',
     batch_size=64,
     model=dict(
-      variant='mu/7', width=64, depth=4, mlp_dim=256, num_heads=4, pool='mean', remat='full',
+      variant='mu/4', width=64, depth=4, mlp_dim=256, num_heads=4, pool='mean', scan=False,
+      remat='none',
     ),
     task=dict(mixup=0.0),
     crop=dict(name='resize'),
