@@ -23,21 +23,21 @@ def results():
 
 
 def plain(p):
-  return p.queries == p.keys == 50 and not (p.bias or p.mask)
+  return p.queries == p.keys == 50 and not (p.bias or p.masks)
 
 
-def wrong(q, k, v, bias, mask, *, num_heads, causal, length):
-  return heads.attention(q, k, 1.01 * v, bias, mask, num_heads=num_heads, causal=causal)
+def wrong(q, k, v, bias, mask, *, num_heads, cap, length):
+  return heads.attention(q, k, 1.01 * v, bias, mask, num_heads=num_heads, cap=cap)
 
 
-def wrong_gradient(q, k, v, bias, mask, *, num_heads, causal, length):
+def wrong_gradient(q, k, v, bias, mask, *, num_heads, cap, length):
   k = jax.lax.stop_gradient(k)
-  return heads.attention(q, k, v, bias, mask, num_heads=num_heads, causal=causal)
+  return heads.attention(q, k, v, bias, mask, num_heads=num_heads, cap=cap)
 
 
-def no_number(q, k, v, bias, mask, *, num_heads, causal, length):
+def no_number(q, k, v, bias, mask, *, num_heads, cap, length):
   """Right but for the first example."""
-  y = heads.attention(q, k, v, bias, mask, num_heads=num_heads, causal=causal)
+  y = heads.attention(q, k, v, bias, mask, num_heads=num_heads, cap=cap)
   return y.at[0, 0, 0].set(jnp.nan)
 
 
@@ -46,8 +46,8 @@ def impossible(*args, **kwargs):
 
 
 def test_attention(tmp_path, monkeypatch, results):
-  other = dict(device='TPU v4', dtype='bfloat16', bias=False, mask=False, tokens=50, head_dim=64,
-               ms={'short': 1.0})  # fmt: skip
+  other = dict(device='TPU v4', dtype='bfloat16', bias='', masks=[], cap=False, tokens=50,
+               head_dim=64, ms={'short': 1.0})  # fmt: skip
   stale = {**other, 'device': 'cpu', 'dtype': 'float32', 'ms': {'xla': 1e-9}}
   table = tmp_path / 'measured.json'
   table.write_text(json.dumps({'rows': [other, stale]}))
@@ -68,7 +68,8 @@ def test_attention(tmp_path, monkeypatch, results):
   for row in rows:
     found.setdefault((row['case'], row['tokens']), {})[row['implementation']] = row
   assert found.keys() == {
-    ('plain', 50), ('plain', 197), ('bias', 50), ('mask', 50), ('pooling', 50)
+    ('plain', 50), ('plain', 197), ('bias', 50), ('pooling', 50),
+    *((mask, 50) for mask in attention.MASKS),
   }  # fmt: skip
   for case in found.values():
     for name in ('chunked', 'heads', 'xla'):
@@ -87,14 +88,13 @@ def test_attention(tmp_path, monkeypatch, results):
 
   written = json.loads(table.read_text())['rows']
   assert other in written
-  assert len(written) == 1 + 4  # pooling is not in the table
+  assert len(written) == 1 + 3 + len(attention.MASKS)  # pooling is not in the table
   choice._table.cache_clear()
   try:
     for row in written[1:]:
       assert row['ms'].keys() == {'chunked', 'heads', 'xla'}
-      # Where there are many scores, all three are asked.
       problem = choice.Problem(
-        'cpu', 'cpu', 'float32', row['tokens'], row['tokens'], 64, row['bias'], row['mask'], 2**31
+        'cpu', 'cpu', 'float32', row['tokens'], row['tokens'], 64, row['bias'], tuple(row['masks'])
       )
       assert choice.choose(problem) == min(row['ms'], key=row['ms'].get)
   finally:
@@ -103,7 +103,7 @@ def test_attention(tmp_path, monkeypatch, results):
 
 def test_the_full_table_covers_what_it_says():
   cases = attention.cases(attention.LENGTHS, attention.WIDTHS, attention.SPECIAL)
-  assert len(set(cases)) == len(cases) == 11 * 7 + 3 * 5
+  assert len(set(cases)) == len(cases) == 11 * 7 + (2 + len(attention.MASKS)) * 5
   for case in cases:
     batch = attention.ACCELERATOR.batch(case)
     assert batch >= 2

@@ -53,6 +53,9 @@ OPTIONS = [
   dict(posemb='factorised', pool='map', mlp='swiglu', class_token=True, dtype='bfloat16'),
   dict(posemb_tokens='patches', representation_size=20, in_channels=1),
   dict(patch_dropout=0.5, pool='mean'),
+  dict(attention='h2w2*', relative_bias='layer', posemb='none', class_token=True),
+  dict(attention='h+w', qk_norm=True, pool='mean', dtype='bfloat16'),
+  dict(attention='h2w2~1*', rope='grid', pool='map'),
   dict(patch_dropout=0.5, drop_path=0.5),
   dict(drop_path=0.5, drop_path_mode='subset'),
   dict(drop_path=0.5, drop_path_mode='subset', patch_dropout=0.3, dtype='bfloat16', parallel=True),
@@ -68,6 +71,7 @@ BLOCKS = [
   *((dict(parallel=True, pool='map', qk_norm=True), remat) for remat in ('names', 'context,attn')),
   *((dict(parallel=True, layerscale=0.1), remat) for remat in ('dots', 'hidden')),
   (dict(drop_path=0.5, drop_path_mode='subset', patch_dropout=0.3), 'names'),
+  *((dict(attention='h+w', pool='mean'), remat) for remat in ('names', 'full')),
 ]
 
 

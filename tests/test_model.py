@@ -16,7 +16,7 @@ from vit_jax.explore.attention import rollout
 from vit_jax.models.vit import ViTConfig
 from vit_jax.nn import layers, tree
 from vit_jax.nn.attention import Attention
-from vit_jax.nn.positions import grid_coords, sincos2d
+from vit_jax.nn.positions import grid_coords, sincos
 
 TINY = dict(image_size=(8, 12), num_classes=5, width=16, depth=3, mlp_dim=32, num_heads=4)
 
@@ -128,7 +128,7 @@ def reference(model, x):
   ]
   x = np.stack(patches, axis=1) + p.get('embed/proj/bias', 0)
   if c.posemb == 'sincos2d':
-    x = x + sincos2d(grid_coords(*c.grid), c.width)
+    x = x + sincos(grid_coords(*c.grid), c.width)
   if c.posemb == 'factorised':
     both = p['posemb_rows'][0][:, None] + p['posemb_columns'][0][None]
     x = x + both.reshape(-1, c.width)

@@ -22,6 +22,7 @@ from vit_jax.core.errors import RunError
 from vit_jax.costs import chips
 from vit_jax.models.vit import ViTConfig
 from vit_jax.nn.kernels import choice, short
+from vit_jax.nn.masks import Mask
 from vit_jax.training import config as config_lib
 
 PROGRAM = """HloModule step, is_scheduled=true
@@ -76,8 +77,10 @@ def test_reading_a_program():
     Collective('collective-permute', 1, 8 * 128 * 2, 0),
     Collective('reduce-scatter', 1, gathered, gathered),
   ]
-  size = 2 * 200 * 128 * 2
-  assert program.kernels == [Kernel('attention_forward_64', 1000, 3 * size, 1)]
+  # Of its operands a kernel may read a part, and then says so.
+  assert program.kernels == [Kernel('attention_forward_64', 1000, 7, 1)]
+  whole = Program(PROGRAM.replace(',"bytes_accessed":"7"', ''))
+  assert whole.kernels == [Kernel('attention_forward_64', 1000, 3 * 2 * 200 * 128 * 2, 1)]
 
 
 def test_collectives_that_gpus_start():
@@ -255,9 +258,10 @@ def test_unknown_topologies(name):
   [
     (197, 12, 64, {}),
     (257, 2, 72, {}),
-    (257, 8, 80, dict(causal=True)),
-    (50, 3, 64, dict(mask=True)),
-    (197, 4, 128, dict(bias=1, mask=True)),
+    (257, 8, 80, dict(mask=('causal', 'prefix'))),
+    (50, 3, 64, dict(mask=('keys',))),
+    (197, 4, 128, dict(bias=1, mask=('keys', 'segments'))),
+    (197, 2, 64, dict(mask=('causal', 'window', 'segments'), cap=30.0)),
     (577, 2, 64, dict(bias=2)),
   ],
 )
@@ -269,20 +273,25 @@ def test_the_compiler_takes_the_kernels(tokens, heads, head_dim, options, where)
   )
   width = heads * head_dim
   args = [make(2, tokens, width) for _ in range(3)]
-  bias, masked = options.get('bias'), options.get('mask')
+  bias, said = options.get('bias'), options.get('mask', ())
   args += [make(bias, heads, tokens, tokens)] if bias else []
-  args += [make(2, tokens, dtype=bool)] if masked else []
+  numbers = make(2, tokens, dtype=bool), make(2, tokens, dtype='int32')
 
   def loss(q, k, v, *rest):
-    extra = rest[0] if bias else None, rest[-1] if masked else None
-    more = dict(num_heads=heads, causal=options.get('causal', False))
-    y = short.attention(q, k, v, *extra, **more)
+    there, number = rest[-2:]
+    mask = Mask(
+      'causal' in said, (30, 20) if 'window' in said else None, there if 'keys' in said else None,
+      there if 'prefix' in said else None, (number, number) if 'segments' in said else None,
+    )  # fmt: skip
+    more = dict(num_heads=heads, cap=options.get('cap', 0.0))
+    y = short.attention(q, k, v, rest[0] if bias else None, mask, **more)
     if short.packs(tokens, heads, head_dim, bias=bool(bias)):
-      y += short.self_attention(jnp.concatenate([q, k, v], axis=-1), *extra, **more)
+      qkv = jnp.concatenate([q, k, v], axis=-1)
+      y += short.self_attention(qkv, rest[0] if bias else None, mask, **more)
     return jnp.square(y.astype(jnp.float32)).sum()
 
   with jax.set_mesh(mesh), plan.no_cache():
-    compiled = jax.jit(jax.grad(loss, range(4 if bias else 3))).lower(*args).compile()
+    compiled = jax.jit(jax.grad(loss, range(4 if bias else 3))).lower(*args, *numbers).compile()
     both = short.packs(tokens, heads, head_dim, bias=bool(bias))
   scores = 2 * heads * tokens**2 * 4
   assert compiled.memory_analysis().temp_size_in_bytes < scores / (1 if bias else 2)
@@ -295,7 +304,9 @@ def test_the_compiler_takes_attention_over_long_sequences():
   x = jax.ShapeDtypeStruct((1, 4097, 128), 'bfloat16', sharding=NamedSharding(mesh, P()))
   run = choice.IMPLEMENTATIONS['splash'].run
   loss = lambda q, k, v: jnp.square(  # noqa: E731
-    run(q, k, v, None, None, num_heads=2, causal=False, length=None).astype(np.float32)
+    run(q, k, v, None, Mask(causal=True, window=(99, 0)), num_heads=2, cap=9.0, length=None).astype(
+      np.float32
+    )
   ).sum()
   with jax.set_mesh(mesh), plan.no_cache():
     compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x).compile()

@@ -30,6 +30,7 @@ from experiments.benchmarks.timing import Timed, complaint, measure
 from vit_jax.costs import chips
 from vit_jax.nn import attention
 from vit_jax.nn.kernels import choice
+from vit_jax.nn.masks import Mask
 
 LENGTHS = (50, 196, 197, 256, 257, 576, 577, 729, 1025, 2305, 4097)
 # With bias, with mask, with one query: even, because there every implementation that takes a bias
@@ -40,25 +41,24 @@ WIDTHS = (64, 72, 80, 88, 104, 112, 128)
 TOLERANCE = {'float32': 2e-5, 'bfloat16': 2e-2}
 RESULTS = ('y', 'dq', 'dk', 'dv', 'dbias')
 PEER = 'torch sdpa'
-# An implementation that saves memory takes part whatever the scores need.
-LARGE = 2**40
+MASKS = ('keys', 'causal', 'window', 'prefix', 'segments')
 
 
 class Case(NamedTuple):
-  """A shape of attention; with a mask, one example is nothing but padding."""
+  """A shape of attention; `mask` is one of `MASKS`, or '' for none."""
 
   queries: int
   keys: int
   head_dim: int
   bias: bool = False
-  mask: bool = False
+  mask: str = ''
 
   @property
   def name(self) -> str:
     """What is special about it."""
     if self.queries == 1:
       return 'pooling'
-    return 'bias' if self.bias else 'mask' if self.mask else 'plain'
+    return 'bias' if self.bias else self.mask or 'plain'
 
 
 class Size(NamedTuple):
@@ -80,8 +80,8 @@ QUICK, CPU, ACCELERATOR = Size(2, 2**8, 2**16), Size(6, 2**11, 2**18), Size(16, 
 class Inputs(NamedTuple):
   """Queries, keys, values and the gradient of the result, packed, in the dtype of the benchmark.
 
-  Tokens are padded as a model would pad them; `bias` (1, heads, queries, keys) and `mask` (batch,
-  keys) are not, and may be None.
+  Tokens are padded as a model would pad them; `bias` (1, heads, queries, keys) or None and `mask`
+  are not.
   """
 
   q: Any
@@ -89,7 +89,7 @@ class Inputs(NamedTuple):
   v: Any
   dy: Any
   bias: Any
-  mask: Any
+  mask: Mask
 
 
 class Contestant(NamedTuple):
@@ -115,7 +115,7 @@ def cases(lengths: Sequence[int], widths: Sequence[int], special: Sequence[int])
   return [
     *(Case(n, n, width) for width in widths for n in lengths),
     *(Case(n, n, widths[0], bias=True) for n in special),
-    *(Case(n, n, widths[0], mask=True) for n in special),
+    *(Case(n, n, widths[0], mask=mask) for mask in MASKS for n in special),
     *(Case(1, n, widths[0]) for n in special),
   ]
 
@@ -127,14 +127,25 @@ def draw(case: Case, size: Size, dtype: str) -> Inputs:
   rngs = iter(jax.random.split(jax.random.key(0), 5))
   normal = lambda *shape: jax.random.normal(next(rngs), shape, dtype)  # noqa: E731
   q, k, v, dy = (normal(batch, length, width) for length in (queries, keys, keys, queries))
-  bias = mask = None
-  if case.bias:
-    bias = normal(1, heads, case.queries, case.keys)
-  if case.mask:
-    keep = np.random.default_rng(0).random((batch, case.keys)) < 0.7
-    keep[0], keep[1:, 0] = False, True
-    mask = jnp.asarray(keep)
-  return Inputs(q, k, v, dy, bias, mask)
+  bias = normal(1, heads, case.queries, case.keys) if case.bias else None
+  return Inputs(q, k, v, dy, bias, _mask(case, batch))
+
+
+def _mask(case: Case, batch: int) -> Mask:
+  """Of keys three in ten are missing, and all of the first example; prefixes are a third long."""
+  rng, keys = np.random.default_rng(0), case.keys
+  if case.mask == 'keys':
+    there = rng.random((batch, keys)) < 0.7
+    there[0], there[1:, 0] = False, True
+    return Mask(keys=jnp.asarray(there))
+  if case.mask == 'window':
+    return Mask(causal=True, window=(keys // 4, 0))
+  if case.mask == 'prefix':
+    return Mask(causal=True, prefix=jnp.broadcast_to(jnp.arange(keys) < keys // 3, (batch, keys)))
+  if case.mask == 'segments':
+    numbers = jnp.asarray(np.sort(rng.integers(0, 3, (batch, keys))))
+    return Mask(segments=(numbers, numbers))
+  return Mask(causal=case.mask == 'causal')
 
 
 def _padding(case: Case) -> int:
@@ -149,11 +160,12 @@ def exact(case: Case, inputs: Inputs, heads: int) -> list[np.ndarray]:
   # The gradient of a bias is a sum over all examples.
   packed = [np.asarray(x if case.bias else x[-1:]) for x in inputs[:4]]
   lengths = (case.queries, case.keys, case.keys, case.queries)
+  seen = inputs.mask.rows(lambda x: x[-1:]).visible(case.queries, case.keys)
+  keep = np.ones((case.queries, case.keys), bool) if seen is None else np.asarray(seen)[0]
   for head in (0, heads - 1):
     lanes = slice(head * case.head_dim, (head + 1) * case.head_dim)
     parts = [_wide(x[:, :n, lanes]) for x, n in zip(packed, lengths, strict=True)]
     bias = _wide(inputs.bias[0, head]) if case.bias else 0.0
-    keep = np.asarray(inputs.mask[-1]) if case.mask else np.ones(case.keys, bool)
     one, dbias = [], 0.0
     for q, k, v, dy in zip(*parts, strict=True):
       scores = np.where(keep, q @ k.T * scale + bias, -np.inf)
@@ -176,7 +188,7 @@ def _wide(x: Any) -> np.ndarray:
 def ours(way: choice.Implementation, case: Case, inputs: Inputs, heads: int) -> Contestant:
   """One of `IMPLEMENTATIONS`, compiled."""
   length = case.queries if _padding(case) else None
-  run = functools.partial(way.run, num_heads=heads, causal=False, length=length)
+  run = functools.partial(way.run, num_heads=heads, cap=0.0, length=length)
   forward = jax.jit(lambda x: [run(x.q, x.k, x.v, x.bias, x.mask)])
 
   @jax.jit
@@ -196,23 +208,30 @@ def _finite(x):
 
 
 def theirs(case: Case, inputs: Inputs, heads: int) -> Contestant:
-  """PyTorch's attention, on the same arrays, by the kernel that it chooses itself."""
+  """PyTorch's attention, on the same arrays without padding, by the kernel that it chooses."""
   torch: Any = importlib.import_module('torch')
   give = lambda x: torch.from_dlpack(x).detach()  # noqa: E731
+  lengths = (case.queries, case.keys, case.keys, case.queries)
+  own = (give(x)[:, :n].contiguous() for x, n in zip(inputs[:4], lengths, strict=True))
   split = lambda x: x.unflatten(-1, (heads, -1)).transpose(1, 2)  # noqa: E731
   merge = lambda x: x.transpose(1, 2).flatten(-2)  # noqa: E731
-  *operands, dy = (split(give(x)) for x in inputs[:4])
+  *operands, dy = map(split, own)
   add = None
   if case.bias:
     operands.append(give(inputs.bias))
-  elif case.mask:
-    add = give(inputs.mask)[:, None, None, :]
+  elif case.mask == 'keys':
+    add = give(inputs.mask.keys)[:, None, None, :]
+  elif case.mask != 'causal':
+    seen = inputs.mask.visible(case.queries, case.keys)
+    add = None if seen is None else give(seen)[:, None]
   for x in operands:
     x.requires_grad_()
 
   def attend(q, k, v, bias=None):
     mask = add if bias is None else bias
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return torch.nn.functional.scaled_dot_product_attention(
+      q, k, v, attn_mask=mask, is_causal=case.mask == 'causal'
+    )
 
   def forward():
     with torch.no_grad():
@@ -257,10 +276,10 @@ def check(it: Contestant, case: Case, want: list[np.ndarray], dtype: str) -> flo
 def compare(case: Case, size: Size, dtype: str, rounds: int, least: float) -> list[dict[str, Any]]:
   """A row for every implementation that takes part in a case."""
   device, heads = jax.devices()[0], size.heads
-  problem = choice.Problem(
-    device.platform, device.device_kind, dtype, *case[:3], case.bias, case.mask, LARGE
-  )
   inputs = draw(case, size, dtype)
+  problem = choice.Problem(
+    device.platform, device.device_kind, dtype, *case[:3], 'shared' * case.bias, inputs.mask.kinds
+  )
   makers: dict[str, Callable[..., Contestant]] = {
     name: functools.partial(ours, way)
     for name, way in choice.IMPLEMENTATIONS.items()
@@ -303,17 +322,28 @@ def table(rows: Sequence[dict[str, Any]], device: str, dtype: str) -> list[dict[
   for row in rows:
     ms = row['both ms']
     if ms and row['case'] != 'pooling' and row['implementation'] in choice.IMPLEMENTATIONS:
-      key = row['case'] == 'bias', row['case'] == 'mask', row['tokens'], row['head_dim']
+      mask = row['case'] if row['case'] in MASKS else ''
+      case = Case(row['tokens'], row['tokens'], row['head_dim'], row['case'] == 'bias', mask)
+      key = 'shared' * case.bias, _mask(case, 1).kinds, case.keys, case.head_dim
       found.setdefault(key, {})[row['implementation']] = float(f'{ms:.4g}')
   return [
-    dict(device=device, dtype=dtype, bias=bias, mask=mask, tokens=tokens, head_dim=width, ms=ms)
-    for (bias, mask, tokens, width), ms in found.items()
+    dict(
+      device=device,
+      dtype=dtype,
+      bias=bias,
+      masks=masks,
+      cap=False,
+      tokens=tokens,
+      head_dim=width,
+      ms=ms,
+    )
+    for (bias, masks, tokens, width), ms in found.items()
   ]
 
 
 def write_table(new: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
   """Puts rows into a table, in place of those of the same problems."""
-  key = lambda row: frozenset(item for item in row.items() if item[0] != 'ms')  # noqa: E731
+  key = lambda row: json.dumps({**row, 'ms': None})  # noqa: E731
   rows = {key(row): row for row in (*json.loads(path.read_text())['rows'], *new)}
   lines = ',\n '.join(json.dumps(row) for row in rows.values())
   path.write_text(f'{{"rows": [\n {lines}\n]}}\n')

@@ -24,6 +24,7 @@ from vit_jax.compile import plan, topology
 from vit_jax.core.errors import RunError
 from vit_jax.models.vit import ViTConfig
 from vit_jax.nn.kernels import choice
+from vit_jax.nn.masks import FULL
 
 MIB = 2**20
 TOKENS, DEPTHS = (512, 1024, 2048, 4096, 8192), (2, 4, 8, 16, 32)
@@ -43,7 +44,7 @@ def attention_bytes(name: str, tokens: int, device: Any, dtype: Any) -> int:
     dtype: of queries, keys and values.
   """
   way = functools.partial(
-    choice.IMPLEMENTATIONS[name].run, bias=None, mask=None, num_heads=HEADS, causal=False,
+    choice.IMPLEMENTATIONS[name].run, bias=None, mask=FULL, num_heads=HEADS, cap=0.0,
     length=None,
   )  # fmt: skip
 

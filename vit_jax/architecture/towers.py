@@ -9,7 +9,12 @@ from vit_jax.architecture import variants
 from vit_jax.architecture.vit import OPTIONS, UNSET, EncoderConfig, ViTArchitecture
 from vit_jax.core.errors import RunError
 
-TEXT_OPTIONS = {**OPTIONS, 'pool': ('eot', 'last'), 'relative_bias': ('none',)}
+TEXT_OPTIONS = {
+  **OPTIONS,
+  'pool': ('eot', 'last'),
+  'attention': ('full',),
+  'relative_bias': ('none',),
+}
 
 
 @dataclasses.dataclass(frozen=True)

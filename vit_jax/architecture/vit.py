@@ -7,10 +7,12 @@ import math
 from typing import Any, ClassVar, Self
 
 from vit_jax.architecture import variants
+from vit_jax.architecture.pattern import parse
 from vit_jax.core.errors import RunError, suggest
 
-# Activations that a block marks by name, in the order in which they are computed.
-NAMES = ('qkv', 'context', 'attn', 'hidden', 'gate', 'mlp')
+# Activations that a block marks by name, in the order in which they are computed; of norms the
+# statistics of their rows.
+NAMES = ('norm', 'qkv', 'context', 'attn', 'hidden', 'gate', 'mlp')
 # Enough of them for the backward pass to recompute no matrix product.
 PRODUCTS = NAMES[:-1]
 # Policies of `encoder.remat`, apart from lists of these names.
@@ -65,6 +67,8 @@ class EncoderConfig:
     qk_norm: queries and keys are normed per head.
     layerscale: initial value of learned factors on what each block adds (Touvron et al. 2021);
       0 for none.
+    attention: which tokens attend to which, layer by layer: 'full', or along axes of the grid, in
+      windows and one after another; see `architecture.pattern`.
     relative_bias: a learned bias of attention by relative position in each 'layer', 'shared' by
       all, or 'none'.
     no_bias: parts without additive parameters, separated by commas, out of query, key, value, out,
@@ -98,6 +102,7 @@ class EncoderConfig:
   parallel: bool = UNSET
   qk_norm: bool = UNSET
   layerscale: float = UNSET
+  attention: str = UNSET
   relative_bias: str = UNSET
   no_bias: str = UNSET
   mup_width: int = 0
@@ -280,6 +285,11 @@ class ViTArchitecture(EncoderConfig):
       raise RunError(f'rope_base={config.rope_base} must be positive')
     if config.distilled and config.pool != 'token':
       raise RunError(f'distilled=True needs pool=token, not {config.pool}')
+    parse(config.attention, len(config.image_size), config.num_heads, config.depth)
+    if config.attention != 'full' and config.patch_dropout:
+      raise RunError(
+        'patch_dropout leaves no grid for attention along its axes: use attention=full'
+      )
     if not 0 <= config.patch_dropout < 1:
       raise RunError(f'model.patch_dropout={config.patch_dropout} must be in [0, 1)')
     return config

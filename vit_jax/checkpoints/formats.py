@@ -13,7 +13,7 @@ from typing import Any
 
 from vit_jax.core.errors import RunError
 
-FORMAT = 4
+FORMAT = 5
 
 
 class LaterFormatError(RunError):
@@ -65,6 +65,21 @@ def _with_fields(record: dict[str, Any]) -> None:
     data['source'] |= dict(fields={}, names={}, ignore=[])
 
 
+def _with_attention(record: dict[str, Any]) -> None:
+  """4 to 5: attention along axes."""
+  _all_tokens(record.get('model', {}))
+
+
+def _all_tokens(model: Any) -> None:
+  """Of the description of a model, or of several by name."""
+  if not isinstance(model, dict):
+    return
+  if 'relative_bias' in model:  # an encoder, whose variant may say the rest
+    model['attention'] = None if model['relative_bias'] is None else 'full'
+  for part in model.values():
+    _all_tokens(part)
+
+
 def meant(number: int, name: str, old: Any, new: Any, *, init: bool) -> bool:
   """Whether a run of format `number` had the value `old` of a field that its command leaves unset.
 
@@ -96,13 +111,19 @@ def _fields_known(facts: dict[str, Any]) -> None:
     facts['card'] |= dict(task=facts['task'], fields=facts['fields'])
 
 
+def _all_tokens_known(facts: dict[str, Any]) -> None:
+  """4 to 5: what models were."""
+  for place in (facts, facts.get('decided', {})):
+    _all_tokens(place.get('model', {}))
+
+
 # What turns a configuration of format i into one of format i + 1.
 RECORDS: tuple[Callable[[dict[str, Any]], None], ...] = (
-  _numbered, _with_hyperparameters, _with_parts, _with_fields
+  _numbered, _with_hyperparameters, _with_parts, _with_fields, _with_attention
 )  # fmt: skip
 # The same for what checkpoints say of themselves.
 FACTS: tuple[Callable[[dict[str, Any]], None], ...] = (
-  _decided, lambda facts: None, lambda facts: None, _fields_known
+  _decided, lambda facts: None, lambda facts: None, _fields_known, _all_tokens_known
 )  # fmt: skip
 
 

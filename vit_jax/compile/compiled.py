@@ -144,10 +144,13 @@ class Program:
 
   def _kernel(self, name: str, shape: str, line: str, count: int) -> Kernel:
     flops = re.search(r'"cost_estimate":\{"flops":"(\d+)"', line)
+    declared = re.search(r'"cost_estimate":\{[^}]*"bytes_accessed":"(\d+)"', line)
     operands = re.search(r'custom-call\((.*?)\), custom_call_target', line)
     shapes = [self._shapes[o] for o in re.findall(r'%([\w.\-]+)', operands[1] if operands else '')]
     moved = _bytes(shape) + sum(_bytes(operand) for operand in shapes)
     given = re.search(r'op_name="[^"]*?([^/"]+)/pallas_call', line)
+    # A kernel may read or write a small part of an operand, and says so.
+    moved = min(moved, int(declared[1])) if declared else moved
     return Kernel(given[1] if given else name, int(flops[1]) if flops else 0, moved, count)
 
   @property

@@ -26,10 +26,10 @@ QKV = ('query', 'key', 'value')
 # whether they are zero; None: any.
 PLAIN: Fields = dict(
   norm=('layernorm',), norm_place=('pre',), parallel=(False,), mlp_norm=(False,), qk_norm=(False,),
-  layerscale=(False,), relative_bias=('none',), rope=('none',), class_token=(True,),
-  distilled=(False,), registers=(False,), embed_norm=(False,), posemb=('learned',),
-  pool=('token',), pool_norm=(False,), representation_size=(False,), stem_width=(False,),
-  mask_token=(False,),
+  layerscale=(False,), attention=('full',), relative_bias=('none',), rope=('none',),
+  class_token=(True,), distilled=(False,), registers=(False,), embed_norm=(False,),
+  posemb=('learned',), pool=('token',), pool_norm=(False,), representation_size=(False,),
+  stem_width=(False,), mask_token=(False,),
 )  # fmt: skip
 
 
@@ -260,7 +260,7 @@ def _with_table(config: ViTConfig, leaves: Leaves) -> tuple[ViTConfig, Leaves]:
   shape = (1, config.grid[0] * config.grid[1], config.width)
   table = np.zeros(shape, np.float32)
   if config.posemb == 'sincos2d':
-    table += positions.sincos2d(positions.grid_coords(*config.grid), config.width)
+    table += positions.sincos(positions.grid_coords(*config.grid), config.width)
   elif config.posemb == 'factorised':
     rows, columns = leaves.pop('posemb_rows'), leaves.pop('posemb_columns')
     table += (rows[:, :, None] + columns[:, None]).reshape(shape)

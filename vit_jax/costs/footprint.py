@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from vit_jax.architecture.towers import TextArchitecture, encoders
 from vit_jax.architecture.vit import STEM_GROUPS, EncoderConfig, ViTArchitecture
-from vit_jax.costs.parts import kept_activations, parts, sequence, stem, stem_features
+from vit_jax.costs.parts import Sequence, kept_activations, parts, sequence, stem, stem_features
 
 # Of a float32, which parameters, gradients, moments and statistics are.
 FLOAT = 4
@@ -68,16 +68,16 @@ def activations(config: Any, *, examples: int = 0) -> tuple[int, int]:
     examples: as for `parts.parts`.
   """
   run = sequence(config, training=True, examples=examples)
-  everything = sum(_block(config, run.tokens, run.share))
+  everything = sum(_block(config, run))
   kept, more = everything, 0
   if config.remat != 'none':
-    kept = _kept(config, run.tokens, run.share)
+    kept = _kept(config, run)
     more = everything - kept
   total = config.depth * kept
   if isinstance(config, TextArchitecture):
     total += _norm(config, run.tokens, config.width) + FLOAT * config.width
     return round(total), round(more)
-  total += sum(_around(config, run.tokens))
+  total += run.marks + sum(_around(config, run.tokens))
   return round(total), round(more)
 
 
@@ -98,30 +98,40 @@ def _norm(config: EncoderConfig, rows: float, width: int, *, exact: bool = False
   return FLOAT * rows * (3 * width + (3 if single_pass else 2))
 
 
-def _block(config: EncoderConfig, tokens: int, share: float) -> Iterator[float]:
+def _block(config: EncoderConfig, run: Sequence) -> Iterator[float]:
   """Of a block whose every activation is kept."""
-  n, width, hidden, size = tokens * share, config.width, config.mlp_dim, _size(config)
-  branches = 1 if config.parallel else 2
+  n, width, hidden, size = run.tokens * run.share, config.width, config.mlp_dim, _size(config)
+  many = run.attentions
+  branches = many + (not config.parallel)
   yield branches * _norm(config, n, width)
   if config.drop_path and config.drop_path_mode != 'subset':
     yield branches * size  # factors
-  yield size * n * width * 3  # what queries, keys and values are made from
-  yield size * n * width * 4 + FLOAT * n * config.num_heads * 2  # attention
-  yield size * n * width * 2  # what goes through the output projection and into the MLP
+  yield many * size * n * width * 3  # what queries, keys and values are made from
+  # Queries and what they get, keys and values; two numbers for each query.
+  yield run.share * size * width * 2 * (run.queries + run.keys)
+  yield run.share * FLOAT * run.queries * config.num_heads * 2
+  yield size * n * width * (many + 1)  # what goes through output projections and into the MLP
   yield size * n * hidden * (4 if config.mlp == 'swiglu' else 2)
   if config.mlp_norm:
     yield _norm(config, n, hidden)
   if config.qk_norm:
-    yield 2 * _norm(config, n * config.num_heads, width // config.num_heads)
+    yield 2 * many * _norm(config, n * config.num_heads, width // config.num_heads)
   if config.layerscale:
     yield size * n * width * 2
 
 
-def _kept(config: EncoderConfig, tokens: int, share: float) -> float:
+def _kept(config: EncoderConfig, run: Sequence) -> float:
   """Of a block whose policy keeps only something: its input, and what it names."""
-  sizes = {'qkv': 3 * config.width, 'hidden': config.mlp_dim, 'gate': config.mlp_dim}
-  named = sum(sizes.get(name, config.width) for name in kept_activations(config))
-  return _size(config) * tokens * (config.width + share * named)
+  width, many = config.width, run.attentions
+  sizes = {
+    'qkv': 3 * many * width, 'context': many * width, 'attn': many * width, 'mlp': width,
+    'hidden': config.mlp_dim, 'gate': config.mlp_dim,
+  }  # fmt: skip
+  kept = kept_activations(config)
+  named = sum(sizes[name] for name in kept - {'norm'})
+  norms = many + (not config.parallel) + config.mlp_norm if 'norm' in kept else 0
+  statistics = FLOAT * norms * (2 if config.norm == 'layernorm' else 1)
+  return run.tokens * (_size(config) * (width + run.share * named) + run.share * statistics)
 
 
 def _around(config: ViTArchitecture, tokens: int) -> Iterator[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from vit_jax.architecture.pattern import parse
 from vit_jax.architecture.towers import Composition, TextArchitecture, encoders
 from vit_jax.architecture.vit import EncoderConfig, ViTArchitecture, kept_names
 
@@ -40,11 +41,20 @@ class Sequence(NamedTuple):
     tokens: of one image or text.
     share: of the examples that each branch runs on; less than 1 where stochastic depth draws some.
     table: rows of a table of relative positions.
+    attentions: how many a block does one after another.
+    queries, keys, pairs: of all attentions of a block, each as often as is the share of the heads
+      that look at it, and in all groups where tokens attend in groups; the mean over layers.
+    marks: which of the keys in groups are there, for all groups, if some are not.
   """
 
   tokens: int
-  share: float = 1.0
-  table: int = 0
+  share: float
+  table: int
+  attentions: int
+  queries: float
+  keys: float
+  pairs: float
+  marks: int = 0
 
 
 def parts(config: Any, *, training: bool = False, examples: int = 0) -> list[Part]:
@@ -74,13 +84,29 @@ def sequence(config: Any, *, training: bool = False, examples: int = 0) -> Seque
     share = 1 - config.drop_path
     share = max(1, round(examples * share)) / examples if examples else share
   if isinstance(config, TextArchitecture):
-    return Sequence(config.context_length, share)
+    length = config.context_length
+    return Sequence(length, share, 0, 1, length, length, length**2)
   rows, columns = config.grid
   patches = rows * columns
   if training and config.patch_dropout:
     patches = max(1, round(patches * (1 - config.patch_dropout)))
   table = (2 * rows - 1) * (2 * columns - 1) + 3 * (config.prefix > 0)
-  return Sequence(patches + config.prefix, share, table)
+  tokens = patches + config.prefix
+  if config.attention == 'full':
+    return Sequence(tokens, share, table, 1, tokens, tokens, tokens**2)
+  layers = parse(config.attention, len(config.grid), config.num_heads, config.depth)
+  found = [
+    (part, len(shares), *part.tokens(config.grid, config.prefix))
+    for layer in layers
+    for shares in layer
+    for part in shares
+  ]
+  queries, keys, pairs = (
+    sum(of(count, q, k) / shares for _, shares, count, q, k in found) / len(layers)
+    for of in (lambda n, q, k: n * q, lambda n, q, k: n * k, lambda n, q, k: n * q * k)
+  )
+  partial = {part: n * k for part, _, n, _, k in found if part.partial(config.grid)}
+  return Sequence(tokens, share, table, len(layers[0]), queries, keys, pairs, sum(partial.values()))
 
 
 def sequences(config: Any, **kwargs: Any) -> dict[str, Sequence]:
@@ -206,16 +232,16 @@ def _blocks(
   again = recomputed(config)
   times = depth * run.share
 
-  def part(name: str, params: int, macs: int, more: int = 0) -> Part:
+  def part(name: str, params: int, macs: float, more: float = 0) -> Part:
     macs, more = round(times * macs), round(times * more)
     return Part(name, params, macs, 2 * macs + more, macs * (name in again))
 
   for name in ('query', 'key', 'value', 'out'):
-    bias = width * (name not in without)
-    summed = BIAS_COLUMNS * run.tokens * bias * (name != 'out')
-    yield part(name, depth * (width**2 + bias), run.tokens * width**2, summed)
-  products = run.tokens**2 * width  # of scores, and of weighted sums as many
-  tables = {'none': 0, 'layer': depth, 'shared': 1}[config.relative_bias]
+    bias, many = width * (name not in without), run.attentions
+    summed = many * BIAS_COLUMNS * run.tokens * bias * (name != 'out')
+    yield part(name, many * depth * (width**2 + bias), many * run.tokens * width**2, summed)
+  products = run.pairs * width  # of scores, and of weighted sums as many
+  tables = {'none': 0, 'layer': depth * run.attentions, 'shared': 1}[config.relative_bias]
   # Fused attention keeps no weights: the backward pass begins with the scores.
   yield part('attention', tables * run.table * config.num_heads, 2 * products, products)
   up, bias = width * config.mlp_dim, 'mlp' not in without
@@ -225,8 +251,8 @@ def _blocks(
     for name in names
   ]
   yield Part('mlp', *(sum(column) for column in list(zip(*mlp, strict=True))[1:]))
-  norms = [width] * (1 if config.parallel else 2) + [config.mlp_dim] * config.mlp_norm
-  heads = 2 * config.qk_norm
+  norms = [width] * (run.attentions + (not config.parallel)) + [config.mlp_dim] * config.mlp_norm
+  heads = 2 * config.qk_norm * run.attentions
   normed = round(times * run.tokens * (sum(norms) + heads * width))
   params = depth * (sum(norms) + heads * (width // config.num_heads))
   if final and config.norm_place == 'pre':
@@ -279,11 +305,11 @@ def kept_activations(config: EncoderConfig) -> set[str]:
 
 
 def needed(config: EncoderConfig) -> set[str]:
-  """Those that gradients of a block depend on.
+  """Those that gradients of a block depend on; of a norm its statistics.
 
   A sum needs no summands for its gradient, but a norm of the sum and a factor of LayerScale do.
   """
-  names = {'qkv', 'context', 'hidden'} | ({'gate'} if config.mlp == 'swiglu' else set())
+  names = {'norm', 'qkv', 'context', 'hidden'} | ({'gate'} if config.mlp == 'swiglu' else set())
   if config.layerscale or not config.parallel:
     names.add('attn')
   if config.layerscale or config.norm_place == 'post':

@@ -28,15 +28,16 @@ def rollout(model: ViT, images: jax.Array) -> jax.Array:
   prefix, encoder = model.config.prefix, model.encoder
   x, context = model.tokens(images)
   grid = context.grid or model.config.grid
-  shared = encoder.relative(context) if model.config.relative_bias == 'shared' else None
+  contexts = encoder.contexts(x, context)
   whole = x.shape[0], x.shape[1], x.shape[1]
   mixed = jnp.broadcast_to(jnp.eye(x.shape[1]), whole, out_sharding=spec('batch', None, None))
   for layer in range(model.config.depth):
     block = layer_of(encoder.blocks, layer)
     y = block.norm1(x) if model.config.norm_place == 'pre' else x
-    weights = block.attn.weights(y, y, context, shared).mean(axis=1)
+    own = contexts[layer % len(contexts)]
+    weights = block.attn.weights(y, y, own[-1]).mean(axis=1)
     mixed = 0.5 * weights @ mixed + 0.5 * mixed
-    x, _ = block(x, context, shared)
+    x, _ = block(x, own)
   mean = mixed[:, prefix:].mean(axis=1)
   if model.config.pool == 'map':
     x = (encoder.norm(x) if hasattr(encoder, 'norm') else x)[:, prefix:]

@@ -10,6 +10,7 @@ from vit_jax.architecture.vit import EncoderConfig
 from vit_jax.nn.attention import Attention, Context
 from vit_jax.nn.encoder import make_norm
 from vit_jax.nn.layers import Mlp, uniform
+from vit_jax.nn.masks import Mask
 from vit_jax.nn.sharding import param, spec
 
 
@@ -32,7 +33,7 @@ class MapHead(nnx.Module):
 
   def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """(batch, tokens, width), of which `mask` says which count -> (batch, width)."""
-    return self._pooled(self.queries(x), x, Context(mask=mask))[:, 0]
+    return self._pooled(self.queries(x), x, Context(mask=Mask(keys=mask)))[:, 0]
 
   def each(self, x: jax.Array, segment: jax.Array, images: jax.Array) -> jax.Array:
     """Pools every image of a row by itself.
@@ -46,7 +47,7 @@ class MapHead(nnx.Module):
       (batch, images, width); of images that are not there something finite.
     """
     queries = self.queries(x, images.shape[1])
-    return self._pooled(queries, x, Context(segments=(images, segment)))
+    return self._pooled(queries, x, Context(mask=Mask(segments=(images, segment))))
 
   def _pooled(self, queries: jax.Array, x: jax.Array, context: Context) -> jax.Array:
     y = self.attn(queries, x, context)

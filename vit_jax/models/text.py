@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vit_jax.architecture.towers import TextArchitecture
+from vit_jax.nn.attention import Context
 from vit_jax.nn.encoder import Encoder, features_by_name
 from vit_jax.nn.layers import Dense, normal
+from vit_jax.nn.masks import Mask
 from vit_jax.nn.sharding import param, spec
 
 
@@ -32,7 +34,7 @@ class Text(nnx.Module):
     self.config = config
     self.embed = param(normal(0.02), rngs, (config.vocab_size, width), (None, 'embed'))
     self.posemb = param(normal(0.01), rngs, (1, config.context_length, width), (None,) * 3)
-    self.encoder = Encoder(config, rngs, causal=config.causal)
+    self.encoder = Encoder(config, rngs)
     if config.num_classes:
       self.head = Dense(
         rngs, (width, config.num_classes), ('embed', None), bias='head' not in config.without
@@ -54,7 +56,7 @@ class Text(nnx.Module):
     x = x.astype(jnp.float32) + self.posemb[:, :length]
     x = x.astype(config.dtype)
     out = {'tokens': x}
-    x, layers = self.encoder(x, key=key, record=record)
+    x, layers = self.encoder(x, Context(mask=Mask(causal=config.causal)), key=key, record=record)
     out |= features_by_name(layers)
     out['encoded'] = x
     if config.pool == 'last':

@@ -17,6 +17,7 @@ from vit_jax.nn import positions, resnet
 from vit_jax.nn.attention import Context
 from vit_jax.nn.encoder import Encoder, features_by_name, make_norm
 from vit_jax.nn.layers import Dense, PatchEmbed, normal, prepend_tokens, zeros
+from vit_jax.nn.masks import Mask
 from vit_jax.nn.noise import noise
 from vit_jax.nn.sharding import param, spec
 
@@ -139,7 +140,8 @@ class ViT(nnx.Module):
     x, layers = self.encoder(out['tokens'], context, key=keys[1], record=record)
     out |= features_by_name(layers)
     out['encoded'] = x
-    mask = None if context.mask is None else context.mask[:, config.prefix :]
+    keys = context.mask.keys
+    mask = None if keys is None else keys[:, config.prefix :]
     patches = x[:, config.prefix :]
     on_grid = context.grid is not None and patches.shape[1] == np.prod(context.grid)
     shape = (len(x), *(context.grid or ()), config.width) if on_grid else patches.shape
@@ -212,6 +214,8 @@ class ViT(nnx.Module):
     if packed:
       if config.stem_width:
         raise ValueError('a model with a convolutional stem takes images, not patches')
+      if config.attention != 'full':
+        raise ValueError('packed images have no grid for attention along its axes')
       if patch_size not in (None, config.patch_size):
         raise ValueError('packed images are cut into patches already: patch_size cannot change')
       x = self.embed.flat(jnp.asarray(images.pixels, config.dtype))
@@ -250,7 +254,7 @@ class ViT(nnx.Module):
       xp = jnp
     context = self._context(coords, size, grid, mask, xp)
     if packed and images.segment is not None:  # padding attends to padding
-      context = context._replace(mask=None, segments=(images.segment,) * 2)
+      context = context.replace(mask=Mask(segments=(images.segment,) * 2))
     return x, context
 
   def _check_packing(self, key: Any) -> None:
@@ -281,7 +285,7 @@ class ViT(nnx.Module):
       return jnp.zeros((), dtype)
     if config.posemb == 'sincos2d':
       xp = np if grid else jnp
-      return jnp.asarray(positions.sincos2d(coords, config.width, xp=xp), dtype)
+      return jnp.asarray(positions.sincos(coords, config.width, xp=xp), dtype)
     rows, columns = config.grid
     if config.posemb == 'factorised':
       parts = ((self.posemb_rows, rows, 0), (self.posemb_columns, columns, 1))
@@ -343,7 +347,7 @@ class ViT(nnx.Module):
       index = positions.relative_index(coords, base, config.prefix, xp)
     if mask is not None and config.prefix:
       mask = jnp.pad(mask, ((0, 0), (config.prefix, 0)), constant_values=True)
-    return Context(angles, index, grid, mask)
+    return Context(angles, index, mask=Mask(keys=mask), grid=grid)
 
 
 def _logits(head: Dense, x: jax.Array) -> jax.Array:

@@ -2,64 +2,66 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
-from vit_jax.nn.kernels import choice, short
+from vit_jax.nn.groups import Groups
+from vit_jax.nn.kernels import choice, plain, short
 from vit_jax.nn.layers import Dense, flatten, joined_rows, unflatten, zeros
-from vit_jax.nn.positions import resize_relative
+from vit_jax.nn.masks import FULL, Mask
+from vit_jax.nn.positions import relative_rows, resize_relative
+from vit_jax.nn.remat import Operation, keep, keep_through
 from vit_jax.nn.sharding import device, param, per_shard, shards, spec
 
 _PACKED = ('batch', None, 'heads')
-# A score whose exponential is zero in every type; of infinities there are no differences.
-APART = -1e30
 
 
-class Context(NamedTuple):
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=['angles', 'index', 'bias', 'mask'],
+  meta_fields=['grid', 'length', 'groups'],
+)
+@dataclasses.dataclass(frozen=True)
+class Context:
   """What attention knows about its tokens apart from their features; every part may be absent.
 
   Attributes:
     angles: rotary angles, float32 (1 or batch, tokens, head_dim / 2).
     index: rows of the tables of relative positions, int (1 or batch, tokens, tokens).
+    bias: what all layers add to the scores, float32 (1 or batch, heads, queries, keys); with
+      `groups` one for each of them.
+    mask: which tokens see which.
     grid: rows and columns of the grid on which `index` is, when the tables must be resized to it.
-    mask: which tokens may be attended to, bool (batch, tokens).
     length: how many tokens there are before padding, if there is some; see `padding`.
-    segments: of queries and of keys, to which image of the row they belong, int (batch, tokens):
-      they attend to those of the same number.
+    groups: in which equal shares of the heads attend, or () if all tokens are one.
   """
 
   angles: Any = None
   index: Any = None
-  grid: tuple[int, int] | None = None
-  mask: Any = None
+  bias: Any = None
+  mask: Mask = FULL
+  grid: tuple[int, ...] | None = None
   length: int | None = None
-  segments: tuple[Any, Any] | None = None
+  groups: tuple[Groups, ...] = ()
+
+  def replace(self, **changes: Any) -> Context:
+    """One that differs in these attributes."""
+    return dataclasses.replace(self, **changes)
 
   def rows(self, take: Any, batch: int) -> Context:
     """`take` applied to the parts that differ from example to example."""
-    taken = {
-      name: take(part)
-      for name, part in (('angles', self.angles), ('index', self.index), ('mask', self.mask))
-      if part is not None and part.shape[0] == batch and batch > 1
-    }
-    if self.segments is not None:
-      taken['segments'] = tuple(map(take, self.segments))
-    return self._replace(**taken)
-
-  def apart(self, num_heads: int) -> jax.Array | None:
-    """What is added to scores between different images: float32 (batch, heads, queries, keys)."""
-    if self.segments is None:
-      return None
-    queries, keys = self.segments
-    same = queries[:, None, :, None] == keys[:, None, None, :]
-    shape = (same.shape[0], num_heads, *same.shape[2:])
-    scores = jnp.where(same, 0.0, APART)
-    return jnp.broadcast_to(scores, shape, out_sharding=spec('batch', 'heads', None, None))
+    own = lambda x: take(x) if x is not None and x.shape[0] == batch > 1 else x  # noqa: E731
+    return self.replace(
+      angles=own(self.angles),
+      index=own(self.index),
+      bias=jax.tree.map(own, self.bias),
+      mask=self.mask.rows(take),
+    )
 
 
 class RelativeBias(nnx.Module):
@@ -71,8 +73,8 @@ class RelativeBias(nnx.Module):
     num_heads: each has its own.
   """
 
-  def __init__(self, grid: tuple[int, int], prefix: bool, num_heads: int, rngs: nnx.Rngs):
-    rows = (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3 * prefix
+  def __init__(self, grid: tuple[int, ...], prefix: bool, num_heads: int, rngs: nnx.Rngs):
+    rows = relative_rows(grid, prefix=prefix)
     self.table = param(zeros, rngs, (rows, num_heads), (None, 'heads'))
     self.grid = grid
 
@@ -92,24 +94,30 @@ class Attention(nnx.Module):
 
   Args:
     width: features of queries, keys, values and output.
-    num_heads: divides `width`.
+    num_heads: of queries.
+    kv_heads: of keys and values, each of which serves as many heads of queries (grouped-query
+      attention, Ainslie et al. 2023); divides `num_heads`, which it is if not given.
+    head_dim: features of a head; `width` / `num_heads` if not given.
     norm: makes a norm of the width of a head for queries and keys (Dehghani et al. 2023, section
       2.2), or None.
     no_bias: those of 'query', 'key', 'value' and 'out' that have none.
     relative: a `RelativeBias` for this layer, or None.
-    causal: tokens attend to themselves and to what precedes them.
     score_scale: of the scores, on top of the inverse square root of the width of a head.
+    cap: of scores, as for `plain.attention`; 0 for none.
+    neighbours: whether rotary angles turn features 2i and 2i + 1; see `rotate`.
   """
 
   def __init__(
-    self, width: int, num_heads: int, rngs: nnx.Rngs, *, norm=None, no_bias=(), relative=None,
-    causal: bool = False, score_scale: float = 1.0,
+    self, width: int, num_heads: int, rngs: nnx.Rngs, *, kv_heads: int | None = None,
+    head_dim: int | None = None, norm=None, no_bias=(), relative=None, score_scale: float = 1.0,
+    cap: float = 0.0, neighbours: bool = False,
   ):  # fmt: skip
-    head_dim = width // num_heads
-    make = lambda name: Dense(  # noqa: E731
-      rngs, (width, num_heads, head_dim), ('embed', 'heads', None), bias=name not in no_bias
+    head_dim, kv_heads = head_dim or width // num_heads, kv_heads or num_heads
+    make = lambda name, heads: Dense(  # noqa: E731
+      rngs, (width, heads, head_dim), ('embed', 'heads', None), bias=name not in no_bias
     )
-    self.query, self.key, self.value = make('query'), make('key'), make('value')
+    self.query = make('query', num_heads)
+    self.key, self.value = make('key', kv_heads), make('value', kv_heads)
     if norm:
       self.query_norm, self.key_norm = norm(head_dim, rngs), norm(head_dim, rngs)
     if relative:
@@ -118,71 +126,99 @@ class Attention(nnx.Module):
       rngs, (num_heads, head_dim, width), ('heads', None, 'embed'), contracted=2,
       bias='out' not in no_bias,
     )  # fmt: skip
-    self.num_heads, self.causal, self.score_scale = num_heads, causal, score_scale
+    self.num_heads, self.kv_heads, self.head_dim = num_heads, kv_heads, head_dim
+    self.score_scale, self.cap, self.neighbours = score_scale, cap, neighbours
 
-  def __call__(
-    self, x: jax.Array, source: jax.Array, context: Context | None = None, bias=None
-  ) -> jax.Array:
+  def __call__(self, x: jax.Array, source: jax.Array, context: Context | None = None) -> jax.Array:
     """Attends from `x` (batch, queries, width) to `source` (batch, keys, width).
 
     Args:
       x, source: features.
-      context: of the tokens, the same for queries and keys but for the mask, which is of keys.
-      bias: added to the scores, float32 (1 or batch, heads, queries, keys).
+      context: of the tokens, the same for queries and keys but for the mask.
     """
     context = context or Context()
-    options: Any = dict(num_heads=self.num_heads, causal=self.causal, length=context.length)
-    y = self._joined(x, source, context, bias, options)
-    if y is None:
-      y = attend(*self._operands(x, source, context, bias), **options)
-    y = flatten(checkpoint_name(y, 'context'), 'heads')
-    return unflatten(self.out.rows(y), x.shape[0])
+    if context.groups:
+      return self._in_groups(x, context)
+    options: Any = dict(num_heads=self.num_heads, cap=self.cap, length=context.length)
+    rows = self._joined(x, source, context, options)
+    if rows is None:
+      bias = self._bias(context, x.dtype)
+      y = attend(*self._operands(x, source, context), bias, context.mask, **options)
+      rows = flatten(keep(y, 'context'), 'heads')
+    return unflatten(self.out.rows(rows), x.shape[0])
 
-  def weights(
-    self, x: jax.Array, source: jax.Array, context: Context | None = None, bias=None
-  ) -> jax.Array:
-    """The attention weights, float32 of shape (batch, heads, queries, keys); rows sum to 1."""
-    q, k, _, bias, mask = self._operands(x, source, context or Context(), bias)
-    q, k = (self._split(y.astype(jnp.float32)) for y in (q, k))
-    scores = jnp.einsum('bqhd,bkhd->bhqk', q, k) * q.shape[-1] ** -0.5
-    scores = scores if bias is None else scores + bias
-    scores = scores if mask is None else jnp.where(mask[:, None, None, :], scores, -jnp.inf)
-    if self.causal:
-      scores = jnp.where(jnp.tri(*scores.shape[-2:], dtype=bool), scores, -jnp.inf)
+  def weights(self, x: jax.Array, source: jax.Array, context: Context | None = None) -> jax.Array:
+    """The attention weights, float32 of shape (batch, heads, queries, keys); rows sum to 1.
+
+    Raises:
+      ValueError: for attention in groups, which has none of all pairs.
+    """
+    context = context or Context()
+    if context.groups:
+      raise ValueError('attention in groups of tokens has no weights of all pairs')
+    (q, k, _), bias = self._operands(x, source, context), self._bias(context, x.dtype)
+    q, k = q.astype(jnp.float32), k.astype(jnp.float32)
+    scores = plain.masked_scores(
+      q, k, bias, context.mask, num_heads=self.num_heads, cap=self.cap
+    )  # fmt: skip
     return jax.nn.softmax(scores, axis=-1)
 
-  def _joined(self, x, source, context, bias, options):
-    """The heads' results where one product gives queries, keys and values, or None elsewhere."""
-    plain = source is x and not hasattr(self, 'query_norm') and context.angles is None
-    if not plain or shards('heads') > 1 or self.score_scale != 1:
+  def _in_groups(self, x, context):
+    """What tokens get in their groups, each share of the heads in its own."""
+    batch, shares = x.shape[0], len(context.groups)
+    operands, found = self._operands(x, x, context), []
+    for i, groups in enumerate(context.groups):
+      q, k, v = (_share(y, i, shares) for y in operands)
+      index = None if context.index is None else groups.index(context.index)
+      bias = None if context.bias is None else context.bias[i]
+      bias = self._bias(context.replace(index=index, bias=bias), x.dtype)
+      if bias is not None and shares > 1:
+        bias = bias.reshape(bias.shape[0], shares, -1, *bias.shape[2:])[:, i]
+      y = attend(
+        groups.queries(q, 'heads'), groups.keys(k, 'heads'), groups.keys(v, 'heads'), bias,
+        groups.mask(context.mask, batch), num_heads=self.num_heads // shares, cap=self.cap,
+      )  # fmt: skip
+      found.append(groups.join(y, batch, 'heads'))
+    y = jnp.concatenate(found, axis=-1) if shares > 1 else found[0]
+    y = jnp.pad(y, ((0, 0), (0, x.shape[1] - y.shape[1]), (0, 0)))
+    y = unflatten(self.out.rows(flatten(keep(y, 'context'), 'heads')), batch)
+    prefix = context.groups[0].prefix
+    if not prefix or any(groups.part.prefix for groups in context.groups):
+      return y
+    # They took no part: not even the bias of the projection is added to them.
+    return jnp.where(jnp.arange(y.shape[1])[:, None] < prefix, 0, y)
+
+  def _joined(self, x, source, context, options):
+    """The heads' results, as rows, where one product gives queries, keys and values; or None."""
+    plainly = source is x and not hasattr(self, 'query_norm') and context.angles is None
+    if not plainly or shards('heads') > 1 or self.score_scale != 1:
       return None
-    bias = self._bias(context, bias, x.dtype)
-    tokens, head_dim = x.shape[1], x.shape[2] // self.num_heads
-    problem = _problem(x, tokens, bias, context.mask, options)
+    if self.kv_heads != self.num_heads:
+      return None
+    bias, mask = self._bias(context, x.dtype), context.mask
+    tokens = x.shape[1]
+    problem = _problem(x, tokens, self.head_dim, bias, mask, options)
     itemsize, biased = x.dtype.itemsize, bias is not None
     if choice.choose(problem) != 'short' or not short.packs(
-      tokens, self.num_heads, head_dim, itemsize, bias=biased
+      tokens, self.num_heads, self.head_dim, itemsize, bias=biased
     ):
       return None
     qkv = joined_rows((self.query, self.key, self.value), flatten(x))
-    qkv = unflatten(checkpoint_name(qkv, 'qkv'), x.shape[0], 'heads')
-    run = functools.partial(short.self_attention, **options)
-    inputs = (_PACKED, *_axes(bias, context.mask))
-    return per_shard(run, inputs, _PACKED)(qkv, bias, context.mask)
+    operation = _SelfAttention(x.shape[0], options)
+    return keep_through(operation, qkv, bias, mask, names=('qkv', 'context'))
 
-  def _bias(self, context, bias, dtype):
+  def _bias(self, context, dtype):
     """Both relative biases together, or None."""
+    bias = context.bias
     if hasattr(self, 'relative'):
       own = self.relative(context)
       bias = own if bias is None else bias + own
-    if context.segments is not None:
-      apart = context.apart(self.num_heads)
-      bias = apart if bias is None else bias + apart
     return None if bias is None else bias.astype(dtype)
 
-  def _operands(self, x, source, context, bias):
+  def _operands(self, x, source, context):
+    """Queries, keys and values, packed."""
     q, k, v = (
-      unflatten(checkpoint_name(dense.rows(flatten(y), alone=True), 'qkv'), y.shape[0], 'heads')
+      unflatten(keep(dense.rows(flatten(y), alone=True), 'qkv'), y.shape[0], 'heads')
       for dense, y in ((self.query, x), (self.key, source), (self.value, source))
     )
     if hasattr(self, 'query_norm') or context.angles is not None:
@@ -190,74 +226,136 @@ class Attention(nnx.Module):
       if hasattr(self, 'query_norm'):
         q, k = self.query_norm(q), self.key_norm(k)
       if context.angles is not None:
-        q, k = rotate(q, context.angles), rotate(k, context.angles)
+        q, k = (rotate(y, context.angles, neighbours=self.neighbours) for y in (q, k))
       merge = lambda y: y.reshape(*y.shape[:2], -1, out_sharding=spec(*_PACKED))  # noqa: E731
       q, k = merge(q), merge(k)
     if self.score_scale != 1:
       q = q * self.score_scale
-    return q, k, v, self._bias(context, bias, q.dtype), context.mask
+    return q, k, v
 
   def _split(self, y: jax.Array) -> jax.Array:
     """(batch, tokens, heads * head_dim) -> (batch, tokens, heads, head_dim)."""
-    return y.reshape(*y.shape[:2], self.num_heads, -1, out_sharding=spec(*_PACKED, None))
+    return y.reshape(*y.shape[:2], -1, self.head_dim, out_sharding=spec(*_PACKED, None))
+
+
+def _share(y: jax.Array, i: int, shares: int) -> jax.Array:
+  """Features of the i-th of equal shares of heads."""
+  each = y.shape[-1] // shares
+  return y if shares == 1 else y[..., i * each : (i + 1) * each]
+
+
+class _SelfAttention(Operation):
+  """`short.self_attention` of rows, which stay in one array with those of all layers."""
+
+  def __init__(self, batch: int, options: dict[str, Any]):
+    self._batch, self._options = batch, options
+
+  def __call__(self, y, *rest):
+    y = self._run(short.self_attention, (_PACKED,), rest)(self._split(y), *rest)
+    return flatten(y, 'heads')
+
+  def store(self, stack, results, layer, *rest):
+    axes = ((None, *_PACKED), (None, *_PACKED), ())
+    run = self._run(short.self_attention_in, axes, rest, (None, *_PACKED))
+    y = run(self._split(stack), self._split(results), layer, *rest)
+    return y.reshape(results.shape, out_sharding=spec(None, 'batch', 'heads'))
+
+  def gradient(self, stack, layer, dy, *rest):
+    bias, _ = rest
+    axes = ((None, *_PACKED), (), _PACKED)
+    out = _PACKED if bias is None else (_PACKED, _bias_axes(bias))
+    run = self._run(short.self_attention_gradient, axes, rest, out)
+    grads = run(self._split(stack), layer, self._split(dy), *rest)
+    dqkv, dbias = (grads, None) if bias is None else grads
+    return flatten(dqkv, 'heads'), dbias, None
+
+  def _run(self, function, axes, rest, out=_PACKED):
+    inputs = (*axes, _bias_axes(rest[0]), _mask_axes(rest[1]))
+    return per_shard(functools.partial(function, **self._options), inputs, out)
+
+  def _split(self, rows):
+    """(..., batch * tokens, features) -> (..., batch, tokens, features)."""
+    more = rows.shape[:-2]
+    shape = (*more, self._batch, -1, rows.shape[-1])
+    return rows.reshape(shape, out_sharding=spec(*(None,) * len(more), *_PACKED))
 
 
 def padding(tokens: int, head_dim: int) -> int:
   """How many tokens to add to a sequence, for the kernel and layouts it will be given to."""
-  on_tpu = device().platform == 'tpu' and short.fits(tokens, tokens, head_dim)
-  return -tokens % 8 if on_tpu else 0
+  platform = device().platform
+  if platform == 'gpu':
+    return tokens % 2  # or cuDNN has no gradient
+  return -tokens % 8 if platform == 'tpu' and short.fits(tokens, tokens, head_dim) else 0
 
 
 def attend(
-  q, k, v, bias=None, mask=None, *, num_heads: int, causal: bool = False, length: int | None = None
-) -> jax.Array:
+  q, k, v, bias=None, mask: Mask = FULL, *, num_heads: int, cap: float = 0.0,
+  length: int | None = None,
+) -> jax.Array:  # fmt: skip
   """Softmax attention by the fastest right implementation; see `kernels.choice`.
 
   Args:
-    q, k, v: (batch, tokens, num_heads * head_dim).
+    q: (batch, tokens, num_heads * head_dim).
+    k, v: (batch, tokens, kv_heads * head_dim), kv_heads dividing num_heads.
     bias: (1 or batch, num_heads, queries, keys), added to the scaled scores, or None.
-    mask: bool (batch, keys), or None.
-    num_heads: of them.
-    causal: query i attends to keys up to i.
+    mask: which keys a query sees.
+    num_heads: of queries.
+    cap: of scores, as for `plain.attention`; 0 for none.
     length: of queries and keys without `padding`, if there is some.
 
   Returns:
-    As `q`.
+    As `q`. A query that sees no key gets something finite, and gives it no gradient.
   """
-  options: Any = dict(num_heads=num_heads, causal=causal, length=length)
-  way = choice.IMPLEMENTATIONS[choice.choose(_problem(q, k.shape[1], bias, mask, options))]
+  options: Any = dict(num_heads=num_heads, cap=cap, length=length)
+  problem = _problem(q, k.shape[1], q.shape[-1] // num_heads, bias, mask, options)
+  way = choice.IMPLEMENTATIONS[choice.choose(problem)]
   options['num_heads'] //= shards('heads')
   run = functools.partial(way.run, **options)
-  return per_shard(run, (*(_PACKED,) * 3, *_axes(bias, mask)), _PACKED)(q, k, v, bias, mask)
+  inputs = (*(_PACKED,) * 3, _bias_axes(bias), _mask_axes(mask))
+  return per_shard(run, inputs, _PACKED)(q, k, v, bias, mask)
 
 
-def _problem(q, keys, bias, mask, options) -> choice.Problem:
+def _problem(q, keys, head_dim, bias, mask, options) -> choice.Problem:
   """What `choice.choose` wants to know; `options` are those of `attend`."""
   on, heads, length = device(), options['num_heads'], options['length']
   queries, keys = length or q.shape[1], length or keys
   examples = q.shape[0] // shards('batch')
+  biased = '' if bias is None else 'shared' if bias.shape[0] == 1 else 'own'
   return choice.Problem(
-    on.platform, on.device_kind, str(q.dtype), queries, keys, q.shape[-1] // heads,
-    bias is not None, mask is not None, 4 * examples * heads // shards('heads') * queries * keys,
+    on.platform, on.device_kind, str(q.dtype), queries, keys, head_dim, biased, mask.kinds,
+    options['cap'] > 0, 4 * examples * heads // shards('heads') * queries * keys,
   )  # fmt: skip
 
 
-def _axes(bias, mask):
-  """Logical axes of a bias and a mask."""
-  shared = None if bias is None or bias.shape[0] == 1 else 'batch'
-  return (
-    None if bias is None else (shared, 'heads', None, None),
-    None if mask is None else ('batch', None),
-  )
+def _bias_axes(bias):
+  """Logical axes of a bias, or None."""
+  if bias is None:
+    return None
+  return (None if bias.shape[0] == 1 else 'batch'), 'heads', None, None
 
 
-def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-  """Turns features i and i + head_dim / 2 of each head by the i-th angle (Su et al. 2021).
+def _mask_axes(mask: Mask) -> Mask:
+  """The mask with logical axes in place of its arrays."""
+  of = lambda x: ('batch', *(None,) * (x.ndim - 1)) if jnp.ndim(x) else ()  # noqa: E731
+  return jax.tree.map(of, mask)
+
+
+def rotate(x: jax.Array, angles: jax.Array, *, neighbours: bool = False) -> jax.Array:
+  """Turns pairs of features of each head, the i-th by the i-th angle (Su et al. 2021).
 
   Args:
     x: (batch, tokens, heads, head_dim).
     angles: float32 (1 or batch, tokens, head_dim / 2).
+    neighbours: whether features 2i and 2i + 1 are a pair, as in the paper, and not i and
+      i + head_dim / 2, as in most code.
   """
   cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
-  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+  y = x.astype(jnp.float32)
+  if neighbours:
+    y = y.reshape(*y.shape[:-1], -1, 2)
+    a, b = y[..., 0], y[..., 1]
+    y = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape)
+  else:
+    a, b = jnp.split(y, 2, axis=-1)
+    y = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+  return y.astype(x.dtype)

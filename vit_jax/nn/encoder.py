@@ -4,47 +4,24 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
-from vit_jax.architecture.vit import EncoderConfig, kept_names
+from vit_jax.architecture.pattern import Part, parse
+from vit_jax.architecture.vit import EncoderConfig
 from vit_jax.core.errors import RunError
-from vit_jax.nn import tree
+from vit_jax.nn import remat, tree
 from vit_jax.nn.attention import Attention, Context, RelativeBias, padding
+from vit_jax.nn.groups import Groups
 from vit_jax.nn.layers import Mlp, Norm, flatten, ones, unflatten
 from vit_jax.nn.noise import noise
 from vit_jax.nn.sharding import param, shards, spec
-
-
-def remat(body, policy: str, *, scan: bool):
-  """Wraps the body of a scan over layers in activation checkpointing (Chen et al. 2016).
-
-  Args:
-    body: the function of one layer.
-    policy: 'none' keeps every activation for the backward pass; 'dots' the results of matrix
-      products with weights; 'names' those that its own products need, and what attention gives, so
-      that only norms, activations and attention weights are computed again; 'full' only the
-      block's input. Or the names to keep, out of `architecture.NAMES`, separated by commas.
-    scan: whether the body is scanned; without a scan the compiler must be kept from undoing the
-      recomputation by common-subexpression elimination.
-
-  Raises:
-    RunError: for an unknown policy or name.
-  """
-  if policy == 'none':
-    return body
-  policies = jax.checkpoint_policies
-  if policy == 'full':
-    saved = policies.nothing_saveable
-  elif policy == 'dots':
-    saved = policies.dots_with_no_batch_dims_saveable
-  else:
-    saved = policies.save_only_these_names(*kept_names(policy))
-  return jax.checkpoint(body, policy=saved, prevent_cse=not scan)
 
 
 def make_norm(
@@ -58,19 +35,25 @@ def make_norm(
 class Block(nnx.Module):
   """x + attention(norm(x)), then x + mlp(norm(x)) (Dosovitskiy et al. 2021, equations 2 and 3)."""
 
-  def __init__(
-    self, config: EncoderConfig, rngs: nnx.Rngs, *, grid: Any = None, prefix=False, causal=False
-  ):
+  def __init__(self, config: EncoderConfig, rngs: nnx.Rngs, *, grid: Any = None, prefix=False):
     width, without = config.width, config.without
     norm = functools.partial(make_norm, config)
-    relative = None
-    if config.relative_bias == 'layer':
-      relative = RelativeBias(grid, prefix, config.num_heads, rngs)
+
+    def attention() -> Attention:
+      relative = None
+      if config.relative_bias == 'layer':
+        relative = RelativeBias(grid, prefix, config.num_heads, rngs)
+      return Attention(
+        width, config.num_heads, rngs, norm=norm if config.qk_norm else None, no_bias=without,
+        relative=relative, score_scale=config.score_scale,
+      )  # fmt: skip
+
+    layers = parse(config.attention, len(grid) if grid else 1, config.num_heads, config.depth)
+    # What comes before the last attention, if a layer has several.
+    for number in range(1, len(layers[0])):
+      setattr(self, f'before{number}', Before(norm(width, rngs), attention()))
     self.norm1 = norm(width, rngs)
-    self.attn = Attention(
-      width, config.num_heads, rngs, norm=norm if config.qk_norm else None, no_bias=without,
-      relative=relative, causal=causal, score_scale=config.score_scale,
-    )  # fmt: skip
+    self.attn = attention()
     if not config.parallel:
       self.norm2 = norm(width, rngs)
     self.mlp = Mlp(
@@ -84,50 +67,56 @@ class Block(nnx.Module):
     self.config = config
 
   def __call__(
-    self, x: jax.Array, context: Context | None = None, bias=None, key=None, rate=None
+    self, x: jax.Array, contexts: Sequence[Context] = (Context(),), key=None, rate=None
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """One layer.
 
     Args:
       x: (batch, tokens, width).
-      context: of the tokens.
-      bias: shared by all layers, added to attention scores.
+      contexts: of the tokens, for each attention.
       key, rate: a key or `Noise` of stochastic depth, and its rate; without one nothing is dropped.
 
     Returns:
-      The new x, and what was added to it by 'attn' and 'mlp' (after LayerScale, before dropping).
+      The new x, and what was added to it by 'attn', the last one, and 'mlp' (after LayerScale,
+      before dropping).
     """
-    context, added = context or Context(), {}
+    added = {}
     # Of a subset of the examples, if stochastic depth leaves out the others.
     fold = lambda y: unflatten(y, y.shape[0] // x.shape[1])  # noqa: E731
 
-    def attention(y, context, bias):
+    def attention(y, context):
       y = fold(y)
-      y = flatten(self.attn(y, y, context, bias))
-      added['attn'] = self._scaled(checkpoint_name(y, 'attn'), 1)
+      y = flatten(self.attn(y, y, context))
+      added['attn'] = self._scaled(remat.keep(y, 'attn'), 1)
       return added['attn']
 
-    def mlp(y):
+    def mlp(y, _=None):
       y = flatten(self.mlp(fold(y)))
-      added['mlp'] = self._scaled(checkpoint_name(y, 'mlp'), 2)
+      added['mlp'] = self._scaled(remat.keep(y, 'mlp'), 2)
       return added['mlp']
 
-    def parallel(y, context, bias):
+    def parallel(y, context):
       y = self.norm1(y)
-      return attention(y, context, bias) + mlp(y)
+      return attention(y, context) + mlp(y)
 
+    *before, context = contexts
     key = None if key is None else noise(key)
-    keys = (None, None) if key is None else key.split()
+    count = 2 + len(before)
+    keys = [None] * count if key is None else key.split(count)
     add = functools.partial(self._add, batch=x.shape[0], rate=rate)
     y = flatten(x)
+    for number, other in enumerate(before, 1):
+      own = getattr(self, f'before{number}')
+      branch = functools.partial(lambda y, context, own: flatten(own(fold(y), context)), own=own)
+      y = add(y, branch, other, key=keys[1 + number])
     if self.config.parallel:
-      y = add(y, parallel, context, bias, key=key)
+      y = add(y, parallel, context, key=key)
     elif self.config.norm_place == 'post':
-      y = self.norm1(add(y, attention, context, bias, key=keys[0]))
-      y = self.norm2(add(y, lambda y, *_: mlp(y), context, key=keys[1]))
+      y = self.norm1(add(y, attention, context, key=keys[0]))
+      y = self.norm2(add(y, mlp, context, key=keys[1]))
     else:
-      y = add(y, lambda y, *rest: attention(self.norm1(y), *rest), context, bias, key=keys[0])
-      y = add(y, lambda y, *_: mlp(self.norm2(y)), context, key=keys[1])
+      y = add(y, lambda y, context: attention(self.norm1(y), context), context, key=keys[0])
+      y = add(y, lambda y, _: mlp(self.norm2(y)), context, key=keys[1])
     return fold(y), {name: fold(y) for name, y in added.items()}
 
   def _scaled(self, y: jax.Array, number: int) -> jax.Array:
@@ -137,21 +126,33 @@ class Block(nnx.Module):
       return y
     return y * getattr(self, f'scale{number}')[...].astype(y.dtype)
 
-  def _add(self, x, branch, context, bias=None, *, key, batch, rate):
+  def _add(self, x, branch, context, *, key, batch, rate):
     """x + branch(x) on rows, with stochastic depth if there is a key."""
     if key is None:
-      return x + branch(x, context, bias)
+      return x + branch(x, context)
     if self.config.drop_path_mode == 'subset':
       y = unflatten(x, batch)
-      y = _add_to_subset(y, branch, context, bias, key, self.config.drop_path)
+      y = _add_to_subset(y, branch, context, key, self.config.drop_path)
       return flatten(y)
     bernoulli = lambda key, shape, **layout: jax.random.bernoulli(key, 1 - rate, shape, **layout)  # noqa: E731
     kept = key.draw(bernoulli, batch, 1, 1)
     scale = (kept / (1 - rate)).astype(x.dtype)
-    return x + flatten(unflatten(branch(x, context, bias), batch) * scale)
+    return x + flatten(unflatten(branch(x, context), batch) * scale)
 
 
-def _add_to_subset(x, branch, context, bias, key, rate):
+class Before(nnx.Module):
+  """Attention of the norm of its input: what a layer with several attentions adds first."""
+
+  def __init__(self, norm: Norm, attn: Attention):
+    self.norm, self.attn = norm, attn
+
+  def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+    """(batch, tokens, width) -> the same."""
+    y = unflatten(self.norm(flatten(x)), x.shape[0])
+    return remat.keep(self.attn(y, y, context), 'attn')
+
+
+def _add_to_subset(x, branch, context, key, rate):
   """x + branch(x) for a random subset, of static size, of the examples on each device.
 
   `x` is (batch, tokens, width); `branch` takes and returns rows.
@@ -175,8 +176,7 @@ def _add_to_subset(x, branch, context, bias, key, rate):
     out = spec('batch', *(None,) * (y.ndim - 2))
     return y.reshape(parts * keep, *y.shape[2:], out_sharding=out)
 
-  picked_bias = pick(bias) if bias is not None and bias.shape[0] == batch > 1 else bias
-  y = branch(flatten(pick(x)), context.rows(pick, batch), picked_bias) * (each / keep)
+  y = branch(flatten(pick(x)), context.rows(pick, batch)) * (each / keep)
   y = unflatten(y, parts * keep)
   y = y.reshape(parts, keep, *y.shape[1:], out_sharding=spec('batch', *(None,) * y.ndim))
   y = jnp.pad(y, ((0, 0), (0, each - keep), (0, 0), (0, 0)))
@@ -200,29 +200,32 @@ class Encoder(nnx.Module):
     config: of the blocks.
     grid: rows and columns of the grid of patches, for relative positions.
     prefix: whether tokens precede the patches, likewise.
-    causal: tokens attend to what precedes them only.
     final_norm: whether there is a norm after the last block (never with norm_place='post').
   """
 
   def __init__(
     self, config: EncoderConfig, rngs: nnx.Rngs, *, grid: Any = None, prefix: bool = False,
-    causal: bool = False, final_norm: bool = True,
+    final_norm: bool = True,
   ):  # fmt: skip
     if config.num_heads % shards('heads'):
       raise RunError(
         f'num_heads={config.num_heads} cannot be divided among the {shards("heads")} devices of '
         'the tensor axis: choose a smaller mesh.tensor'
       )
+    if config.attention != 'full' and not grid:
+      raise RunError(f'model.attention={config.attention!r} is of tokens that are on a grid')
+    if config.attention != 'full' and '|' in config.attention and shards('heads') > 1:
+      raise RunError(
+        f'model.attention={config.attention!r} divides heads that mesh.tensor divides, too'
+      )
     keys = jax.random.split(rngs.params(), config.depth)
-    make = lambda key: Block(  # noqa: E731
-      config, nnx.Rngs(key), grid=grid, prefix=prefix, causal=causal
-    )
+    make = lambda key: Block(config, nnx.Rngs(key), grid=grid, prefix=prefix)  # noqa: E731
     self.blocks = jax.vmap(make)(keys)
     if config.relative_bias == 'shared':
       self.relative = RelativeBias(grid, prefix, config.num_heads, rngs)
     if final_norm and config.norm_place == 'pre':
       self.norm = make_norm(config, config.width, rngs)
-    self.config = config
+    self.config, self.grid = config, grid
 
   def __call__(
     self, x: jax.Array, context: Context | None = None, *, key=None, record: bool = False
@@ -245,14 +248,13 @@ class Encoder(nnx.Module):
     if stacked:
       # Once for all layers; a single matrix is cast as it is read.
       blocks = cast_weights(blocks, x.dtype)
-    context, tokens = context or Context(), x.shape[1]
+    context, (batch, tokens, _) = context or Context(), x.shape
     extra = padding(tokens, config.width // config.num_heads)
     if extra:
       fill = lambda y: jnp.pad(y, ((0, 0), (0, extra), (0, 0)))  # noqa: E731
       angles = None if context.angles is None else fill(context.angles)
-      x, context = fill(x), context._replace(angles=angles, length=tokens)
-    bias = self.relative(context) if config.relative_bias == 'shared' else None
-    bias = None if bias is None else bias.astype(x.dtype)
+      x, context = fill(x), context.replace(angles=angles, length=tokens)
+    contexts = self.contexts(x[:, :tokens], context)
     drop: Any = (None, None)
     if key is not None and config.drop_path:
       rates = jnp.full(config.depth, config.drop_path, jnp.float32)
@@ -260,23 +262,81 @@ class Encoder(nnx.Module):
         rates = jnp.linspace(0.0, config.drop_path, config.depth)
       drop = noise(key).stacked(config.depth), rates
 
-    def layer(x, item):
+    def layer(x, item, contexts):
       block, (key, rate) = item
-      x, added = block(x, context, bias, key, rate)
+      x, added = block(x, contexts, key, rate)
       return x, {**added, 'block': x} if record else None
 
-    body = remat(layer, config.remat, scan=config.scan)
+    def period(x, items, contexts):
+      """As many layers as are different."""
+      steps = []
+      for item, own in zip(_layers(items, len(contexts)), contexts, strict=True):
+        x, step = layer(x, item, own)
+        steps.append(step)
+      return x, jax.tree.map(lambda *parts: jnp.stack(parts), *steps) if record else None
+
+    def on_rows(rows, items, contexts):
+      return flatten(period(unflatten(rows, batch), items, contexts)[0])
+
+    items, recorded = (blocks, drop), None
     if config.scan and stacked:
-      x, recorded = jax.lax.scan(body, x, (blocks, drop))
+      items = jax.tree.map(lambda w: _in_periods(w, len(contexts)), items)
+      if remat.stays(config.remat) and not record:
+        x = unflatten(remat.scan(on_rows, flatten(x), items, contexts, config.remat), batch)
+      else:
+        body = remat.checkpoint(
+          functools.partial(period, contexts=contexts), config.remat, scan=True
+        )
+        x, recorded = jax.lax.scan(body, x, items)
+        recorded = jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), recorded)
     else:
       blocks, steps = unstack(blocks, config.depth) if stacked else blocks, []
-      for item in zip(blocks, unstack(drop, config.depth), strict=True):
+      bodies = [
+        remat.checkpoint(functools.partial(layer, contexts=own), config.remat, scan=config.scan)
+        for own in contexts
+      ]
+      items = zip(blocks, unstack(drop, config.depth), strict=True)
+      for item, body in zip(items, itertools.cycle(bodies), strict=False):
         x, step = body(x, item)
         steps.append(step)
-      recorded = jax.tree.map(lambda *parts: jnp.stack(parts), *steps) if record else None
+      if record:
+        recorded = jax.tree.map(lambda *parts: jnp.stack(parts), *steps)
     recorded = jax.tree.map(lambda y: y[:, :, :tokens], recorded or {})
     x = x[:, :tokens]
     return self.norm(x) if hasattr(self, 'norm') else x, recorded
+
+  def contexts(self, x: jax.Array, context: Context) -> list[list[Context]]:
+    """Of each attention of each layer, for as many layers as are different; then they repeat.
+
+    Args:
+      x: what enters the first layer, (batch, tokens, width).
+      context: of these tokens.
+    """
+    config = self.config
+    grid = context.grid or self.grid
+    prefix = x.shape[1] - math.prod(grid) if grid else 0
+
+    def own(shares: tuple[Part, ...]) -> Context:
+      groups = () if shares == (Part(),) else tuple(Groups(part, grid, prefix) for part in shares)
+      bias = None
+      if config.relative_bias == 'shared':
+        bias = [self.relative(context.replace(index=g.index(context.index))) for g in groups]
+        bias = bias if groups else self.relative(context)
+        bias = jax.tree.map(lambda y: y.astype(x.dtype), bias)
+      return context.replace(groups=groups, bias=bias)
+
+    layers = parse(config.attention, len(grid) if grid else 1, config.num_heads, config.depth)
+    return [[own(shares) for shares in layer] for layer in layers]
+
+
+def _in_periods(w: jax.Array, count: int) -> jax.Array:
+  """(layers, ...) -> (periods, layers of one, ...); without the second axis if that is 1."""
+  return w if count == 1 else w.reshape(-1, count, *w.shape[1:])
+
+
+def _layers(items: Any, count: int) -> list[Any]:
+  """The layers of one period."""
+  return [items] if count == 1 else unstack(items, count)
 
 
 def features_by_name(layers: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from vit_jax.nn.positions import resize_weights
+from vit_jax.nn.remat import keep
 from vit_jax.nn.sharding import device, einsum, gather, param, spec
 
 
@@ -72,17 +72,25 @@ class Norm(nnx.Module):
     y = x.astype(jnp.float32)
     mean = y.mean(-1, keepdims=True) if self.kind == 'layernorm' else 0.0
     if x.dtype == jnp.float32:
+      mean = _kept(mean)
       y = y - mean
       variance = jnp.square(y).mean(-1, keepdims=True)
     else:
       # Both statistics from one reading of x: what the difference of squares loses, bfloat16 never
       # had.
       variance = jnp.square(y).mean(-1, keepdims=True) - jnp.square(mean)
+      mean = _kept(mean)
       y = y - mean
+    variance = _kept(variance)
     y = y * jax.lax.rsqrt(variance + self.eps) * self.scale[...]
     if hasattr(self, 'bias'):
       y = y + self.bias[...]
     return y.astype(x.dtype)
+
+
+def _kept(statistic):
+  """Of rows, (rows, 1): one number each, which the backward pass need not sum up again."""
+  return keep(statistic[:, 0], 'norm')[:, None] if jnp.ndim(statistic) == 2 else statistic
 
 
 class Dense(nnx.Module):
@@ -250,9 +258,9 @@ class Mlp(nnx.Module):
     """(batch, tokens, width) -> the same."""
     # Derivatives of activations would keep several arrays as large as their argument.
     rows, activation = flatten(x), jax.checkpoint(ACTIVATIONS[self.kind], prevent_cse=False)
-    y = checkpoint_name(self.up.rows(rows), 'hidden')
+    y = keep(self.up.rows(rows), 'hidden')
     if self.kind == 'swiglu':
-      y = activation(checkpoint_name(self.gate.rows(rows), 'gate')) * y
+      y = activation(keep(self.gate.rows(rows), 'gate')) * y
     else:
       y = activation(y)
     if hasattr(self, 'norm'):

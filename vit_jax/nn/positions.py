@@ -6,6 +6,8 @@ out while tracing) and packed sequences of any aspect ratio (JAX, different for 
 
 from __future__ import annotations
 
+import functools
+import math
 from types import ModuleType
 from typing import Any
 
@@ -15,9 +17,9 @@ import numpy as np
 Array = Any
 
 
-def grid_coords(height: int, width: int) -> np.ndarray:
-  """Row and column of each patch of a grid, row by row: int (height * width, 2)."""
-  return np.mgrid[:height, :width].reshape(2, -1).T
+def grid_coords(*grid: int) -> np.ndarray:
+  """Where each patch of a grid is, row by row: int (patches, axes)."""
+  return np.indices(grid).reshape(len(grid), -1).T
 
 
 def resize_weights(at: Array, size: Array, source: int, method: str, xp: ModuleType = np) -> Array:
@@ -71,73 +73,91 @@ def _cubic(x: Array, a: float, xp: ModuleType) -> Array:
   return xp.where(x <= 1, near, xp.where(x < 2, far, 0.0))
 
 
-def resample(table: Array, grid: tuple[int, int], method: str) -> Array:
-  """A (rows, columns, features) table on another grid; unchanged if the grid is the same."""
-  if tuple(table.shape[:2]) == tuple(grid):
+def resample(table: Array, grid: tuple[int, ...], method: str) -> Array:
+  """A (*old grid, features) table on another grid; unchanged if the grid is the same."""
+  old = table.shape[:-1]
+  if tuple(old) == tuple(grid):
     return table
-  rows, columns = (
-    resize_weights(np.arange(new), new, old, method)
-    for new, old in zip(grid, table.shape[:2], strict=True)
-  )
-  return jnp.einsum('hp,wq,pqd->hwd', rows, columns, table, precision='highest')
+  weights = [
+    resize_weights(np.arange(new), new, side, method) for new, side in zip(grid, old, strict=True)
+  ]
+  ours, theirs = 'thw'[-len(grid) :], 'opq'[-len(grid) :]
+  sides = ','.join(map(''.join, zip(ours, theirs, strict=True)))
+  return jnp.einsum(f'{sides},{theirs}d->{ours}d', *weights, table, precision='highest')
 
 
-def sincos2d(
+def sincos(
   coords: Array, features: int, temperature: float = 10_000.0, xp: ModuleType = np
 ) -> Array:
-  """Fixed two-dimensional sine-cosine position embedding (MoCo v3, Chen et al. 2021).
+  """Fixed sine-cosine position embedding of any number of axes (MoCo v3, Chen et al. 2021).
 
   Args:
-    coords: rows and columns, (..., 2).
-    features: of the embedding, a multiple of 4: sin x, cos x, sin y, cos y in this order.
+    coords: where patches are, (..., axes).
+    features: of the embedding, at least two for each axis. Equally many are of each axis, the last
+      first: sin x, cos x, sin y, cos y for rows and columns; what is left over is 0.
     temperature: longest wavelength over 2 pi.
     xp: numpy or jax.numpy.
 
   Returns:
     float32 array of shape (..., features).
   """
-  omega = temperature ** -(np.arange(features // 4) / max(features // 4 - 1, 1))
-  y, x = (coords[..., axis, None] * omega for axis in (0, 1))
-  return xp.concatenate([xp.sin(x), xp.cos(x), xp.sin(y), xp.cos(y)], axis=-1).astype(xp.float32)
+  axes = coords.shape[-1]
+  bands = features // (2 * axes)
+  omega = temperature ** -(np.arange(bands) / max(bands - 1, 1))
+  parts = []
+  for axis in reversed(range(axes)):
+    angle = coords[..., axis, None] * omega
+    parts += [xp.sin(angle), xp.cos(angle)]
+  y = xp.concatenate(parts, axis=-1).astype(xp.float32)
+  return xp.pad(y, [(0, 0)] * (y.ndim - 1) + [(0, features - 2 * axes * bands)])
 
 
 def rope(
   coords: Array, sizes: Array, head_dim: int, kind: str, base: float,
-  reference: tuple[int, int], xp: ModuleType = np,
+  reference: tuple[int, ...], xp: ModuleType = np,
 ) -> Array:  # fmt: skip
-  """Angles of two-dimensional (axial) rotary position embedding (Heo et al. 2024).
+  """Angles of axial rotary position embedding (Heo et al. 2024).
 
   Args:
-    coords: rows and columns, (..., patches, 2).
-    sizes: rows and columns of the grid that `coords` are on, (..., 1, 2) or (2,).
-    head_dim: width of a head, a multiple of 4.
+    coords: where patches are, (..., patches, axes).
+    sizes: of the grid that `coords` are on, (..., 1, axes) or (axes,).
+    head_dim: width of a head, an even number.
     kind: 'unit' measures positions from -1 to 1 across the image, in turns (DINOv3, Simeoni et al.
       2025); 'grid' in patches, in radians (EVA-02, Fang et al. 2023).
     base: wavelengths grow geometrically from 1 to almost this factor.
-    reference: with 'grid', positions are stretched so that the image has this many patches down
-      and across, whatever its size; (0, 0) leaves them alone.
+    reference: with 'grid', positions are stretched so that the image has this many patches on each
+      axis, whatever its size; zeros leave them alone.
     xp: numpy or jax.numpy.
 
   Returns:
-    float32 angles (..., patches, head_dim / 2): those of the rows, then those of the columns.
+    float32 angles (..., patches, head_dim / 2): equally many of each axis, the first first; what is
+    left over is 0.
   """
+  axes = coords.shape[-1]
   at = xp.asarray(coords, xp.float32)
   if kind == 'unit':
     at = 2 * np.pi * (2 * (at + 0.5) / sizes - 1)
   elif all(reference):
     at = at / sizes * np.asarray(reference, np.float32)
-  bands = np.asarray(base, np.float32) ** -np.arange(0, 1, 4 / head_dim, dtype=np.float32)
-  angles = at[..., None] * bands[: head_dim // 4]
-  return angles.reshape(*at.shape[:-1], head_dim // 2)
+  count = head_dim // (2 * axes)
+  bands = np.asarray(base, np.float32) ** -np.arange(0, 1, 2 * axes / head_dim, dtype=np.float32)
+  angles = at[..., None] * bands[:count]
+  angles = angles.reshape(*at.shape[:-1], axes * count)
+  more = head_dim // 2 - axes * count
+  return xp.pad(angles, [(0, 0)] * (angles.ndim - 1) + [(0, more)]) if more else angles
 
 
-def relative_index(coords: Array, grid: tuple[int, int], prefix: int, xp: ModuleType = np) -> Array:
+def relative_rows(grid: tuple[int, ...], *, prefix: bool) -> int:
+  """Rows of a table of relative positions: one for each distance, three for a prefix."""
+  return math.prod(2 * side - 1 for side in grid) + 3 * prefix
+
+
+def relative_index(coords: Array, grid: tuple[int, ...], prefix: int, xp: ModuleType = np) -> Array:
   """Which row of a table of relative positions holds for each pair of tokens (BEiT).
 
   Args:
-    coords: rows and columns of the patches, (..., patches, 2).
-    grid: rows and columns of the grid of the table, which has (2 rows - 1) (2 columns - 1) + 3
-      rows; distances beyond it count as its longest.
+    coords: where patches are, (..., patches, axes).
+    grid: of the table; see `relative_rows`. Distances beyond it count as its longest.
     prefix: tokens before the patches. The last three rows of the table are theirs: to any token,
       from any token, among themselves.
     xp: numpy or jax.numpy.
@@ -145,13 +165,15 @@ def relative_index(coords: Array, grid: tuple[int, int], prefix: int, xp: Module
   Returns:
     int (..., tokens, tokens), from queries to keys.
   """
-  height, width = grid
+  longest = np.array(grid) - 1
   apart = coords[..., :, None, :] - coords[..., None, :, :]
-  apart = xp.clip(apart + np.array([height - 1, width - 1]), 0, 2 * np.array(grid) - 2)
-  index = apart[..., 0] * (2 * width - 1) + apart[..., 1]
+  apart = xp.clip(apart + longest, 0, 2 * longest)
+  index = apart[..., 0]
+  for axis, side in enumerate(grid[1:], 1):
+    index = index * (2 * side - 1) + apart[..., axis]
   if not prefix:
     return index
-  special = (2 * height - 1) * (2 * width - 1)
+  special = relative_rows(grid, prefix=False)
   index = xp.pad(index, [(0, 0)] * (index.ndim - 2) + [(prefix, 0)] * 2)
   ours = np.arange(index.shape[-1]) < prefix
   query, key = ours[:, None], ours[None, :]
@@ -159,13 +181,13 @@ def relative_index(coords: Array, grid: tuple[int, int], prefix: int, xp: Module
   return xp.where(query | key, of_prefix, index)
 
 
-def resize_relative(table: Array, old: tuple[int, int], new: tuple[int, int]) -> Array:
+def resize_relative(table: Array, old: tuple[int, ...], new: tuple[int, ...]) -> Array:
   """A table of relative positions for another grid, interpolated bilinearly (MiDaS v3.1, BEiT)."""
   if tuple(old) == tuple(new):
     return table
   sides = [(2 * a - 1, 2 * b - 1) for a, b in zip(old, new, strict=True)]
-  rows, columns = (resize_weights(np.arange(b), b, a, 'bilinear') for a, b in sides)
-  matrix = np.kron(rows, columns).astype(np.float32)
+  weights = (resize_weights(np.arange(b), b, a, 'bilinear') for a, b in sides)
+  matrix = functools.reduce(np.kron, weights).astype(np.float32)
   count = matrix.shape[1]
   resized = jnp.einsum('nm,mh->nh', matrix, table[:count], precision='highest')
   return jnp.concatenate([resized, table[count:]])  # what is of the tokens before the patches stays

@@ -105,18 +105,23 @@ def device() -> Any:
   return jax.devices()[0] if abstract is None else abstract
 
 
-def per_shard(function: Any, inputs: Sequence[Any], out: tuple[str | None, ...]) -> Any:
+def per_shard(function: Any, inputs: Sequence[Any], out: Any) -> Any:
   """`function` applied to each device's part of its arguments.
 
   Args:
-    function: of arrays, or None where there is no argument.
-    inputs: logical axes of each argument, or None.
-    out: logical axes of the result.
+    function: of arrays or trees of arrays, or None where there is no argument.
+    inputs: logical axes of each argument, or a tree of them, or None.
+    out: logical axes of the result, or a tree of them.
   """
   if jax.sharding.get_abstract_mesh().empty:
     return function
-  specs = tuple(None if axes is None else spec(*axes) for axes in inputs)
-  return jax.shard_map(function, in_specs=specs, out_specs=spec(*out), check_vma=False)
+
+  def axes(x: Any) -> bool:
+    return isinstance(x, tuple) and all(name is None or isinstance(name, str) for name in x)
+
+  specs = jax.tree.map(lambda names: spec(*names), tuple(inputs), is_leaf=axes)
+  out_specs = jax.tree.map(lambda names: spec(*names), out, is_leaf=axes)
+  return jax.shard_map(function, in_specs=specs, out_specs=out_specs, check_vma=False)
 
 
 def param(init, rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:

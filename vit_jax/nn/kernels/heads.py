@@ -14,31 +14,23 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from vit_jax.nn.masks import FULL, Mask
 
-def attention(q, k, v, bias=None, mask=None, *, num_heads: int, causal: bool = False) -> jax.Array:
-  """Softmax attention of every head; arguments as in `short.reference`.
 
-  Args:
-    q: (batch, queries, num_heads * head_dim).
-    k, v: (batch, keys, num_heads * head_dim).
-    bias: (1 or batch, num_heads, queries, keys), or None.
-    mask: bool (batch, keys), or None.
-    num_heads: of them.
-    causal: query i attends to keys up to i.
-
-  Returns:
-    As `q`; scores and softmax are float32.
-  """
-  return _attention(q, k, v, bias, mask, num_heads, causal)
+def attention(
+  q, k, v, bias=None, mask: Mask = FULL, *, num_heads: int, cap: float = 0.0
+) -> jax.Array:
+  """As `plain.attention`, but that there are as many heads of keys as of queries."""
+  return _attention(q, k, v, bias, mask, num_heads, cap)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _attention(q, k, v, bias, mask, num_heads, causal):
-  return _forward(q, k, v, bias, mask, num_heads, causal)[0]
+def _attention(q, k, v, bias, mask, num_heads, cap):
+  return _forward(q, k, v, bias, mask, num_heads, cap)[0]
 
 
-def _forward(q, k, v, bias, mask, num_heads, causal):
-  scores, _ = _scores(_split(q, num_heads), _split(k, num_heads), bias, mask, causal)
+def _forward(q, k, v, bias, mask, num_heads, cap):
+  scores, *_ = _scores(_split(q, num_heads), _split(k, num_heads), bias, mask, cap)
   top = scores.max(-1, keepdims=True)
   weights = jnp.exp(scores - top)
   total = weights.sum(-1, keepdims=True)
@@ -47,21 +39,23 @@ def _forward(q, k, v, bias, mask, num_heads, causal):
   return y, (q, k, v, bias, mask, y, top, total)
 
 
-def _backward(num_heads, causal, saved, dy):
+def _backward(num_heads, cap, saved, dy):
   q, k, v, bias, mask, y, top, total = saved
   q, k, v, y, dy = (_split(x, num_heads) for x in (q, k, v, y, dy))
-  scores, keep = _scores(q, k, bias, mask, causal)
+  scores, seen, slope = _scores(q, k, bias, mask, cap)
   weights = jnp.exp(scores - top)
   dy = dy / total
   mean = (dy * y).sum(-1, keepdims=True)
   dy = dy.astype(v.dtype)
   dscores = weights * (_product('bhqd,bhkd->bhqk', dy, v) - mean)
-  if keep is not None:
-    dscores = jnp.where(keep, dscores, 0)
+  if seen is not None:
+    dscores = jnp.where(seen, dscores, 0)
   dbias = None
   if bias is not None:
     dbias = dscores.sum(0, keepdims=True) if bias.shape[0] == 1 else dscores
     dbias = dbias.astype(bias.dtype)
+  if slope is not None:
+    dscores = dscores * slope
   dscores = dscores.astype(q.dtype)
   dv = _product('bhqk,bhqd->bhkd', weights.astype(v.dtype), dy)
   dq = _product('bhqk,bhkd->bhqd', dscores, k) * q.shape[-1] ** -0.5
@@ -72,18 +66,20 @@ def _backward(num_heads, causal, saved, dy):
 _attention.defvjp(_forward, _backward)
 
 
-def _scores(q, k, bias, mask, causal):
-  """float32 (batch, heads, queries, keys), and which of them count, or None if all do."""
+def _scores(q, k, bias, mask, cap):
+  """float32 (batch, heads, queries, keys); which of them are seen, and the slope of the cap."""
   scores = _product('bhqd,bhkd->bhqk', q, k) * q.shape[-1] ** -0.5
+  slope = None
+  if cap:
+    bent = jnp.tanh(scores / cap)
+    scores, slope = cap * bent, 1 - bent * bent
   if bias is not None:
     scores = scores + bias
-  keep = None if mask is None else mask[:, None, None, :]
-  if causal:
-    past = jnp.tri(*scores.shape[2:], dtype=bool)
-    keep = past if keep is None else keep & past
-  if keep is not None:
-    scores = jnp.where(keep, scores, jnp.finfo(jnp.float32).min)
-  return scores, keep
+  seen = mask.visible(*scores.shape[2:])
+  if seen is not None:
+    seen = seen[:, None]
+    scores = jnp.where(seen, scores, jnp.finfo(jnp.float32).min)
+  return scores, seen, slope
 
 
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)

@@ -22,11 +22,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from vit_jax.nn.kernels.plain import HIDDEN
+from vit_jax.nn.masks import FULL, Mask
+
 LANES = 128
 # Bytes of VMEM to use: half of it; on generations with 16 MiB almost all.
 VMEM = 64 * 2**20
 SMALL_VMEM = dict.fromkeys(('TPU v2', 'TPU v3', 'TPU v4'), 15 * 2**20)
-MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 
 
 class _Spec(NamedTuple):
@@ -34,7 +36,7 @@ class _Spec(NamedTuple):
 
   num_heads: int
   head_dim: int
-  causal: bool
+  cap: float
   queries: int
   keys: int
   packed: bool
@@ -71,25 +73,8 @@ def _bias_bytes(queries: int, keys: int) -> int:
   return 4 * queries * keys * 4
 
 
-def reference(q, k, v, bias=None, mask=None, *, num_heads: int, causal: bool = False) -> jax.Array:
-  """What `attention` computes, in plain JAX (without padding)."""
-  split = lambda x: x.reshape(*x.shape[:2], num_heads, -1)  # noqa: E731
-  q, k, v = split(q), split(k), split(v)
-  scores = jnp.einsum('bqhd,bkhd->bhqk', q, k, preferred_element_type=jnp.float32)
-  scores = scores * q.shape[-1] ** -0.5
-  if bias is not None:
-    scores = scores + bias.astype(jnp.float32)
-  if mask is not None:
-    scores = jnp.where(mask[:, None, None, :], scores, MASKED)
-  if causal:
-    scores = jnp.where(jnp.tri(*scores.shape[-2:], dtype=bool), scores, MASKED)
-  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-  y = jnp.einsum('bhqk,bkhd->bqhd', weights, v)
-  return y.reshape(*y.shape[:2], -1)
-
-
 def attention(
-  q, k, v, bias=None, mask=None, *, num_heads: int, causal: bool = False,
+  q, k, v, bias=None, mask: Mask = FULL, *, num_heads: int, cap: float = 0.0,
   queries: int | None = None, keys: int | None = None, interpret: bool = False,
 ) -> jax.Array:  # fmt: skip
   """Softmax attention of every head; differentiable with respect to q, k, v and bias.
@@ -97,27 +82,27 @@ def attention(
   Args:
     q: (batch, queries and padding, num_heads * head_dim), float32 or bfloat16.
     k, v: (batch, keys and padding, num_heads * head_dim), of the same dtype.
-    bias: (1 or batch, num_heads, queries, keys), added to the scaled scores, or None.
-    mask: bool (batch, keys), False for keys that are not attended to, or None.
+    bias: (1 or batch, num_heads, queries, keys), added to the scores, or None.
+    mask: which keys a query sees; one without `start`.
     num_heads: of them.
-    causal: query i attends to keys up to i.
+    cap: of scores, as for `plain.attention`.
     queries, keys: how many are not padding; all if not given.
     interpret: run on any machine, slowly.
 
   Returns:
     As `q`, and 0 where that is padding. Scores and softmax are float32; their products with values
-    are of the dtype of `q`, summed in float32. A query without keys attends to all alike.
+    are of the dtype of `q`, summed in float32. A query that sees no key attends to all alike.
   """
   spec = _Spec(
-    num_heads, q.shape[-1] // num_heads, causal, queries or q.shape[1], keys or k.shape[1], False,
+    num_heads, q.shape[-1] // num_heads, cap, queries or q.shape[1], keys or k.shape[1], False,
     interpret, _vmem(),
   )  # fmt: skip
   return _attention((q, k, v), bias, mask, spec)
 
 
 def self_attention(
-  qkv, bias=None, mask=None, *, num_heads: int, causal: bool = False, length: int | None = None,
-  interpret: bool = False,
+  qkv, bias=None, mask: Mask = FULL, *, num_heads: int, cap: float = 0.0,
+  length: int | None = None, interpret: bool = False,
 ) -> jax.Array:  # fmt: skip
   """`attention` among the same tokens, of one array, which has one gradient: see `packs`.
 
@@ -125,16 +110,55 @@ def self_attention(
 
   Args:
     qkv: (batch, tokens and padding, 3 * num_heads * head_dim): queries, keys and values.
-    bias, mask, num_heads, causal, interpret: as for `attention`.
+    bias, mask, num_heads, cap, interpret: as for `attention`.
     length: how many tokens are not padding; all if not given.
 
   Returns:
     (batch, tokens and padding, num_heads * head_dim).
   """
-  length = length or qkv.shape[1]
-  head_dim = qkv.shape[-1] // 3 // num_heads
-  spec = _Spec(num_heads, head_dim, causal, length, length, True, interpret, _vmem())
-  return _attention((qkv,), bias, mask, spec)
+  return _attention((qkv,), bias, mask, _packed_spec(qkv, num_heads, cap, length, interpret))
+
+
+def self_attention_in(
+  stack, results, layer, bias=None, mask: Mask = FULL, *, num_heads: int, cap: float = 0.0,
+  length: int | None = None, interpret: bool = False,
+) -> jax.Array:  # fmt: skip
+  """`self_attention` of one layer, whose operand and result stay where those of all layers are.
+
+  Args:
+    stack: what `self_attention` takes, of all layers: (layers, batch, tokens and padding, ...).
+    results: what it gives, of all layers.
+    layer: which one, int32 ().
+    bias, mask, num_heads, cap, length, interpret: as for `self_attention`.
+
+  Returns:
+    `results` with that of the layer, in the same memory. It has no gradient; see
+    `self_attention_gradient`.
+  """
+  spec = _packed_spec(stack, num_heads, cap, length, interpret)
+  return _call(_forward_kernel, (stack,), (results,), bias, mask, spec, matmuls=2, layer=layer)[0]
+
+
+def self_attention_gradient(
+  stack, layer, dy, bias=None, mask: Mask = FULL, *, num_heads: int, cap: float = 0.0,
+  length: int | None = None, interpret: bool = False,
+) -> Any:  # fmt: skip
+  """The gradient of `self_attention` of one layer by its operand, and by the bias if there is one.
+
+  Args:
+    stack, layer: as for `self_attention_in`.
+    dy: the gradient by the result of this layer, (batch, tokens and padding, num_heads * head_dim).
+    bias, mask, num_heads, cap, length, interpret: as for `self_attention`.
+  """
+  spec = _packed_spec(stack, num_heads, cap, length, interpret)
+  like = (jax.ShapeDtypeStruct(stack.shape[1:], stack.dtype),)
+  grads = _call(_backward_kernel, (stack, dy), like, bias, mask, spec, matmuls=5, layer=layer)
+  return grads[0] if bias is None else (grads[0], grads[1].astype(bias.dtype))
+
+
+def _packed_spec(qkv, num_heads: int, cap: float, length: int | None, interpret: bool) -> _Spec:
+  length, head_dim = length or qkv.shape[-2], qkv.shape[-1] // 3 // num_heads
+  return _Spec(num_heads, head_dim, cap, length, length, True, interpret, _vmem())
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -159,46 +183,70 @@ def _backward(spec, saved, dy):
 _attention.defvjp(_forward, _backward)
 
 
-def _call(kernel, operands, outs, bias, mask, spec: _Spec, *, matmuls: int) -> Any:
-  """The pallas_call of `kernel`, whose results are shaped as `outs`; and the gradient of a bias."""
-  batch, head_dim, itemsize = operands[0].shape[0], spec.head_dim, operands[0].dtype.itemsize
+def _call(kernel, operands, outs, bias, mask, spec: _Spec, *, matmuls: int, layer=None) -> Any:
+  """The pallas_call of `kernel`, whose results are shaped as `outs`; and the gradient of a bias.
+
+  Of operands and `outs` with a leading axis of layers, only that of `layer` is read or written.
+  """
+  batch, head_dim, itemsize = operands[0].shape[-3], spec.head_dim, operands[0].dtype.itemsize
   score_bytes = _bias_bytes(spec.queries, spec.keys) if bias is not None else 0
   width = spec.num_heads * head_dim
-  rows = 2 * itemsize * sum(x.shape[1] * x.shape[2] // width for x in (*operands, *outs))
-  heads, examples = _blocks(batch, spec, rows, score_bytes)
+  rows = 2 * itemsize * sum(x.shape[-2] * x.shape[-1] // width for x in (*operands, *outs))
+  seen = _descriptions(mask)
+  # A column of one number per query fills whole registers, and so does a row of one per key.
+  described = sum(4 * x.shape[1] * (-x.shape[2] % LANES + x.shape[2]) for x in seen.values())
+  heads, examples = _blocks(batch, spec, rows, score_bytes, 2 * described)
 
   def block(x):
-    lanes = x.shape[2] * heads // spec.num_heads
-    return pl.BlockSpec((examples, x.shape[1], lanes), lambda h, b: (b, 0, h))
+    shape = (examples, x.shape[-2], x.shape[-1] * heads // spec.num_heads)
+    if len(x.shape) == 4:
+      return pl.BlockSpec((None, *shape), lambda h, b, layer: (layer[0], b, 0, h))
+    return pl.BlockSpec(shape, lambda h, b, *_: (b, 0, h))
 
   inputs, in_specs = list(operands), [block(x) for x in operands]
   out_specs = [block(x) for x in outs]
   out_shape = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outs]
-  if mask is not None:
-    inputs.append(mask[:, None, :].astype(jnp.float32))
-    in_specs.append(pl.BlockSpec((examples, 1, spec.keys), lambda h, b: (b, 0, 0)))
+  moved = sum(math.prod(x.shape[-3:]) * x.dtype.itemsize for x in (*inputs, *out_shape))
+  for x in seen.values():
+    inputs.append(x)
+    in_specs.append(pl.BlockSpec((examples, *x.shape[1:]), lambda h, b, *_: (b, 0, 0)))
   backward = kernel is _backward_kernel
   if bias is not None:
     own = bias.shape[0] > 1
     shape = (examples if own else 1, heads, spec.queries, spec.keys)
-    added = pl.BlockSpec(shape, lambda h, b: (b if own else 0, h, 0, 0))
+    added = pl.BlockSpec(shape, lambda h, b, *_: (b if own else 0, h, 0, 0))
     inputs.append(bias)
     in_specs.append(added)
     if backward:
       out_specs.append(added)
       out_shape.append(jax.ShapeDtypeStruct(bias.shape, jnp.float32))
-  pairs = batch * spec.num_heads * spec.queries * spec.keys
+  moved += sum(math.prod(x.shape) * x.dtype.itemsize for x in inputs[len(operands) :])
+  run = functools.partial(
+    kernel, spec=spec, bias=bias is not None, causal=mask.causal, window=mask.window,
+    seen=tuple(seen),
+  )  # fmt: skip
+  how: dict[str, Any] = dict(
+    grid=(spec.num_heads // heads, batch // examples), in_specs=in_specs, out_specs=out_specs
+  )
+  if layer is not None:
+    count = len(inputs)
+    results = [x for x in outs if len(x.shape) == 4]  # are passed on but for what is written
+    run = _only(run, count, len(results))
+    in_specs += [pl.BlockSpec(memory_space=pl.ANY)] * len(results)
+    inputs = [jnp.reshape(layer, 1).astype(jnp.int32), *inputs, *results]
+    how = dict(
+      grid_spec=pltpu.PrefetchScalarGridSpec(num_scalar_prefetch=1, **how),
+      input_output_aliases={1 + count + i: i for i in range(len(results))},
+    )
   return pl.pallas_call(
-    functools.partial(kernel, spec=spec, bias=bias is not None, mask=mask is not None),
-    grid=(spec.num_heads // heads, batch // examples),
-    in_specs=in_specs,
-    out_specs=out_specs,
+    run,
+    **how,
     out_shape=out_shape,
     interpret=spec.interpret,
     cost_estimate=pl.CostEstimate(
-      flops=2 * matmuls * pairs * head_dim,
-      transcendentals=pairs,
-      bytes_accessed=sum(math.prod(x.shape) * x.dtype.itemsize for x in (*inputs, *out_shape)),
+      flops=2 * matmuls * batch * spec.num_heads * spec.queries * spec.keys * head_dim,
+      transcendentals=batch * spec.num_heads * spec.queries * spec.keys,
+      bytes_accessed=moved,
     ),
     compiler_params=pltpu.CompilerParams(
       # The gradient of a bias that examples share is summed over the inner loop.
@@ -209,7 +257,27 @@ def _call(kernel, operands, outs, bias, mask, spec: _Spec, *, matmuls: int) -> A
   )(*inputs)
 
 
-def _blocks(batch: int, spec: _Spec, rows: int, score_bytes: int):
+def _only(kernel, count: int, unused: int):
+  """`kernel` without the number of the layer, and `unused` inputs after the first `count`."""
+
+  def run(_, *refs):
+    kernel(*refs[:count], *refs[count + unused :])
+
+  return run
+
+
+def _descriptions(mask: Mask) -> dict[str, jax.Array]:
+  """The numbers of a mask as kernels read them: int32, queries in a column and keys in a row."""
+  found = {'keys': mask.keys, 'prefix': mask.prefix}
+  if mask.segments is not None:
+    found['segment'] = mask.segments[1]
+  rows = {name: x.astype(jnp.int32)[:, None, :] for name, x in found.items() if x is not None}
+  if mask.segments is not None:
+    rows['own segment'] = mask.segments[0].astype(jnp.int32)[:, :, None]
+  return rows
+
+
+def _blocks(batch: int, spec: _Spec, rows: int, score_bytes: int, described: int):
   """Heads and examples in a block: as many of first the one, then the other as VMEM has room for.
 
   Args:
@@ -217,6 +285,7 @@ def _blocks(batch: int, spec: _Spec, rows: int, score_bytes: int):
     spec: of the call.
     rows: of all operands and results together, in bytes per lane.
     score_bytes: of the bias and its gradient, per head.
+    described: bytes of the description of a mask, per example.
   """
   head_dim = spec.head_dim
   row = LANES * -(-head_dim // LANES) * rows if head_dim > LANES else head_dim * rows
@@ -225,7 +294,7 @@ def _blocks(batch: int, spec: _Spec, rows: int, score_bytes: int):
   choices = [h for h in range(whole, spec.num_heads + 1, whole) if spec.num_heads % h == 0]
   room = _room(spec.vmem)
   heads = max([h for h in choices if h * (row + score_bytes) <= room], default=whole)
-  limit = room // (heads * (row + score_bytes))
+  limit = room // (heads * (row + score_bytes) + described)
   return heads, max(b for b in range(1, max(1, min(limit, 8)) + 1) if batch % b == 0)
 
 
@@ -242,9 +311,10 @@ class _Work:
     q, k, v, dy: of the operands; the last only in the backward pass.
     outs: the result, or the gradients of queries, keys and values.
     dbias: the gradient of the bias, or None.
+    seen: the numbers of the mask, by name: see `_descriptions`.
   """
 
-  def __init__(self, refs, *, backward: bool, spec: _Spec, bias: bool, mask: bool):
+  def __init__(self, refs, *, backward: bool, spec: _Spec, bias: bool, causal, window, seen):
     refs = list(refs)
 
     def three():
@@ -252,7 +322,8 @@ class _Work:
 
     self.q, self.k, self.v = three()
     self.dy: Any = refs.pop(0) if backward else None
-    self.mask = refs.pop(0) if mask else None
+    self.causal, self.window = causal, window
+    self.seen = {name: refs.pop(0) for name in seen}
     self.bias = refs.pop(0) if bias else None
     self.outs = three() if backward else [refs.pop(0)]
     self.dbias: Any = refs.pop(0) if refs else None
@@ -292,19 +363,40 @@ class _Work:
     return (self.cut(ref[example, : self.spec.keys, lanes]) for ref in (self.k, self.v))
 
   def weights(self, example, head, rows, q, k):
-    """Softmax weights, float32 (rows, keys), and which rows have keys at all (None: every one)."""
-    s = _dot(q, k, (1, 1)) * self.head_dim**-0.5
+    """Softmax weights, float32 (rows, keys); the slope of the cap; which rows see a key.
+
+    The last two are None where there is no cap, and where every row sees one.
+    """
+    s, slope = _dot(q, k, (1, 1)) * self.head_dim**-0.5, None
+    if self.spec.cap:
+      bent = jnp.tanh(s / self.spec.cap)
+      s, slope = self.spec.cap * bent, 1 - bent * bent
     if self.bias is not None:
       own = self.bias.shape[0] > 1
       s = s + self.bias[example if own else 0, head, rows, :].astype(jnp.float32)
-    if self.mask is not None:
-      s = jnp.where(self.mask[example] > 0, s, MASKED)
-    if self.spec.causal:
-      at = lambda axis: jax.lax.broadcasted_iota(jnp.int32, s.shape, axis)  # noqa: E731
-      s = jnp.where(at(0) + rows.start >= at(1), s, MASKED)
+    for seen in self._visible(example, rows, s.shape):
+      s = jnp.where(seen, s, HIDDEN)
     top = s.max(-1, keepdims=True)
     p = jnp.exp(s - top)
-    return p / p.sum(-1, keepdims=True), None if self.mask is None else top > MASKED / 2
+    # Of a causal mask or a window alone, queries see at least their own place, if there is a key.
+    blind = self.seen or ((self.causal or self.window) and self.spec.queries > self.spec.keys)
+    live = top > HIDDEN / 2 if blind else None
+    return p / p.sum(-1, keepdims=True), slope, live
+
+  def _visible(self, example, rows, shape):
+    """Arrays (rows or 1, keys), all of which must be true."""
+    if self.causal or self.window:
+      at = lambda axis: jax.lax.broadcasted_iota(jnp.int32, shape, axis)  # noqa: E731
+      apart = at(1) - at(0) - rows.start
+      if self.causal:
+        past = apart <= 0
+        yield past | (self.seen['prefix'][example] > 0) if 'prefix' in self.seen else past
+      if self.window:
+        yield (apart >= -self.window[0]) & (apart <= self.window[1])
+    if 'keys' in self.seen:
+      yield self.seen['keys'][example] > 0
+    if 'segment' in self.seen:
+      yield self.seen['own segment'][example, rows, :] == self.seen['segment'][example]
 
 
 def _thirds(ref) -> list[Any]:
@@ -344,7 +436,7 @@ def _forward_kernel(*refs, **options):
     for rows in work.parts():
       ys = []
       for i, q in enumerate(work.cut(work.q[b, rows, lanes])):
-        p, _ = work.weights(b, first + i, rows, q, keys[i])
+        p, *_ = work.weights(b, first + i, rows, q, keys[i])
         ys.append(_dot(p.astype(q.dtype), values[i], (1, 0)))
       _put(y_ref, b, rows, lanes, ys)
     _clear(y_ref, b, work.spec.queries, lanes)
@@ -371,7 +463,7 @@ def _backward_kernel(*refs, **options):
       dqs = []
       queries, dys = (work.cut(ref[b, rows, lanes]) for ref in (work.q, work.dy))
       for i, (q, dy, k, v) in enumerate(zip(queries, dys, keys, values, strict=True)):
-        p, live = work.weights(b, first + i, rows, q, k)
+        p, slope, live = work.weights(b, first + i, rows, q, k)
         dp = _dot(dy, v, (1, 1))
         ds = p * (dp - (p * dp).sum(-1, keepdims=True))
         if live is not None:
@@ -379,7 +471,7 @@ def _backward_kernel(*refs, **options):
         if dbias is not None:
           at = 0 if shared else b, first + i, rows, slice(None)
           dbias[at] = dbias[at] + ds if shared else ds
-        ds = ds.astype(q.dtype)
+        ds = (ds if slope is None else ds * slope).astype(q.dtype)
         dqs.append(_dot(ds, k, (1, 0)) * scale)
         dks[i] += _dot(ds, q, (0, 0))
         dvs[i] += _dot(p.astype(q.dtype), dy, (0, 0))
