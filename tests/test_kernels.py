@@ -189,7 +189,7 @@ KINDS = ('window', 'causal window', 'prefix', 'segments', 'documents', 'all', 's
 )
 def test_masks_that_are_described(way, kind):
   """Against float64, and nothing leaks: neither values nor gradients, not even a rounding."""
-  q, k, v, dy, _, mask = args = operands(7, 2, 50, 50, 2, 64, 'float32', 0, kind)
+  q, k, v, dy, _, mask = operands(7, 2, 50, 50, 2, 64, 'float32', 0, kind)
   function = functools.partial(DESCRIBED[way], num_heads=2)
   keep = seen(mask, 2, 50, 50)
   blind = ~keep.any(-1)  # of these queries the results are finite, and of splash anything
@@ -212,7 +212,6 @@ def test_masks_that_are_described(way, kind):
     for b in range(2):
       assert not dk[b, ~keep[b, j]].any()
       assert not dv[b, ~keep[b, j]].any()
-  del args
 
 
 @pytest.mark.parametrize('way', DESCRIBED)

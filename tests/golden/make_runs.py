@@ -140,7 +140,8 @@ def make(name, target):
   for other in (out / 'checkpoints').iterdir():
     if other.name != str(at) and not (name == 'trunk' and other.name == '4'):
       shutil.rmtree(other)
-  (out / 'result.json').unlink()
+  for made in (out / 'result.json', out / 'report.html', *out.glob('evals/**/*.png')):
+    made.unlink(missing_ok=True)  # from what else is there
   kept = [line for line in (run / 'metrics.jsonl').read_text().splitlines()
           if json.loads(line)['step'] <= at]  # fmt: skip
   (out / 'metrics.jsonl').write_text(''.join(f'{line}\n' for line in kept))

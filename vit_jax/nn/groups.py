@@ -66,8 +66,7 @@ class Groups:
     part.
     """
     features = x.shape[-1]
-    shape = (batch, self.count, -1, features)
-    x = x.reshape(shape, out_sharding=spec('batch', None, None, axis))
+    x = _reshaped(x, (batch, self.count, -1, features), axis)
     own = self.prefix if self.part.prefix else 0
     patches = self._patches(x[:, :, own:], axis)
     if not self.prefix:
@@ -110,7 +109,7 @@ class Groups:
       index: of the whole grid, int (1, tokens, tokens).
 
     Returns:
-      int (1, queries, keys) of the first group whose windows around it are all there.
+      int (1, queries, keys) of the first group.
 
     Raises:
       ValueError: if positions differ from image to image.
@@ -140,8 +139,7 @@ class Groups:
       shape = (batch, self.count, self.prefix, features)
       before = xp.broadcast_to(x[:, None, : self.prefix], shape)
       patches = xp.concatenate([before, patches], axis=2)
-    layout = {} if xp is np else {'out_sharding': spec('batch', None, axis)}
-    return patches.reshape((batch * self.count, -1, features), **layout)
+    return _reshaped(patches, (batch * self.count, -1, features), axis, xp)
 
   def _windows(self, x: Array, axis: str | None, xp: Any = jnp) -> Array:
     """(batch, patches, features) -> (batch, groups, of one, features)."""
@@ -163,37 +161,34 @@ class Groups:
 
   def _cut(self, x: Array, axis: str | None, xp: Any) -> Array:
     """(batch, patches, features) -> (batch, *counts, *sizes, features), filled up with zeros."""
-    dims = len(self.grid)
+    dims, batch, features = len(self.grid), x.shape[0], x.shape[-1]
     sizes, counts = self.part.sizes(self.grid), self.part.counts(self.grid)
-
-    def shaped(x, *shape):
-      layout = {} if xp is np else {
-        'out_sharding': spec('batch', *(None,) * len(shape), axis)
-      }  # fmt: skip
-      return x.reshape((x.shape[0], *shape, x.shape[-1]), **layout)
-
-    x = shaped(x, *self.grid)
+    x = _reshaped(x, (batch, *self.grid, features), axis, xp)
     more = [(0, n * size - side) for n, size, side in zip(counts, sizes, self.grid, strict=True)]
     x = xp.pad(x, [(0, 0), *more, (0, 0)])
-    x = shaped(x, *itertools.chain(*zip(counts, sizes, strict=True)))
+    cut = itertools.chain(*zip(counts, sizes, strict=True))
+    x = _reshaped(x, (batch, *cut, features), axis, xp)
     outer, inner = range(1, 2 * dims, 2), range(2, 2 * dims + 1, 2)
     return x.transpose(0, *outer, *inner, 2 * dims + 1)
 
   def _merged(self, x: Array, axis: str | None, xp: Any) -> Array:
-    layout = {} if xp is np else {'out_sharding': spec('batch', None, None, axis)}
-    return x.reshape((x.shape[0], self.count, -1, x.shape[-1]), **layout)
+    return _reshaped(x, (x.shape[0], self.count, -1, x.shape[-1]), axis, xp)
 
   def _patches(self, x: Array, axis: str | None) -> Array:
     """(batch, groups, of one, features) -> (batch, patches, features), what `_windows` undoes."""
     dims, batch, features = len(self.grid), x.shape[0], x.shape[-1]
     sizes, counts = self.part.sizes(self.grid), self.part.counts(self.grid)
-    shape = (batch, *counts, *sizes, features)
-    x = x.reshape(shape, out_sharding=spec('batch', *(None,) * (2 * dims), axis))
+    x = _reshaped(x, (batch, *counts, *sizes, features), axis)
     order = itertools.chain(*zip(range(1, dims + 1), range(dims + 1, 2 * dims + 1), strict=True))
     x = x.transpose(0, *order, 2 * dims + 1)
-    whole = [n * size for n, size in zip(counts, sizes, strict=True)]
-    shape = (batch, *whole, features)
-    x = x.reshape(shape, out_sharding=spec('batch', *(None,) * dims, axis))
+    whole = (n * size for n, size in zip(counts, sizes, strict=True))
+    x = _reshaped(x, (batch, *whole, features), axis)
     x = x[(slice(None), *(slice(side) for side in self.grid))]
-    shape = (batch, math.prod(self.grid), features)
-    return x.reshape(shape, out_sharding=spec('batch', None, axis))
+    return _reshaped(x, (batch, math.prod(self.grid), features), axis)
+
+
+def _reshaped(x: Array, shape: tuple[int, ...], axis: str | None, xp: Any = jnp) -> Array:
+  """`x` in another shape, whose first axis is of the batch and whose last is `axis`."""
+  if xp is np:
+    return x.reshape(shape)
+  return x.reshape(shape, out_sharding=spec('batch', *(None,) * (len(shape) - 2), axis))

@@ -109,7 +109,7 @@ def scan(
 
   def forward(x, items, shared):
     notes = _Notes(names)
-    with_tape(notes, jax.eval_shape)(layer, x, jax.tree.map(lambda w: w[0], items), shared)
+    _with_tape(notes, jax.eval_shape)(layer, x, jax.tree.map(lambda w: w[0], items), shared)
     stacks = [_empty(kept, depth) for kept in notes.found]
     inputs = _put(_empty(jax.typeof(x), depth + 1), x, 0)
 
@@ -119,7 +119,7 @@ def scan(
       store = _Store(names, stacks, i)
       # Read once, for the norm and the sum: fusions would each read it from its place.
       x = jax.lax.optimization_barrier(_get(inputs, i))
-      y = with_tape(store, layer)(x, item, shared)
+      y = _with_tape(store, layer)(x, item, shared)
       return (_put(inputs, y, i + 1), store.stacks), None
 
     (inputs, stacks), _ = jax.lax.scan(body, (inputs, stacks), (numbers, items))
@@ -136,7 +136,7 @@ def scan(
       load = _Load(names, stacks, i)
 
       def apply(x, weights, common):
-        return with_tape(load, layer)(x, rebuild(weights, item), rebuild_common(common, shared))
+        return _with_tape(load, layer)(x, rebuild(weights, item), rebuild_common(common, shared))
 
       own = _differentiable(item)[0]
       _, back = jax.vjp(apply, _get(inputs, i), own, common)
@@ -154,7 +154,7 @@ def scan(
   return run(x, items, shared)
 
 
-def with_tape(tape: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+def _with_tape(tape: Any, function: Callable[..., Any]) -> Callable[..., Any]:
   """`function`, in which `keep` and `keep_through` are those of `tape`."""
 
   def run(*args):

@@ -139,6 +139,11 @@ def _apart(q, k, v, num_heads: int) -> list[jax.Array]:
   return [y.reshape(*y.shape[:2], -1, q.shape[-1] // num_heads) for y in (q, k, v)]
 
 
+def _is_causal_band(kinds: tuple[str, ...]) -> bool:
+  """Whether a mask is causal, in a window or not, and says nothing else: cuDNN has these itself."""
+  return 'causal' in kinds and set(kinds) <= {'causal', 'window'}
+
+
 def _dense(mask: Mask, queries: int, keys: int) -> jax.Array | None:
   """bool (1 or batch, 1, queries, keys), or None."""
   seen = mask.visible(queries, keys)
@@ -153,7 +158,7 @@ def _cudnn(q, k, v, bias, mask, *, num_heads, cap, length):
   before = q.shape[1]
   q, k, v = _apart(*map(even, (q, k, v)), num_heads)
   options: Any = {}
-  if mask.causal and set(mask.kinds) <= {'causal', 'window'}:
+  if _is_causal_band(mask.kinds):
     options |= dict(is_causal=True, local_window_size=mask.window and (mask.window[0], 0))
     seen = None
   else:
@@ -201,8 +206,7 @@ def _splash(q, k, v, bias, mask, *, num_heads, cap):
     splash.MultiHeadMask([kind] * num_heads), attn_logits_soft_cap=cap or None
   )
   # Padding and keys that are not there are of another segment than any query.
-  ones = jnp.zeros((batch, tokens), jnp.int32)
-  of_queries, of_keys = mask.segments or (ones, ones)
+  of_queries, of_keys = mask.segments or (jnp.zeros((batch, tokens), jnp.int32),) * 2
   of_keys = of_keys if mask.keys is None else jnp.where(mask.keys, of_keys, -1)
   of_queries = jnp.pad(of_queries, ((0, 0), (0, extra)))
   of_keys = jnp.pad(of_keys, ((0, 0), (0, extra)), constant_values=-1)
@@ -225,7 +229,6 @@ def _hopper(problem: Problem) -> bool:
 
 def _cudnn_accepts(problem: Problem) -> bool:
   widest = 256 if _hopper(problem) else 128
-  natively = 'causal' in problem.masks and set(problem.masks) <= {'causal', 'window'}
   return (
     problem.platform == 'gpu'
     and (_hopper(problem) or 'A100' in problem.device)
@@ -236,7 +239,10 @@ def _cudnn_accepts(problem: Problem) -> bool:
     and problem.queries > 1
     and not problem.cap
     # A bias has a gradient only where all examples share it, which no written-out mask does.
-    and (not problem.bias or (problem.bias == 'shared' and (natively or not problem.masks)))
+    and (
+      not problem.bias
+      or (problem.bias == 'shared' and (not problem.masks or _is_causal_band(problem.masks)))
+    )
     and 'start' not in problem.masks
   )
 
