@@ -140,8 +140,9 @@ def make(name, target):
   for other in (out / 'checkpoints').iterdir():
     if other.name != str(at) and not (name == 'trunk' and other.name == '4'):
       shutil.rmtree(other)
-  for made in (out / 'result.json', out / 'report.html', *out.glob('evals/**/*.png')):
-    made.unlink(missing_ok=True)  # from what else is there
+  pictures = () if name == 'plain' else out.glob('evals/**/*.png')  # one page with them is enough
+  for made in (out / 'result.json', out / 'report.html', *pictures):
+    made.unlink(missing_ok=True)
   kept = [line for line in (run / 'metrics.jsonl').read_text().splitlines()
           if json.loads(line)['step'] <= at]  # fmt: skip
   (out / 'metrics.jsonl').write_text(''.join(f'{line}\n' for line in kept))
