@@ -20,7 +20,7 @@ def get_config(folder='data/images'):
   return complete(dict(
     total='90 epochs',
     batch_size=256,
-    model=dict(variant='S/16', pool='mean', posemb='sincos2d', dtype='bfloat16', remat='names'),
+    model=dict(variant='S/16', pool='mean', posemb='sincos', dtype='bfloat16', remat='names'),
     task=dict(flip=True, mixup=0.2, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
     data=dict(source=dict(name='folder', dir=folder), crop=dict(name='random_resized')),
     optim=dict(lr=1e-3, weight_decay=0.1, warmup='5%'),

@@ -21,7 +21,7 @@ def get_config(file=''):
   return complete(dict(
     total='60 epochs' if file else '3000 steps',
     batch_size=64,
-    model=dict(pool='mean', posemb='sincos2d', **(large if file else small)),
+    model=dict(pool='mean', posemb='sincos', **(large if file else small)),
     task=dict(name='multilabel'),
     data=dict(
       source=dict(name='manifest', file=file) if file else drawn,

@@ -25,7 +25,7 @@ def quick():
   generator = dict(name='scenes', size=(32, 32), most=2, pieces=1, lighter=True)
   encoder = dict(
     variant='mu/4', image_size=(32, 32), width=64, depth=4, mlp_dim=256, num_heads=4,
-    posemb='sincos2d',
+    posemb='sincos',
   )  # fmt: skip
   return dict(
     total='3000 steps',

@@ -10,7 +10,7 @@ def get_config(variant='S/16'):
   return complete(dict(
     total='100 steps',
     batch_size=256,
-    model=dict(variant=variant, pool='mean', posemb='sincos2d', dtype='bfloat16', remat='names'),
+    model=dict(variant=variant, pool='mean', posemb='sincos', dtype='bfloat16', remat='names'),
     data=dict(source=dict(name='synthetic')),
     optim=dict(lr=1e-4, warmup='10 steps'),
     log=dict(every='10 steps'),

@@ -18,7 +18,7 @@ def get_config(dataset='imagenet2012'):
   return complete(dict(
     total='90 epochs',
     batch_size=1024,
-    model=dict(variant='S/16', pool='mean', posemb='sincos2d', dtype='bfloat16', remat='names'),
+    model=dict(variant='S/16', pool='mean', posemb='sincos', dtype='bfloat16', remat='names'),
     task=dict(flip=True, mixup=0.2, mean=(0.5,), std=(0.5,)),
     data=dict(
       source=dict(name='tfds', dataset=dataset), crop=dict(name='random_resized', min_area=0.05)

@@ -12,6 +12,7 @@ import re
 import typing
 
 from vit_jax.architecture import ViTArchitecture, variants
+from vit_jax.architecture.vit import Sides
 from vit_jax.core.schedule import Schedule
 from vit_jax.costs import flops
 from vit_jax.training import config as config_lib
@@ -47,6 +48,8 @@ def summary(cls):
 
 def type_name(kind):
   """As in the source, without modules; None is not mentioned."""
+  if kind in (Sides, int | Sides):
+    return 'int, or one for each axis'
   text = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
   return re.sub(r'\b(?:typing|[\w.]+)\.(?=\w)', '', text).replace(' | None', '')
 

@@ -121,7 +121,7 @@ def test_train_step(what, tmp_path, results):
   assert record['command'].startswith('python -m experiments.benchmarks.train_step')
   assert len(rows) == (2 if what == 'train' else 1)
   config = ViTConfig(
-    'Ti/16', image_size=(32, 32), depth=2, pool='mean', posemb='sincos2d', num_classes=1000
+    'Ti/16', image_size=(32, 32), depth=2, pool='mean', posemb='sincos', num_classes=1000
   ).resolve()
   work = 2 * flops.forward_macs(config) * (3 if what == 'train' else 1)
   for row in rows:

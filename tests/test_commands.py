@@ -65,8 +65,9 @@ def configured(monkeypatch):
     (['--config.model.width=1.5'], "config.model.width='1.5': a whole number is expected"),
     (['--config.optim.lr=nan'], "config.optim.lr='nan': a number is expected"),
     (['--config.model.scan=maybe'], 'true or false is expected'),
-    (['--config.model.image_size=1,2,3'], 'a whole number and a whole number is expected'),
-    (['--config.model.image_size=a'], 'a whole number and a whole number is expected'),
+    (['--config.model.image_size=1,2,3,4'], '2 whole numbers or 3 whole numbers or a whole number'),
+    (['--config.model.image_size=a'], '3 whole numbers or a whole number is expected'),
+    (['--config.model.patch_size=a'], 'a whole number or 2 whole numbers or 3 whole numbers'),
     (['--config.model=3'], 'config.model is a section: choose with config.model.name=vit'),
     (
       ['--config.optim=3'],
@@ -295,7 +296,7 @@ def test_with_init_the_checkpoint_decides_what_the_command_line_does_not(configu
   assert (model['posemb'], model['variant'], task['mean'], task['std']) == (None, '', None, None)
   assert (model['drop_path'], model['dtype'], model['remat']) == (0.1, 'bfloat16', 'names')
   assert found['wishes'] == {
-    'model.posemb': 'sincos2d',
+    'model.posemb': 'sincos',
     'task.mean': (0.485, 0.456, 0.406),
     'task.std': (0.229, 0.224, 0.225),
   }

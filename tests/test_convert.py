@@ -70,7 +70,7 @@ HOLDS = [
   ('vit', dict(stem_width=32, stem_depths=(), patch_size=2), {}),
   ('vit-linen', {}, {}),
   ('big_vision', dict(pool='map', num_classes=0), {}),
-  ('big_vision', dict(pool='mean', posemb='sincos2d'), dict(image_size=(16, 16))),
+  ('big_vision', dict(pool='mean', posemb='sincos'), dict(image_size=(16, 16))),
   ('big_vision-scan', dict(posemb_tokens='patches'), {}),
   ('timm', dict(mlp='gelu'), {}),
   ('timm', dict(mlp='swiglu', pool='mean', pool_norm=True, registers=2, posemb_tokens='all'), {}),

@@ -12,16 +12,18 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 import vit_jax
 from tests.test_variants import GOLDEN
+from vit_jax.architecture import variants
 from vit_jax.architecture.towers import TwoTowersArchitecture
-from vit_jax.architecture.vit import ViTArchitecture
+from vit_jax.architecture.vit import EncoderConfig, ViTArchitecture
 from vit_jax.compile import plan
 from vit_jax.core import schema
 from vit_jax.costs import flops, footprint
-from vit_jax.costs.parts import BIAS_COLUMNS
+from vit_jax.costs.parts import BIAS_COLUMNS, blocks, blocks_on
 from vit_jax.data.pipeline import arrays
 from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.models.vit import ViTConfig
-from vit_jax.nn.encoder import split_layers
+from vit_jax.nn.attention import Context, Memory
+from vit_jax.nn.encoder import Encoder, split_layers
 from vit_jax.training import config as config_lib
 from vit_jax.training.experiment import Experiment
 
@@ -49,13 +51,16 @@ OPTIONS = [
   dict(rope='grid', pool='mean', posemb='none', registers=3, mask_token=True),
   dict(distilled=True, registers=2, posemb_tokens='all', mask_token=True),
   dict(distilled=True, pool_norm=True, representation_size=20),
-  dict(posemb='sincos2d', pool='token_mean', pool_norm=True, embed_norm=True, dtype='bfloat16'),
+  dict(posemb='sincos', pool='token_mean', pool_norm=True, embed_norm=True, dtype='bfloat16'),
   dict(posemb='factorised', pool='map', mlp='swiglu', class_token=True, dtype='bfloat16'),
   dict(posemb_tokens='patches', representation_size=20, in_channels=1),
   dict(patch_dropout=0.5, pool='mean'),
   dict(attention='h2w2*', relative_bias='layer', posemb='none', class_token=True),
   dict(attention='h+w', qk_norm=True, pool='mean', dtype='bfloat16'),
   dict(attention='h2w2~1*', rope='grid', pool='map'),
+  dict(kv_heads=2, head_dim=16, softcap=5.0, pool='map', dtype='bfloat16'),
+  dict(kv_heads=1, qk_norm=True, rope='grid', posemb='none', queries=4, no_bias='key'),
+  dict(patch_size=(2, 7), posemb='factorised'),
   dict(patch_dropout=0.5, drop_path=0.5),
   dict(drop_path=0.5, drop_path_mode='subset'),
   dict(drop_path=0.5, drop_path_mode='subset', patch_dropout=0.3, dtype='bfloat16', parallel=True),
@@ -72,6 +77,7 @@ BLOCKS = [
   *((dict(parallel=True, layerscale=0.1), remat) for remat in ('dots', 'hidden')),
   (dict(drop_path=0.5, drop_path_mode='subset', patch_dropout=0.3), 'names'),
   *((dict(attention='h+w', pool='mean'), remat) for remat in ('names', 'full')),
+  (dict(kv_heads=2, head_dim=8), 'names'),
 ]
 
 
@@ -170,6 +176,71 @@ def test_every_option_is_counted_exactly(fields):
   assert BATCH * cost.total('train_exact') == 2 * step
   kept, _ = footprint.activations(config, examples=BATCH)
   assert kept == of_images(residuals(it))
+
+
+def counted(function, model, *inputs):
+  """Products of the forward pass and of that with the gradient, and bytes that are kept."""
+  inputs = [jax.ShapeDtypeStruct((BATCH, *shape), jnp.float32) for shape in inputs]
+  forward = products(traced(function, model, *inputs))
+  back = lambda model, *inputs: jax.vjp(lambda model: function(model, *inputs), model)  # noqa: E731
+  step = lambda *args: (pair := back(*args))[1](pair[0])  # noqa: E731
+  program = jax.make_jaxpr(lambda *args: jax.tree.leaves(back(*args)[1]))(model, *inputs).jaxpr
+  given = {id(variable) for variable in program.invars}
+  kept = of_images([v.aval for v in program.outvars if id(v) not in given])
+  return forward, products(traced(step, model, *inputs)), kept
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    dict(posemb='space_time', attention='t+hw*', class_token=True, posemb_tokens='class'),
+    dict(posemb='factorised', attention='t|hw', pool='mean', kv_heads=2),
+    dict(posemb='learned', patch_size=(1, 4, 4), pool='map', dtype='bfloat16', remat='names'),
+    dict(image_size=(60,), patch_size=5, posemb='sincos', rope='grid', pool='mean'),
+    dict(image_size=(60,), patch_size=5, attention='w4', pool='mean', remat='full'),
+  ],
+  ids=str,
+)
+def test_other_axes_are_counted_exactly(fields):
+  config = ViTConfig(**{**SIZES, 'image_size': (8, 20, 12), **fields}).resolve()
+  model = jax.eval_shape(lambda: config.create(nnx.Rngs(0)))
+  cost, images = flops.costs(config), (*config.image_size, 3)
+  assert cost.parameters() == sum(leaf.size for leaf in jax.tree.leaves(model))
+  forward, step, kept = counted(lambda model, x: model(x), model, images)
+  assert BATCH * cost.total('macs') == forward
+  assert BATCH * cost.total('train_exact') == 2 * step
+  loss = 4 * (2 * config.num_classes + 1)
+  assert footprint.activations(config)[0] - loss == kept
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    dict(attention='full+memory', layerscale=0.1),
+    dict(attention='memory+full', norm_place='post', kv_heads=2, head_dim=8),
+    dict(attention='memory', qk_norm=True, no_bias='key,value', remat='names'),
+  ],
+  ids=str,
+)
+def test_decoders_are_counted_exactly(fields):
+  config = EncoderConfig(width=48, depth=3, mlp_dim=80, num_heads=4, **fields)
+  config = config.filled(variants.ENCODER)
+  model = jax.eval_shape(lambda: Encoder(config, nnx.Rngs(0), memory=20))
+  run = blocks_on(config, (9,), memory=(14, 20))
+  found = list(blocks(config, run))
+  assert sum(part.params for part in found) == sum(leaf.size for leaf in jax.tree.leaves(model))
+  # What enters the first layer and the memory have gradients, too.
+  given = [jax.ShapeDtypeStruct((BATCH, *shape), jnp.float32) for shape in ((9, 48), (14, 20))]
+
+  def decode(parts):
+    model, x, memory = parts
+    return model(x, Context(memory=Memory(memory)))[0]
+
+  forward, step, kept = counted(decode, (model, *given))
+  assert BATCH * sum(part.macs for part in found) == forward
+  assert BATCH * sum(part.macs + part.backward + part.recomputed for part in found) == step
+  norm = 4 * 9 * (3 * 48 + 2) * hasattr(model, 'norm')
+  assert round(footprint.of_blocks(config, run)[0]) + norm == kept
 
 
 @pytest.mark.parametrize(('fields', 'remat'), BLOCKS, ids=str)

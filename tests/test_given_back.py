@@ -27,7 +27,7 @@ from vit_jax.training.config import LogConfig
 SCENES = dict(name='generated', examples=64, held_out=24,
               generator=dict(name='scenes', size=(16, 16), most=2, pieces=1))  # fmt: skip
 ENCODER = dict(variant='mu/8', image_size=(16, 16), width=16, depth=1, mlp_dim=32, num_heads=2,
-               posemb='sincos2d')  # fmt: skip
+               posemb='sincos')  # fmt: skip
 
 
 def configured(task, **changes):

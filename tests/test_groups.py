@@ -62,11 +62,11 @@ def test_attention_along_axes(pattern, grid):
     some = seen.any(-1)[..., None]  # what sees nothing gets something finite
 
     def ours(x, context=context, some=some):
-      return jnp.where(some, attn(x, x, context), 0)
+      return jnp.where(some, attn(x, context), 0)
 
     def theirs(x, seen=seen, some=some):
       bias = jnp.repeat(jnp.where(seen, 0.0, -1e30)[:, None], 4, axis=1)
-      return jnp.where(some, attn(x, x, Context(bias=bias)), 0)
+      return jnp.where(some, attn(x, Context(bias=bias)), 0)
 
     (got, dgot), (want, dwant) = (
       jax.jit(jax.value_and_grad(lambda x, f=f: ((y := f(x)) ** 2).sum() + (y[0, 0, 0] * 9)))(x)
@@ -82,14 +82,14 @@ def test_tokens_before_the_patches():
   grid, attn = (2, 3), module()
   x = jax.random.normal(jax.random.key(0), (2, 1 + 6, 32))
   (((part,),),) = parse('w*', 2, 4, 1)
-  got = attn(x, x, Context(groups=(Groups(part, grid, 1),)))
-  rows = [attn(y := jnp.concatenate([x[:, :1], x[:, 1 + 3 * i : 4 + 3 * i]], 1), y) for i in (0, 1)]
+  got = attn(x, Context(groups=(Groups(part, grid, 1),)))
+  rows = [attn(jnp.concatenate([x[:, :1], x[:, 1 + 3 * i : 4 + 3 * i]], 1)) for i in (0, 1)]
   want = jnp.concatenate([(rows[0][:, :1] + rows[1][:, :1]) / 2, rows[0][:, 1:], rows[1][:, 1:]], 1)
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
   (((part,),),) = parse('w', 2, 4, 1)
-  got = attn(x, x, Context(groups=(Groups(part, grid, 1),)))
+  got = attn(x, Context(groups=(Groups(part, grid, 1),)))
   assert not got[:, 0].any()
-  rows = [attn(y := x[:, 1 + 3 * i : 4 + 3 * i], y) for i in (0, 1)]
+  rows = [attn(x[:, 1 + 3 * i : 4 + 3 * i]) for i in (0, 1)]
   np.testing.assert_allclose(got[:, 1:], jnp.concatenate(rows, 1), rtol=1e-5, atol=1e-5)
 
 
@@ -98,14 +98,14 @@ def test_shares_of_heads():
   grid, attn = (3, 2, 2), module()
   x = jax.random.normal(jax.random.key(0), (2, 12, 32))
   ((shares,),) = parse('t|hw', 3, 4, 1)
-  got = attn(x, x, Context(groups=tuple(Groups(part, grid, 0) for part in shares)))
+  got = attn(x, Context(groups=tuple(Groups(part, grid, 0) for part in shares)))
   want = -attn.out.bias[...]
   for i, part in enumerate(shares):
     half = nnx.clone(attn)
     kernel = jnp.zeros_like(half.out.kernel[...])
     own = slice(2 * i, 2 * i + 2)
     half.out.kernel[...] = kernel.at[own].set(attn.out.kernel[own])
-    want = want + half(x, x, Context(groups=(Groups(part, grid, 0),)))
+    want = want + half(x, Context(groups=(Groups(part, grid, 0),)))
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 

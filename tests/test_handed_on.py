@@ -47,7 +47,7 @@ def test_a_trained_run_goes_everywhere(tmp_path, digits, capsys):
   run = tmp_path / 'run'
   config = digits(
     total='3 steps', optim__warmup='0', optim__ema=0.5, model__pool='mean',
-    model__posemb='sincos2d',
+    model__posemb='sincos',
   ).unlock()  # fmt: skip
   config.evals.test.crop = dict(name='center', fraction=0.75)
   train(config.lock(), str(run))
@@ -76,10 +76,10 @@ def test_a_trained_run_goes_everywhere(tmp_path, digits, capsys):
 
 # Of each: what a run may be, and who can hold it beside `vit_jax`.
 RUNS = {
-  'sincos2d with a class token': (dict(posemb='sincos2d'), JAX | HUB),
+  'sincos with a class token': (dict(posemb='sincos'), JAX | HUB),
   'factorised': (dict(posemb='factorised', pool='mean'), JAX | HUB),
   'without positions': (dict(posemb='none', no_bias='key,out'), JAX | HUB),
-  'not square': (dict(image_size=(8, 24), posemb='sincos2d'), JAX | HUB),
+  'not square': (dict(image_size=(8, 24), posemb='sincos'), JAX | HUB),
   'pooled by attention': (dict(pool='map'), {'big_vision', 'big_vision-scan', 'timm'}),
   'registers with positions': (dict(registers=2, posemb_tokens='all'), {'timm'}),
   'mup': (dict(mup_width=8, mup_depth=1), JAX | HUB),
@@ -208,7 +208,7 @@ def test_a_grid_that_no_file_can_tell_is_refused(tmp_path):
 
 
 def test_typed(tmp_path):
-  vit_jax.save(described(pool='mean', posemb='sincos2d'), tmp_path / 'run', 'vit_jax')
+  vit_jax.save(described(pool='mean', posemb='sincos'), tmp_path / 'run', 'vit_jax')
 
   def typed(*arguments):
     command = [sys.executable, '-m', 'vit_jax.convert', str(tmp_path / 'run'), *arguments]

@@ -15,7 +15,7 @@ from vit_jax.core.errors import RunError
 from vit_jax.explore.attention import rollout
 from vit_jax.models.vit import ViTConfig
 from vit_jax.nn import layers, tree
-from vit_jax.nn.attention import Attention
+from vit_jax.nn.attention import Attention, Context, Memory
 from vit_jax.nn.positions import grid_coords, sincos
 
 TINY = dict(image_size=(8, 12), num_classes=5, width=16, depth=3, mlp_dim=32, num_heads=4)
@@ -72,30 +72,38 @@ def reference(model, x):
     inputs = 2 if w['kernel'].ndim == 3 and w['kernel'].shape[:2] == x.shape[-2:] else 1
     return np.tensordot(x, w['kernel'], inputs) + w.get('bias', 0)
 
-  def angles(prefix):
-    head, (h, w) = c.width // c.num_heads, c.grid
-    bands = c.rope_base ** -np.arange(0, 1, 4 / head)
+  places = [*itertools.product(*map(range, c.grid))]
+
+  def angles(prefix, head):
+    axes = len(c.grid)
+    bands = c.rope_base ** -(np.arange(head // (2 * axes)) * 2 * axes / head)
     found = [np.zeros(head // 2)] * prefix
-    for i, j in itertools.product(range(h), range(w)):
-      y, x = (2 * np.pi * (2 * (a + 0.5) / n - 1) for a, n in ((i, h), (j, w)))
-      if c.rope == 'grid':
-        y, x = i, j
-      found.append(np.concatenate([y * bands, x * bands]))
+    for place in places:
+      own = place
+      if c.rope == 'unit':
+        own = [2 * np.pi * (2 * (a + 0.5) / n - 1) for a, n in zip(place, c.grid, strict=True)]
+      turned = np.concatenate([at * bands for at in own])
+      found.append(np.pad(turned, (0, head // 2 - len(turned))))
     return np.array(found)
 
   def rotated(x):
-    a, half = angles(c.prefix), x.shape[-1] // 2
-    pairs = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * a)[None, :, None, :]
+    a, half = angles(c.prefix, x.shape[-1]), x.shape[-1] // 2
+    a = np.exp(1j * a)[None, :, None, :]
+    if c.rope_pairs == 'neighbours':
+      pairs = (x[..., ::2] + 1j * x[..., 1::2]) * a
+      return np.stack([pairs.real, pairs.imag], -1).reshape(x.shape)
+    pairs = (x[..., :half] + 1j * x[..., half:]) * a
     return np.concatenate([pairs.real, pairs.imag], -1)
 
   def relative(table):
-    (h, w), n = c.grid, c.prefix
-    places = [None] * n + list(itertools.product(range(h), range(w)))
-    bias = np.zeros((c.num_heads, len(places), len(places)))
-    for (i, a), (j, b) in itertools.product(enumerate(places), enumerate(places)):
+    every = [None] * c.prefix + places
+    bias = np.zeros((c.num_heads, len(every), len(every)))
+    for (i, a), (j, b) in itertools.product(enumerate(every), enumerate(every)):
       row = {(True, True): -1, (True, False): -3, (False, True): -2}.get((a is None, b is None))
       if row is None:
-        row = (a[0] - b[0] + h - 1) * (2 * w - 1) + a[1] - b[1] + w - 1
+        row = 0
+        for side, at, to in zip(c.grid, a, b, strict=True):
+          row = row * (2 * side - 1) + at - to + side - 1
       bias[:, i, j] = table[row]
     return bias
 
@@ -105,7 +113,10 @@ def reference(model, x):
       q, k = norm(q, under(w, 'query_norm')), norm(k, under(w, 'key_norm'))
     if c.rope != 'none' and rope:
       q, k = rotated(q), rotated(k)
+    k, v = (np.repeat(z, q.shape[2] // z.shape[2], axis=2) for z in (k, v))
     scores = np.einsum('bqhd,bkhd->bhqk', q, k) / np.sqrt(q.shape[-1])
+    if c.softcap and rope:
+      scores = c.softcap * np.tanh(scores / c.softcap)
     if 'relative/table' in w:
       scores = scores + relative(w['relative/table'])
     if c.relative_bias == 'shared' and rope:
@@ -121,21 +132,27 @@ def reference(model, x):
     y = norm(y, under(w, 'norm')) if 'norm/scale' in w else y
     return dense(y, under(w, 'down'))
 
-  s = c.patch_size
-  patches = [
-    np.einsum('bpqc,pqcd->bd', x[:, i : i + s, j : j + s], p['embed/proj/kernel'])
-    for i, j in itertools.product(range(0, x.shape[1], s), range(0, x.shape[2], s))
+  size, kernel = c.patch, p['embed/proj/kernel']
+  cuts = [
+    tuple(slice(a * s, a * s + s) for a, s in zip(place, size, strict=True)) for place in places
   ]
+  patches = [np.tensordot(x[(slice(None), *cut)], kernel, len(size) + 1) for cut in cuts]
   x = np.stack(patches, axis=1) + p.get('embed/proj/bias', 0)
-  if c.posemb == 'sincos2d':
+  if c.posemb == 'sincos':
     x = x + sincos(grid_coords(*c.grid), c.width)
   if c.posemb == 'factorised':
-    both = p['posemb_rows'][0][:, None] + p['posemb_columns'][0][None]
-    x = x + both.reshape(-1, c.width)
-  for name in ('registers', 'distill_token', 'token'):
+    tables = [p[f'posemb_{n}'][0] for n in ('frames', 'rows', 'columns')[-len(c.grid) :]]
+    x = x + np.array([
+      sum(table[a] for table, a in zip(tables, place, strict=True)) for place in places
+    ])  # fmt: skip
+  if c.posemb == 'space_time':
+    frame = p['posemb'][0][c.posemb_prefix :]
+    x = x + np.array([frame[h * c.grid[2] + w] + p['posemb_frames'][0][t] for t, h, w in places])
+    p['posemb'] = np.pad(p['posemb'][:, : c.posemb_prefix], ((0, 0), (0, len(places)), (0, 0)))
+  for name in ('queries', 'registers', 'distill_token', 'token'):
     if name in p:
       x = np.concatenate([np.tile(p[name], (len(x), 1, 1)), x], axis=1)
-  if c.posemb == 'learned':
+  if c.posemb in ('learned', 'space_time'):
     bare = c.prefix - c.posemb_prefix
     rows = p['posemb'][0]
     rows = np.concatenate(
@@ -177,7 +194,7 @@ def reference(model, x):
 
 PARTS = [
   *(dict(posemb=a, pool=b) for a, b in
-    itertools.product(('learned', 'sincos2d', 'none'), ('token', 'mean', 'map'))),
+    itertools.product(('learned', 'sincos', 'none'), ('token', 'mean', 'map'))),
   dict(distilled=True, registers=2, mlp='gelu'),
   dict(distilled=True, pool_norm=True, posemb_tokens='all', registers=1, mlp='quick_gelu',
        representation_size=6),
@@ -189,15 +206,26 @@ PARTS = [
   dict(rope='unit', posemb='none', registers=3, pool='mean', qk_norm=True),
   dict(relative_bias='layer', pool='mean', class_token=True, pool_norm=True, no_bias='key'),
   dict(relative_bias='shared', posemb='none', pool='map', rope='unit', parallel=True),
+  dict(kv_heads=2, head_dim=8, softcap=0.5, qk_norm=True, rope='grid', rope_pairs='neighbours'),
+  dict(kv_heads=1, queries=3, posemb_tokens='all', registers=1, pool='map'),
+  dict(patch_size=(2, 6), posemb='factorised', rope='unit', softcap=2.0),
+  dict(image_size=(4, 8, 12), patch_size=(2, 4, 4), posemb='space_time', queries=2),
+  dict(image_size=(4, 8, 12), patch_size=(2, 4, 4), posemb='factorised', relative_bias='layer'),
+  dict(image_size=(4, 8, 12), patch_size=4, rope='grid', width=24, num_heads=2, pool='mean'),
+  dict(image_size=(4, 8, 12), patch_size=(1, 4, 4), posemb='sincos', width=24, rope='unit',
+       num_heads=2, kv_heads=1, pool='map'),
+  dict(image_size=(20,), patch_size=4, relative_bias='shared', registers=1),
+  dict(image_size=(20,), patch_size=4, rope='grid', posemb='sincos', pool='mean'),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize('config', PARTS, ids=lambda c: ','.join(f'{k}={v}' for k, v in c.items()))
 def test_forward_is_the_papers_in_float64(config):
   model = tiny(**config)
-  want = reference(model, np.asarray(images(), np.float64))
+  x = np.random.default_rng(1).normal(size=(2, *model.config.image_size, 3)).astype(np.float32)
+  want = reference(model, np.asarray(x, np.float64))
   with jax.default_matmul_precision('highest'):
-    got = jax.jit(lambda model, x: model(x))(model, images())
+    got = jax.jit(lambda model, x: model(x))(model, x)
   np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
@@ -263,10 +291,11 @@ def test_bfloat16_is_near_float32():
 def test_attention_weights_are_those_of_attention():
   attention = Attention(16, 4, nnx.Rngs(0))
   x, y = jax.random.normal(jax.random.key(0), (2, 2, 5, 16))
+  context = Context(memory=Memory(y))
   value = attention.value(y, 'btd,dhk->bthk', (None,) * 4)
-  mixed = jnp.einsum('bhqk,bkhd->bqhd', attention.weights(x, y), value)
+  mixed = jnp.einsum('bhqk,bkhd->bqhd', attention.weights(x, context), value)
   want = attention.out(mixed, 'bthk,hkd->btd', (None,) * 3)
-  np.testing.assert_allclose(attention(x, y), want, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(attention(x, context), want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('pool', POOL)
@@ -295,10 +324,10 @@ def test_rollout_is_a_distribution_over_patches(pool):
     (dict(variant='B/17'), r'patch_size=17 does not divide image_size=\(224, 224\)'),
     (dict(num_heads=5), 'num_heads=5 does not divide width=384'),
     (dict(pool='man'), 'did you mean mean'),
-    (dict(posemb='sincos'), 'did you mean sincos2d'),
+    (dict(posemb='sincos2d'), 'did you mean sincos'),
     (dict(dtype='float16'), 'did you mean bfloat16'),
     (dict(remat='ful'), 'did you mean full'),
-    (dict(posemb='sincos2d', width=6, num_heads=1), 'divisible by 4'),
+    (dict(posemb='sincos', width=6, num_heads=1), 'divisible by 4'),
     (dict(num_classes=-1), 'must not be negative'),
   ],
 )

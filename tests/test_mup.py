@@ -174,9 +174,9 @@ def test_attention_scores_shrink_with_the_head():
   model = config.create(nnx.Rngs(0))
   block = jax.tree.map(lambda w: w[0], model.encoder.blocks)
   x = jax.random.normal(jax.random.key(1), (1, 3, 64))
-  q, k, *_ = block.attn._operands(x, x, Context())
+  q, k, *_ = block.attn.operands(x, Context())
   want = jax.nn.softmax(jnp.einsum('bqd,bkd->bqk', q, k) * 64**-0.5)
-  np.testing.assert_allclose(block.attn.weights(x, x)[:, 0], want, rtol=1e-5)
+  np.testing.assert_allclose(block.attn.weights(x)[:, 0], want, rtol=1e-5)
 
 
 def test_sizes_below_zero():

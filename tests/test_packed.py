@@ -139,7 +139,7 @@ MODEL = dict(image_size=(32, 32), in_channels=1, num_classes=10, width=16, depth
 KINDS = {
   'learned': dict(pool='mean', posemb='learned'),
   'factorised': dict(pool='map', posemb='factorised'),
-  'sincos': dict(pool='map', posemb='sincos2d', scan=False),
+  'sincos': dict(pool='map', posemb='sincos', scan=False),
   'rope': dict(pool='mean', posemb='none', rope='unit'),
   'relative': dict(pool='map', posemb='none', relative_bias='shared'),
 }

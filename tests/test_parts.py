@@ -118,8 +118,12 @@ def test_features_name_everything_and_agree_with_the_output():
   out = jax.jit(lambda model, x: model.features(x))(model, images())
   blocks = {f'block{i:02d}{part}' for i in range(3) for part in ('', '/attn', '/mlp')}
   assert out.keys() == blocks | {
-    'tokens', 'encoded', 'patches', 'pooled', 'logits', 'logits_class', 'logits_distill', 'output'
+    'tokens', 'encoded', 'patches', 'class', 'distill', 'registers', 'pooled', 'logits',
+    'logits_class', 'logits_distill', 'output',
   }  # fmt: skip
+  kinds = [out[name] for name in ('class', 'distill', 'registers')]
+  patches = out['patches'].reshape(2, 6, 16)
+  np.testing.assert_array_equal(jnp.concatenate([*kinds, patches], axis=1), out['encoded'])
   assert out['patches'].shape == (2, 2, 3, 16)
   np.testing.assert_array_equal(out['output'], run(model, images(), None))
   x = out['tokens']
@@ -158,7 +162,7 @@ def test_other_sizes_resample_positions_and_the_own_size_does_not():
 
 @pytest.mark.parametrize(
   'config',
-  [dict(posemb='factorised'), dict(posemb='sincos2d'),
+  [dict(posemb='factorised'), dict(posemb='sincos'),
    dict(rope='grid', rope_grid=(2, 3), relative_bias='layer'),
    dict(relative_bias='shared', pool='mean')],
 )  # fmt: skip
@@ -179,7 +183,7 @@ def test_patches_of_another_size():
   grown = jnp.einsum('pi,qj,bhiwjc->bhpwqc', side, side, cut).reshape(2, 16, 24, 3)
   np.testing.assert_allclose(model.tokens(grown, patch_size=8)[0], fine, rtol=1e-4, atol=1e-5)
   kernel = model.embed.proj.kernel[...]
-  np.testing.assert_array_equal(resample_patches(kernel, 4), kernel)
+  np.testing.assert_array_equal(resample_patches(kernel, (4, 4)), kernel)
 
 
 def pack(x, extra=0):
@@ -198,7 +202,7 @@ def pack(x, extra=0):
 @pytest.mark.parametrize(
   'config',
   [dict(pool='map', registers=1), dict(pool='mean', rope='unit'),
-   dict(posemb='factorised', relative_bias='layer'), dict(posemb='sincos2d', rope='grid'),
+   dict(posemb='factorised', relative_bias='layer'), dict(posemb='sincos', rope='grid'),
    dict(pool='token_mean', interpolation='bicubic', relative_bias='shared'),
    dict(interpolation='bicubic_offset')],
 )  # fmt: skip
@@ -339,7 +343,7 @@ def test_create_rejects_what_contradicts_itself():
     (dict(rope='unit', width=12, num_heads=2), 'divisible by 4'),
     (dict(stem_width=20), 'multiple of 32'),
     (dict(interpolation='bicubik'), 'did you mean bicubic'),
-    (dict(rope_grid=(3,)), 'must be two whole numbers'),
+    (dict(rope_grid=(3,)), 'is not of as many axes as image_size'),
   ):
     with pytest.raises(RunError, match=message):
       ViTConfig('mu/4', image_size=(8, 8), **config).resolve()

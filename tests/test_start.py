@@ -64,8 +64,8 @@ def test_the_documented_command_fine_tunes(typed, published, photos, tmp_path):
   assert not np.asarray(after['head/kernel']).any()
   assert 'head: new, for 3 classes, because' in out
   assert 'has 7 classes without names' in out
-  assert 'model.posemb=learned (not sincos2d)' in out
-  assert "--config.model.posemb='sincos2d'" in out
+  assert 'model.posemb=learned (not sincos)' in out
+  assert "--config.model.posemb='sincos'" in out
   assert '--config.task.mean=' in out
   # Continued and evaluated without the checkpoint, by the same command and by none.
   (published / 'timm').rename(published / 'away')

@@ -42,7 +42,8 @@ def model(variant: str, image: str, classes: int | None, text: bool, changes: di
 
   Args:
     variant: of `architecture.variants`.
-    image: side of the images, or height and width, '224x384'; '' for the variant's own.
+    image: side of the images, or height and width, '224x384', after frames if there are some; ''
+      for the variant's own.
     classes: of the head; None for 1000, and for the width of the shared space with `text`.
     text: whether there is a text tower, too.
     changes: fields of the image tower, and with 'text.' before them of the text tower.
@@ -55,10 +56,10 @@ def model(variant: str, image: str, classes: int | None, text: bool, changes: di
   if words and not text:
     raise RunError(f'text.{next(iter(words))} is of a text tower: add --text')
   if image:
-    if not re.fullmatch(r'\d+(x\d+)?', image):
-      raise RunError(f'--image={image}: write 224, or height and width, 224x384')
-    sides = [int(side) for side in image.split('x')]
-    fields['image_size'] = (sides[0], sides[-1])
+    if not re.fullmatch(r'\d+(x\d+){0,2}', image):
+      raise RunError(f'--image={image}: write 224, or height and width, 224x384, or 8x224x224')
+    sides = tuple(int(side) for side in image.split('x'))
+    fields['image_size'] = sides if len(sides) > 1 else sides * 2
   if classes is not None or not text:
     fields['num_classes'] = 1000 if classes is None else classes
   for kind, given in ((ViTArchitecture, fields), (TextArchitecture, words)):
@@ -160,7 +161,7 @@ if __name__ == '__main__':
     ),
   )
   parser.add_argument('variant', help="like S/16 or dinov2:B/14; '' takes sizes from fields only")
-  parser.add_argument('--image', default='', help='side of the images, or 224x384')
+  parser.add_argument('--image', default='', help='side of the images, or 224x384, 8x224x224')
   parser.add_argument('--classes', type=int, help='of the head; 1000 if not given')
   parser.switch('--text', 'with the text tower of CLIP or SigLIP')
   parser.add_argument('--batch', type=int, default=128, help='images at a time on a device')

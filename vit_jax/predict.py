@@ -48,7 +48,9 @@ def prepare(image: Any, card: Card, channels: int = 0) -> np.ndarray:
   """
   crop = crops.published(card.resize, card.crop, card.dialect)
   channels = channels or image.shape[2]
-  pixels = preprocess.prepare(image, View(crop, size=card.size), channels, None)
+  height, width = card.size
+  view = View(crop, size=(height, width))
+  pixels = preprocess.prepare(image, view, channels, None)
   pixels = pixels.astype(np.float32) / 255
   return (pixels - np.array(card.mean, np.float32)) / np.array(card.std, np.float32)
 
@@ -337,7 +339,14 @@ def _check_head(opened: Any) -> None:
 
 def _check_size(checkpoint: str, model: Any) -> None:
   for tower in encoders(model.config).values():
-    if isinstance(tower, ViTArchitecture) and any(side % tower.stride for side in tower.image_size):
+    if isinstance(tower, ViTArchitecture) and len(tower.image_size) != 2:
+      raise RunError(
+        f'{checkpoint} is a model for images of {len(tower.image_size)} axes, {tower.image_size}: '
+        'pictures have two'
+      )
+    if isinstance(tower, ViTArchitecture) and any(
+      side % stride for side, stride in zip(tower.image_size, tower.stride, strict=True)
+    ):
       raise RunError(
         f'{checkpoint} asks for images of {tower.image_size}, which patches of {tower.stride} do '
         'not cut evenly: give image_size'

@@ -52,8 +52,8 @@ class ViT(nn.Module):
   def __call__(self, images):
     """(batch, height, width, 3) -> float32 (batch, num_classes)."""
     sizes = ViTConfig(variant=self.variant).resolve()
-    width, patch = sizes.width, sizes.patch_size
-    x = nn.Conv(width, (patch, patch), (patch, patch), 'VALID', dtype=self.dtype)(images)
+    width, patch = sizes.width, sizes.patch
+    x = nn.Conv(width, patch, patch, 'VALID', dtype=self.dtype)(images)
     x = x.reshape(x.shape[0], -1, width)
     positions = self.param('positions', nn.initializers.normal(0.02), (1, x.shape[1], width))
     x = x + positions.astype(self.dtype)

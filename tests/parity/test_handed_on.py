@@ -24,14 +24,14 @@ EVA = dict(mlp='swiglu', layerscale=0.1)
 # What runs may be like, and who can hold it.
 RUNS = {
   'plain': (dict(), {'transformers', 'timm'}),
-  'defaults of image_folder': (dict(pool='mean', posemb='sincos2d'), {'transformers', 'timm'}),
+  'defaults of image_folder': (dict(pool='mean', posemb='sincos'), {'transformers', 'timm'}),
   'grey': (dict(pool='mean', in_channels=1), {'transformers', 'timm'}),
   'digits': (dict(pool='map', in_channels=1), {'timm'}),
-  'fixed positions': (dict(posemb='sincos2d'), {'transformers', 'timm'}),
+  'fixed positions': (dict(posemb='sincos'), {'transformers', 'timm'}),
   'factorised': (dict(posemb='factorised'), {'transformers', 'timm'}),
   'without positions': (dict(posemb='none'), {'transformers', 'timm'}),
   'not square': (dict(image_size=(24, 40)), {'transformers', 'timm'}),
-  'not square, mean': (dict(image_size=(24, 40), pool='mean', posemb='sincos2d'), {'timm'}),
+  'not square, mean': (dict(image_size=(24, 40), pool='mean', posemb='sincos'), {'timm'}),
   'registers': (dict(registers=2), {'timm'}),
   'registers with positions': (dict(registers=2, posemb_tokens='all'), {'timm'}),
   'registers of the mean': (dict(registers=2, pool='mean', class_token=True), {'timm'}),
@@ -61,7 +61,7 @@ RUNS = {
   'relative': (dict(relative_bias='layer', mlp='gelu', posemb='none', pool_norm=True, pool='mean',
                     class_token=True), {'transformers', 'timm'}),
   'relative, shared': (dict(relative_bias='shared', mlp='gelu'), {'transformers', 'timm'}),
-  'relative, gated': (dict(EVA, relative_bias='layer', posemb='sincos2d'), {'timm'}),
+  'relative, gated': (dict(EVA, relative_bias='layer', posemb='sincos'), {'timm'}),
   'mup': (dict(mup_width=12, mup_depth=1), {'transformers', 'timm'}),
   'mup, pooled': (dict(mup_width=12, mup_depth=1, pool='map', qk_norm=True), {'timm'}),
   'mup, scaled': (dict(mup_depth=1, layerscale=0.1), {'timm'}),
@@ -197,7 +197,7 @@ def test_images_are_prepared_as_the_folder_says(tmp_path, how, shape):
 
 
 def test_a_folder_for_timm_is_one_for_transformers(tmp_path):
-  model = make(dict(pool='mean', posemb='sincos2d'))
+  model = make(dict(pool='mean', posemb='sincos'))
   vit_jax.save(model, tmp_path / 'timm', 'timm')
   module = hf.AutoModelForImageClassification.from_pretrained(tmp_path / 'timm').eval()
   x = images((32, 32, 3))

@@ -62,7 +62,7 @@ def test_patches_of_other_sizes(method, kwargs, size):
   want = resample_patch_embed(
     torch.from_numpy(kernel.transpose(3, 2, 0, 1)), [size, size], **kwargs
   )
-  got = resample_patches(kernel, size, method)
+  got = resample_patches(kernel, (size, size), method)
   close(got, numpy(want).transpose(2, 3, 1, 0), 2e-5, method)
 
 

@@ -17,7 +17,7 @@ class Card:
 
   Attributes:
     dialect: of the checkpoint that it came from.
-    size: height and width of the images in pixels.
+    size: height and width of the images in pixels, after frames if there are some.
     mean, std: per channel of pixels in [0, 1], to normalise with.
     resize: 'bilinear' or 'bicubic', both with antialiasing, or 'area' as in our own training.
     crop: share of the shorter side that a central crop keeps; 0 squeezes the whole image into
@@ -28,7 +28,7 @@ class Card:
   """
 
   dialect: str
-  size: tuple[int, int]
+  size: tuple[int, ...]
   mean: tuple[float, ...] = (0.5, 0.5, 0.5)
   std: tuple[float, ...] = (0.5, 0.5, 0.5)
   resize: str = 'bicubic'
@@ -45,7 +45,7 @@ class Card:
       raise RunError(f'mean, std and crop of images must be numbers, not {numbers}')
     if len(self.mean) != len(self.std) or not self.std or min(self.std) <= 0:
       raise RunError(f'mean {self.mean} and std {self.std} of images do not make a normalisation')
-    if len(self.size) != 2 or not all(0 < side <= 1 << 14 for side in self.size):
+    if not 1 <= len(self.size) <= 3 or not all(0 < side <= 1 << 14 for side in self.size):
       raise RunError(f'images of size {self.size} cannot be prepared')
     if not 0 <= self.crop <= 1 or self.resize not in ('bilinear', 'bicubic', 'area'):
       raise RunError(f'unknown way to prepare images: resize={self.resize!r}, crop={self.crop}')

@@ -12,6 +12,8 @@
 - A number after a letter is the size of a window on that axis, in patches: 'h14w14' is what most
   layers of ViTDet do (Li et al. 2022, section 3). The last window may be smaller.
 - `~1` after windows: keys are also those of the windows around it, up to so many away.
+- 'memory': tokens attend to those of another model instead, as decoders do: 'full+memory' is a
+  decoder of Vaswani et al. 2017 or of DETR (Carion et al. 2020), 'memory+full' one of Mask2Former.
 - `*` at the end: the tokens before the patches take part, in every group, and get the mean of what
   they get there, as TimeSformer's class token in space. Without it they get nothing.
 """
@@ -37,11 +39,13 @@ class Part:
       where it goes along all of it. None for every token, those before the patches included.
     near: windows on each side whose keys are seen, too.
     prefix: whether the tokens before the patches take part.
+    memory: whether it is to a memory; the rest is as of every token then.
   """
 
   windows: tuple[int, ...] | None = None
   near: int = 0
   prefix: bool = True
+  memory: bool = False
 
   def sizes(self, grid: tuple[int, ...]) -> tuple[int, ...]:
     """Of a group of queries, in patches on each axis of the grid."""
@@ -80,7 +84,9 @@ Layer = tuple[tuple[Part, ...], ...]
 FULL: Layer = ((Part(),),)
 
 
-def parse(pattern: str, axes: int, num_heads: int, depth: int) -> tuple[Layer, ...]:
+def parse(
+  pattern: str, axes: int, num_heads: int, depth: int, *, kv_heads: int = 0, memory: bool = False
+) -> tuple[Layer, ...]:
   """The layers of a pattern, as many as are repeated.
 
   Args:
@@ -88,6 +94,8 @@ def parse(pattern: str, axes: int, num_heads: int, depth: int) -> tuple[Layer, .
     axes: of the grid, 1 to 3.
     num_heads: that `|` divides.
     depth: of the model, a multiple of the number of layers in the pattern.
+    kv_heads: of keys and values, if they are not as many; `|` divides them, too.
+    memory: whether there is one.
 
   Raises:
     RunError: if it is not one, or does not fit the model.
@@ -102,18 +110,29 @@ def parse(pattern: str, axes: int, num_heads: int, depth: int) -> tuple[Layer, .
   )
   for layer in layers:
     for shares in layer:
-      if num_heads % len(shares):
-        raise RunError(f'{wrong}: {num_heads} heads are not divisible by {len(shares)}')
+      for heads in (num_heads, kv_heads):
+        if heads % len(shares):
+          raise RunError(f'{wrong}: {heads} heads are not divisible by {len(shares)}')
+      if len(shares) > 1 and any(part.memory for part in shares):
+        raise RunError(f'{wrong}: heads that attend to the memory cannot share a layer with others')
   if len({len(layer) for layer in layers}) > 1:
     raise RunError(f'{wrong}: all layers must have equally many attentions, one after another')
+  places = {tuple(shares[0].memory for shares in layer) for layer in layers}
+  if len(places) > 1:
+    raise RunError(f'{wrong}: all layers must attend to the memory in the same place')
+  if memory != any(places.pop()):
+    raise RunError(
+      f'{wrong} does not attend to the memory that there is: write full+memory'
+      if memory else f'{wrong}: this model has no memory to attend to'
+    )  # fmt: skip
   if depth % len(layers):
     raise RunError(f'{wrong}: depth={depth} is not a multiple of its {len(layers)} layers')
   return layers
 
 
 def _part(word: str, axes: int, wrong: str) -> Part:
-  if word == 'full':
-    return Part()
+  if word in ('full', 'memory'):
+    return Part(memory=word == 'memory')
   match = _PART.fullmatch(word)
   if not match:
     raise RunError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import ClassVar, Self
 
 from vit_jax.architecture.towers import Composition
@@ -24,16 +25,15 @@ class SegmenterArchitecture(Composition):
   num_classes: int = 0
 
   @property
-  def image_size(self) -> tuple[int, int]:
+  def image_size(self) -> tuple[int, ...]:
     """Height and width of the images."""
     return self.encoder.image_size
 
   @property
   def rest(self) -> tuple[tuple[str, int, int], ...]:
     """See `Composition`: the head."""
-    rows, columns = self.encoder.grid
     weights = self.encoder.width * self.num_classes
-    return (('head', weights + self.num_classes, weights * rows * columns),)
+    return (('head', weights + self.num_classes, weights * math.prod(self.encoder.grid)),)
 
   def resolve(self) -> Self:
     """See `Composition`."""
@@ -43,4 +43,9 @@ class SegmenterArchitecture(Composition):
       raise RunError('model.encoder.num_classes: the head is on the patches: leave it out')
     # Nothing is pooled: what would do so has no parameters, and of tokens one stays where it was.
     encoder = dataclasses.replace(self.encoder, pool='mean', representation_size=0, pool_norm=False)
-    return super(SegmenterArchitecture, dataclasses.replace(self, encoder=encoder)).resolve()
+    config = super(SegmenterArchitecture, dataclasses.replace(self, encoder=encoder)).resolve()
+    if len(config.image_size) != 2:
+      raise RunError(
+        f'model.encoder.image_size={config.image_size}: a segmenter is for images of 2 axes'
+      )
+    return config

@@ -14,6 +14,7 @@ TEXT_OPTIONS = {
   'pool': ('eot', 'last'),
   'attention': ('full',),
   'relative_bias': ('none',),
+  'rope_pairs': ('halves',),
 }
 
 

@@ -11,14 +11,19 @@ from typing import Any
 
 from vit_jax.core.errors import RunError, suggest
 
-# The Vision Transformer of Dosovitskiy et al. 2021.
+# Of every encoder, as in the Vision Transformer of Dosovitskiy et al. 2021.
+ENCODER: dict[str, Any] = dict(
+  attention='full', relative_bias='none', norm='layernorm', eps=1e-6, norm_place='pre', kv_heads=0,
+  head_dim=0, mlp='gelu_tanh', mlp_norm=False, parallel=False, qk_norm=False, softcap=0.0,
+  rope_pairs='halves', layerscale=0.0, no_bias='',
+)  # fmt: skip
+# The Vision Transformer itself.
 BASE: dict[str, Any] = dict(
-  image_size=(224, 224), in_channels=3, stem_width=0, stem_depths=(), stem_convention='bit',
-  class_token=False, distilled=False, registers=0, mask_token=False, embed_norm=False,
-  posemb='learned', posemb_tokens='class', interpolation='bicubic_aa', rope='none',
-  rope_base=100.0, rope_grid=(0, 0), attention='full', relative_bias='none', norm='layernorm',
-  eps=1e-6, norm_place='pre', mlp='gelu_tanh', mlp_norm=False, parallel=False, qk_norm=False,
-  layerscale=0.0, no_bias='', pool='token', pool_norm=False, representation_size=0,
+  **ENCODER, image_size=(224, 224), in_channels=3, stem_width=0, stem_depths=(),
+  stem_convention='bit', class_token=False, distilled=False, registers=0, queries=0,
+  mask_token=False, embed_norm=False, posemb='learned', posemb_tokens='class',
+  interpolation='bicubic_aa', rope='none', rope_base=100.0, rope_grid=(0, 0), pool='token',
+  pool_norm=False, representation_size=0,
 )  # fmt: skip
 NUMBERS = ('width', 'depth', 'mlp_dim', 'num_heads')
 
@@ -214,9 +219,7 @@ def name_of(config: Any) -> str:
 
 # The text towers of two-tower models. Everything not said is as in `TEXT_BASE`.
 TEXT_BASE: dict[str, Any] = dict(
-  vocab_size=32_000, context_length=64, causal=False, eot=-1, pool='last', attention='full',
-  relative_bias='none', norm='layernorm', eps=1e-6, norm_place='pre', mlp='gelu_tanh',
-  mlp_norm=False, parallel=False, qk_norm=False, layerscale=0.0, no_bias='',
+  **ENCODER, vocab_size=32_000, context_length=64, causal=False, eot=-1, pool='last'
 )  # fmt: skip
 _SIGLIP_TEXT = _some('B', 'L', 'So400m')
 TEXT_FAMILIES: dict[str, Family] = {

@@ -23,6 +23,7 @@ OPTIONS = {
   'norm_place': ('pre', 'post'),
   'mlp': ('gelu', 'gelu_tanh', 'quick_gelu', 'swiglu'),
   'relative_bias': ('none', 'layer', 'shared'),
+  'rope_pairs': ('halves', 'neighbours'),
   'drop_path_mode': ('linear', 'constant', 'subset'),
   'dtype': ('float32', 'bfloat16'),
 }
@@ -31,7 +32,11 @@ UNSET: Any = None
 STEM_GROUPS = 32
 # Epsilons of its weight standardisation and group normalisation, by who trained the model.
 STEM_CONVENTIONS = ('bit', 'timm')
-POSEMB = ('learned', 'sincos2d', 'factorised', 'none')
+POSEMB = ('learned', 'sincos', 'factorised', 'space_time', 'none')
+# One number for each axis of an image; a single one stands for height and width.
+Sides = tuple[int, int] | tuple[int, int, int] | tuple[int]
+# Axes of images of one, two and three, the last ones of these; see `architecture.pattern.AXES`.
+AXES = ('frames', 'rows', 'columns')
 INTERPOLATIONS = (
   'corner', 'bilinear', 'bilinear_aa', 'bicubic', 'bicubic_aa', 'bicubic_offset'
 )  # fmt: skip
@@ -55,7 +60,10 @@ class EncoderConfig:
     width: features of a token.
     depth: number of blocks.
     mlp_dim: features of the hidden layer of each MLP.
-    num_heads: attention heads; must divide width.
+    num_heads: attention heads; must divide width, unless head_dim is given.
+    kv_heads: heads of keys and values, each of which serves equally many of queries (grouped-query
+      attention, Ainslie et al. 2023); 0 for one for each.
+    head_dim: features of a head; 0 for width / num_heads.
     mlp: activation, 'gelu' (exact), 'gelu_tanh', 'quick_gelu' or 'swiglu' (gated).
     mlp_norm: a norm on the hidden layer of the MLP (EVA-02).
     norm: 'layernorm' or 'rmsnorm'.
@@ -65,10 +73,14 @@ class EncoderConfig:
     parallel: attention and MLP read the same norm and are added together (ViT-22B, Dehghani et al.
       2023).
     qk_norm: queries and keys are normed per head.
+    softcap: attention scores become softcap * tanh(score / softcap) (Gemma 2, section 2); 0 for
+      none.
+    rope_pairs: which features of a head rotary positions turn together: 'halves', i and
+      i + head_dim / 2, or 'neighbours', 2i and 2i + 1 (Su et al. 2021).
     layerscale: initial value of learned factors on what each block adds (Touvron et al. 2021);
       0 for none.
     attention: which tokens attend to which, layer by layer: 'full', or along axes of the grid, in
-      windows and one after another; see `architecture.pattern`.
+      windows and one after another, or to a memory; see `architecture.pattern`.
     relative_bias: a learned bias of attention by relative position in each 'layer', 'shared' by
       all, or 'none'.
     no_bias: parts without additive parameters, separated by commas, out of query, key, value, out,
@@ -94,6 +106,8 @@ class EncoderConfig:
   depth: int = UNSET
   mlp_dim: int = UNSET
   num_heads: int = UNSET
+  kv_heads: int = UNSET
+  head_dim: int = UNSET
   mlp: str = UNSET
   mlp_norm: bool = UNSET
   norm: str = UNSET
@@ -101,6 +115,8 @@ class EncoderConfig:
   norm_place: str = UNSET
   parallel: bool = UNSET
   qk_norm: bool = UNSET
+  softcap: float = UNSET
+  rope_pairs: str = UNSET
   layerscale: float = UNSET
   attention: str = UNSET
   relative_bias: str = UNSET
@@ -138,8 +154,12 @@ class EncoderConfig:
     kept_names(self.remat)
     if min(self.width, self.depth, self.mlp_dim, self.num_heads) < 1:
       raise RunError('width, depth, mlp_dim and num_heads of a model must be at least 1')
-    if self.width % self.num_heads:
+    if min(self.kv_heads, self.head_dim, self.softcap) < 0:
+      raise RunError('kv_heads, head_dim and softcap of a model must not be negative')
+    if not self.head_dim and self.width % self.num_heads:
       raise RunError(f'num_heads={self.num_heads} does not divide width={self.width}')
+    if self.num_heads % self.key_heads:
+      raise RunError(f'kv_heads={self.kv_heads} does not divide num_heads={self.num_heads}')
     if not (math.isfinite(self.eps) and self.eps > 0 and math.isfinite(self.layerscale)):
       raise RunError(f'eps={self.eps} must be positive, layerscale={self.layerscale} a number')
     if min(self.mup_width, self.mup_depth) < 0:
@@ -148,6 +168,16 @@ class EncoderConfig:
       raise RunError(f'model.drop_path={self.drop_path} must be in [0, 1)')
     if self.parallel and self.norm_place == 'post':
       raise RunError('parallel blocks have one norm, before both branches: use norm_place=pre')
+
+  @property
+  def head_width(self) -> int:
+    """Features of a head."""
+    return self.head_dim or self.width // self.num_heads
+
+  @property
+  def key_heads(self) -> int:
+    """Heads of keys and values."""
+    return self.kv_heads or self.num_heads
 
   @property
   def vector_width(self) -> int:
@@ -161,7 +191,7 @@ class EncoderConfig:
     With the maximal-update parametrisation scores are divided by the width itself, and heads of 64
     features are as they would be without.
     """
-    return 8 * (self.num_heads / self.width) ** 0.5 if self.mup_width else 1.0
+    return 8 * self.head_width**-0.5 if self.mup_width else 1.0
 
   @property
   def branch_scale(self) -> float:
@@ -191,15 +221,20 @@ def kept_names(policy: str) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class ViTArchitecture(EncoderConfig):
-  """A Vision Transformer. Fields left unset are those of its variant.
+  """A Vision Transformer for images of one to three axes. Fields left unset are of its variant.
+
+  Videos and volumes are images with frames, or slices, before rows and columns; signals have
+  columns only.
 
   Attributes:
     variant: family, size and patch, 'S/16' or 'dinov2:S/14'; see `architecture.variants`. With ''
       the options are those of the original model, and sizes must be given.
-    patch_size: side of the patches in pixels, or in positions of the stem's output.
-    image_size: height and width in pixels, multiples of patch_size, for which learned positions are
-      stored. Images of other sizes may be given: stored positions are then interpolated, computed
-      ones continue, and relative positions of packed images beyond the stored ones are clipped.
+    patch_size: side of the patches in pixels, or in positions of the stem's output; or one for each
+      axis, (2, 16, 16).
+    image_size: height and width in pixels, (32, 224, 224) with frames before them or (1024,) of
+      signals, multiples of patch_size, for which learned positions are stored. Images of other
+      sizes may be given: stored positions are then interpolated, computed ones continue, and
+      relative positions of packed images beyond the stored ones are clipped.
     in_channels: of the images.
     num_classes: logits of the linear head; 0 for no head. Training replaces 0 by what the data set
       has.
@@ -210,18 +245,21 @@ class ViTArchitecture(EncoderConfig):
     distilled: a distillation token with a separate head (Touvron et al. 2021); logits are the mean
       of both heads. Needs pool='token'.
     registers: number of further tokens that are not pooled (Darcet et al. 2024).
+    queries: number of learned tokens whose output `ViT.features` gives by this name, for models
+      that read answers from them (YOLOS, Fang et al. 2021).
     mask_token: a learned vector that replaces patches that are masked out.
     embed_norm: a norm between embedding and first block (CLIP).
-    posemb: 'learned' (one vector per position), 'sincos2d' (fixed), 'factorised' (a vector per row
-      plus one per column, Dehghani et al. 2023) or 'none'.
-    posemb_tokens: which tokens 'learned' has vectors for: 'patches' only, also 'class' and
-      distillation token, or 'all' with the registers.
+    posemb: 'learned' (one vector per position), 'sincos' (fixed), 'factorised' (a vector per row
+      plus one per column, Dehghani et al. 2023, and one per frame), 'space_time' (one per position
+      in a frame plus one per frame, which begin at 0, Bertasius et al. 2021) or 'none'.
+    posemb_tokens: which tokens 'learned' and 'space_time' have vectors for: 'patches' only, also
+      'class' and distillation token, or 'all' with registers and queries.
     interpolation: how learned positions are resampled; see `positions.resize_weights`.
     rope: rotary positions of patches: 'unit' (DINOv3), 'grid' (EVA-02) or 'none'; see
       `positions.rope`.
     rope_base: base of their frequencies.
-    rope_grid: with 'grid', positions are stretched to this many patches down and across; (0, 0)
-      leaves them as they are.
+    rope_grid: with 'grid', positions are stretched to this many patches along each axis; zeros
+      leave them as they are.
     patch_dropout: share of the patches left out when a model is called with a key (Li et al. 2023).
     pool: what the head sees: 'token' (a learned class token), 'mean' (of all patches), 'map'
       (multi-head attention pooling of all patches, Zhai et al. 2022, section 3.1) or 'token_mean'
@@ -232,8 +270,8 @@ class ViTArchitecture(EncoderConfig):
 
   kind: ClassVar[str] = 'vit'
   variant: str = 'S/16'
-  patch_size: int = UNSET
-  image_size: tuple[int, int] = UNSET
+  patch_size: int | Sides = UNSET
+  image_size: Sides = UNSET
   in_channels: int = UNSET
   num_classes: int = 0
   stem_width: int = UNSET
@@ -242,6 +280,7 @@ class ViTArchitecture(EncoderConfig):
   class_token: bool = UNSET
   distilled: bool = UNSET
   registers: int = UNSET
+  queries: int = UNSET
   mask_token: bool = UNSET
   embed_norm: bool = UNSET
   posemb: str = UNSET
@@ -249,7 +288,7 @@ class ViTArchitecture(EncoderConfig):
   interpolation: str = UNSET
   rope: str = UNSET
   rope_base: float = UNSET
-  rope_grid: tuple[int, int] = UNSET
+  rope_grid: Sides = UNSET
   patch_dropout: float = 0.0
   pool: str = UNSET
   pool_norm: bool = UNSET
@@ -265,27 +304,35 @@ class ViTArchitecture(EncoderConfig):
     if config.pool in ('token', 'token_mean') and not config.class_token:
       config = dataclasses.replace(config, class_token=True)
     config.check(VIT_OPTIONS)
-    if config.num_classes < 0 or config.registers < 0 or config.representation_size < 0:
-      raise RunError('num_classes, registers and representation_size must not be negative')
-    if config.patch_size < 1 or config.in_channels < 1:
+    config._check_sides()
+    axes = len(config.image_size)
+    if set(config.patch) == {config.patch[0]}:
+      config = dataclasses.replace(config, patch_size=config.patch[0])
+    if min(config.num_classes, config.registers, config.queries, config.representation_size) < 0:
+      raise RunError('num_classes, registers, queries and representation_size must not be negative')
+    if min(config.patch) < 1 or config.in_channels < 1:
       raise RunError('patch_size and in_channels must be at least 1')
     if config.stem_width % STEM_GROUPS:
       raise RunError(f'stem_width={config.stem_width} must be a multiple of {STEM_GROUPS}')
-    for name in ('image_size', 'rope_grid'):
-      value = getattr(config, name)
-      if len(value) != 2 or not all(type(side) is int for side in value):
-        raise RunError(f'{name}={value!r} must be two whole numbers')
-    if any(side < 1 or side % config.stride for side in config.image_size):
-      raise RunError(f'patch_size={config.stride} does not divide image_size={config.image_size}')
-    if config.posemb == 'sincos2d' and config.width % 4:
-      raise RunError(f'posemb=sincos2d needs a width divisible by 4, not {config.width}')
-    if config.rope != 'none' and config.width // config.num_heads % 4:
-      raise RunError('rope needs heads whose width is divisible by 4')
+    if config.stem_width and axes != 2:
+      raise RunError(f'a stem is for images of 2 axes: image_size={config.image_size}')
+    sides = zip(config.image_size, config.stride, strict=True)
+    if any(side < 1 or side % stride for side, stride in sides):
+      stride = config.stride[0] if len(set(config.stride)) == 1 else config.stride
+      raise RunError(f'patch_size={stride} does not divide image_size={config.image_size}')
+    if config.posemb == 'sincos' and config.width % (2 * axes):
+      raise RunError(
+        f'posemb=sincos needs a width divisible by {2 * axes}, twice the axes, not {config.width}'
+      )
+    if config.posemb == 'space_time' and axes != 3:
+      raise RunError(f'posemb=space_time needs frames: image_size={config.image_size}')
+    if config.rope != 'none' and (config.head_width % 4 or config.head_width < 2 * axes):
+      raise RunError('rope needs heads whose width is divisible by 4, and at least twice the axes')
     if not (math.isfinite(config.rope_base) and config.rope_base > 0):
       raise RunError(f'rope_base={config.rope_base} must be positive')
     if config.distilled and config.pool != 'token':
       raise RunError(f'distilled=True needs pool=token, not {config.pool}')
-    parse(config.attention, len(config.image_size), config.num_heads, config.depth)
+    parse(config.attention, axes, config.num_heads, config.depth, kv_heads=config.key_heads)
     if config.attention != 'full' and config.patch_dropout:
       raise RunError(
         'patch_dropout leaves no grid for attention along its axes: use attention=full'
@@ -294,27 +341,69 @@ class ViTArchitecture(EncoderConfig):
       raise RunError(f'model.patch_dropout={config.patch_dropout} must be in [0, 1)')
     return config
 
-  @property
-  def stride(self) -> int:
-    """Pixels from one patch to the next, stem included."""
-    return self.patch_size * (stem_stride(self.stem_depths) if self.stem_width else 1)
+  def _check_sides(self) -> None:
+    """Raises RunError where there is not one whole number for each axis."""
+    for name in ('image_size', 'patch_size', 'rope_grid'):
+      value = getattr(self, name)
+      if name == 'patch_size' and type(value) is int:
+        continue
+      if not 1 <= len(value) <= 3 or not all(type(side) is int for side in value):
+        raise RunError(f'{name}={value!r} must be one to three whole numbers')
+      if len(value) != len(self.image_size) and any(value):
+        raise RunError(f'{name}={value!r} is not of as many axes as image_size={self.image_size}')
 
   @property
-  def grid(self) -> tuple[int, int]:
-    """Patches down and across, of a resolved configuration."""
-    height, width = self.image_size
-    return height // self.stride, width // self.stride
+  def patch(self) -> tuple[int, ...]:
+    """Sides of a patch along each axis."""
+    return on_axes(self.patch_size, len(self.image_size))
+
+  @property
+  def stride(self) -> tuple[int, ...]:
+    """Pixels from one patch to the next along each axis, stem included."""
+    times = stem_stride(self.stem_depths) if self.stem_width else 1
+    return tuple(side * times for side in self.patch)
+
+  @property
+  def grid(self) -> tuple[int, ...]:
+    """Patches along each axis, of a resolved configuration."""
+    return tuple(side // s for side, s in zip(self.image_size, self.stride, strict=True))
+
+  @property
+  def special(self) -> dict[str, int]:
+    """How many tokens of each kind there are before the patches, by name, in their order."""
+    counts = {
+      'class': int(self.class_token), 'distill': int(self.distilled), 'registers': self.registers,
+      'queries': self.queries,
+    }  # fmt: skip
+    return {name: count for name, count in counts.items() if count}
 
   @property
   def prefix(self) -> int:
-    """Tokens before the patches: class, distillation, registers."""
-    return self.class_token + self.distilled + self.registers
+    """Tokens before the patches."""
+    return sum(self.special.values())
+
+  @property
+  def tables(self) -> dict[str, tuple[int, ...]]:
+    """Learned positions: names of parameters, and along which axes each has vectors."""
+    axes = tuple(range(len(self.image_size)))
+    own = {f'posemb_{name}': (axis,) for axis, name in zip(axes, AXES[-len(axes) :], strict=True)}
+    return {
+      'learned': {'posemb': axes}, 'factorised': own,
+      'space_time': {'posemb': axes[1:], 'posemb_frames': axes[:1]},
+    }.get(self.posemb, {})  # fmt: skip
 
   @property
   def posemb_prefix(self) -> int:
-    """How many of them have learned positions."""
-    tokens = {'patches': 0, 'class': self.prefix - self.registers, 'all': self.prefix}
+    """How many tokens before the patches have learned positions, if patches have."""
+    tokens = {
+      'patches': 0, 'class': self.class_token + self.distilled, 'all': self.prefix
+    }  # fmt: skip
     return tokens[self.posemb_tokens]
+
+
+def on_axes(sides: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
+  """One number for each axis, which a single one is of all."""
+  return (sides,) * axes if isinstance(sides, int) else tuple(sides)
 
 
 def stem_stride(depths: tuple[int, ...]) -> int:

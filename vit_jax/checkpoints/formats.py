@@ -66,18 +66,23 @@ def _with_fields(record: dict[str, Any]) -> None:
 
 
 def _with_attention(record: dict[str, Any]) -> None:
-  """4 to 5: attention along axes."""
-  _all_tokens(record.get('model', {}))
+  """4 to 5: images of any number of axes, attention along them, fewer heads of keys."""
+  _with_axes(record.get('model', {}))
 
 
-def _all_tokens(model: Any) -> None:
+def _with_axes(model: Any) -> None:
   """Of the description of a model, or of several by name."""
   if not isinstance(model, dict):
     return
   if 'relative_bias' in model:  # an encoder, whose variant may say the rest
-    model['attention'] = None if model['relative_bias'] is None else 'full'
+    new = dict(attention='full', kv_heads=0, head_dim=0, softcap=0.0, rope_pairs='halves')
+    if 'registers' in model:
+      new['queries'] = 0
+    model |= dict.fromkeys(new) if model['relative_bias'] is None else new
+  if model.get('posemb') == 'sincos2d':
+    model['posemb'] = 'sincos'
   for part in model.values():
-    _all_tokens(part)
+    _with_axes(part)
 
 
 def meant(number: int, name: str, old: Any, new: Any, *, init: bool) -> bool:
@@ -111,10 +116,10 @@ def _fields_known(facts: dict[str, Any]) -> None:
     facts['card'] |= dict(task=facts['task'], fields=facts['fields'])
 
 
-def _all_tokens_known(facts: dict[str, Any]) -> None:
+def _axes_known(facts: dict[str, Any]) -> None:
   """4 to 5: what models were."""
   for place in (facts, facts.get('decided', {})):
-    _all_tokens(place.get('model', {}))
+    _with_axes(place.get('model', {}))
 
 
 # What turns a configuration of format i into one of format i + 1.
@@ -123,7 +128,7 @@ RECORDS: tuple[Callable[[dict[str, Any]], None], ...] = (
 )  # fmt: skip
 # The same for what checkpoints say of themselves.
 FACTS: tuple[Callable[[dict[str, Any]], None], ...] = (
-  _decided, lambda facts: None, lambda facts: None, _fields_known, _all_tokens_known
+  _decided, lambda facts: None, lambda facts: None, _fields_known, _axes_known
 )  # fmt: skip
 
 

@@ -16,9 +16,11 @@ from flax import nnx
 from vit_jax import models
 from vit_jax.architecture import Composition, ViTArchitecture
 from vit_jax.architecture.card import Card
+from vit_jax.architecture.vit import on_axes
+from vit_jax.core.errors import RunError
 from vit_jax.nn import tree
 from vit_jax.nn.layers import resample_patches
-from vit_jax.nn.positions import resample, resize_relative, resize_weights
+from vit_jax.nn.positions import resample, resize_relative
 
 # Fields that change the shape of parameters after they have been read.
 CHANGES = ('num_classes', 'image_size', 'patch_size', 'in_channels')
@@ -60,7 +62,7 @@ def adapt(
   if new.patch_size != config.patch_size:
     kernel = np.asarray(leaves['embed/proj/kernel'])
     leaves['embed/proj/kernel'] = np.asarray(
-      resample_patches(jnp.asarray(kernel), new.patch_size, patch_method)
+      resample_patches(jnp.asarray(kernel), new.patch, patch_method)
     )
   if new.in_channels != config.in_channels:
     name = 'stem/root/kernel' if config.stem_width else 'embed/proj/kernel'
@@ -90,23 +92,29 @@ def changed(config: Any, changes: Mapping[str, Any]) -> Any:
   if not changes:
     return config
   if 'image_size' in changes:
-    changes['image_size'] = tuple(changes['image_size'])
+    changes['image_size'] = size = tuple(changes['image_size'])
+    if len(size) != len(config.image_size):
+      raise RunError(
+        f'image_size={size} has {len(size)} axes, and the model is for images of '
+        f'{len(config.image_size)}, {config.image_size}'
+      )
   elif 'patch_size' in changes and not resized and config.posemb != 'none':
-    side = config.stride // config.patch_size * changes['patch_size']
-    changes['image_size'] = (config.grid[0] * side, config.grid[1] * side)
+    patch, times = changes['patch_size'], config.stride[0] // config.patch[0]
+    sides = zip(config.grid, on_axes(patch, len(config.grid)), strict=True)
+    changes['image_size'] = tuple(count * side * times for count, side in sides)
   return dataclasses.replace(config, **changes).resolve()
 
 
 def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
-  """A (height, width, channels, features) kernel for images with other channels.
+  """A (*patch, channels, features) kernel for images with other channels.
 
   One channel gets the sum of all: a grey image then gives what it gave as a coloured one. More
   channels repeat the old ones, scaled so that the sum over channels stays (as timm does).
   """
-  old = kernel.shape[2]
+  old = kernel.shape[-2]
   if channels == 1:
-    return kernel.sum(2, keepdims=True)
-  repeated = np.tile(kernel, (1, 1, -(-channels // old), 1))[:, :, :channels]
+    return kernel.sum(-2, keepdims=True)
+  repeated = np.tile(kernel, (-(-channels // old), 1))[..., :channels, :]
   return repeated * np.float32(old / channels)
 
 
@@ -124,17 +132,12 @@ def card_for_channels(card: Card, channels: int) -> Card:
 
 
 def _resample_positions(old: ViTArchitecture, new: ViTArchitecture, leaves: Leaves) -> None:
-  if old.posemb == 'learned':
-    prefix = old.posemb_prefix
-    table = np.asarray(leaves['posemb'])
-    rows = table[0, prefix:].reshape(*old.grid, old.width)
-    rows = np.asarray(resample(rows, new.grid, new.interpolation)).reshape(1, -1, old.width)
-    leaves['posemb'] = np.concatenate([table[:, :prefix], rows], axis=1)
-  elif old.posemb == 'factorised':
-    for axis, name in enumerate(('posemb_rows', 'posemb_columns')):
-      size = new.grid[axis]
-      weights = resize_weights(np.arange(size), size, old.grid[axis], new.interpolation)
-      leaves[name] = (weights @ np.asarray(leaves[name])[0])[None]
+  for name, axes in old.tables.items():
+    prefix, table = old.posemb_prefix * (name == 'posemb'), np.asarray(leaves[name])
+    rows = table[0, prefix:].reshape(*(old.grid[axis] for axis in axes), old.width)
+    grid = tuple(new.grid[axis] for axis in axes)
+    rows = np.asarray(resample(rows, grid, new.interpolation)).reshape(1, -1, old.width)
+    leaves[name] = np.concatenate([table[:, :prefix], rows], axis=1)
   for name in [n for n in leaves if n.endswith('relative/table')]:
     table = np.asarray(leaves[name])
     stack = table if table.ndim == 3 else table[None]

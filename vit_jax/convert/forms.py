@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -27,7 +28,9 @@ QKV = ('query', 'key', 'value')
 PLAIN: Fields = dict(
   norm=('layernorm',), norm_place=('pre',), parallel=(False,), mlp_norm=(False,), qk_norm=(False,),
   layerscale=(False,), attention=('full',), relative_bias=('none',), rope=('none',),
-  class_token=(True,), distilled=(False,), registers=(False,), embed_norm=(False,),
+  kv_heads=(False,), head_dim=(False,), softcap=(False,), rope_pairs=('halves',),
+  class_token=(True,), distilled=(False,), registers=(False,), queries=(False,),
+  embed_norm=(False,),
   posemb=('learned',), pool=('token',), pool_norm=(False,), representation_size=(False,),
   stem_width=(False,), mask_token=(False,),
 )  # fmt: skip
@@ -64,7 +67,7 @@ _VIT = (
   Form('', {**_JAX, **_STEM}),
   Form('', {**_JAX, **_STEM, 'class_token': (False,), 'pool': ('mean',)}),
 )
-_FIXED = dict(posemb=('learned', 'sincos2d'))
+_FIXED = dict(posemb=('learned', 'sincos'))
 _BIG_VISION = (
   Form('', {**_JAX, **_FIXED}, rows=('patches',)),
   Form('', {**_JAX, **_FIXED, 'class_token': (False,), 'pool': ('mean', 'map')}),
@@ -172,6 +175,8 @@ def _misfits(config: ViTConfig, form: Form) -> list[str]:
   """The fields of a model that a form does not have, with their values."""
   takes = {**PLAIN, **form.takes}
   found = []
+  if len(config.image_size) != 2 or not isinstance(config.patch_size, int):
+    found += [f'image_size={config.image_size}', f'patch_size={config.patch_size}']
   for name, allowed in takes.items():
     value = getattr(config, name)
     if name == 'mask_token' or allowed is None:
@@ -187,7 +192,7 @@ def _misfits(config: ViTConfig, form: Form) -> list[str]:
     by_size = isinstance(value, int | float) and name != 'eps' and bool(value) in allowed
     if value not in allowed and not by_size:
       found.append(f'{name}={value!r}')
-  if form.square and config.grid[0] != config.grid[1]:
+  if form.square and len(set(config.grid)) > 1 and len(config.grid) == 2:
     found.append(f'image_size={config.image_size}')
   if _biases(config, form) is None:
     found.append(f'no_bias={config.no_bias!r}')
@@ -257,9 +262,9 @@ def _without_mup(config: ViTConfig, leaves: Leaves) -> tuple[ViTConfig, Leaves]:
 
 def _with_table(config: ViTConfig, leaves: Leaves) -> tuple[ViTConfig, Leaves]:
   """Positions as a table of which row is added to which patch."""
-  shape = (1, config.grid[0] * config.grid[1], config.width)
+  shape = (1, math.prod(config.grid), config.width)
   table = np.zeros(shape, np.float32)
-  if config.posemb == 'sincos2d':
+  if config.posemb == 'sincos':
     table += positions.sincos(positions.grid_coords(*config.grid), config.width)
   elif config.posemb == 'factorised':
     rows, columns = leaves.pop('posemb_rows'), leaves.pop('posemb_columns')
@@ -276,7 +281,7 @@ def _with_rows(config: ViTConfig, leaves: Leaves, tokens: str) -> tuple[ViTConfi
   zeros = np.zeros((1, max(want - have, 0), config.width), np.float32)
   leaves['posemb'] = np.concatenate([first[:, :want], zeros, rest], axis=1)
   at = 0
-  for name in ('token', 'distill_token', 'registers'):
+  for name in ('token', 'distill_token', 'registers', 'queries'):
     if name in leaves:
       count = leaves[name].shape[1]
       leaves[name] = leaves[name].copy()
@@ -313,6 +318,6 @@ def signature(config: Any) -> dict[str, Any]:
       del found['stem_depths'], found['stem_convention']
     if config.posemb == 'learned':
       found['posemb_prefix'] = config.posemb_prefix
-    if config.posemb in ('learned', 'factorised') or config.relative_bias != 'none':
+    if config.tables or config.relative_bias != 'none':
       found['grid'] = config.grid
   return found

@@ -168,7 +168,7 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
   else:
     known = augreg.parse(source.where)
     side = known.resolution if known else 224
-    found |= dict(posemb='sincos2d', image_size=(side, side))
+    found |= dict(posemb='sincos', image_size=(side, side))
   if has('pre_logits/kernel'):
     found['representation_size'] = source.shape(f'{at}pre_logits/kernel', 2)[1]
   if has('head/kernel'):

@@ -53,10 +53,10 @@ def load(
     patch_method: how the patch embedding is resampled if patch_size is changed; see
       `layers.resample_patches`.
     **changes: fields of the model's configuration. num_classes replaces the head by a fresh one (0
-      removes it), image_size (one number or two) resamples learned positions, by the model's own
-      interpolation or the one given, patch_size and in_channels resample and adapt the patch
-      embedding; the other fields override what was inferred (num_heads, eps, mlp, dtype, remat,
-      ...). For two towers: image and text, dicts of such fields.
+      removes it), image_size (one number, or one for each axis) resamples learned positions, by the
+      model's own interpolation or the one given, patch_size and in_channels resample and adapt the
+      patch embedding; the other fields override what was inferred (num_heads, eps, mlp, dtype,
+      remat, ...). For two towers: image and text, dicts of such fields.
 
   Returns:
     `models.vit.ViT`, or `models.two_towers.TwoTowers`; what it expects of images is its `card`.
@@ -347,8 +347,8 @@ def _checked(changes: Mapping[str, Any], tower: str = '') -> dict[str, Any]:
   return {**changes, **towers}
 
 
-def _size(value: Any) -> tuple[int, int]:
-  """An image size, given as one number or two, or as they are written."""
+def _size(value: Any) -> tuple[int, ...]:
+  """An image size, given as one number or several, or as they are written."""
   given: Any = value
   if isinstance(value, str):
     with contextlib.suppress(ValueError, SyntaxError):
@@ -356,6 +356,9 @@ def _size(value: Any) -> tuple[int, int]:
   sides: Any = value if isinstance(value, list | tuple) else (value, value)
   with contextlib.suppress(TypeError):
     sides = tuple(operator.index(side) for side in sides if not isinstance(side, bool))
-    if len(sides) == 2 and min(sides) > 0:
+    if 1 <= len(sides) <= 3 and min(sides) > 0:
       return sides
-  raise RunError(f'image_size={given!r} must be one number, or height and width, of pixels')
+  raise RunError(
+    f'image_size={given!r} must be one number, or height and width, after frames if there are '
+    'some, of pixels'
+  )

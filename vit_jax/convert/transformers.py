@@ -274,7 +274,7 @@ def _activation(source: Source, given: dict[str, Any], kind: str) -> str:
   return ACTIVATIONS[name]
 
 
-def _card(source: Source, kind: str, size: tuple[int, int], classes: int) -> Card:
+def _card(source: Source, kind: str, size: tuple[int, ...], classes: int) -> Card:
   known, given = TYPES[kind], source.preprocessor
   crop = given.get('do_center_crop', bool(known['crop']))
   inner, outer = pair(given.get('crop_size')), pair(given.get('size'))

@@ -216,8 +216,8 @@ def _differences(
   found = []
   ours, written, theirs = (getattr(c, 'image', c) for c in (model, config, back))
   if ours.posemb != written.posemb:
-    rows, columns = ours.grid
-    found.append(f'posemb={ours.posemb!r} is written as a learned table of {rows}x{columns} '
+    sides = 'x'.join(map(str, ours.grid))
+    found.append(f'posemb={ours.posemb!r} is written as a learned table of {sides} '
                  'positions with the same values')  # fmt: skip
   if ours.pool != written.pool:
     found.append(f'pool={ours.pool!r} is written as pool={written.pool!r} with zeros in the head')

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import math
 import re
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -67,7 +66,7 @@ def _set(cls: type, tree: dict[str, Any], path: list[str], text: str, where: str
   fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
   if name not in fields:
     raise RunError(f'unknown field {where}.{name}: {suggest(name, fields)}')
-  field, kind = fields[name], _plain(typing.get_type_hints(cls)[name])
+  field, kind = fields[name], typing.get_type_hints(cls)[name]
   where = f'{where}.{name}'
   if {'tuples', 'texts'} & {*field.metadata}:
     _set_named(tree.setdefault(name, {}), rest, text, where, texts='texts' in field.metadata)
@@ -166,38 +165,35 @@ def value(text: str, kind: Any, default: Any, where: str) -> Any:
     default: of the field; None where it may be left unset.
     where: names the field in messages.
   """
-  kind = _plain(kind)
-  origin = typing.get_origin(kind) or kind
-  if text in UNSET and (default is None or origin is not str):
+  kinds = schema.alternatives(kind)
+  if text in UNSET and (default is None or str not in kinds):
     if default is None:
       return None
-    if origin is tuple and not default:
+    if default == ():
       return ()
     raise RunError(f'{where} cannot be unset: give a value')
+  for each in kinds:
+    with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
+      return _value(text, each)
+  raise RunError(f'{where}={text!r}: {" or ".join(map(_expected, kinds))} is expected')
+
+
+def _value(text: str, kind: Any) -> Any:
+  """A text as a value of one type; raises what is raised where it is none."""
+  origin = typing.get_origin(kind) or kind
   if origin is str:
     return '' if text == 'None' else text
   if origin is Schedule:
     return _number(text)
-  try:
-    if origin is bool:
-      return _BOOLS[text.lower()]
-    if origin is int:
-      return _integer(text)
-    if origin is float:
-      return _float(text)
-    if origin is tuple:
-      return _tuple(text, typing.get_args(kind))
-  except (ValueError, KeyError, TypeError, OverflowError):
-    raise RunError(f'{where}={text!r}: {_expected(kind)} is expected') from None
-  raise TypeError(f'{where}: fields of type {kind} cannot be set by text')
-
-
-def _plain(kind: Any) -> Any:
-  """`X | None` as X."""
-  if typing.get_origin(kind) in (typing.Union, types.UnionType):
-    kinds = [k for k in typing.get_args(kind) if k is not type(None)]
-    return kinds[0] if len(kinds) == 1 else kind
-  return kind
+  if origin is bool:
+    return _BOOLS[text.lower()]
+  if origin is int:
+    return _integer(text)
+  if origin is float:
+    return _float(text)
+  if origin is tuple:
+    return _tuple(text, typing.get_args(kind))
+  raise AssertionError(f'fields of type {kind} cannot be set by text')
 
 
 def _integer(text: Any) -> int:
@@ -257,5 +253,7 @@ def _expected(kind: Any) -> str:
     kinds = typing.get_args(kind)
     if len(kinds) == 2 and kinds[1] is Ellipsis:
       return f'{_expected(kinds[0])}, or several with commas'
+    if len(kinds) > 1 and set(kinds) == {int}:
+      return f'{len(kinds)} whole numbers'
     return ' and '.join(map(_expected, kinds)) if kinds else 'several values with commas'
   return {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a text'}[origin]

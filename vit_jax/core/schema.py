@@ -4,7 +4,8 @@ A field annotated with a dataclass is a section. A field made by `choice(REGISTR
 whose key `name` picks the dataclass: `dict(name='wsd', cooldown='20%')`. A field made by
 `choices(REGISTRY)` holds any number of such sections under keys of the user's own, one made by
 `tuples()` tuples of numbers, one made by `texts()` texts. A field whose default is None may be left
-unset, whatever its type. A field of type `Schedule` is a number or a text.
+unset, whatever its type. A field of type `Schedule` is a number or a text. Of a union of types a
+value is of the first that it fits, so that one number can stand for several.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Callable, Mapping
+from types import UnionType
 from typing import Any
 
 from vit_jax.core.errors import RunError, suggest
@@ -108,7 +110,7 @@ def complete(
     elif field.default is dataclasses.MISSING:
       raise RunError(f'{where} is missing')
     elif field.default is None:
-      tree[name] = stand.unset(typing.get_origin(types[name]) or types[name])
+      tree[name] = stand.unset(_unset(types[name]))
     else:
       tree[name] = field.default
   return tree
@@ -288,10 +290,33 @@ def _scheduled(value: Any, path: str) -> float | str:
   return value if constant is None else constant
 
 
+def alternatives(kind: Any) -> tuple[Any, ...]:
+  """The types of a union, but for None, in their order; or the only type."""
+  if typing.get_origin(kind) not in (typing.Union, UnionType):
+    return (kind,)
+  return tuple(each for each in typing.get_args(kind) if each is not type(None))
+
+
+def _unset(kind: Any) -> Any:
+  """What a stand-in for a value of a type may become."""
+  kinds = {typing.get_origin(each) or each for each in alternatives(kind)}
+  return kinds.pop() if len(kinds) == 1 else object
+
+
 def _checked(value: Any, wanted: Any, path: str) -> Any:
   """`value` as the type `wanted`; whole numbers may stand for floats, lists for tuples."""
   if wanted is Any:
     return value
+  errors = []
+  for kind in alternatives(wanted):
+    try:
+      return _checked_as(value, kind, path)
+    except RunError as error:
+      errors.append(error)
+  raise errors[0]
+
+
+def _checked_as(value: Any, wanted: Any, path: str) -> Any:
   origin = typing.get_origin(wanted) or wanted
   if origin is float and type(value) is int:
     return float(value)

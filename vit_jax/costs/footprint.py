@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 
 from vit_jax.architecture.towers import TextArchitecture, encoders
 from vit_jax.architecture.vit import STEM_GROUPS, EncoderConfig, ViTArchitecture
-from vit_jax.costs.parts import Sequence, kept_activations, parts, sequence, stem, stem_features
+from vit_jax.costs.parts import (
+  Sequence,
+  kept_activations,
+  parts,
+  queries_and_keys,
+  sequence,
+  stem,
+  stem_features,
+)
 
 # Of a float32, which parameters, gradients, moments and statistics are.
 FLOAT = 4
@@ -68,17 +76,23 @@ def activations(config: Any, *, examples: int = 0) -> tuple[int, int]:
     examples: as for `parts.parts`.
   """
   run = sequence(config, training=True, examples=examples)
-  everything = sum(_block(config, run))
-  kept, more = everything, 0
-  if config.remat != 'none':
-    kept = _kept(config, run)
-    more = everything - kept
-  total = config.depth * kept
+  total, more = of_blocks(config, run)
   if isinstance(config, TextArchitecture):
     total += _norm(config, run.tokens, config.width) + FLOAT * config.width
     return round(total), round(more)
   total += run.marks + sum(_around(config, run.tokens))
   return round(total), round(more)
+
+
+def of_blocks(config: EncoderConfig, run: Sequence) -> tuple[float, float]:
+  """As `activations`, of the blocks of any encoder and what they work on."""
+  everything = sum(_block(config, run))
+  if config.remat == 'none':
+    # A memory is there once, for keys and for values, whatever the depth.
+    memory = 2 * run.crosses * _size(config) * math.prod(run.memory)
+    return config.depth * everything + memory, 0
+  kept = _kept(config, run)
+  return config.depth * kept, everything - kept
 
 
 def _size(config: EncoderConfig) -> int:
@@ -101,37 +115,43 @@ def _norm(config: EncoderConfig, rows: float, width: int, *, exact: bool = False
 def _block(config: EncoderConfig, run: Sequence) -> Iterator[float]:
   """Of a block whose every activation is kept."""
   n, width, hidden, size = run.tokens * run.share, config.width, config.mlp_dim, _size(config)
-  many = run.attentions
+  many, rows = run.attentions, [run.share * each for each in queries_and_keys(run)]
+  heads, key_heads = config.num_heads * config.head_width, config.key_heads * config.head_width
   branches = many + (not config.parallel)
   yield branches * _norm(config, n, width)
   if config.drop_path and config.drop_path_mode != 'subset':
     yield branches * size  # factors
-  yield many * size * n * width * 3  # what queries, keys and values are made from
+  # What queries, keys and values are made from, but for a memory.
+  yield size * width * (rows[0] + 2 * run.share * run.rows)
   # Queries and what they get, keys and values; two numbers for each query.
-  yield run.share * size * width * 2 * (run.queries + run.keys)
+  yield run.share * size * 2 * (run.queries * heads + run.keys * key_heads)
   yield run.share * FLOAT * run.queries * config.num_heads * 2
-  yield size * n * width * (many + 1)  # what goes through output projections and into the MLP
+  yield size * (rows[0] * heads + n * width)  # what goes through output projections, into the MLP
   yield size * n * hidden * (4 if config.mlp == 'swiglu' else 2)
   if config.mlp_norm:
     yield _norm(config, n, hidden)
   if config.qk_norm:
-    yield 2 * many * _norm(config, n * config.num_heads, width // config.num_heads)
+    yield _norm(config, rows[0] * config.num_heads, config.head_width)
+    yield _norm(config, rows[1] * config.key_heads, config.head_width)
   if config.layerscale:
-    yield size * n * width * 2
+    yield size * n * width * (many + 1)
 
 
 def _kept(config: EncoderConfig, run: Sequence) -> float:
   """Of a block whose policy keeps only something: its input, and what it names."""
   width, many = config.width, run.attentions
+  heads, key_heads = config.num_heads * config.head_width, config.key_heads * config.head_width
+  (queries, keys), n = queries_and_keys(run), run.tokens
   sizes = {
-    'qkv': 3 * many * width, 'context': many * width, 'attn': many * width, 'mlp': width,
-    'hidden': config.mlp_dim, 'gate': config.mlp_dim,
+    'qkv': queries * heads + 2 * keys * key_heads, 'context': queries * heads,
+    'attn': many * n * width, 'mlp': n * width, 'hidden': n * config.mlp_dim,
+    'gate': n * config.mlp_dim,
   }  # fmt: skip
   kept = kept_activations(config)
   named = sum(sizes[name] for name in kept - {'norm'})
   norms = many + (not config.parallel) + config.mlp_norm if 'norm' in kept else 0
   statistics = FLOAT * norms * (2 if config.norm == 'layernorm' else 1)
-  return run.tokens * (_size(config) * (width + run.share * named) + run.share * statistics)
+  return _size(config) * (n * width + run.share * named) + n * run.share * statistics
 
 
 def _around(config: ViTArchitecture, tokens: int) -> Iterator[float]:
@@ -139,12 +159,14 @@ def _around(config: ViTArchitecture, tokens: int) -> Iterator[float]:
   width, size = config.width, _size(config)
   if config.stem_width:
     yield from _stem(config)
-  yield size * math.prod(config.grid) * config.patch_size**2 * stem_features(config)
+  yield size * math.prod(config.grid) * math.prod(config.patch) * stem_features(config)
   norms = config.embed_norm + (config.norm_place == 'pre' and not config.pool_norm)
   yield norms * _norm(config, tokens, width)
   if config.pool == 'map':
     patches, gated = tokens - config.prefix, 4 if config.mlp == 'swiglu' else 2
-    yield size * (4 * patches + 5) * width + FLOAT * 2 * config.num_heads
+    heads = config.num_heads * config.head_width
+    yield size * (2 * (patches + 1) * width + (2 * patches + 3) * heads)
+    yield FLOAT * 2 * config.num_heads
     yield _norm(config, 1, width) + size * gated * config.mlp_dim
   features, heads = width * (2 if config.pool == 'token_mean' else 1), 1 + config.distilled
   if config.pool_norm:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from vit_jax.architecture.pattern import parse
@@ -11,6 +12,8 @@ from vit_jax.architecture.vit import EncoderConfig, ViTArchitecture, kept_names
 
 # `layers.add_bias` sums gradients by a product with so many columns of ones.
 BIAS_COLUMNS = 8
+# Pairs of a width and a number.
+Pairs = Iterable[tuple[int, int]]
 
 
 class Part(NamedTuple):
@@ -42,6 +45,10 @@ class Sequence(NamedTuple):
     share: of the examples that each branch runs on; less than 1 where stochastic depth draws some.
     table: rows of a table of relative positions.
     attentions: how many a block does one after another.
+    crosses: how many of them are to a memory.
+    memory: tokens of that, and features of each.
+    rows: that are projected for the others, the mean over layers: tokens, and where these are
+      brought together in groups first as many as all groups have.
     queries, keys, pairs: of all attentions of a block, each as often as is the share of the heads
       that look at it, and in all groups where tokens attend in groups; the mean over layers.
     marks: which of the keys in groups are there, for all groups, if some are not.
@@ -51,6 +58,9 @@ class Sequence(NamedTuple):
   share: float
   table: int
   attentions: int
+  crosses: int
+  memory: tuple[int, int]
+  rows: float
   queries: float
   keys: float
   pairs: float
@@ -84,29 +94,56 @@ def sequence(config: Any, *, training: bool = False, examples: int = 0) -> Seque
     share = 1 - config.drop_path
     share = max(1, round(examples * share)) / examples if examples else share
   if isinstance(config, TextArchitecture):
-    length = config.context_length
-    return Sequence(length, share, 0, 1, length, length, length**2)
-  rows, columns = config.grid
-  patches = rows * columns
+    return blocks_on(config, (config.context_length,), share=share)
+  left = 0
   if training and config.patch_dropout:
-    patches = max(1, round(patches * (1 - config.patch_dropout)))
-  table = (2 * rows - 1) * (2 * columns - 1) + 3 * (config.prefix > 0)
-  tokens = patches + config.prefix
-  if config.attention == 'full':
-    return Sequence(tokens, share, table, 1, tokens, tokens, tokens**2)
-  layers = parse(config.attention, len(config.grid), config.num_heads, config.depth)
+    left = max(1, round(math.prod(config.grid) * (1 - config.patch_dropout)))
+  return blocks_on(config, config.grid, config.prefix, share=share, patches=left)
+
+
+def blocks_on(
+  config: EncoderConfig, grid: tuple[int, ...], prefix: int = 0, *, share: float = 1.0,
+  patches: int = 0, memory: tuple[int, int] = (0, 0),
+) -> Sequence:  # fmt: skip
+  """What the blocks of an encoder work on.
+
+  Args:
+    config: of the encoder, resolved.
+    grid: of patches; of words their number.
+    prefix: tokens before them.
+    share: of the examples, see `Sequence`.
+    patches: how many are left of the grid; 0 for all.
+    memory: tokens and features of one that is attended to.
+  """
+  tokens = (patches or math.prod(grid)) + prefix
+  layers = parse(
+    config.attention, len(grid), config.num_heads, config.depth, kv_heads=config.key_heads,
+    memory=memory[0] > 0,
+  )  # fmt: skip
+
+  def groups(part: Any) -> tuple[int, int, int]:
+    if part.windows is None:
+      return 1, tokens, memory[0] if part.memory else tokens
+    return part.tokens(grid, prefix)
+
   found = [
-    (part, len(shares), *part.tokens(config.grid, config.prefix))
-    for layer in layers
-    for shares in layer
-    for part in shares
+    (part, len(shares), *groups(part)) for layer in layers for shares in layer for part in shares
   ]
   queries, keys, pairs = (
     sum(of(count, q, k) / shares for _, shares, count, q, k in found) / len(layers)
     for of in (lambda n, q, k: n * q, lambda n, q, k: n * k, lambda n, q, k: n * q * k)
   )
-  partial = {part: n * k for part, _, n, _, k in found if part.partial(config.grid)}
-  return Sequence(tokens, share, table, len(layers[0]), queries, keys, pairs, sum(partial.values()))
+  partial = {part: n * k for part, _, n, _, k in found if part.windows and part.partial(grid)}
+  table = math.prod(2 * side - 1 for side in grid) + 3 * (prefix > 0)
+  crosses = sum(shares[0].memory for shares in layers[0])
+  rows = sum(
+    (count * q if shares == 1 and not part.near else tokens) / shares
+    for part, shares, count, q, _ in found if not part.memory
+  ) / len(layers)  # fmt: skip
+  return Sequence(
+    tokens, share, table, len(layers[0]), crosses, memory, rows, queries, keys, pairs,
+    sum(partial.values()),
+  )  # fmt: skip
 
 
 def sequences(config: Any, **kwargs: Any) -> dict[str, Sequence]:
@@ -173,7 +210,6 @@ def stem_features(config: ViTArchitecture) -> int:
 
 def _image(config: ViTArchitecture, training: bool, examples: int) -> list[Part]:
   width, without, found = config.width, config.without, []
-  rows, columns = config.grid
   if config.stem_width:
     convs = [conv for unit in stem(config) for conv in unit]
     macs = sum(conv.macs for conv in convs)
@@ -182,13 +218,14 @@ def _image(config: ViTArchitecture, training: bool, examples: int) -> list[Part]
       'stem', sum(conv.params + 2 * conv.outputs for conv in convs), macs, 2 * macs - convs[0].macs,
       norms=sum(5 * conv.given + 4 * conv.params for conv in convs),
     ))  # fmt: skip
-  kernel = config.patch_size**2 * stem_features(config) * width
-  macs = rows * columns * kernel
+  kernel = math.prod(config.patch) * stem_features(config) * width
+  macs = math.prod(config.grid) * kernel
   bias = width * ('embed' not in without)
   found.append(Part('patches', kernel + bias, macs, macs * (2 if config.stem_width else 1)))
-  positions = {
-    'learned': config.posemb_prefix + rows * columns, 'factorised': rows + columns,
-  }.get(config.posemb, 0)  # fmt: skip
+  positions = sum(
+    math.prod(config.grid[axis] for axis in axes) + config.posemb_prefix * (name == 'posemb')
+    for name, axes in config.tables.items()
+  )
   found.append(Part('positions', positions * width))
   found.append(Part('tokens', (config.prefix + config.mask_token) * width))
   run = sequence(config, training=training, examples=examples)
@@ -196,7 +233,7 @@ def _image(config: ViTArchitecture, training: bool, examples: int) -> list[Part]
   outside = [(width, run.tokens)] * config.embed_norm
   if config.pool_norm:
     outside.append((size, 1 + config.distilled))
-  found += _blocks(config, run, outside, final=not config.pool_norm)
+  found += blocks(config, run, outside, final=not config.pool_norm)
   if config.pool == 'map':
     found.append(_pool(config, run.tokens - config.prefix))
   heads = 1 + config.distilled
@@ -213,7 +250,7 @@ def _text(config: TextArchitecture, training: bool, examples: int) -> list[Part]
   return [
     Part('words', config.vocab_size * width),
     Part('positions', config.context_length * width),
-    *_blocks(config, run, []),
+    *blocks(config, run),
     _head(config, width, 1),
   ]
 
@@ -224,11 +261,13 @@ def _head(config: Any, size: int, heads: int) -> Part:
   return Part('head', macs + heads * bias, macs, 2 * macs)
 
 
-def _blocks(
-  config: EncoderConfig, run: Sequence, outside: list[tuple[int, int]], *, final: bool = True
+def blocks(
+  config: EncoderConfig, run: Sequence, outside: Pairs = (), *, final: bool = True
 ) -> Iterator[Part]:
   """All blocks and all norms, those `outside` of blocks as (width, times for one image)."""
   width, depth, without = config.width, config.depth, config.without
+  heads, key_heads = config.num_heads * config.head_width, config.key_heads * config.head_width
+  selves = run.attentions - run.crosses
   again = recomputed(config)
   times = depth * run.share
 
@@ -236,12 +275,17 @@ def _blocks(
     macs, more = round(times * macs), round(times * more)
     return Part(name, params, macs, 2 * macs + more, macs * (name in again))
 
+  rows = queries_and_keys(run)
   for name in ('query', 'key', 'value', 'out'):
-    bias, many = width * (name not in without), run.attentions
-    summed = many * BIAS_COLUMNS * run.tokens * bias * (name != 'out')
-    yield part(name, many * depth * (width**2 + bias), many * run.tokens * width**2, summed)
-  products = run.pairs * width  # of scores, and of weighted sums as many
-  tables = {'none': 0, 'layer': depth * run.attentions, 'shared': 1}[config.relative_bias]
+    of_keys = name in ('key', 'value')
+    features, size = (key_heads, run.memory[1]) if of_keys else (heads, width)
+    bias = (width if name == 'out' else features) * (name not in without)
+    params = features * (selves * width + run.crosses * size) + run.attentions * bias
+    macs = features * (run.rows * width + (rows[of_keys] - run.rows) * size)
+    summed = BIAS_COLUMNS * bias * rows[of_keys] * (name != 'out')
+    yield part(name, depth * params, macs, summed)
+  products = run.pairs * heads  # of scores, and of weighted sums as many
+  tables = {'none': 0, 'layer': depth * selves, 'shared': 1}[config.relative_bias]
   # Fused attention keeps no weights: the backward pass begins with the scores.
   yield part('attention', tables * run.table * config.num_heads, 2 * products, products)
   up, bias = width * config.mlp_dim, 'mlp' not in without
@@ -252,16 +296,21 @@ def _blocks(
   ]
   yield Part('mlp', *(sum(column) for column in list(zip(*mlp, strict=True))[1:]))
   norms = [width] * (run.attentions + (not config.parallel)) + [config.mlp_dim] * config.mlp_norm
-  heads = 2 * config.qk_norm * run.attentions
-  normed = round(times * run.tokens * (sum(norms) + heads * width))
-  params = depth * (sum(norms) + heads * (width // config.num_heads))
+  each = rows[0] * heads + rows[1] * key_heads
+  normed = round(times * (run.tokens * sum(norms) + config.qk_norm * each))
+  params = depth * (sum(norms) + 2 * config.qk_norm * run.attentions * config.head_width)
   if final and config.norm_place == 'pre':
     outside = [*outside, (width, run.tokens)]
   params += sum(size for size, _ in outside)
   normed += sum(size * times for size, times in outside)
   yield Part('norms', params * _per_norm(config), norms=_operations(config, normed))
   if config.layerscale:
-    yield Part('layerscale', 2 * depth * width)
+    yield Part('layerscale', (1 + run.attentions) * depth * width)
+
+
+def queries_and_keys(run: Sequence) -> tuple[float, float]:
+  """How many are projected in all attentions of a block."""
+  return run.rows + run.crosses * run.tokens, run.rows + run.crosses * run.memory[0]
 
 
 def _per_norm(config: EncoderConfig) -> int:
@@ -277,12 +326,14 @@ def _operations(config: EncoderConfig, normed: int) -> int:
 def _pool(config: ViTArchitecture, patches: int) -> Part:
   """Attention pooling: one query; keys and values of every patch, everything else once."""
   width, bias = config.width, 'mlp' not in config.without
+  heads = config.num_heads * config.head_width
   up = config.mlp_dim * width * (3 if config.mlp == 'swiglu' else 2)
   biases = bias * (width + config.mlp_dim * (2 if config.mlp == 'swiglu' else 1))
-  params = width + 4 * (width**2 + width) + up + biases + _per_norm(config) * width
-  products = patches * width
-  macs = 2 * (patches + 1) * width**2 + 2 * products + up
-  backward = 2 * macs + products + BIAS_COLUMNS * (2 * patches + 1) * width
+  projections = 4 * width * heads + 3 * heads + width
+  params = width + projections + up + biases + _per_norm(config) * width
+  products = patches * heads
+  macs = 2 * (patches + 1) * width * heads + 2 * products + up
+  backward = 2 * macs + products + BIAS_COLUMNS * (2 * patches + 1) * heads
   return Part('pool', params, macs, backward, norms=_operations(config, width))
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models.vit import ViT
+from vit_jax.nn.attention import Context, Memory
 from vit_jax.nn.encoder import layer_of
 from vit_jax.nn.sharding import spec
 
@@ -19,11 +20,14 @@ def rollout(model: ViT, images: jax.Array) -> jax.Array:
 
   Args:
     model: with any pooling.
-    images: normalised, (batch, height, width, channels).
+    images: normalised, as the model takes them.
 
   Returns:
-    float32 (batch, rows, columns) over the grid of patches, each summing to 1 less what stays with
-    tokens that are not patches.
+    float32 (batch, *grid) over the grid of patches, each summing to 1 less what stays with tokens
+    that are not patches.
+
+  Raises:
+    ValueError: for attention along axes, or several in a layer.
   """
   prefix, encoder = model.config.prefix, model.encoder
   x, context = model.tokens(images)
@@ -35,13 +39,16 @@ def rollout(model: ViT, images: jax.Array) -> jax.Array:
     block = layer_of(encoder.blocks, layer)
     y = block.norm1(x) if model.config.norm_place == 'pre' else x
     own = contexts[layer % len(contexts)]
-    weights = block.attn.weights(y, y, own[-1]).mean(axis=1)
+    if len(own) > 1:
+      raise ValueError('attention rollout is of layers with one attention each')
+    weights = block.attn.weights(y, own[-1]).mean(axis=1)
     mixed = 0.5 * weights @ mixed + 0.5 * mixed
     x, _ = block(x, own)
   mean = mixed[:, prefix:].mean(axis=1)
   if model.config.pool == 'map':
     x = (encoder.norm(x) if hasattr(encoder, 'norm') else x)[:, prefix:]
-    pooling = model.map_head.attn.weights(model.map_head.queries(x), x).mean(axis=(1, 2))
+    seen = Context(memory=Memory(x))
+    pooling = model.map_head.attn.weights(model.map_head.queries(x), seen).mean(axis=(1, 2))
     share = jnp.einsum('bt,btp->bp', pooling, mixed[:, prefix:])
   elif model.config.pool == 'mean':
     share = mean

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 
 from vit_jax.architecture import ViTArchitecture, variants
 from vit_jax.core import command
@@ -20,7 +21,7 @@ def main(pattern: str) -> None:
   for name in names:
     config = ViTArchitecture(name).resolve()
     found = flops.costs(config)
-    tokens = config.grid[0] * config.grid[1] + config.prefix
+    tokens = math.prod(config.grid) + config.prefix
     side = 'x'.join(map(str, config.image_size))
     print(
       f'{name:<24}{found.parameters():>15,}{found.total("macs") / 1e9:>10.2f}{tokens:>8}'

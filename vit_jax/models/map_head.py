@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vit_jax.architecture.vit import EncoderConfig
-from vit_jax.nn.attention import Attention, Context
+from vit_jax.nn.attention import Attention, Context, Memory
 from vit_jax.nn.encoder import make_norm
 from vit_jax.nn.layers import Mlp, uniform
 from vit_jax.nn.masks import Mask
@@ -21,7 +21,9 @@ class MapHead(nnx.Module):
     width, without = config.width, config.without
     init = uniform((6 / (config.vector_width + 1)) ** 0.5)
     self.probe = param(init, rngs, (1, 1, width), (None,) * 3)
-    self.attn = Attention(width, config.num_heads, rngs, score_scale=config.score_scale)
+    self.attn = Attention(
+      width, config.num_heads, rngs, head_dim=config.head_dim, score_scale=config.score_scale
+    )
     self.norm = make_norm(config, width, rngs)
     self.mlp = Mlp(width, config.mlp_dim, rngs, kind=config.mlp, bias='mlp' not in without)
 
@@ -33,7 +35,7 @@ class MapHead(nnx.Module):
 
   def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """(batch, tokens, width), of which `mask` says which count -> (batch, width)."""
-    return self._pooled(self.queries(x), x, Context(mask=Mask(keys=mask)))[:, 0]
+    return self._pooled(self.queries(x), Memory(x, mask=Mask(keys=mask)))[:, 0]
 
   def each(self, x: jax.Array, segment: jax.Array, images: jax.Array) -> jax.Array:
     """Pools every image of a row by itself.
@@ -47,8 +49,8 @@ class MapHead(nnx.Module):
       (batch, images, width); of images that are not there something finite.
     """
     queries = self.queries(x, images.shape[1])
-    return self._pooled(queries, x, Context(mask=Mask(segments=(images, segment))))
+    return self._pooled(queries, Memory(x, mask=Mask(segments=(images, segment))))
 
-  def _pooled(self, queries: jax.Array, x: jax.Array, context: Context) -> jax.Array:
-    y = self.attn(queries, x, context)
+  def _pooled(self, queries: jax.Array, memory: Memory) -> jax.Array:
+    y = self.attn(queries, Context(memory=memory))
     return y + self.mlp(self.norm(y))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vit_jax.architecture.vit import ViTArchitecture
+from vit_jax.architecture.vit import ViTArchitecture, on_axes
 from vit_jax.models.map_head import MapHead
 from vit_jax.nn import positions, resnet
 from vit_jax.nn.attention import Context
@@ -35,8 +36,8 @@ class Patches(NamedTuple):
   """Images of any size and aspect ratio, cut into patches and padded to one length (NaFlex).
 
   Attributes:
-    pixels: (batch, patches, patch * patch * channels), of each patch row by row.
-    coords: row and column of each patch in its image, int (batch, patches, 2).
+    pixels: (batch, patches, pixels of one * channels), of each patch row by row.
+    coords: where each patch is in its image, row and column, int (batch, patches, axes).
     mask: whether there is a patch, bool (batch, patches).
     segment: where rows hold several images (NaViT, Dehghani et al. 2023), of each patch the number
       of its image, and 0 of padding, int (batch, patches).
@@ -54,6 +55,8 @@ class Patches(NamedTuple):
 class ViT(nnx.Module):
   """Images to logits. The module is the tree of its parameters; it holds no other state."""
 
+  posemb: nnx.Param  # if there is one among `config.tables`
+
   def __init__(self, config: ViTConfig, rngs: nnx.Rngs):
     config = config.resolve()
     width, without = config.width, config.without
@@ -65,7 +68,7 @@ class ViT(nnx.Module):
         channels, config.stem_width, config.stem_depths, rngs, convention=config.stem_convention
       )
       channels = resnet.features(config.stem_width, config.stem_depths)
-    self.embed = PatchEmbed(config.patch_size, channels, width, rngs, bias='embed' not in without)
+    self.embed = PatchEmbed(config.patch, channels, width, rngs, bias='embed' not in without)
     tokens = lambda count, init=zeros: param(init, rngs, (1, count, width), (None,) * 3)  # noqa: E731
     if config.class_token:
       self.token = tokens(1)
@@ -73,14 +76,15 @@ class ViT(nnx.Module):
       self.distill_token = tokens(1)
     if config.registers:
       self.registers = tokens(config.registers, normal(0.02))
+    if config.queries:
+      self.queries = tokens(config.queries, normal(0.02))
     if config.mask_token:
       self.mask_token = tokens(1)
-    rows, columns = config.grid
-    if config.posemb == 'learned':
-      self.posemb = tokens(config.posemb_prefix + rows * columns, normal(config.vector_width**-0.5))
-    elif config.posemb == 'factorised':
-      self.posemb_rows = tokens(rows, normal(config.vector_width**-0.5))
-      self.posemb_columns = tokens(columns, normal(config.vector_width**-0.5))
+    for name, axes in config.tables.items():
+      count = math.prod(config.grid[axis] for axis in axes)
+      count += config.posemb_prefix * (name == 'posemb')
+      later = config.posemb == 'space_time' and name == 'posemb_frames'
+      setattr(self, name, tokens(count, zeros if later else normal(config.vector_width**-0.5)))
     if config.embed_norm:
       self.embed_norm = make_norm(config, width, rngs)
     self.encoder = Encoder(
@@ -107,7 +111,8 @@ class ViT(nnx.Module):
     """Logits; without a head, pooled features.
 
     Args:
-      images: float (batch, height, width, in_channels), or `Patches`.
+      images: float (batch, *sides, in_channels), sides being height and width, with frames before
+        them in a model of three axes; or `Patches`.
       **kwargs: as for `tokens`.
 
     Returns:
@@ -127,9 +132,9 @@ class ViT(nnx.Module):
       'block00/mlp', what it adds (of a subset of the examples, if stochastic depth draws one), and
       'block00', its output; 'encoded', the tokens after the last block and, unless pool_norm puts
       it later, the last norm; 'patches', those of them that are patches, for images as a grid
-      (batch, rows, columns, width); 'pooled' (batch, features); 'pre_logits'; 'logits', and with
-      distillation 'logits_class' and 'logits_distill' of each head; 'output', what the model
-      returns.
+      (batch, *grid, width), and 'class', 'distill', 'registers' and 'queries', the others of them;
+      'pooled' (batch, features); 'pre_logits'; 'logits', and with distillation 'logits_class' and
+      'logits_distill' of each head; 'output', what the model returns.
     """
     return self._forward(images, record=True, **kwargs)
 
@@ -142,6 +147,9 @@ class ViT(nnx.Module):
     out['encoded'] = x
     keys = context.mask.keys
     mask = None if keys is None else keys[:, config.prefix :]
+    first = 0
+    for name, count in config.special.items():
+      out[name], first = x[:, first : first + count], first + count
     patches = x[:, config.prefix :]
     on_grid = context.grid is not None and patches.shape[1] == np.prod(context.grid)
     shape = (len(x), *(context.grid or ()), config.width) if on_grid else patches.shape
@@ -193,22 +201,25 @@ class ViT(nnx.Module):
 
   def tokens(
     self, images: Any, *, key: Any = None, masked: jax.Array | None = None,
-    patch_size: int | None = None,
+    patch_size: int | tuple[int, ...] | None = None, spacing: jax.Array | None = None,
   ) -> tuple[jax.Array, Context]:  # fmt: skip
     """What enters the encoder.
 
     Args:
-      images: float (batch, height, width, in_channels), or `Patches`.
+      images: float (batch, *sides, in_channels), or `Patches`.
       key: of patch dropout and stochastic depth; without one nothing is dropped.
       masked: patches to be replaced by the mask token, bool (batch, patches).
       patch_size: cut the images into patches of this size instead of the model's own; the kernel is
         resampled (FlexiViT).
+      spacing: how far apart pixels are along each axis, in units of those that the model knows
+        from training, float (batch, axes): volumes of other resolutions then have their patches
+        where they are. For computed positions that do not depend on the size of the image.
 
     Returns:
       (batch, tokens, width) in the compute dtype, and where the tokens are.
 
     Raises:
-      ValueError: if the shape of the images does not fit the model.
+      ValueError: if the shape of the images does not fit the model, or a spacing its positions.
     """
     config, packed = self.config, isinstance(images, Patches)
     if packed:
@@ -216,7 +227,7 @@ class ViT(nnx.Module):
         raise ValueError('a model with a convolutional stem takes images, not patches')
       if config.attention != 'full':
         raise ValueError('packed images have no grid for attention along its axes')
-      if patch_size not in (None, config.patch_size):
+      if patch_size is not None and on_axes(patch_size, len(config.patch)) != config.patch:
         raise ValueError('packed images are cut into patches already: patch_size cannot change')
       x = self.embed.flat(jnp.asarray(images.pixels, config.dtype))
       coords, mask, grid, xp = images.coords, images.mask, None, jnp
@@ -226,11 +237,14 @@ class ViT(nnx.Module):
         size = _sizes(coords, images.segment, images.images)
     else:
       x = self._embed_images(images, patch_size)
-      grid = x.shape[1:3]
-      # Merging the grid one axis into the other keeps the batch axis, and its sharding, untouched.
-      x = x.reshape(x.shape[0], grid[0] * grid[1], config.width)
+      grid = x.shape[1:-1]
+      # Merging the axes of the grid keeps that of the batch, and its sharding, untouched.
+      x = x.reshape(x.shape[0], math.prod(grid), config.width)
       coords, mask, xp = positions.grid_coords(*grid)[None], None, np
       size = np.array(grid)
+    if spacing is not None:
+      self._check_spacing(spacing)
+      coords, xp = coords * jnp.asarray(spacing, jnp.float32)[:, None], jnp
     if masked is not None:
       if not config.mask_token:
         raise ValueError('this model has no mask token: create it with mask_token=True')
@@ -238,12 +252,12 @@ class ViT(nnx.Module):
     x = x + self._position(coords, size, grid, x.dtype)
     prefix = [
       getattr(self, name)[...].astype(jnp.float32)
-      for name in ('token', 'distill_token', 'registers')
+      for name in ('token', 'distill_token', 'registers', 'queries')
       if hasattr(self, name)
     ]
     if prefix:
       tokens = jnp.concatenate(prefix, axis=1)
-      if config.posemb == 'learned' and config.posemb_prefix:
+      if 'posemb' in config.tables and config.posemb_prefix:
         rows = self.posemb[:, : config.posemb_prefix]
         tokens = tokens + jnp.pad(rows, ((0, 0), (0, tokens.shape[1] - rows.shape[1]), (0, 0)))
       x = prepend_tokens(tokens, x)
@@ -266,57 +280,63 @@ class ViT(nnx.Module):
     if config.patch_dropout and key is not None:
       raise ValueError('rows of several images need patch_dropout=0')
 
-  def _embed_images(self, images: jax.Array, patch_size: int | None) -> jax.Array:
+  def _check_spacing(self, spacing: Any) -> None:
     config = self.config
-    stride = config.stride // config.patch_size * (patch_size or config.patch_size)
-    shape = images.shape
-    if len(shape) != 4 or shape[3] != config.in_channels or any(s % stride for s in shape[1:3]):
+    turned = config.rope == 'none' or (config.rope == 'grid' and not any(config.rope_grid))
+    computed = 'sincos' in config.posemb or config.rope != 'none'
+    if config.tables or config.relative_bias != 'none' or not turned or not computed:
       raise ValueError(
-        f'expected images of shape (batch, height, width, {config.in_channels}) with sides that '
-        f'are multiples of {stride}, found {shape}'
+        'spacing moves only positions that are computed in patches: posemb=sincos, or rope=grid '
+        'with rope_grid of zeros and posemb=none, and no relative_bias'
+      )
+    if jnp.ndim(spacing) != 2 or jnp.shape(spacing)[1] != len(config.patch):
+      raise ValueError(
+        f'expected spacing of shape (batch, {len(config.patch)}), found {jnp.shape(spacing)}'
+      )
+
+  def _embed_images(self, images: jax.Array, patch_size: Any) -> jax.Array:
+    config, axes = self.config, len(self.config.patch)
+    patch = config.patch if patch_size is None else on_axes(patch_size, axes)
+    times = config.stride[0] // config.patch[0]
+    stride, shape = [times * side for side in patch], images.shape
+    if (
+      len(shape) != axes + 2
+      or shape[-1] != config.in_channels
+      or any(side % step for side, step in zip(shape[1:-1], stride, strict=True))
+    ):
+      names = ', '.join(('frames', 'height', 'width')[-axes:])
+      steps = stride[0] if len(set(stride)) == 1 else ', '.join(map(str, stride))
+      raise ValueError(
+        f'expected images of shape (batch, {names}, {config.in_channels}) with sides that are '
+        f'multiples of {steps}, found {shape}'
       )
     images = images.astype(config.dtype)
-    return self.embed(self.stem(images) if config.stem_width else images, patch_size)
+    return self.embed(self.stem(images) if config.stem_width else images, patch)
 
   def _position(self, coords, size, grid, dtype) -> Any:
     """What is added to the embeddings of patches, (1 or batch, patches, width)."""
-    config, method = self.config, self.config.interpolation
-    if config.posemb == 'none':
-      return jnp.zeros((), dtype)
-    if config.posemb == 'sincos2d':
-      xp = np if grid else jnp
+    config = self.config
+    if config.posemb == 'sincos':
+      xp = np if isinstance(coords, np.ndarray) else jnp
       return jnp.asarray(positions.sincos(coords, config.width, xp=xp), dtype)
-    rows, columns = config.grid
-    if config.posemb == 'factorised':
-      parts = ((self.posemb_rows, rows, 0), (self.posemb_columns, columns, 1))
-      y = 0.0
-      for table, old, axis in parts:
-        if grid and grid[axis] == old:
-          y = y + table[...].astype(jnp.float32)[0][coords[..., axis]]
-        else:
-          xp = np if grid else jnp
-          weights = positions.resize_weights(coords[..., axis], size[..., axis], old, method, xp)
-          rows = table[...].astype(jnp.float32)[0]
-          y = y + jnp.einsum('bnp,pd->bnd', weights, rows, precision='highest')
-      return jnp.asarray(y, dtype)
-    table = self.posemb[0, config.posemb_prefix :].astype(jnp.float32)
-    table = table.reshape(rows, columns, config.width)
-    if grid:
-      table = positions.resample(table, grid, method)
-      return table.reshape(1, -1, config.width).astype(dtype)
-    # Where nothing is resized, the offset is not applied either.
-    native = (size == np.array(config.grid)).all(-1)[..., None]
-    y, x = (
-      jnp.where(
-        native,
-        coords[..., axis, None] == np.arange(old),
-        positions.resize_weights(coords[..., axis], size[..., axis], old, method, jnp),
-      )
-      for axis, old in enumerate((rows, columns))
-    )
-    both = (y[..., :, None] * x[..., None, :]).reshape(*y.shape[:2], rows * columns)
-    table = table.reshape(rows * columns, config.width)
-    return jnp.einsum('bnp,pd->bnd', both, table, precision='highest').astype(dtype)
+    found = []
+    for name, axes in config.tables.items():
+      table = getattr(self, name)[0].astype(jnp.float32)
+      if name == 'posemb':
+        table = table[config.posemb_prefix :]
+      table = table.reshape(*(config.grid[axis] for axis in axes), config.width)
+      if grid:
+        own = tuple(grid[axis] for axis in axes)
+        table = positions.resample(table, own, config.interpolation)
+        others = [axis for axis in range(len(grid)) if axis not in axes]
+        found.append(jnp.expand_dims(table, others))
+      else:
+        at = coords[..., list(axes)], size[..., list(axes)]
+        found.append(positions.looked_up(table, *at, config.interpolation))
+    if not found:
+      return jnp.zeros((), dtype)
+    y = functools.reduce(jnp.add, found)
+    return (y.reshape(1, -1, config.width) if grid else y).astype(dtype)
 
   def _drop_patches(self, x, coords, mask, key):
     """A random subset of the patches of each example, of static size, in their old order."""
@@ -328,7 +348,7 @@ class ViT(nnx.Module):
       draw = draw + ~mask
     kept = jnp.sort(jnp.argsort(draw, axis=1)[:, :keep], axis=1)
     take = jax.vmap(lambda x, index: x[index])
-    shape = (batch, count, 2)
+    shape = (batch, count, coords.shape[-1])
     coords = jnp.broadcast_to(coords, shape, out_sharding=spec('batch', None, None))
     x = jnp.concatenate([x[:, : config.prefix], take(x[:, config.prefix :], kept)], axis=1)
     return x, take(coords, kept), None if mask is None else take(mask, kept)
@@ -337,9 +357,8 @@ class ViT(nnx.Module):
     config = self.config
     angles = index = None
     if config.rope != 'none':
-      head_dim = config.width // config.num_heads
       angles = positions.rope(
-        coords, size, head_dim, config.rope, config.rope_base, config.rope_grid, xp
+        coords, size, config.head_width, config.rope, config.rope_base, config.rope_grid, xp
       )
       angles = xp.pad(angles, ((0, 0), (config.prefix, 0), (0, 0)))
     if config.relative_bias != 'none':
@@ -357,7 +376,7 @@ def _logits(head: Dense, x: jax.Array) -> jax.Array:
 
 
 def _sizes(coords: jax.Array, segment: jax.Array, images: jax.Array) -> jax.Array:
-  """Rows and columns of the image that each patch is of, int (batch, patches, 2)."""
+  """The grid of the image that each patch is of, int (batch, patches, axes)."""
   own = segment[..., None] == images[:, None]
   sizes = jnp.where(own[..., None], coords[:, :, None] + 1, 1).max(1)
   return (own[..., None] * sizes[:, None]).sum(2) + ~own.any(-1)[..., None]

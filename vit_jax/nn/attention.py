@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vit_jax.nn.groups import Groups
+from vit_jax.nn.groups import Groups, together
 from vit_jax.nn.kernels import choice, plain, short
 from vit_jax.nn.layers import Dense, flatten, joined_rows, unflatten, zeros
 from vit_jax.nn.masks import FULL, Mask
@@ -23,7 +23,28 @@ _PACKED = ('batch', None, 'heads')
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=['angles', 'index', 'bias', 'mask'],
+  data_fields=['tokens', 'position', 'mask'],
+  meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """Tokens of another model, which those of a decoder attend to.
+
+  Attributes:
+    tokens: (batch, tokens, features).
+    position: what is added to them as keys, and not as values, (1 or batch, tokens, features), or
+      None.
+    mask: which of them a token of the decoder sees.
+  """
+
+  tokens: Any
+  position: Any = None
+  mask: Mask = FULL
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=['angles', 'index', 'bias', 'mask', 'position', 'memory'],
   meta_fields=['grid', 'length', 'groups'],
 )
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +52,17 @@ class Context:
   """What attention knows about its tokens apart from their features; every part may be absent.
 
   Attributes:
-    angles: rotary angles, float32 (1 or batch, tokens, head_dim / 2).
+    angles: rotary angles, float32 (1 or batch, tokens, head_dim / 2); with `groups` that are
+      `together` those of the tokens in them, (1 or batch * groups, of one, head_dim / 2), or
+      (groups, of one, head_dim / 2) for all examples.
     index: rows of the tables of relative positions, int (1 or batch, tokens, tokens).
     bias: what all layers add to the scores, float32 (1 or batch, heads, queries, keys); with
       `groups` one for each of them.
     mask: which tokens see which.
-    grid: rows and columns of the grid on which `index` is, when the tables must be resized to it.
+    position: what is added to the tokens as queries and keys, and not as values, of every attention
+      (DETR, Carion et al. 2020), (1 or batch, tokens, width).
+    memory: what is attended to instead of the tokens themselves.
+    grid: of the patches, the grid on which `index` is, when the tables must be resized to it.
     length: how many tokens there are before padding, if there is some; see `padding`.
     groups: in which equal shares of the heads attend, or () if all tokens are one.
   """
@@ -45,6 +71,8 @@ class Context:
   index: Any = None
   bias: Any = None
   mask: Mask = FULL
+  position: Any = None
+  memory: Memory | None = None
   grid: tuple[int, ...] | None = None
   length: int | None = None
   groups: tuple[Groups, ...] = ()
@@ -53,15 +81,21 @@ class Context:
     """One that differs in these attributes."""
     return dataclasses.replace(self, **changes)
 
+  @property
+  def sees(self) -> Mask:
+    """Which of what is attended to the tokens see."""
+    return self.mask if self.memory is None else self.memory.mask
+
   def rows(self, take: Any, batch: int) -> Context:
     """`take` applied to the parts that differ from example to example."""
     own = lambda x: take(x) if x is not None and x.shape[0] == batch > 1 else x  # noqa: E731
+    memory = self.memory
+    if memory is not None:
+      memory = Memory(take(memory.tokens), own(memory.position), memory.mask.rows(take))
     return self.replace(
-      angles=own(self.angles),
-      index=own(self.index),
-      bias=jax.tree.map(own, self.bias),
-      mask=self.mask.rows(take),
-    )
+      angles=own(self.angles), index=own(self.index), bias=jax.tree.map(own, self.bias),
+      mask=self.mask.rows(take), position=own(self.position), memory=memory,
+    )  # fmt: skip
 
 
 class RelativeBias(nnx.Module):
@@ -98,6 +132,7 @@ class Attention(nnx.Module):
     kv_heads: of keys and values, each of which serves as many heads of queries (grouped-query
       attention, Ainslie et al. 2023); divides `num_heads`, which it is if not given.
     head_dim: features of a head; `width` / `num_heads` if not given.
+    memory: features of what it attends to instead of its own tokens; 0 for these.
     norm: makes a norm of the width of a head for queries and keys (Dehghani et al. 2023, section
       2.2), or None.
     no_bias: those of 'query', 'key', 'value' and 'out' that have none.
@@ -108,16 +143,16 @@ class Attention(nnx.Module):
   """
 
   def __init__(
-    self, width: int, num_heads: int, rngs: nnx.Rngs, *, kv_heads: int | None = None,
-    head_dim: int | None = None, norm=None, no_bias=(), relative=None, score_scale: float = 1.0,
+    self, width: int, num_heads: int, rngs: nnx.Rngs, *, kv_heads: int = 0, head_dim: int = 0,
+    memory: int = 0, norm=None, no_bias=(), relative=None, score_scale: float = 1.0,
     cap: float = 0.0, neighbours: bool = False,
   ):  # fmt: skip
     head_dim, kv_heads = head_dim or width // num_heads, kv_heads or num_heads
-    make = lambda name, heads: Dense(  # noqa: E731
+    make = lambda name, width, heads: Dense(  # noqa: E731
       rngs, (width, heads, head_dim), ('embed', 'heads', None), bias=name not in no_bias
     )
-    self.query = make('query', num_heads)
-    self.key, self.value = make('key', kv_heads), make('value', kv_heads)
+    self.query = make('query', width, num_heads)
+    self.key, self.value = (make(n, memory or width, kv_heads) for n in ('key', 'value'))
     if norm:
       self.query_norm, self.key_norm = norm(head_dim, rngs), norm(head_dim, rngs)
     if relative:
@@ -129,25 +164,33 @@ class Attention(nnx.Module):
     self.num_heads, self.kv_heads, self.head_dim = num_heads, kv_heads, head_dim
     self.score_scale, self.cap, self.neighbours = score_scale, cap, neighbours
 
-  def __call__(self, x: jax.Array, source: jax.Array, context: Context | None = None) -> jax.Array:
-    """Attends from `x` (batch, queries, width) to `source` (batch, keys, width).
+  def __call__(self, x: jax.Array, context: Context | None = None) -> jax.Array:
+    """What tokens get from each other, or from the memory of their context.
 
     Args:
-      x, source: features.
-      context: of the tokens, the same for queries and keys but for the mask.
+      x: (batch, tokens, width).
+      context: of the tokens.
+
+    Returns:
+      As `x`.
     """
     context = context or Context()
     if context.groups:
       return self._in_groups(x, context)
-    options: Any = dict(num_heads=self.num_heads, cap=self.cap, length=context.length)
-    rows = self._joined(x, source, context, options)
+    rows = self._joined(x, context)
     if rows is None:
-      bias = self._bias(context, x.dtype)
-      y = attend(*self._operands(x, source, context), bias, context.mask, **options)
-      rows = flatten(keep(y, 'context'), 'heads')
+      return self.combined(*self.operands(x, context), context)
     return unflatten(self.out.rows(rows), x.shape[0])
 
-  def weights(self, x: jax.Array, source: jax.Array, context: Context | None = None) -> jax.Array:
+  def combined(self, q: jax.Array, k: jax.Array, v: jax.Array, context: Context) -> jax.Array:
+    """What tokens get, (batch, tokens, width), by `operands` of them and of what they attend to."""
+    y = attend(
+      q, k, v, self._bias(context, q.dtype), context.sees, num_heads=self.num_heads, cap=self.cap,
+      length=context.length,
+    )  # fmt: skip
+    return unflatten(self.out.rows(flatten(keep(y, 'context'), 'heads')), q.shape[0])
+
+  def weights(self, x: jax.Array, context: Context | None = None) -> jax.Array:
     """The attention weights, float32 of shape (batch, heads, queries, keys); rows sum to 1.
 
     Raises:
@@ -156,27 +199,47 @@ class Attention(nnx.Module):
     context = context or Context()
     if context.groups:
       raise ValueError('attention in groups of tokens has no weights of all pairs')
-    (q, k, _), bias = self._operands(x, source, context), self._bias(context, x.dtype)
+    (q, k, _), bias = self.operands(x, context), self._bias(context, x.dtype)
     q, k = q.astype(jnp.float32), k.astype(jnp.float32)
     scores = plain.masked_scores(
-      q, k, bias, context.mask, num_heads=self.num_heads, cap=self.cap
+      q, k, bias, context.sees, num_heads=self.num_heads, cap=self.cap
     )  # fmt: skip
     return jax.nn.softmax(scores, axis=-1)
 
   def _in_groups(self, x, context):
-    """What tokens get in their groups, each share of the heads in its own."""
+    """What tokens get in their groups."""
+    batch, groups = x.shape[0], context.groups
+    if not together(groups):
+      return self._in_shares(x, context)
+    # Brought together before they are projected: one array is moved, and not three.
+    y = groups[0].queries(x)
+    tokens = y.shape[1]
+    extra = padding(tokens, self.head_dim)
+    own = self._of_group(0, context, batch).replace(length=tokens if extra else None)
+    fill = lambda y: jnp.pad(y, ((0, 0), (0, extra), (0, 0)))  # noqa: E731
+    position = context.position
+    if position is not None:
+      laid = spec('batch', None, None)
+      position = jnp.broadcast_to(position, (batch, *position.shape[1:]), out_sharding=laid)
+      position = fill(groups[0].queries(position))
+    angles = None if context.angles is None else fill(context.angles)
+    y = self(fill(y), own.replace(angles=angles, position=position))
+    y = groups[0].join(y[:, :tokens], batch)
+    return jnp.pad(y, ((0, 0), (0, x.shape[1] - y.shape[1]), (0, 0)))
+
+  def _in_shares(self, x, context):
+    """What tokens get where shares of the heads have groups of their own, or see other groups."""
     batch, shares = x.shape[0], len(context.groups)
-    operands, found = self._operands(x, x, context), []
+    operands, found = self.operands(x, context), []
     for i, groups in enumerate(context.groups):
       q, k, v = (_share(y, i, shares) for y in operands)
-      index = None if context.index is None else groups.index(context.index)
-      bias = None if context.bias is None else context.bias[i]
-      bias = self._bias(context.replace(index=index, bias=bias), x.dtype)
+      own = self._of_group(i, context, batch)
+      bias = self._bias(own, x.dtype)
       if bias is not None and shares > 1:
         bias = bias.reshape(bias.shape[0], shares, -1, *bias.shape[2:])[:, i]
       y = attend(
         groups.queries(q, 'heads'), groups.keys(k, 'heads'), groups.keys(v, 'heads'), bias,
-        groups.mask(context.mask, batch), num_heads=self.num_heads // shares, cap=self.cap,
+        own.mask, num_heads=self.num_heads // shares, cap=self.cap,
       )  # fmt: skip
       found.append(groups.join(y, batch, 'heads'))
     y = jnp.concatenate(found, axis=-1) if shares > 1 else found[0]
@@ -186,16 +249,25 @@ class Attention(nnx.Module):
     if not prefix or any(groups.part.prefix for groups in context.groups):
       return y
     # They took no part: not even the bias of the projection is added to them.
-    return jnp.where(jnp.arange(y.shape[1])[:, None] < prefix, 0, y)
+    return jnp.pad(y[:, prefix:], ((0, 0), (prefix, 0), (0, 0)))
 
-  def _joined(self, x, source, context, options):
+  def _of_group(self, i, context, batch):
+    """What is known of the tokens of the i-th groups."""
+    groups = context.groups[i]
+    index = None if context.index is None else groups.index(context.index)
+    bias = None if context.bias is None else context.bias[i]
+    mask = groups.mask(context.mask, batch)
+    return Context(index=index, bias=bias, mask=mask, grid=context.grid)
+
+  def _joined(self, x, context):
     """The heads' results, as rows, where one product gives queries, keys and values; or None."""
-    plainly = source is x and not hasattr(self, 'query_norm') and context.angles is None
-    if not plainly or shards('heads') > 1 or self.score_scale != 1:
+    more = (context.angles, context.position, context.memory)
+    if hasattr(self, 'query_norm') or any(each is not None for each in more):
       return None
-    if self.kv_heads != self.num_heads:
+    if shards('heads') > 1 or self.score_scale != 1 or self.kv_heads != self.num_heads:
       return None
     bias, mask = self._bias(context, x.dtype), context.mask
+    options: Any = dict(num_heads=self.num_heads, cap=self.cap, length=context.length)
     tokens = x.shape[1]
     problem = _problem(x, tokens, self.head_dim, bias, mask, options)
     itemsize, biased = x.dtype.itemsize, bias is not None
@@ -215,11 +287,16 @@ class Attention(nnx.Module):
       bias = own if bias is None else bias + own
     return None if bias is None else bias.astype(dtype)
 
-  def _operands(self, x, source, context):
-    """Queries, keys and values, packed."""
+  def operands(self, x: jax.Array, context: Context) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries, keys and values, (batch, tokens, features of all heads)."""
+    source, position = x, context.position
+    if context.memory is not None:
+      source, position = context.memory.tokens.astype(x.dtype), context.memory.position
+    added = lambda y, more: y if more is None else y + more.astype(y.dtype)  # noqa: E731
+    inputs = added(x, context.position), added(source, position), source
     q, k, v = (
       unflatten(keep(dense.rows(flatten(y), alone=True), 'qkv'), y.shape[0], 'heads')
-      for dense, y in ((self.query, x), (self.key, source), (self.value, source))
+      for dense, y in zip((self.query, self.key, self.value), inputs, strict=True)
     )
     if hasattr(self, 'query_norm') or context.angles is not None:
       q, k = self._split(q), self._split(k)
@@ -345,10 +422,16 @@ def rotate(x: jax.Array, angles: jax.Array, *, neighbours: bool = False) -> jax.
 
   Args:
     x: (batch, tokens, heads, head_dim).
-    angles: float32 (1 or batch, tokens, head_dim / 2).
+    angles: float32 (1 or batch, tokens, head_dim / 2); or fewer than there are sequences, of as
+      many after one another.
     neighbours: whether features 2i and 2i + 1 are a pair, as in the paper, and not i and
       i + head_dim / 2, as in most code.
   """
+  if angles.shape[0] not in (1, x.shape[0]):
+    apart = (-1, angles.shape[0], *x.shape[1:])
+    y = x.reshape(apart, out_sharding=spec('batch', None, None, 'heads', None))
+    y = jax.vmap(functools.partial(rotate, neighbours=neighbours), (1, 0), 1)(y, angles[:, None])
+    return y.reshape(x.shape, out_sharding=spec('batch', None, 'heads', None))
   cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
   y = x.astype(jnp.float32)
   if neighbours:

@@ -6,22 +6,34 @@ import copy
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from vit_jax.architecture.pattern import Part, parse
+from vit_jax.architecture.pattern import Layer, Part, parse
 from vit_jax.architecture.vit import EncoderConfig
 from vit_jax.core.errors import RunError
 from vit_jax.nn import remat, tree
 from vit_jax.nn.attention import Attention, Context, RelativeBias, padding
-from vit_jax.nn.groups import Groups
+from vit_jax.nn.groups import Groups, together
 from vit_jax.nn.layers import Mlp, Norm, flatten, ones, unflatten
 from vit_jax.nn.noise import noise
 from vit_jax.nn.sharding import param, shards, spec
+
+# What applies an attention to tokens (batch, tokens, width) in their context.
+Attend = Callable[[Attention, jax.Array, Context], jax.Array]
+
+
+def layers_of(config: EncoderConfig, grid: Any, *, memory: bool) -> tuple[Layer, ...]:
+  """The layers of `config.attention`, as many as are different."""
+  return parse(
+    config.attention, len(grid) if grid else 1, config.num_heads, config.depth,
+    kv_heads=config.key_heads, memory=memory,
+  )  # fmt: skip
 
 
 def make_norm(
@@ -33,27 +45,36 @@ def make_norm(
 
 
 class Block(nnx.Module):
-  """x + attention(norm(x)), then x + mlp(norm(x)) (Dosovitskiy et al. 2021, equations 2 and 3)."""
+  """x + attention(norm(x)), then x + mlp(norm(x)) (Dosovitskiy et al. 2021, equations 2 and 3).
 
-  def __init__(self, config: EncoderConfig, rngs: nnx.Rngs, *, grid: Any = None, prefix=False):
+  Arguments as for `Encoder`.
+  """
+
+  def __init__(
+    self, config: EncoderConfig, rngs: nnx.Rngs, *, grid: Any = None, prefix: bool = False,
+    memory: int = 0,
+  ):  # fmt: skip
     width, without = config.width, config.without
     norm = functools.partial(make_norm, config)
 
-    def attention() -> Attention:
-      relative = None
-      if config.relative_bias == 'layer':
+    def attention(shares: tuple[Part, ...]) -> Attention:
+      relative, outside = None, shares[0].memory
+      if config.relative_bias == 'layer' and not outside:
         relative = RelativeBias(grid, prefix, config.num_heads, rngs)
       return Attention(
-        width, config.num_heads, rngs, norm=norm if config.qk_norm else None, no_bias=without,
-        relative=relative, score_scale=config.score_scale,
+        width, config.num_heads, rngs, kv_heads=config.kv_heads, head_dim=config.head_dim,
+        memory=memory if outside else 0, norm=norm if config.qk_norm else None, no_bias=without,
+        relative=relative, score_scale=config.score_scale, cap=config.softcap,
+        neighbours=config.rope_pairs == 'neighbours',
       )  # fmt: skip
 
-    layers = parse(config.attention, len(grid) if grid else 1, config.num_heads, config.depth)
+    *before, last = layers_of(config, grid, memory=memory > 0)[0]
     # What comes before the last attention, if a layer has several.
-    for number in range(1, len(layers[0])):
-      setattr(self, f'before{number}', Before(norm(width, rngs), attention()))
+    scale = functools.partial(_scale, config, rngs)
+    for number, shares in enumerate(before, 1):
+      setattr(self, f'before{number}', Before(norm(width, rngs), attention(shares), scale()))
     self.norm1 = norm(width, rngs)
-    self.attn = attention()
+    self.attn = attention(last)
     if not config.parallel:
       self.norm2 = norm(width, rngs)
     self.mlp = Mlp(
@@ -61,38 +82,40 @@ class Block(nnx.Module):
       bias='mlp' not in without,
     )  # fmt: skip
     if config.layerscale:
-      full = lambda *args: config.layerscale * ones(*args)  # noqa: E731
-      self.scale1 = param(full, rngs, (width,), (None,))
-      self.scale2 = param(full, rngs, (width,), (None,))
+      self.scale1, self.scale2 = scale(), scale()
     self.config = config
 
   def __call__(
-    self, x: jax.Array, contexts: Sequence[Context] = (Context(),), key=None, rate=None
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    self, x: jax.Array, contexts: Sequence[Context] = (Context(),), key=None, rate=None,
+    attend: Attend = lambda attention, y, context: attention(y, context),
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:  # fmt: skip
     """One layer.
 
     Args:
       x: (batch, tokens, width).
       contexts: of the tokens, for each attention.
       key, rate: a key or `Noise` of stochastic depth, and its rate; without one nothing is dropped.
+      attend: applies an attention to tokens.
 
     Returns:
       The new x, and what was added to it by 'attn', the last one, and 'mlp' (after LayerScale,
       before dropping).
     """
-    added = {}
+    added, post = {}, self.config.norm_place == 'post'
     # Of a subset of the examples, if stochastic depth leaves out the others.
     fold = lambda y: unflatten(y, y.shape[0] // x.shape[1])  # noqa: E731
+    scales = [getattr(self, name, None) for name in ('scale1', 'scale2')]
+
+    def attended(own, y, context, scale):
+      return self._scaled(remat.keep(flatten(attend(own, fold(y), context)), 'attn'), scale)
 
     def attention(y, context):
-      y = fold(y)
-      y = flatten(self.attn(y, y, context))
-      added['attn'] = self._scaled(remat.keep(y, 'attn'), 1)
+      added['attn'] = attended(self.attn, y, context, scales[0])
       return added['attn']
 
     def mlp(y, _=None):
       y = flatten(self.mlp(fold(y)))
-      added['mlp'] = self._scaled(remat.keep(y, 'mlp'), 2)
+      added['mlp'] = self._scaled(remat.keep(y, 'mlp'), scales[1])
       return added['mlp']
 
     def parallel(y, context):
@@ -107,11 +130,15 @@ class Block(nnx.Module):
     y = flatten(x)
     for number, other in enumerate(before, 1):
       own = getattr(self, f'before{number}')
-      branch = functools.partial(lambda y, context, own: flatten(own(fold(y), context)), own=own)
+
+      def branch(y, context, own=own):
+        return attended(own.attn, y if post else own.norm(y), context, getattr(own, 'scale', None))
+
       y = add(y, branch, other, key=keys[1 + number])
+      y = own.norm(y) if post else y
     if self.config.parallel:
       y = add(y, parallel, context, key=key)
-    elif self.config.norm_place == 'post':
+    elif post:
       y = self.norm1(add(y, attention, context, key=keys[0]))
       y = self.norm2(add(y, mlp, context, key=keys[1]))
     else:
@@ -119,12 +146,16 @@ class Block(nnx.Module):
       y = add(y, lambda y, _: mlp(self.norm2(y)), context, key=keys[1])
     return fold(y), {name: fold(y) for name, y in added.items()}
 
-  def _scaled(self, y: jax.Array, number: int) -> jax.Array:
+  @property
+  def attentions(self) -> list[Attention]:
+    """In the order in which they are applied."""
+    before = [getattr(self, name).attn for name in sorted(vars(self)) if name.startswith('before')]
+    return [*before, self.attn]
+
+  def _scaled(self, y: jax.Array, scale: nnx.Param | None) -> jax.Array:
     if self.config.mup_depth:
       y = y * self.config.branch_scale
-    if not self.config.layerscale:
-      return y
-    return y * getattr(self, f'scale{number}')[...].astype(y.dtype)
+    return y if scale is None else y * scale[...].astype(y.dtype)
 
   def _add(self, x, branch, context, *, key, batch, rate):
     """x + branch(x) on rows, with stochastic depth if there is a key."""
@@ -141,15 +172,18 @@ class Block(nnx.Module):
 
 
 class Before(nnx.Module):
-  """Attention of the norm of its input: what a layer with several attentions adds first."""
+  """An attention before the last one of a layer that has several, its norm and its LayerScale."""
 
-  def __init__(self, norm: Norm, attn: Attention):
+  def __init__(self, norm: Norm, attn: Attention, scale: nnx.Param | None):
     self.norm, self.attn = norm, attn
+    if scale is not None:
+      self.scale = scale
 
-  def __call__(self, x: jax.Array, context: Context) -> jax.Array:
-    """(batch, tokens, width) -> the same."""
-    y = unflatten(self.norm(flatten(x)), x.shape[0])
-    return remat.keep(self.attn(y, y, context), 'attn')
+
+def _scale(config: EncoderConfig, rngs: nnx.Rngs) -> nnx.Param | None:
+  """Factors of what a branch adds, or None."""
+  full = lambda *args: config.layerscale * ones(*args)  # noqa: E731
+  return param(full, rngs, (config.width,), (None,)) if config.layerscale else None
 
 
 def _add_to_subset(x, branch, context, key, rate):
@@ -198,34 +232,39 @@ class Encoder(nnx.Module):
 
   Args:
     config: of the blocks.
-    grid: rows and columns of the grid of patches, for relative positions.
+    grid: of the patches, for relative positions and attention along its axes.
     prefix: whether tokens precede the patches, likewise.
+    memory: features of the tokens of another model that 'memory' in `attention` is of; 0 for none.
     final_norm: whether there is a norm after the last block (never with norm_place='post').
   """
 
   def __init__(
     self, config: EncoderConfig, rngs: nnx.Rngs, *, grid: Any = None, prefix: bool = False,
-    final_norm: bool = True,
+    memory: int = 0, final_norm: bool = True,
   ):  # fmt: skip
-    if config.num_heads % shards('heads'):
-      raise RunError(
-        f'num_heads={config.num_heads} cannot be divided among the {shards("heads")} devices of '
-        'the tensor axis: choose a smaller mesh.tensor'
-      )
-    if config.attention != 'full' and not grid:
+    for name, heads in (('num_heads', config.num_heads), ('kv_heads', config.key_heads)):
+      if heads % shards('heads'):
+        raise RunError(
+          f'{name}={heads} cannot be divided among the {shards("heads")} devices of the tensor '
+          'axis: choose a smaller mesh.tensor'
+        )
+    layers = layers_of(config, grid, memory=memory > 0)
+    if not grid and any(part.windows for layer in layers for shares in layer for part in shares):
       raise RunError(f'model.attention={config.attention!r} is of tokens that are on a grid')
     if config.attention != 'full' and '|' in config.attention and shards('heads') > 1:
       raise RunError(
         f'model.attention={config.attention!r} divides heads that mesh.tensor divides, too'
       )
     keys = jax.random.split(rngs.params(), config.depth)
-    make = lambda key: Block(config, nnx.Rngs(key), grid=grid, prefix=prefix)  # noqa: E731
+    make = lambda key: Block(  # noqa: E731
+      config, nnx.Rngs(key), grid=grid, prefix=prefix, memory=memory
+    )
     self.blocks = jax.vmap(make)(keys)
     if config.relative_bias == 'shared':
       self.relative = RelativeBias(grid, prefix, config.num_heads, rngs)
     if final_norm and config.norm_place == 'pre':
       self.norm = make_norm(config, config.width, rngs)
-    self.config, self.grid = config, grid
+    self.config, self.grid, self.memory = config, grid, memory
 
   def __call__(
     self, x: jax.Array, context: Context | None = None, *, key=None, record: bool = False
@@ -249,11 +288,12 @@ class Encoder(nnx.Module):
       # Once for all layers; a single matrix is cast as it is read.
       blocks = cast_weights(blocks, x.dtype)
     context, (batch, tokens, _) = context or Context(), x.shape
-    extra = padding(tokens, config.width // config.num_heads)
+    extra = padding(tokens, config.head_width)
     if extra:
-      fill = lambda y: jnp.pad(y, ((0, 0), (0, extra), (0, 0)))  # noqa: E731
-      angles = None if context.angles is None else fill(context.angles)
-      x, context = fill(x), context.replace(angles=angles, length=tokens)
+      more = ((0, 0), (0, extra), (0, 0))
+      fill = lambda y: (np if isinstance(y, np.ndarray) else jnp).pad(y, more)  # noqa: E731
+      angles, position = jax.tree.map(fill, (context.angles, context.position))
+      x, context = fill(x), context.replace(angles=angles, position=position, length=tokens)
     contexts = self.contexts(x[:, :tokens], context)
     drop: Any = (None, None)
     if key is not None and config.drop_path:
@@ -317,15 +357,25 @@ class Encoder(nnx.Module):
     prefix = x.shape[1] - math.prod(grid) if grid else 0
 
     def own(shares: tuple[Part, ...]) -> Context:
+      if shares[0].memory:
+        return Context(position=context.position, memory=context.memory)
       groups = () if shares == (Part(),) else tuple(Groups(part, grid, prefix) for part in shares)
       bias = None
       if config.relative_bias == 'shared':
         bias = [self.relative(context.replace(index=g.index(context.index))) for g in groups]
         bias = bias if groups else self.relative(context)
         bias = jax.tree.map(lambda y: y.astype(x.dtype), bias)
-      return context.replace(groups=groups, bias=bias)
+      angles = context.angles
+      if angles is not None and together(groups):
+        angles = groups[0].angles(angles)
+      return context.replace(groups=groups, bias=bias, angles=angles, memory=None)
 
-    layers = parse(config.attention, len(grid) if grid else 1, config.num_heads, config.depth)
+    if (context.memory is None) != (not self.memory):
+      raise ValueError(
+        f'this encoder has {"a" if self.memory else "no"} memory to attend to, and its context has '
+        f'{"none" if self.memory else "one"}'
+      )
+    layers = layers_of(config, grid, memory=self.memory > 0)
     return [[own(shares) for shares in layer] for layer in layers]
 
 

@@ -71,12 +71,16 @@ class Groups:
     patches = self._patches(x[:, :, own:], axis)
     if not self.prefix:
       return patches
-    if own:
-      before = x[:, :, :own].astype(jnp.float32).mean(1).astype(x.dtype)
-    else:
-      shape, layout = (batch, self.prefix, features), spec('batch', None, axis)
-      before = jnp.zeros(shape, x.dtype, out_sharding=layout)
+    if not own:
+      return jnp.pad(patches, ((0, 0), (self.prefix, 0), (0, 0)))
+    before = x[:, :, :own].astype(jnp.float32).mean(1).astype(x.dtype)
     return jnp.concatenate([before, patches], axis=1)
+
+  def angles(self, angles: Array) -> Array:
+    """As `queries`, of rotary angles; those of all examples are NumPy's, and stay that."""
+    if isinstance(angles, np.ndarray):
+      return self._split(angles, self._windows, None, np)
+    return self.queries(angles)
 
   def mask(self, mask: Mask, batch: int) -> Mask:
     """Of the groups what `mask` is of the image.
@@ -185,6 +189,11 @@ class Groups:
     x = _reshaped(x, (batch, *whole, features), axis)
     x = x[(slice(None), *(slice(side) for side in self.grid))]
     return _reshaped(x, (batch, math.prod(self.grid), features), axis)
+
+
+def together(groups: tuple[Groups, ...]) -> bool:
+  """Whether the tokens of a group see each other and nothing else, in all heads alike."""
+  return len(groups) == 1 and not groups[0].part.near
 
 
 def _reshaped(x: Array, shape: tuple[int, ...], axis: str | None, xp: Any = jnp) -> Array:

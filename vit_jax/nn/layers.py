@@ -269,59 +269,71 @@ class Mlp(nnx.Module):
 
 
 class PatchEmbed(nnx.Module):
-  """Non-overlapping square patches, each mapped linearly to `width` features."""
+  """Patches side by side along one to three axes, each mapped linearly to `width` features."""
 
   def __init__(
-    self, patch_size: int, channels: int, width: int, rngs: nnx.Rngs, *, bias: bool = True
+    self, patch: tuple[int, ...], channels: int, width: int, rngs: nnx.Rngs, *, bias: bool = True
   ):
-    shape = (patch_size, patch_size, channels, width)
+    shape = (*patch, channels, width)
     # LeCun normal, as for a convolution with these patches as its receptive fields.
-    init = normal(math.prod(shape[:3]) ** -0.5)
-    axes = (None, None, None, 'embed')
-    self.proj = Dense(rngs, shape, axes, contracted=3, kernel_init=init, bias=bias)
-    self.patch_size = patch_size
+    init = normal(math.prod(shape[:-1]) ** -0.5)
+    axes = (*(None,) * (len(patch) + 1), 'embed')
+    self.proj = Dense(rngs, shape, axes, contracted=len(patch) + 1, kernel_init=init, bias=bias)
+    self.patch = patch
 
-  def __call__(self, images: jax.Array, patch_size: int | None = None) -> jax.Array:
-    """(batch, height, width, channels) -> (batch, height / patch, width / patch, features).
+  def __call__(self, images: jax.Array, patch: tuple[int, ...] | None = None) -> jax.Array:
+    """(batch, *sides, channels) -> (batch, *sides / patch, features).
 
-    With another `patch_size` than its own the kernel is resampled (see `resample_patches`).
+    With another `patch` than its own the kernel is resampled (see `resample_patches`).
     """
-    b, h, w, c = images.shape
-    p = patch_size or self.patch_size
-    # One axis at a time: an explicitly sharded array cannot be cut along both in one reshape.
-    x = images.reshape(b, h // p, p, w, c).reshape(b, h // p, p, w // p, p, c)
-    return self._project(x, 'bhpwqc,pqcd->bhwd', p)
+    patch, x = patch or self.patch, images
+    # One axis at a time: an explicitly sharded array cannot be cut along several in one reshape.
+    for axis, size in enumerate(patch):
+      at = 1 + 2 * axis
+      x = x.reshape(*x.shape[:at], x.shape[at] // size, size, *x.shape[at + 1 :])
+    ours, theirs = 'thw'[-len(patch) :], 'opq'[-len(patch) :]
+    cut = ''.join(map(''.join, zip(ours, theirs, strict=True)))
+    return self._project(x, f'b{cut}c,{theirs}cd->b{ours}d', patch)
 
   def flat(self, patches: jax.Array) -> jax.Array:
-    """(batch, patches, patch * patch * channels), rows first -> (batch, patches, features)."""
-    p = self.patch_size
-    x = patches.reshape(*patches.shape[:2], p, p, -1)
-    return self._project(x, 'bnpqc,pqcd->bnd', p)
+    """(batch, patches, pixels of one * channels), the last axis first to vary -> features."""
+    x = patches.reshape(*patches.shape[:2], *self.patch, -1)
+    sides = 'opq'[-len(self.patch) :]
+    return self._project(x, f'bn{sides}c,{sides}cd->bnd', self.patch)
 
-  def _project(self, x: jax.Array, eqn: str, patch_size: int) -> jax.Array:
+  def _project(self, x: jax.Array, eqn: str, patch: tuple[int, ...]) -> jax.Array:
     out = ('batch', *(None,) * (len(eqn.split('->')[1]) - 1))
-    if patch_size == self.patch_size:
+    if patch == self.patch:
       return self.proj(x, eqn, out)
-    kernel = resample_patches(self.proj.kernel[...], patch_size)
+    kernel = resample_patches(self.proj.kernel[...], patch)
     y = einsum(eqn, x, kernel, out=out)
     return y + self.proj.bias[...].astype(y.dtype) if hasattr(self.proj, 'bias') else y
 
 
-def resample_patches(kernel: jax.Array, patch_size: int, method: str = 'bilinear') -> jax.Array:
-  """A (patch, patch, channels, features) kernel for patches of another size.
+def resample_patches(
+  kernel: jax.Array, patch: tuple[int, ...], method: str = 'bilinear'
+) -> jax.Array:
+  """A (*patch, channels, features) kernel for patches of another size.
 
   The pseudo-inverse of resizing the patch: resized patches have the inner products with the new
   kernel that they had with the old one, where this can be (FlexiViT, Beyer et al. 2023, section
   3.4, which resizes bilinearly; timm uses 'bicubic_aa'). Methods are those of
   `positions.resize_weights`.
   """
-  old = kernel.shape[0]
-  if old == patch_size:
+  old = kernel.shape[:-2]
+  if old == tuple(patch):
     return kernel
-  side = resize_weights(np.arange(patch_size), patch_size, old, method).astype(np.float64)
   # The pseudo-inverse of a Kronecker product is that of its factors.
-  inverse = np.linalg.pinv(side.T).astype(np.float32)
-  return jnp.einsum('pi,qj,ijcd->pqcd', inverse, inverse, kernel, precision='highest')
+  inverses = [
+    np.linalg.pinv(resize_weights(np.arange(new), new, size, method).astype(np.float64).T)
+    for new, size in zip(patch, old, strict=True)
+  ]
+  ours, theirs = 'opq'[-len(old) :], 'hij'[-len(old) :]
+  sides = ','.join(map(''.join, zip(ours, theirs, strict=True)))
+  return jnp.einsum(
+    f'{sides},{theirs}cd->{ours}cd', *(each.astype(np.float32) for each in inverses), kernel,
+    precision='highest',
+  )  # fmt: skip
 
 
 def prepend_tokens(tokens: jax.Array, x: jax.Array) -> jax.Array:

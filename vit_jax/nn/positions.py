@@ -86,6 +86,35 @@ def resample(table: Array, grid: tuple[int, ...], method: str) -> Array:
   return jnp.einsum(f'{sides},{theirs}d->{ours}d', *weights, table, precision='highest')
 
 
+def looked_up(table: Array, coords: Array, size: Array, method: str) -> Array:
+  """Rows of a (*grid, features) table for patches of packed images, interpolated.
+
+  Args:
+    table: of a grid of one to three axes.
+    coords: where patches are, int (batch, patches, axes).
+    size: of the grid of the image that each is of, broadcastable to that shape.
+    method: of interpolation, where sizes differ from that of the table.
+
+  Returns:
+    float32 (batch, patches, features).
+  """
+  grid = table.shape[:-1]
+  # Where nothing is resized, methods with an offset do not apply it either.
+  native = (size == np.array(grid)).all(-1)[..., None]
+  found = None
+  for axis, old in enumerate(grid):
+    weights = jnp.where(
+      native,
+      coords[..., axis, None] == np.arange(old),
+      resize_weights(coords[..., axis], size[..., axis], old, method, jnp),
+    )
+    if found is None:
+      found = weights
+    else:
+      found = (found[..., :, None] * weights[..., None, :]).reshape(*weights.shape[:2], -1)
+  return jnp.einsum('bnp,pd->bnd', found, table.reshape(-1, table.shape[-1]), precision='highest')
+
+
 def sincos(
   coords: Array, features: int, temperature: float = 10_000.0, xp: ModuleType = np
 ) -> Array:

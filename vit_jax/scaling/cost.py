@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -101,7 +102,7 @@ class Machine:
 
 def terms(model: ViTArchitecture, batch_size: int, lanes: int = 1) -> np.ndarray:
   """How much of each of `TERMS` is in a step."""
-  tokens = model.grid[0] * model.grid[1] + model.prefix
+  tokens = math.prod(model.grid) + model.prefix
   features = 4 * model.width + 2 * model.mlp_dim + model.num_heads * tokens
   elements = batch_size * lanes * tokens * model.depth * features
   work = flops.train_flops(model) * batch_size * lanes

@@ -124,8 +124,13 @@ def resized(model: ViTArchitecture, *, head_dim: int = 0, **dimensions: Any) -> 
       features of a head instead. Without mlp_dim its ratio to the width is kept.
 
   Raises:
-    RunError: for a name that is not a dimension, or head_dim and num_heads at once.
+    RunError: for a name that is not a dimension, head_dim and num_heads at once, or a model whose
+      images are not square.
   """
+  if len(model.image_size) != 2 or not isinstance(model.patch_size, int):
+    raise RunError(f'designs are of square images and patches: image_size={model.image_size}')
+  if model.head_dim:
+    raise RunError(f'designs are of models whose heads share the width: head_dim={model.head_dim}')
   for name in dimensions:
     if name not in DIMENSIONS:
       raise RunError(f'unknown dimension {name!r}: {suggest(name, DIMENSIONS)}')
@@ -136,7 +141,7 @@ def resized(model: ViTArchitecture, *, head_dim: int = 0, **dimensions: Any) -> 
     heads = max(1, round(dimensions['num_heads']))
     head_dim = max(1, round(width / heads))
   else:
-    head_dim = head_dim or model.width // model.num_heads
+    head_dim = head_dim or model.head_width
     heads = max(1, round(width / head_dim))
   width = heads * head_dim
   mlp_dim = dimensions.get('mlp_dim', model.mlp_dim * width / model.width)

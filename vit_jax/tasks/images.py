@@ -49,8 +49,12 @@ class Images(Task):
     return spread(self.mean or (0.5,)), spread(self.std or (0.5,))
 
   def adapt(self, model: Any, fields: Fields) -> Any:
-    """See `Task`; raises RunError unless mean and std are of the model's channels."""
-    channels = _seeing(model).in_channels
+    """See `Task`; raises RunError unless size, mean and std are of the model's images."""
+    channels, size = _seeing(model).in_channels, _seeing(model).image_size
+    if len(size) != 2:
+      raise RunError(
+        f'model.image_size={size}: the images of this task have a height and a width, nothing else'
+      )
     floats = 'image' in fields and fields['image'].dtype == 'float32'
     if floats and self.mean is None:
       raise RunError(

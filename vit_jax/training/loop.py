@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import shlex
 import signal
 import sys
@@ -415,9 +416,9 @@ def _described(experiment: Experiment) -> str:
   name, size = cfg.model.kind, ''
   if isinstance(cfg.model, ViTArchitecture):
     model, name = cfg.model, variants.name_of(cfg.model) or 'ViT'
-    side, (rows, columns) = 'x'.join(map(str, model.image_size)), model.grid
+    side, tokens = 'x'.join(map(str, model.image_size)), math.prod(model.grid) + model.prefix
     size = (
-      f', images of {side}x{model.in_channels}, {rows * columns + model.prefix} tokens of '
+      f', images of {side}x{model.in_channels}, {tokens} tokens of '
       f'{model.width}, depth {model.depth}'
     )
   left = f', and {frozen:,} that are not trained' if frozen else ''

@@ -283,8 +283,7 @@ IMPLEMENTATIONS = {
   'cudnn': Implementation(_cudnn_accepts, _cudnn),
   'tokamax': Implementation(_tokamax_accepts, _tokamax),
   'heads': Implementation(
-    lambda p: p.platform == 'cpu' and not _large(p), _repeated(_unpadded(heads.attention)),
-    fused=False,
+    lambda p: p.platform == 'cpu' and not _large(p), _unpadded(heads.attention), fused=False
   ),
   'xla': Implementation(lambda p: not _large(p), _unpadded(plain.attention), fused=False),
   'chunked': Implementation(lambda p: True, _unpadded(chunked.attention), fused=False),

@@ -20,7 +20,7 @@ from vit_jax.nn.masks import FULL, Mask
 def attention(
   q, k, v, bias=None, mask: Mask = FULL, *, num_heads: int, cap: float = 0.0
 ) -> jax.Array:
-  """As `plain.attention`, but that there are as many heads of keys as of queries."""
+  """As `plain.attention`."""
   return _attention(q, k, v, bias, mask, num_heads, cap)
 
 
@@ -30,18 +30,22 @@ def _attention(q, k, v, bias, mask, num_heads, cap):
 
 
 def _forward(q, k, v, bias, mask, num_heads, cap):
-  scores, *_ = _scores(_split(q, num_heads), _split(k, num_heads), bias, mask, cap)
+  head_dim = q.shape[-1] // num_heads
+  keys, values = (_each(_split(x, head_dim), num_heads) for x in (k, v))
+  scores, *_ = _scores(_split(q, head_dim), keys, bias, mask, cap)
   top = scores.max(-1, keepdims=True)
   weights = jnp.exp(scores - top)
   total = weights.sum(-1, keepdims=True)
-  y = _product('bhqk,bhkd->bhqd', weights.astype(v.dtype), _split(v, num_heads)) / total
+  y = _product('bhqk,bhkd->bhqd', weights.astype(v.dtype), values) / total
   y = _merge(y.astype(q.dtype))
   return y, (q, k, v, bias, mask, y, top, total)
 
 
 def _backward(num_heads, cap, saved, dy):
   q, k, v, bias, mask, y, top, total = saved
-  q, k, v, y, dy = (_split(x, num_heads) for x in (q, k, v, y, dy))
+  q, k, v, y, dy = (_split(x, q.shape[-1] // num_heads) for x in (q, k, v, y, dy))
+  groups = k.shape[1]
+  k, v = _each(k, num_heads), _each(v, num_heads)
   scores, seen, slope = _scores(q, k, bias, mask, cap)
   weights = jnp.exp(scores - top)
   dy = dy / total
@@ -60,6 +64,8 @@ def _backward(num_heads, cap, saved, dy):
   dv = _product('bhqk,bhqd->bhkd', weights.astype(v.dtype), dy)
   dq = _product('bhqk,bhkd->bhqd', dscores, k) * q.shape[-1] ** -0.5
   dk = _product('bhqk,bhqd->bhkd', dscores, q) * q.shape[-1] ** -0.5
+  if groups < num_heads:
+    dk, dv = (x.reshape(len(x), groups, -1, *x.shape[2:]).sum(2) for x in (dk, dv))
   return *(_merge(x.astype(q.dtype)) for x in (dq, dk, dv)), dbias, None
 
 
@@ -85,9 +91,14 @@ def _scores(q, k, bias, mask, cap):
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-def _split(x, num_heads):
-  """(batch, tokens, num_heads * head_dim) -> (batch, num_heads, tokens, head_dim)."""
-  return x.reshape(*x.shape[:2], num_heads, -1).swapaxes(1, 2)
+def _split(x, head_dim):
+  """(batch, tokens, heads * head_dim) -> (batch, heads, tokens, head_dim)."""
+  return x.reshape(*x.shape[:2], -1, head_dim).swapaxes(1, 2)
+
+
+def _each(x, num_heads):
+  """Keys or values for each head of queries."""
+  return x if x.shape[1] == num_heads else jnp.repeat(x, num_heads // x.shape[1], axis=1)
 
 
 def _merge(x):
