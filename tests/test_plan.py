@@ -83,6 +83,24 @@ def test_reading_a_program():
   assert whole.kernels == [Kernel('attention_forward_64', 1000, 3 * 2 * 200 * 128 * 2, 1)]
 
 
+def test_kernels_whose_attributes_have_lines_of_their_own():
+  """As those of JAX's splash attention, which declare no FLOPs."""
+  kernel = """  %splash.1 = bf16[2,12,256,64]{3,2,1,0} custom-call(%mask, %q, %q, %q), \
+custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof": {"block": 128
+}}, metadata={op_name="jit(step)/splash_mha_dq_segmented/pallas_call"}
+  %mask = s8[1,2,2]{2,1,0} parameter(1)
+  %q = bf16[2,12,256,64]{3,2,1,0} parameter(2)
+"""
+  first, last = PROGRAM.split('  ROOT %fusion.9')
+  program = Program(f'{first}{kernel}  ROOT %fusion.9{last}')
+  assert program.cycles == 12 * 100 + 11
+  size = 2 * 12 * 256 * 64
+  assert program.kernels[1] == Kernel(
+    'splash_mha_dq_segmented_64', 3 * 2 * size * 256, 4 * 2 * size + 4, 1
+  )
+
+
 def test_collectives_that_gpus_start():
   """Their types have operands and results, of several arrays at once."""
   text = """

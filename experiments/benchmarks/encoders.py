@@ -69,7 +69,7 @@ def predicted(function: Callable[..., Any], args: Sequence[Any], donated: Any = 
   with plan.no_cache():
     compiled = jax.jit(function, donate_argnums=donated).lower(*args).compile()
   taken = time.perf_counter() - start
-  program = compiled_lib.Program(compiled.as_text())
+  program = compiled_lib.Program(compiled.as_text() or '')
   kernels = sum(each.count * plan.kernel_seconds(each, chip) for each in program.kernels)
   seconds = program.cycles / chip.clock + kernels
   return {
@@ -116,7 +116,7 @@ def decoding(sequences: int) -> list[dict[str, Any]]:
     angles = jax.ShapeDtypeStruct((1, tokens, config.head_width // 2), jnp.float32)
     found = predicted(cache.extend, (model, x, state, Context(angles, mask=mask)), donated=2)
     run = parts.blocks_on(config, (tokens,))
-    macs = {part.name: part.macs for part in parts.blocks(config, run)}
+    macs: dict[str, float] = {part.name: part.macs for part in parts.blocks(config, run)}
     # Every query looks at the whole cache, of which the mask hides what is not there yet.
     macs['attention'] *= LENGTH / tokens
     total = sum(macs.values())

@@ -17,6 +17,8 @@ from typing import Any
 _INSTRUCTION = re.compile(r'(?:ROOT )?%([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$')
 _ARRAY = re.compile(r'\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\](\{[^}]*\})?')
 _BITS = {'pred': 8, 'bf16': 16}
+# Products of queries and keys, or of scores and one of these, in JAX's splash attention.
+_SPLASH = {'fwd': 2, 'dq': 3, 'dkv': 4}
 COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
 
 
@@ -151,7 +153,12 @@ class Program:
     given = re.search(r'op_name="[^"]*?([^/"]+)/pallas_call', line)
     # A kernel may read or write a small part of an operand, and says so.
     moved = min(moved, int(declared[1])) if declared else moved
-    return Kernel(given[1] if given else name, int(flops[1]) if flops else 0, moved, count)
+    name = given[1] if given else name
+    if not flops and (products := re.match(r'splash_mha_(\w+?)_', name)):
+      # The one kernel that we use and did not write declares none.
+      q = next(map(_dimensions, filter(lambda shape: shape.startswith('bf16'), shapes)))
+      return Kernel(f'{name}_{q[3]}', _SPLASH[products[1]] * 2 * math.prod(q) * q[2], moved, count)
+    return Kernel(name, int(flops[1]) if flops else 0, moved, count)
 
   @property
   def _shapes(self) -> dict[str, str]:
@@ -183,8 +190,10 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     if head:
       lines = bodies.setdefault(head[2], [])
       entry = head[2] if head[1] else entry
-    elif line.startswith('}'):
+    elif line == '}':
       lines = None
+    elif lines and not re.match(r' *(ROOT )?%', line):
+      lines[-1] += line  # an instruction goes on: attributes of kernels have lines of their own
     elif lines is not None:
       lines.append(line.strip())
   if entry is None:
@@ -225,6 +234,11 @@ def _group(line: str) -> int:
   if 'source_target_pairs' in line:
     return 2
   raise ValueError(f'no replica_groups in {line[:80]}')
+
+
+def _dimensions(shape: str) -> tuple[int, ...]:
+  match = _ARRAY.search(shape)
+  return tuple(int(size) for size in match[2].split(',')) if match else ()
 
 
 def _bytes(shape: str) -> int:

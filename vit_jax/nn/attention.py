@@ -212,20 +212,19 @@ class Attention(nnx.Module):
     if not together(groups):
       return self._in_shares(x, context)
     # Brought together before they are projected: one array is moved, and not three.
-    y = groups[0].queries(x)
-    tokens = y.shape[1]
+    tokens = groups[0].part.tokens(groups[0].grid, groups[0].prefix)[1]
     extra = padding(tokens, self.head_dim)
     own = self._of_group(0, context, batch).replace(length=tokens if extra else None)
-    fill = lambda y: jnp.pad(y, ((0, 0), (0, extra), (0, 0)))  # noqa: E731
-    position = context.position
+    angles, position = context.angles, context.position
     if position is not None:
       laid = spec('batch', None, None)
       position = jnp.broadcast_to(position, (batch, *position.shape[1:]), out_sharding=laid)
-      position = fill(groups[0].queries(position))
-    angles = None if context.angles is None else fill(context.angles)
-    y = self(fill(y), own.replace(angles=angles, position=position))
-    y = groups[0].join(y[:, :tokens], batch)
-    return jnp.pad(y, ((0, 0), (0, x.shape[1] - y.shape[1]), (0, 0)))
+      position = groups[0].queries(position, extra=extra)
+    if angles is not None:
+      angles = jnp.pad(angles, ((0, 0), (0, extra), (0, 0)))
+    y = groups[0].queries(x, extra=extra)
+    y = self(y, own.replace(angles=angles, position=position))
+    return groups[0].join(y, batch, x.shape[1])
 
   def _in_shares(self, x, context):
     """What tokens get where shares of the heads have groups of their own, or see other groups."""
@@ -241,9 +240,8 @@ class Attention(nnx.Module):
         groups.queries(q, 'heads'), groups.keys(k, 'heads'), groups.keys(v, 'heads'), bias,
         own.mask, num_heads=self.num_heads // shares, cap=self.cap,
       )  # fmt: skip
-      found.append(groups.join(y, batch, 'heads'))
+      found.append(groups.join(y, batch, x.shape[1], 'heads'))
     y = jnp.concatenate(found, axis=-1) if shares > 1 else found[0]
-    y = jnp.pad(y, ((0, 0), (0, x.shape[1] - y.shape[1]), (0, 0)))
     y = unflatten(self.out.rows(flatten(keep(y, 'context'), 'heads')), batch)
     prefix = context.groups[0].prefix
     if not prefix or any(groups.part.prefix for groups in context.groups):

@@ -293,7 +293,10 @@ class Encoder(nnx.Module):
       more = ((0, 0), (0, extra), (0, 0))
       fill = lambda y: (np if isinstance(y, np.ndarray) else jnp).pad(y, more)  # noqa: E731
       angles, position = jax.tree.map(fill, (context.angles, context.position))
-      x, context = fill(x), context.replace(angles=angles, position=position, length=tokens)
+      x, context = (
+        jnp.pad(x, more),
+        context.replace(angles=angles, position=position, length=tokens),
+      )
     contexts = self.contexts(x[:, :tokens], context)
     drop: Any = (None, None)
     if key is not None and config.drop_path:
@@ -359,7 +362,8 @@ class Encoder(nnx.Module):
     def own(shares: tuple[Part, ...]) -> Context:
       if shares[0].memory:
         return Context(position=context.position, memory=context.memory)
-      groups = () if shares == (Part(),) else tuple(Groups(part, grid, prefix) for part in shares)
+      apart = () if shares == (Part(),) else shares
+      groups = [Groups(part, grid, prefix) for part in apart]
       bias = None
       if config.relative_bias == 'shared':
         bias = [self.relative(context.replace(index=g.index(context.index))) for g in groups]
@@ -368,7 +372,7 @@ class Encoder(nnx.Module):
       angles = context.angles
       if angles is not None and together(groups):
         angles = groups[0].angles(angles)
-      return context.replace(groups=groups, bias=bias, angles=angles, memory=None)
+      return context.replace(groups=tuple(groups), bias=bias, angles=angles, memory=None)
 
     if (context.memory is None) != (not self.memory):
       raise ValueError(
