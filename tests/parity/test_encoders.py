@@ -1,4 +1,4 @@
-"""What the encoder does besides images: videos, decoders with a memory, language models' attention."""
+"""What the encoder does besides images: videos, decoders with a memory, language models."""
 
 import jax
 import jax.numpy as jnp
