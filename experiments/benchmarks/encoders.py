@@ -147,6 +147,29 @@ def main(only: str) -> None:
     'written by hand, which are part of ms; mfu of what is not recomputed',
     facts={'slice': SLICE, 'cache': LENGTH},
   )  # fmt: skip
+  if not only:
+    draw(rows)
+
+
+def draw(rows: Sequence[dict[str, Any]]) -> None:
+  """Time and memory of a clip by its frames."""
+  clips = [row for row in rows if row['model'].startswith('TimeSformer')]
+
+  def lines(axes: Any) -> None:
+    for attention, label, colour in (
+      ('full', 'joint', '#b3541e'), ('t+hw*', 'divided', '#1f6f8b')
+    ):  # fmt: skip
+      own = [row for row in clips if row['attention'] == attention]
+      frames = [(row['tokens'] - 1) // 196 for row in own]
+      axes.plot(frames, [row['ms'] / row['a_chip'] for row in own], 'o-', color=colour, label=label)
+    axes.set(
+      xlabel='frames of a clip, 224 x 224', ylabel=f'ms per clip on a chip of {SLICE}', ylim=0,
+      title='Gradient of TimeSformer-B by attention in space and time',
+    )  # fmt: skip
+    axes.set_xticks(frames)
+    axes.legend(frameon=False)
+
+  report.figure('encoders', lines)
 
 
 if __name__ == '__main__':
