@@ -281,34 +281,47 @@ class Encoder(nnx.Module):
       The normalised tokens, and if asked 'attn', 'mlp' and 'block', (depth, batch, tokens, width):
       what each layer added, and its output.
     """
-    config = self.config
+    context, tokens, depth = context or Context(), x.shape[1], self.config.depth
+    x, context = self._padded(x, context)
+    contexts = self.contexts(x[:, :tokens], context)
+    drop: Any = (None, None)
+    if key is not None and self.config.drop_path:
+      rates = jnp.full(depth, self.config.drop_path, jnp.float32)
+      if self.config.drop_path_mode == 'linear':
+        rates = jnp.linspace(0.0, self.config.drop_path, depth)
+      drop = noise(key).stacked(depth), rates
+    x, recorded = self._through(x, drop, contexts, record)
+    recorded = jax.tree.map(lambda y: y[:, :, :tokens], recorded or {})
+    x = x[:, :tokens]
+    return self.norm(x) if hasattr(self, 'norm') else x, recorded
+
+  def _padded(self, x: jax.Array, context: Context) -> tuple[jax.Array, Context]:
+    """With more tokens, where attention and layouts are better for it."""
+    tokens = x.shape[1]
+    more = ((0, 0), (0, padding(tokens, self.config.head_width)), (0, 0))
+    if not more[1][1]:
+      return x, context
+    fill = lambda y: (np if isinstance(y, np.ndarray) else jnp).pad(y, more)  # noqa: E731
+    angles, position = jax.tree.map(fill, (context.angles, context.position))
+    return jnp.pad(x, more), context.replace(angles=angles, position=position, length=tokens)
+
+  def _through(self, x, drop, contexts, record):
+    """The output of the last block, and what happened inside, if asked, else None."""
+    config, batch = self.config, x.shape[0]
     blocks: Any = self.blocks
     stacked = isinstance(blocks, Block)
     if stacked:
       # Once for all layers; a single matrix is cast as it is read.
       blocks = cast_weights(blocks, x.dtype)
-    context, (batch, tokens, _) = context or Context(), x.shape
-    extra = padding(tokens, config.head_width)
-    if extra:
-      more = ((0, 0), (0, extra), (0, 0))
-      fill = lambda y: (np if isinstance(y, np.ndarray) else jnp).pad(y, more)  # noqa: E731
-      angles, position = jax.tree.map(fill, (context.angles, context.position))
-      x, context = (
-        jnp.pad(x, more),
-        context.replace(angles=angles, position=position, length=tokens),
-      )
-    contexts = self.contexts(x[:, :tokens], context)
-    drop: Any = (None, None)
-    if key is not None and config.drop_path:
-      rates = jnp.full(config.depth, config.drop_path, jnp.float32)
-      if config.drop_path_mode == 'linear':
-        rates = jnp.linspace(0.0, config.drop_path, config.depth)
-      drop = noise(key).stacked(config.depth), rates
 
     def layer(x, item, contexts):
       block, (key, rate) = item
       x, added = block(x, contexts, key, rate)
       return x, {**added, 'block': x} if record else None
+
+    if not (config.scan and stacked):
+      return self._unrolled(x, unstack(blocks, config.depth) if stacked else blocks, drop,
+                            layer, contexts, record)  # fmt: skip
 
     def period(x, items, contexts):
       """As many layers as are different."""
@@ -321,32 +334,25 @@ class Encoder(nnx.Module):
     def on_rows(rows, items, contexts):
       return flatten(period(unflatten(rows, batch), items, contexts)[0])
 
-    items, recorded = (blocks, drop), None
-    if config.scan and stacked:
-      items = jax.tree.map(lambda w: _in_periods(w, len(contexts)), items)
-      if remat.stays(config.remat) and not record:
-        x = unflatten(remat.scan(on_rows, flatten(x), items, contexts, config.remat), batch)
-      else:
-        body = remat.checkpoint(
-          functools.partial(period, contexts=contexts), config.remat, scan=True
-        )
-        x, recorded = jax.lax.scan(body, x, items)
-        recorded = jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), recorded)
-    else:
-      blocks, steps = unstack(blocks, config.depth) if stacked else blocks, []
-      bodies = [
-        remat.checkpoint(functools.partial(layer, contexts=own), config.remat, scan=config.scan)
-        for own in contexts
-      ]
-      items = zip(blocks, unstack(drop, config.depth), strict=True)
-      for item, body in zip(items, itertools.cycle(bodies), strict=False):
-        x, step = body(x, item)
-        steps.append(step)
-      if record:
-        recorded = jax.tree.map(lambda *parts: jnp.stack(parts), *steps)
-    recorded = jax.tree.map(lambda y: y[:, :, :tokens], recorded or {})
-    x = x[:, :tokens]
-    return self.norm(x) if hasattr(self, 'norm') else x, recorded
+    items = jax.tree.map(lambda w: _in_periods(w, len(contexts)), (blocks, drop))
+    if remat.stays(config.remat) and not record:
+      rows = remat.scan(on_rows, flatten(x), items, contexts, config.remat)
+      return unflatten(rows, batch), None
+    body = remat.checkpoint(functools.partial(period, contexts=contexts), config.remat, scan=True)
+    x, recorded = jax.lax.scan(body, x, items)
+    return x, jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), recorded)
+
+  def _unrolled(self, x, blocks, drop, layer, contexts, record):
+    config, steps = self.config, []
+    bodies = [
+      remat.checkpoint(functools.partial(layer, contexts=own), config.remat, scan=config.scan)
+      for own in contexts
+    ]
+    items = zip(blocks, unstack(drop, config.depth), strict=True)
+    for item, body in zip(items, itertools.cycle(bodies), strict=False):
+      x, step = body(x, item)
+      steps.append(step)
+    return x, jax.tree.map(lambda *parts: jnp.stack(parts), *steps) if record else None
 
   def contexts(self, x: jax.Array, context: Context) -> list[list[Context]]:
     """Of each attention of each layer, for as many layers as are different; then they repeat.
