@@ -1,5 +1,7 @@
 """Images of one to three axes: videos, volumes, signals; patches and positions of them."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +9,15 @@ import pytest
 from flax import nnx
 
 import vit_jax
+from vit_jax import inspect
+from vit_jax.architecture import variants
 from vit_jax.core.errors import RunError
 from vit_jax.costs.flops import costs
 from vit_jax.models.vit import Patches, ViTConfig
 from vit_jax.nn import positions, sharding
 from vit_jax.nn.layers import PatchEmbed, resample_patches
 from vit_jax.tasks.classification import Classification
+from vit_jax.tasks.packed import PackedClassification
 
 VIDEO = dict(
   image_size=(4, 8, 12), patch_size=(2, 4, 4), width=48, depth=2, mlp_dim=32, num_heads=4,
@@ -135,17 +140,23 @@ def test_spacing_moves_patches(config):
   spacing = np.array([[2.0, 1, 1], [1, 1, 3]], np.float32)
   both = run(model, x, spacing=spacing)
   patches = packed(x, (2, 4, 4))
-  moved = patches._replace(coords=patches.coords * spacing.astype(np.int32)[:, None])
+  centres = (patches.coords + 0.5) * spacing[:, None]
+  moved = patches._replace(coords=centres - 0.5)
   np.testing.assert_allclose(both, run(model, moved), rtol=1e-4, atol=1e-5)
   for i in (0, 1):
     alone = run(model, x[i : i + 1], spacing=spacing[i : i + 1])
     np.testing.assert_allclose(both[i], alone[0], rtol=1e-4, atol=1e-5)
   assert np.abs(both - same).max() > 1e-3
-  # A frame of 8 pixels of 2 mm is where every second one of 16 of 1 mm is.
-  coarse = model.tokens(clips(2, 8, 12), spacing=np.tile([2.0, 1, 1], (2, 1)))
-  fine = model.tokens(clips(4, 8, 12))
+  # Patches of half as many pixels, twice as far apart, are in the same places.
+  half = dict(spacing=2 * np.ones((2, 3)), patch_size=(1, 2, 2))
+  coarse, fine = model.tokens(jnp.zeros((2, 2, 4, 6, 3)), **half), model.tokens(jnp.zeros_like(x))
+  np.testing.assert_allclose(coarse[0], fine[0], rtol=1e-4, atol=1e-5)
   if config['posemb'] == 'none':
-    np.testing.assert_allclose(coarse[1].angles[0, :6], fine[1].angles[0, :6], rtol=1e-6)
+    np.testing.assert_allclose(coarse[1].angles, np.tile(fine[1].angles, (2, 1, 1)), rtol=1e-5)
+    # One of two slices of 2 mm is in the middle of two of 1 mm.
+    thick = model.tokens(clips(2, 8, 12), spacing=np.tile([2.0, 1, 1], (2, 1)))[1].angles[0]
+    pairs = np.asarray(fine[1].angles).reshape(2, 6, -1)
+    np.testing.assert_allclose(thick[:6], pairs.mean(0), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -159,12 +170,23 @@ def test_spacing_is_for_computed_positions(config):
     video(**config)(clips(), spacing=np.ones((2, 3)))
 
 
+def test_spacing_is_for_rows_of_one_image():
+  model = video(pool='mean', posemb='sincos', class_token=False)
+  patches = packed(clips(), (2, 4, 4))
+  ones = np.ones(patches.mask.shape, np.int32)
+  several = patches._replace(segment=ones, images=np.array([[1], [1]]))
+  with pytest.raises(ValueError, match='rows of several images have no spacing'):
+    model(several, spacing=np.ones((2, 3)))
+
+
 def test_what_does_not_fit_is_said():
   model = video(pool='mean', posemb='sincos')
   with pytest.raises(
     ValueError, match=r'\(batch, frames, height, width, 3\).*multiples of 2, 4, 4'
   ):
     model(clips(8, 12))
+  with pytest.raises(RunError, match=r'\(4, 4\) is not of 3 axes'):
+    model(clips(), patch_size=(4, 4))
   with pytest.raises(ValueError, match=r'spacing of shape \(batch, 3\), found \(2,\)'):
     model(clips(), spacing=np.ones(2))
   for fields, message in (
@@ -179,17 +201,61 @@ def test_what_does_not_fit_is_said():
     (dict(posemb='sincos', width=28), 'divisible by 6'),
     (dict(posemb='space_time', image_size=(8, 12), patch_size=4), 'needs frames'),
     (dict(kv_heads=3), 'kv_heads=3 does not divide num_heads=4'),
-    (dict(attention='t|hw', kv_heads=1), '1 heads are not divisible by 2'),
+    (dict(attention='t|hw', kv_heads=1), 'must be divisible by 2'),
     (dict(head_dim=-1), 'must not be negative'),
+    (dict(head_dim=8, mup_width=16), 'no rule for head_dim=8'),
     (dict(attention='full+memory'), 'no memory to attend to'),
   ):
     with pytest.raises(RunError, match=message):
       ViTConfig('mu/4', **{**VIDEO, **fields}).resolve()
 
 
+def test_one_way_to_write_one_model():
+  fields = dict(kv_heads=6, head_dim=64, patch_size=(16, 16))
+  config = ViTConfig('S/16', **fields).resolve()
+  assert config == ViTConfig('S/16').resolve()
+  assert variants.name_of(config) == 'S/16'
+  for other in (dict(patch_size=(8, 16)), dict(image_size=(32, 224, 224))):
+    assert variants.name_of(ViTConfig('S/16', **other).resolve()) == ''
+
+
+def test_models_are_kept_changed_and_described(tmp_path, capsys):
+  """In the dialect that has them; the others say what they do not have."""
+  models = {
+    'video': video(posemb='space_time', attention='t+hw*', queries=2),
+    'signal': vit_jax.create('mu/4', image_size=(64,), patch_size=4, pool='mean'),
+  }
+  for name, model in models.items():
+    vit_jax.save(model, tmp_path / name, 'vit_jax')
+    again = vit_jax.load(tmp_path / name)
+    assert again.config == dataclasses.replace(model.config, variant='')
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(model), strict=True):
+      np.testing.assert_array_equal(a, b)
+    with pytest.raises(RunError, match='cannot express image_size'):
+      vit_jax.save(model, tmp_path / 'other', 'timm')
+    inspect.main(str(tmp_path / name), names=False, changes={})
+    assert (
+      f'images        {"x".join(map(str, model.config.image_size))}, ' in capsys.readouterr().out
+    )
+  larger = vit_jax.load(tmp_path / 'video', image_size=(8, 8, 24))
+  x = clips(8, 8, 24)
+  np.testing.assert_allclose(larger(x), models['video'](x), rtol=1e-4, atol=1e-5)
+  longer = vit_jax.load(tmp_path / 'signal', image_size=128)
+  assert longer.config.image_size == (128,)
+  finer = vit_jax.load(tmp_path / 'video', patch_size=[1, 4, 4])
+  assert finer.config.patch_size == (1, 4, 4)
+  with pytest.raises(RunError, match=r'\(4, 4\) is not of 3 axes'):
+    vit_jax.load(tmp_path / 'video', patch_size=(4, 4))
+  with pytest.raises(RunError, match=r'image_size=\(8, 8\) has 2 axes'):
+    vit_jax.load(tmp_path / 'video', image_size=(8, 8))
+
+
 def test_tasks_on_pictures_take_models_of_pictures():
   with pytest.raises(RunError, match=r'image_size=\(4, 8, 12\): the images of this task'):
     Classification().adapt(ViTConfig('mu/4', **VIDEO).resolve(), {})
+  rows = ViTConfig('mu/4', image_size=(8, 8), attention='h+w', pool='mean', posemb='sincos')
+  with pytest.raises(RunError, match='rows of several images have no grid'):
+    PackedClassification().adapt(rows.resolve(), {})
 
 
 # --- several kinds of tokens ---

@@ -165,6 +165,10 @@ def test_what_has_no_cache():
   windows = Encoder(config.filled(variants.ENCODER), nnx.Rngs(0), grid=(3, 3))
   with pytest.raises(ValueError, match=r"attention='h\+w'.*has no cache"):
     cache.empty(windows, 2, LENGTH)
+  with pytest.raises(ValueError, match='9 tokens are more than the 4'):
+    cache.extend(model, x, cache.empty(model, 2, 4), Context(mask=Mask(causal=True)))
+  with pytest.raises(ValueError, match='leave start out'):
+    cache.extend(model, x, state, Context(mask=Mask(causal=True, start=jnp.array(1))))
 
 
 # --- memories ---

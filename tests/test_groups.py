@@ -14,6 +14,7 @@ from vit_jax.core.errors import RunError
 from vit_jax.models.vit import ViTConfig
 from vit_jax.nn import sharding
 from vit_jax.nn.attention import Attention, Context
+from vit_jax.nn.encoder import layer_of
 from vit_jax.nn.groups import Groups
 from vit_jax.nn.masks import Mask
 
@@ -30,7 +31,7 @@ def together(part, grid):
 
   def sees(a, b):
     for i, j, size, window in zip(a, b, sizes, part.windows, strict=True):
-      near = part.near if window > 1 else 0
+      near = part.near if window else 0
       if abs(i // size - j // size) > near:
         return False
     return True
@@ -93,6 +94,42 @@ def test_tokens_before_the_patches():
   np.testing.assert_allclose(got[:, 1:], jnp.concatenate(rows, 1), rtol=1e-5, atol=1e-5)
 
 
+def test_windows_of_one_patch_see_those_around():
+  """Which is attention to neighbours."""
+  (((part,),),) = parse('w1~2', 1, 4, 1)
+  attn, x = module(), jax.random.normal(jax.random.key(0), (1, 8, 32))
+  run = lambda x: attn(x, Context(groups=(Groups(part, (8,), 0),)))  # noqa: E731
+  seen = np.abs(jax.jacobian(lambda x: run(x)[0].sum(-1))(x)).sum((1, 3)) > 0
+  near = np.abs(np.arange(8)[:, None] - np.arange(8)) <= 2
+  np.testing.assert_array_equal(seen, near)
+  with pytest.raises(ValueError, match='no places for such a mask'):
+    attn(x, Context(mask=Mask(causal=True), groups=(Groups(part, (8,), 0),)))
+
+
+@pytest.mark.parametrize('batch', [4, 8])
+@pytest.mark.parametrize('spaced', [False, True])
+def test_dropping_examples_takes_their_angles_with_them(batch, spaced):
+  """Of groups there are as many for each example, or some for all: also if as many as examples."""
+  config = ViTConfig(
+    'mu/4', width=32, depth=1, mlp_dim=32, num_heads=4, image_size=(16, 16), posemb='none',
+    rope='grid', attention='h', pool='mean', drop_path=0.5, drop_path_mode='subset', pool_norm=True,
+  ).resolve()  # fmt: skip
+  model = config.create(nnx.Rngs(0))
+  x = jax.random.normal(jax.random.key(1), (batch, 16, 16, 3))
+  spacing = 1 + jnp.arange(2.0 * batch).reshape(batch, 2) / batch if spaced else None
+  tokens, context = model.tokens(x, spacing=spacing)
+  block = layer_of(model.encoder.blocks, 0)
+  whole = block.attn(block.norm1(tokens), model.encoder.contexts(tokens, context)[0][0])
+  # What attention adds to an example that is kept is twice what it is.
+  only = nnx.clone(model.encoder)
+  only.blocks.mlp = jax.tree.map(jnp.zeros_like, only.blocks.mlp)
+  run = jax.jit(lambda only, x, context, key: only(x, context, key=key)[0])
+  added = run(only, tokens, context, jax.random.key(2)) - tokens
+  kept = np.abs(added).max((1, 2)) > 0
+  assert kept.sum() == batch // 2
+  np.testing.assert_allclose(added[kept], 2 * whole[kept], rtol=1e-3, atol=1e-4)
+
+
 def test_shares_of_heads():
   """Of 't|hw' the first half of the heads is along t, the second within frames."""
   grid, attn = (3, 2, 2), module()
@@ -113,7 +150,7 @@ def test_shares_of_heads():
   ('pattern', 'message'),
   [
     ('hw', None), ('t+hw', "'t' must name axes out of 'hw'"), ('hh', 'each at most once'),
-    ('h~1', 'no windows'), ('h0', 'window of 0'), ('h|w|hw', '4 heads are not divisible by 3'),
+    ('h~1', 'no windows'), ('h0', 'window of 0'), ('h|w|hw', 'must be divisible by 3'),
     ('h+w,full', 'equally many'), ('h,w,full', 'depth=4 is not a multiple'), ('', 'neither full'),
   ],
 )  # fmt: skip
@@ -162,7 +199,9 @@ def test_models(changes, mesh):
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    (dict(attention='t'), "axes out of 'hw'"), (dict(attention='h', patch_dropout=0.5), 'no grid'),
+    (dict(attention='t'), "axes out of 'hw'"), (dict(attention='h*', patch_dropout=0.5), 'no grid'),
+    (dict(attention='h2w2'), 'of which class must see them: write h2w2\\*, or use pool=mean'),
+    (dict(attention='h,w', pool='mean', queries=2), 'of which queries must'),
     (dict(attention='h,w', depth=3), 'not a multiple'), (dict(attention='windows'), 'neither full'),
   ],
 )  # fmt: skip

@@ -91,7 +91,7 @@ def main(
   for at, line in enumerate(describe(opened.config)):
     print(f'{"" if at else "architecture":<13} {line}')
   print(f'parameters    {count:,}')
-  print(f'images        {card.size[0]}x{card.size[1]}, mean {card.mean}, std {card.std}')
+  print(f'images        {"x".join(map(str, card.size))}, mean {card.mean}, std {card.std}')
   how = f'central crop of {card.crop:.3g}' if card.crop else 'aspect ratio not kept'
   print(f'              {card.resize}, {how}')
   print(f'class names   {notes.shown(card.class_names) if card.class_names else "none"}')

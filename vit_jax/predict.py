@@ -178,6 +178,8 @@ def _looking(model: Any) -> str:
   found = [name for name, tower in towers.items() if isinstance(tower, ViTArchitecture)]
   if not found:
     raise RunError(f'a model of the kind {model.config.kind} has no attention over patches')
+  if (pattern := towers[found[0]].attention) != 'full':
+    raise RunError(f'attention={pattern!r} is not of all patches, and has no picture of them')
   return found[0]
 
 
@@ -341,8 +343,7 @@ def _check_size(checkpoint: str, model: Any) -> None:
   for tower in encoders(model.config).values():
     if isinstance(tower, ViTArchitecture) and len(tower.image_size) != 2:
       raise RunError(
-        f'{checkpoint} is a model for images of {len(tower.image_size)} axes, {tower.image_size}: '
-        'pictures have two'
+        f'{checkpoint} is a model for images of size {tower.image_size}: pictures have two axes'
       )
     if isinstance(tower, ViTArchitecture) and any(
       side % stride for side, stride in zip(tower.image_size, tower.stride, strict=True)

@@ -35,14 +35,14 @@ class Part:
   """What one share of the heads attends to.
 
   Attributes:
-    windows: size of the window on each axis of the grid: 1 where attention does not go along it, 0
-      where it goes along all of it. None for every token, those before the patches included.
+    windows: size of the window on each axis of the grid, 0 where attention goes along all of it,
+      None where it does not go along it. None for every token, those before the patches included.
     near: windows on each side whose keys are seen, too.
     prefix: whether the tokens before the patches take part.
     memory: whether it is to a memory; the rest is as of every token then.
   """
 
-  windows: tuple[int, ...] | None = None
+  windows: tuple[int | None, ...] | None = None
   near: int = 0
   prefix: bool = True
   memory: bool = False
@@ -50,7 +50,8 @@ class Part:
   def sizes(self, grid: tuple[int, ...]) -> tuple[int, ...]:
     """Of a group of queries, in patches on each axis of the grid."""
     windows = self.windows or (0,) * len(grid)
-    return tuple(min(window or side, side) for window, side in zip(windows, grid, strict=True))
+    sides = zip(windows, grid, strict=True)
+    return tuple(1 if window is None else min(window or side, side) for window, side in sides)
 
   def counts(self, grid: tuple[int, ...]) -> tuple[int, ...]:
     """How many groups there are along each axis."""
@@ -76,7 +77,7 @@ class Part:
     """Of how many groups along each axis a query sees keys."""
     windows = self.windows or (0,) * len(grid)
     near = 2 * self.near + 1
-    return tuple(near if window > 1 else 1 for window in windows)
+    return tuple(near if window else 1 for window in windows)
 
 
 # Attentions of a layer, one after another; of each what equal shares of its heads do.
@@ -112,7 +113,7 @@ def parse(
     for shares in layer:
       for heads in (num_heads, kv_heads):
         if heads % len(shares):
-          raise RunError(f'{wrong}: {heads} heads are not divisible by {len(shares)}')
+          raise RunError(f'{wrong}: num_heads and kv_heads must be divisible by {len(shares)}')
       if len(shares) > 1 and any(part.memory for part in shares):
         raise RunError(f'{wrong}: heads that attend to the memory cannot share a layer with others')
   if len({len(layer) for layer in layers}) > 1:
@@ -148,5 +149,5 @@ def _part(word: str, axes: int, wrong: str) -> Part:
     raise RunError(f'{wrong}: a window of 0 patches')
   if near and not any(sizes.values()):
     raise RunError(f'{wrong}: {word!r} has no windows to be near to')
-  windows = tuple(sizes.get(name, 1) for name in AXES[-axes:])
+  windows = tuple(sizes.get(name) for name in AXES[-axes:])
   return Part(windows, int(near or 0), bool(star))

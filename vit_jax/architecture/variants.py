@@ -198,6 +198,8 @@ def options(variant: str) -> dict[str, Any]:
 def name_of(config: Any) -> str:
   """The variant that a resolved `ViTConfig` is, whatever its images and classes; '' for none."""
   free = ('image_size', 'in_channels', 'interpolation', 'stem_convention')
+  if len(config.image_size) != 2 or not isinstance(config.patch_size, int):
+    return ''
   if config.stem_width:
     names = [
       f'{stem}+{size}/{patch}'

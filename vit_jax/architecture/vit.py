@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from typing import Any, ClassVar, Self
 
 from vit_jax.architecture import variants
@@ -140,7 +141,10 @@ class EncoderConfig:
     for field in dataclasses.fields(config):
       if getattr(config, field.name) is None:
         raise RunError(f'a model without a variant needs {field.name}')
-    return config
+    # One way to write one model.
+    plain = dict(kv_heads=config.num_heads, head_dim=config.width / max(config.num_heads, 1))
+    shortest = {name: 0 for name, value in plain.items() if getattr(config, name) == value}
+    return dataclasses.replace(config, **shortest)
 
   def check(self, options: dict[str, tuple[str, ...]] = OPTIONS) -> None:
     """Raises RunError for unknown names and for numbers that contradict each other."""
@@ -164,6 +168,8 @@ class EncoderConfig:
       raise RunError(f'eps={self.eps} must be positive, layerscale={self.layerscale} a number')
     if min(self.mup_width, self.mup_depth) < 0:
       raise RunError('mup_width and mup_depth must be at least 0')
+    if self.mup_width and self.head_dim:
+      raise RunError(f'model.mup_width: no rule for head_dim={self.head_dim}, a width of its own')
     if not 0 <= self.drop_path < 1:
       raise RunError(f'model.drop_path={self.drop_path} must be in [0, 1)')
     if self.parallel and self.norm_place == 'post':
@@ -262,8 +268,8 @@ class ViTArchitecture(EncoderConfig):
       leave them as they are.
     patch_dropout: share of the patches left out when a model is called with a key (Li et al. 2023).
     pool: what the head sees: 'token' (a learned class token), 'mean' (of all patches), 'map'
-      (multi-head attention pooling of all patches, Zhai et al. 2022, section 3.1) or 'token_mean'
-      (both, side by side).
+      (multi-head attention pooling of all patches, Zhai et al. 2022, section 3.1, whose heads have
+      keys of their own and no softcap) or 'token_mean' (both, side by side).
     pool_norm: apply the last norm after the pooling instead of before.
     representation_size: width of a tanh layer before the head; 0 for none.
   """
@@ -332,7 +338,16 @@ class ViTArchitecture(EncoderConfig):
       raise RunError(f'rope_base={config.rope_base} must be positive')
     if config.distilled and config.pool != 'token':
       raise RunError(f'distilled=True needs pool=token, not {config.pool}')
-    parse(config.attention, axes, config.num_heads, config.depth, kv_heads=config.key_heads)
+    layers = parse(
+      config.attention, axes, config.num_heads, config.depth, kv_heads=config.key_heads
+    )
+    read = [n for n in ('distill', 'queries') if n in config.special]
+    read += ['class'] if config.pool in ('token', 'token_mean') else []
+    if read and not any(part.prefix for layer in layers for shares in layer for part in shares):
+      raise RunError(
+        f'model.attention={config.attention!r} never shows patches to the tokens before them, of '
+        f'which {", ".join(read)} must see them: write {config.attention}*, or use pool=mean'
+      )
     if config.attention != 'full' and config.patch_dropout:
       raise RunError(
         'patch_dropout leaves no grid for attention along its axes: use attention=full'
@@ -401,9 +416,12 @@ class ViTArchitecture(EncoderConfig):
     return tokens[self.posemb_tokens]
 
 
-def on_axes(sides: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
-  """One number for each axis, which a single one is of all."""
-  return (sides,) * axes if isinstance(sides, int) else tuple(sides)
+def on_axes(sides: Any, axes: int) -> tuple[int, ...]:
+  """One number for each axis, which a single one is of all; raises RunError for other numbers."""
+  found = tuple(sides) if isinstance(sides, list | tuple) else (sides,) * axes
+  if len(found) != axes:
+    raise RunError(f'{tuple(sides)} is not of {axes} axes')
+  return tuple(operator.index(side) for side in found)
 
 
 def stem_stride(depths: tuple[int, ...]) -> int:

@@ -84,7 +84,14 @@ def changed(config: Any, changes: Mapping[str, Any]) -> Any:
   if isinstance(config, Composition):
     towers = {n: changed(tower, changes.get(n, {})) for n, tower in config.towers.items()}
     return dataclasses.replace(config, **towers)
-  resized = 'image_size' in changes
+  resized, changes = 'image_size' in changes, dict(changes)
+  if isinstance(config, ViTArchitecture):
+    axes = len(config.image_size)
+    if resized and isinstance(changes['image_size'], int):
+      changes['image_size'] = (changes['image_size'],) * axes
+    if 'patch_size' in changes:
+      own = on_axes(changes['patch_size'], axes)
+      changes['patch_size'] = own[0] if len(set(own)) == 1 else own
   changes = {
     k: v for k, v in changes.items()
     if k in CHANGES and hasattr(config, k) and v != getattr(config, k)

@@ -347,17 +347,17 @@ def _checked(changes: Mapping[str, Any], tower: str = '') -> dict[str, Any]:
   return {**changes, **towers}
 
 
-def _size(value: Any) -> tuple[int, ...]:
+def _size(value: Any) -> Any:
   """An image size, given as one number or several, or as they are written."""
   given: Any = value
   if isinstance(value, str):
     with contextlib.suppress(ValueError, SyntaxError):
       value = ast.literal_eval(value.replace('x', ','))
-  sides: Any = value if isinstance(value, list | tuple) else (value, value)
+  sides: Any = value if isinstance(value, list | tuple) else (value,)
   with contextlib.suppress(TypeError):
     sides = tuple(operator.index(side) for side in sides if not isinstance(side, bool))
     if 1 <= len(sides) <= 3 and min(sides) > 0:
-      return sides
+      return sides if isinstance(value, list | tuple) else sides[0]
   raise RunError(
     f'image_size={given!r} must be one number, or height and width, after frames if there are '
     'some, of pixels'

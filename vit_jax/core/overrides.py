@@ -175,7 +175,7 @@ def value(text: str, kind: Any, default: Any, where: str) -> Any:
   for each in kinds:
     with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
       return _value(text, each)
-  raise RunError(f'{where}={text!r}: {" or ".join(map(_expected, kinds))} is expected')
+  raise RunError(f'{where}={text!r}: {" or ".join(map(schema.expected, kinds))} is expected')
 
 
 def _value(text: str, kind: Any) -> Any:
@@ -244,16 +244,3 @@ def _as(found: Any, kind: Any) -> Any:
       raise ValueError
     return found
   return {int: _integer, float: _float, bool: bool}[origin](found)
-
-
-def _expected(kind: Any) -> str:
-  """A type in words."""
-  origin = typing.get_origin(kind) or kind
-  if origin is tuple:
-    kinds = typing.get_args(kind)
-    if len(kinds) == 2 and kinds[1] is Ellipsis:
-      return f'{_expected(kinds[0])}, or several with commas'
-    if len(kinds) > 1 and set(kinds) == {int}:
-      return f'{len(kinds)} whole numbers'
-    return ' and '.join(map(_expected, kinds)) if kinds else 'several values with commas'
-  return {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a text'}[origin]

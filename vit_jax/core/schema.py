@@ -10,6 +10,7 @@ value is of the first that it fits, so that one number can stand for several.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import typing
 from collections.abc import Callable, Mapping
@@ -307,13 +308,26 @@ def _checked(value: Any, wanted: Any, path: str) -> Any:
   """`value` as the type `wanted`; whole numbers may stand for floats, lists for tuples."""
   if wanted is Any:
     return value
-  errors = []
-  for kind in alternatives(wanted):
-    try:
+  kinds = alternatives(wanted)
+  if len(kinds) == 1:
+    return _checked_as(value, kinds[0], path)
+  for kind in kinds:
+    with contextlib.suppress(RunError):
       return _checked_as(value, kind, path)
-    except RunError as error:
-      errors.append(error)
-  raise errors[0]
+  raise RunError(f'{path}={value!r}: {" or ".join(map(expected, kinds))} is expected')
+
+
+def expected(kind: Any) -> str:
+  """A type in words."""
+  origin = typing.get_origin(kind) or kind
+  if origin is tuple:
+    kinds = typing.get_args(kind)
+    if len(kinds) == 2 and kinds[1] is Ellipsis:
+      return f'{expected(kinds[0])}, or several with commas'
+    if len(kinds) > 1 and set(kinds) == {int}:
+      return f'{len(kinds)} whole numbers'
+    return ' and '.join(map(expected, kinds)) if kinds else 'several values with commas'
+  return {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a text'}[origin]
 
 
 def _checked_as(value: Any, wanted: Any, path: str) -> Any:

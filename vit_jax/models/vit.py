@@ -36,8 +36,8 @@ class Patches(NamedTuple):
   """Images of any size and aspect ratio, cut into patches and padded to one length (NaFlex).
 
   Attributes:
-    pixels: (batch, patches, pixels of one * channels), of each patch row by row.
-    coords: where each patch is in its image, row and column, int (batch, patches, axes).
+    pixels: (batch, patches, pixels of one * channels), the last axis of a patch first to vary.
+    coords: where each patch is on the grid of its image, int (batch, patches, axes).
     mask: whether there is a patch, bool (batch, patches).
     segment: where rows hold several images (NaViT, Dehghani et al. 2023), of each patch the number
       of its image, and 0 of padding, int (batch, patches).
@@ -212,8 +212,9 @@ class ViT(nnx.Module):
       patch_size: cut the images into patches of this size instead of the model's own; the kernel is
         resampled (FlexiViT).
       spacing: how far apart pixels are along each axis, in units of those that the model knows
-        from training, float (batch, axes): volumes of other resolutions then have their patches
-        where they are. For computed positions that do not depend on the size of the image.
+        from training, float (batch, axes): volumes of other resolutions then have the centres of
+        their patches where they are. For computed positions that do not depend on the size of the
+        image, and rows of one image.
 
     Returns:
       (batch, tokens, width) in the compute dtype, and where the tokens are.
@@ -243,8 +244,10 @@ class ViT(nnx.Module):
       coords, mask, xp = positions.grid_coords(*grid)[None], None, np
       size = np.array(grid)
     if spacing is not None:
-      self._check_spacing(spacing)
-      coords, xp = coords * jnp.asarray(spacing, jnp.float32)[:, None], jnp
+      self._check_spacing(spacing, images)
+      own = config.patch if patch_size is None else on_axes(patch_size, len(config.patch))
+      scale = jnp.asarray(spacing, jnp.float32) * np.divide(own, config.patch)
+      coords, xp = (coords + 0.5) * scale[:, None] - 0.5, jnp
     if masked is not None:
       if not config.mask_token:
         raise ValueError('this model has no mask token: create it with mask_token=True')
@@ -275,13 +278,15 @@ class ViT(nnx.Module):
     config = self.config
     if config.prefix or config.pool not in ('mean', 'map'):
       raise ValueError(
-        'rows of several images need pool=mean or pool=map, and no class token or registers'
+        'rows of several images need pool=mean or pool=map, and no tokens before the patches'
       )
     if config.patch_dropout and key is not None:
       raise ValueError('rows of several images need patch_dropout=0')
 
-  def _check_spacing(self, spacing: Any) -> None:
+  def _check_spacing(self, spacing: Any, images: Any) -> None:
     config = self.config
+    if isinstance(images, Patches) and images.segment is not None:
+      raise ValueError('rows of several images have no spacing that is of all of them')
     turned = config.rope == 'none' or (config.rope == 'grid' and not any(config.rope_grid))
     computed = 'sincos' in config.posemb or config.rope != 'none'
     if config.tables or config.relative_bias != 'none' or not turned or not computed:

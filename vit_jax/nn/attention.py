@@ -89,11 +89,21 @@ class Context:
   def rows(self, take: Any, batch: int) -> Context:
     """`take` applied to the parts that differ from example to example."""
     own = lambda x: take(x) if x is not None and x.shape[0] == batch > 1 else x  # noqa: E731
+    angles = self.angles
+    if angles is not None and self.groups and together(self.groups):
+      count = self.groups[0].count
+      if angles.shape[0] == batch * count > count:
+        laid = spec('batch', *(None,) * angles.ndim)
+        apart = take(angles.reshape(batch, count, *angles.shape[1:], out_sharding=laid))
+        laid = spec('batch', *(None,) * (angles.ndim - 1))
+        angles = apart.reshape(-1, *angles.shape[1:], out_sharding=laid)
+    else:
+      angles = own(angles)
     memory = self.memory
     if memory is not None:
       memory = Memory(take(memory.tokens), own(memory.position), memory.mask.rows(take))
     return self.replace(
-      angles=own(self.angles), index=own(self.index), bias=jax.tree.map(own, self.bias),
+      angles=angles, index=own(self.index), bias=jax.tree.map(own, self.bias),
       mask=self.mask.rows(take), position=own(self.position), memory=memory,
     )  # fmt: skip
 
@@ -102,7 +112,7 @@ class RelativeBias(nnx.Module):
   """Learned addition to the attention scores by relative position (BEiT, Bao et al. 2022).
 
   Args:
-    grid: rows and columns of the grid of patches; see `positions.relative_index`.
+    grid: of the patches; see `positions.relative_index`.
     prefix: whether there are tokens before the patches, which take three more rows.
     num_heads: each has its own.
   """

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.nn.attention import Attention, Context
-from vit_jax.nn.encoder import Encoder, cast_weights, layer_of
+from vit_jax.nn.encoder import Encoder, cast_weights, layer_of, layers_of
 from vit_jax.nn.sharding import spec
 
 _LAID = (None, 'batch', None, 'heads')
@@ -43,17 +43,20 @@ def empty(encoder: Encoder, batch: int, length: int, context: Context | None = N
     context: with the memory.
 
   Raises:
-    ValueError: for attention along axes or by relative positions, whose tokens are on a grid.
+    ValueError: for attention along axes or by relative positions, whose tokens are on a grid, and
+      for layers of several kinds.
   """
   config = encoder.config
+  layers = layers_of(config, encoder.grid, memory=encoder.memory > 0)
+  windows = any(part.windows for layer in layers for shares in layer for part in shares)
+  if windows or len(layers) > 1 or config.relative_bias != 'none':
+    raise ValueError(
+      f'attention={config.attention!r} with relative_bias={config.relative_bias!r} has no cache: '
+      'that is for layers that are all alike, and tokens that are not on a grid'
+    )
   laid = spec('batch', None, None)
   x = jnp.zeros((batch, 1, config.width), config.dtype, out_sharding=laid)
   contexts = encoder.contexts(x, context or Context())
-  if config.relative_bias != 'none' or len(contexts) > 1 or any(own.groups for own in contexts[0]):
-    raise ValueError(
-      f'attention={config.attention!r} with relative_bias={config.relative_bias!r} has no cache: '
-      'its tokens are on a grid'
-    )
   shape = config.depth, batch, length, config.key_heads * config.head_width
   room = lambda: jnp.zeros(shape, config.dtype, out_sharding=spec(*_LAID))  # noqa: E731
   entries = []
@@ -76,26 +79,32 @@ def extend(
   """What an encoder makes of new tokens, by those that it has seen and each other.
 
   Called with a whole prompt first, and then with one token at a time, it gives what the encoder
-  itself gives for all of them at once. What is beyond the length of the cache is lost: it takes the
-  place of the last tokens.
+  itself gives for all of them at once. How many tokens there are is known only while it runs: those
+  beyond the length of the cache would take the place of the last, and must not be given.
 
   Args:
     encoder: of stacked layers.
     x: the new tokens, (batch, tokens, width).
     cache: from `empty`, or from the call before.
     context: of the new tokens. Its mask is causal; `keys` and `prefix` are of all tokens that the
-      cache has room for. The memory is that of the cache.
+      cache has room for, and where the new ones start is known. Of the memory only the mask counts.
 
   Returns:
     The normalised new tokens, and the cache with them.
 
   Raises:
-    ValueError: if the mask lets tokens see those that are not there yet.
+    ValueError: if the mask lets tokens see those that are not there yet, or says where they start,
+      or there are more of them than the cache is long.
   """
   context, config = context or Context(), encoder.config
   if not context.mask.causal:
     raise ValueError('tokens that are decoded one by one need a causal mask')
+  if context.mask.start is not None:
+    raise ValueError('the cache knows where new tokens start: leave start out of the mask')
   at, tokens = cache.position, x.shape[1]
+  length = max(keys.shape[2] for keys, _ in cache.entries)
+  if encoder.config.attention != 'memory' and tokens > length:
+    raise ValueError(f'{tokens} tokens are more than the {length} that the cache has room for')
   context = context.replace(mask=context.mask.replace(start=at))
   (contexts,) = encoder.contexts(x, context)
   blocks = cast_weights(encoder.blocks, x.dtype)

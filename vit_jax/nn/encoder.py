@@ -251,6 +251,10 @@ class Encoder(nnx.Module):
     layers = layers_of(config, grid, memory=memory > 0)
     if not grid and any(part.windows for layer in layers for shares in layer for part in shares):
       raise RunError(f'model.attention={config.attention!r} is of tokens that are on a grid')
+    if memory and config.mup_width:
+      raise RunError('model.mup_width: no rule for keys and values of a memory')
+    if config.relative_bias != 'none' and not grid:
+      raise RunError(f'relative_bias={config.relative_bias!r} is of tokens that are on a grid')
     if config.attention != 'full' and '|' in config.attention and shards('heads') > 1:
       raise RunError(
         f'model.attention={config.attention!r} divides heads that mesh.tensor divides, too'
@@ -319,36 +323,35 @@ class Encoder(nnx.Module):
       x, added = block(x, contexts, key, rate)
       return x, {**added, 'block': x} if record else None
 
+    bodies = [functools.partial(layer, contexts=own) for own in contexts]
     if not (config.scan and stacked):
-      return self._unrolled(x, unstack(blocks, config.depth) if stacked else blocks, drop,
-                            layer, contexts, record)  # fmt: skip
+      return self._unrolled(x, tree.unstack(blocks, config.depth) if stacked else blocks, drop,
+                            bodies, record)  # fmt: skip
+    count = len(contexts)
+    items = remat.in_periods((blocks, drop), count)
+    if remat.stays(config.remat) and not record:
 
-    def period(x, items, contexts):
-      """As many layers as are different."""
+      def on_rows(number, rows, item, contexts):
+        return flatten(layer(unflatten(rows, batch), item, contexts[number])[0])
+
+      rows = remat.scan(on_rows, flatten(x), items, contexts, config.remat, count)
+      return unflatten(rows, batch), None
+    bodies = [remat.checkpoint(body, config.remat, scan=True) for body in bodies]
+
+    def period(x, items):
       steps = []
-      for item, own in zip(_layers(items, len(contexts)), contexts, strict=True):
-        x, step = layer(x, item, own)
+      for body, item in zip(bodies, remat.apart(items, count), strict=True):
+        x, step = body(x, item)
         steps.append(step)
       return x, jax.tree.map(lambda *parts: jnp.stack(parts), *steps) if record else None
 
-    def on_rows(rows, items, contexts):
-      return flatten(period(unflatten(rows, batch), items, contexts)[0])
-
-    items = jax.tree.map(lambda w: _in_periods(w, len(contexts)), (blocks, drop))
-    if remat.stays(config.remat) and not record:
-      rows = remat.scan(on_rows, flatten(x), items, contexts, config.remat)
-      return unflatten(rows, batch), None
-    body = remat.checkpoint(functools.partial(period, contexts=contexts), config.remat, scan=True)
-    x, recorded = jax.lax.scan(body, x, items)
+    x, recorded = jax.lax.scan(period, x, items)
     return x, jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), recorded)
 
-  def _unrolled(self, x, blocks, drop, layer, contexts, record):
+  def _unrolled(self, x, blocks, drop, bodies, record):
     config, steps = self.config, []
-    bodies = [
-      remat.checkpoint(functools.partial(layer, contexts=own), config.remat, scan=config.scan)
-      for own in contexts
-    ]
-    items = zip(blocks, unstack(drop, config.depth), strict=True)
+    bodies = [remat.checkpoint(body, config.remat, scan=config.scan) for body in bodies]
+    items = zip(blocks, tree.unstack(drop, config.depth), strict=True)
     for item, body in zip(items, itertools.cycle(bodies), strict=False):
       x, step = body(x, item)
       steps.append(step)
@@ -364,6 +367,10 @@ class Encoder(nnx.Module):
     config = self.config
     grid = context.grid or self.grid
     prefix = x.shape[1] - math.prod(grid) if grid else 0
+    if config.relative_bias != 'none' and context.index is None:
+      raise ValueError('relative_bias needs to know where tokens are: Context(index=...)')
+    if prefix < 0 and config.attention != 'full':
+      raise ValueError(f'{x.shape[1]} tokens are fewer than the patches of a grid of {grid}')
 
     def own(shares: tuple[Part, ...]) -> Context:
       if shares[0].memory:
@@ -377,6 +384,9 @@ class Encoder(nnx.Module):
         bias = jax.tree.map(lambda y: y.astype(x.dtype), bias)
       angles = context.angles
       if angles is not None and together(groups):
+        if angles.shape[0] == 1 < len(x) and not isinstance(angles, np.ndarray):
+          laid = spec('batch', None, None)
+          angles = jnp.broadcast_to(angles, (len(x), *angles.shape[1:]), out_sharding=laid)
         angles = groups[0].angles(angles)
       return context.replace(groups=tuple(groups), bias=bias, angles=angles, memory=None)
 
@@ -389,16 +399,6 @@ class Encoder(nnx.Module):
     return [[own(shares) for shares in layer] for layer in layers]
 
 
-def _in_periods(w: jax.Array, count: int) -> jax.Array:
-  """(layers, ...) -> (periods, layers of one, ...); without the second axis if that is 1."""
-  return w if count == 1 else w.reshape(-1, count, *w.shape[1:])
-
-
-def _layers(items: Any, count: int) -> list[Any]:
-  """The layers of one period."""
-  return [items] if count == 1 else unstack(items, count)
-
-
 def features_by_name(layers: dict[str, jax.Array]) -> dict[str, jax.Array]:
   """What an `Encoder` recorded, layer by layer: 'block00/attn', 'block00/mlp', 'block00'."""
   named = {}
@@ -409,14 +409,7 @@ def features_by_name(layers: dict[str, jax.Array]) -> dict[str, jax.Array]:
   return named
 
 
-def unstack(items: Any, depth: int) -> list[Any]:
-  """The layers of arrays with a leading layer axis; their gradients are put together as one."""
-  leaves, structure = jax.tree.flatten(items)
-  parts = [jax.lax.split(leaf, (1,) * depth) for leaf in leaves]
-  return [structure.unflatten(part[i].squeeze(0) for part in parts) for i in range(depth)]
-
-
-def split_layers(tree: Any) -> Any:
+def split_layers(held: Any) -> Any:
   """`tree`, in every encoder with unrolled layers the stacked blocks replaced by a list of blocks.
 
   So that no layer's weights, gradients and optimizer state must be cut out of larger arrays and
@@ -426,9 +419,9 @@ def split_layers(tree: Any) -> Any:
   def split(encoder):
     if encoder.config.scan:
       return encoder
-    return _with_blocks(encoder, nnx.List(unstack(encoder.blocks, encoder.config.depth)))
+    return _with_blocks(encoder, nnx.List(tree.unstack(encoder.blocks, encoder.config.depth)))
 
-  return _map_encoders(split, tree)
+  return _map_encoders(split, held)
 
 
 def stack_layers(tree: Any) -> Any:

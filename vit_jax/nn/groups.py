@@ -84,8 +84,11 @@ class Groups:
     A causal mask and a window are about places in a group.
 
     Raises:
-      ValueError: if it says where queries begin, which groups do not.
+      ValueError: if it says where queries begin, which groups do not, or is of places where keys
+        are of several groups.
     """
+    if self.part.near and (mask.causal or mask.window):
+      raise ValueError('windows that see those around them have no places for such a mask')
     if mask.start is not None:
       raise ValueError('attention along axes has no cache: its masks have no start')
     there = self._there()

@@ -10,6 +10,7 @@ activation stays.
 from __future__ import annotations
 
 import contextvars
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 
 from vit_jax.architecture.vit import kept_names
+from vit_jax.nn import tree
 from vit_jax.nn.sharding import device
 
 _tape: contextvars.ContextVar[Any] = contextvars.ContextVar('tape', default=None)
@@ -88,42 +90,57 @@ def stays(policy: str) -> bool:
 
 
 def scan(
-  layer: Callable[[Any, Any, Any], jax.Array], x: jax.Array, items: Any, shared: Any, policy: str
-) -> jax.Array:
-  """The last of x = layer(x, item, shared), whose backward pass finds activations in place.
+  layer: Callable[[int, Any, Any, Any], jax.Array], x: jax.Array, items: Any, shared: Any,
+  policy: str, count: int = 1,
+) -> jax.Array:  # fmt: skip
+  """The last of x = layer(number, x, item, shared), whose backward pass finds activations in place.
 
   Args:
-    layer: may call `keep` and `keep_through`.
+    layer: of one of the layers that take turns, by its number; may call `keep` and `keep_through`.
     x: input of the first layer; others have inputs of the same shape and dtype, which are kept.
-    items: tree of arrays with a leading axis of layers.
+    items: tree of arrays as `in_periods` makes them.
     shared: tree of arrays that all layers take.
     policy: as for `checkpoint`: 'full' or names.
+    count: of layers that take turns.
   """
   names = () if policy == 'full' else kept_names(policy)
-  depth = jax.tree.leaves(items)[0].shape[0]
-  numbers = jnp.arange(depth)
+  periods = jax.tree.leaves(items)[0].shape[0]
+  numbers = jnp.arange(periods)
 
   @jax.custom_vjp
   def run(x, items, shared):
-    return jax.lax.scan(lambda x, item: (layer(x, item, shared), None), x, items)[0]
+    def body(x, item):
+      for number, own in enumerate(apart(item, count)):
+        x = layer(number, x, own, shared)
+      return x, None
+
+    return jax.lax.scan(body, x, items)[0]
 
   def forward(x, items, shared):
-    notes = _Notes(names)
-    _with_tape(notes, jax.eval_shape)(layer, x, jax.tree.map(lambda w: w[0], items), shared)
-    stacks = [_empty(kept, depth) for kept in notes.found]
-    inputs = _put(_empty(jax.typeof(x), depth + 1), x, 0)
+    # Layers that take turns may keep different things.
+    stacks = []
+    for number, own in enumerate(apart(jax.tree.map(lambda w: w[0], items), count)):
+      notes = _Notes(names)
+      _with_tape(notes, functools.partial(jax.eval_shape, functools.partial(layer, number)))(
+        x, own, shared
+      )
+      stacks.append([_empty(kept, periods) for kept in notes.found])
+    inputs = _put(_empty(jax.typeof(x), periods * count + 1), x, 0)
 
     def body(carry, item):
       inputs, stacks = carry
       i, item = item
-      store = _Store(names, stacks, i)
-      # Read once, for the norm and the sum: fusions would each read it from its place.
-      x = jax.lax.optimization_barrier(_get(inputs, i))
-      y = _with_tape(store, layer)(x, item, shared)
-      return (_put(inputs, y, i + 1), store.stacks), None
+      stacks = [*stacks]
+      for number, own in enumerate(apart(item, count)):
+        store = _Store(names, stacks[number], i)
+        # Read once, for the norm and the sum: fusions would each read it from its place.
+        x = jax.lax.optimization_barrier(_get(inputs, i * count + number))
+        y = _with_tape(store, layer)(number, x, own, shared)
+        inputs, stacks[number] = _put(inputs, y, i * count + number + 1), store.stacks
+      return (inputs, stacks), None
 
     (inputs, stacks), _ = jax.lax.scan(body, (inputs, stacks), (numbers, items))
-    return _get(inputs, depth), (inputs, stacks, items, shared)
+    return _get(inputs, periods * count), (inputs, stacks, items, shared)
 
   def backward(saved, dx):
     inputs, stacks, items, shared = saved
@@ -133,25 +150,42 @@ def scan(
     def body(carry, item):
       dx, dcommon, dweights = carry
       i, item = item
-      load = _Load(names, stacks, i)
+      of_layers = []
+      for number, own in reversed([*enumerate(apart(item, count))]):
+        load = _Load(names, stacks[number], i)
 
-      def apply(x, weights, common):
-        return _with_tape(load, layer)(x, rebuild(weights, item), rebuild_common(common, shared))
+        def apply(x, weights, common, number=number, own=own, load=load):
+          given = rebuild(weights, own), rebuild_common(common, shared)
+          return _with_tape(load, layer)(number, x, *given)
 
-      own = _differentiable(item)[0]
-      _, back = jax.vjp(apply, _get(inputs, i), own, common)
-      dx, own, more = back(dx)
-      dcommon = jax.tree.map(jnp.add, dcommon, more)
-      dweights = [_put(stack, y, i) for stack, y in zip(dweights, own, strict=True)]
+        x = _get(inputs, i * count + number)
+        _, back = jax.vjp(apply, x, _differentiable(own)[0], common)
+        dx, found, more = back(dx)
+        of_layers.insert(0, found)
+        dcommon = jax.tree.map(jnp.add, dcommon, more)
+      found = of_layers[0]
+      if count > 1:
+        found = [jnp.stack(parts) for parts in zip(*of_layers, strict=True)]
+      dweights = [_put(stack, y, i) for stack, y in zip(dweights, found, strict=True)]
       return (dx, dcommon, dweights), None
 
-    room = [_empty(jax.typeof(w[0]), depth) for w in weights]
+    room = [_empty(jax.typeof(w[0]), periods) for w in weights]
     start = dx, jax.tree.map(jnp.zeros_like, common), room
     (dx, dcommon, dweights), _ = jax.lax.scan(body, start, (numbers, items), reverse=True)
     return dx, rebuild(dweights, _none(items)), rebuild_common(dcommon, _none(shared))
 
   run.defvjp(forward, backward)
   return run(x, items, shared)
+
+
+def in_periods(items: Any, count: int) -> Any:
+  """Arrays (layers, ...) as (periods, layers of one, ...), without the second axis if that is 1."""
+  return jax.tree.map(lambda w: w if count == 1 else w.reshape(-1, count, *w.shape[1:]), items)
+
+
+def apart(item: Any, count: int) -> list[Any]:
+  """The layers of a period of `in_periods`."""
+  return [item] if count == 1 else tree.unstack(item, count)
 
 
 def _with_tape(tape: Any, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -283,9 +317,9 @@ def _empty(kept: Any, count: int) -> jax.Array:
   return jax.shard_map(lambda: room(local), in_specs=(), out_specs=laid, check_vma=False)()
 
 
-def _differentiable(tree: Any) -> tuple[list[jax.Array], Callable[[Sequence[Any], Any], Any]]:
+def _differentiable(held: Any) -> tuple[list[jax.Array], Callable[[Sequence[Any], Any], Any]]:
   """The leaves that have gradients, and what puts such leaves into a tree of the same structure."""
-  leaves, structure = jax.tree.flatten(tree)
+  leaves, structure = jax.tree.flatten(held)
   places = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
 
   def rebuild(new: Sequence[Any], other: Any) -> Any:
@@ -297,6 +331,6 @@ def _differentiable(tree: Any) -> tuple[list[jax.Array], Callable[[Sequence[Any]
   return [leaves[i] for i in places], rebuild
 
 
-def _none(tree: Any) -> Any:
+def _none(held: Any) -> Any:
   """What stands for the gradient of leaves that have none."""
-  return jax.tree.map(lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0), tree)
+  return jax.tree.map(lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0), held)

@@ -1,4 +1,4 @@
-"""Names for the leaves of a tree: 'encoder/blocks/attn/query/kernel'."""
+"""Names for the leaves of a tree, 'encoder/blocks/attn/query/kernel', and trees of layers."""
 
 import functools
 import re
@@ -97,3 +97,10 @@ def inside(leaves: Mapping[str, Any], tower: str) -> dict[str, Any]:
 def unflatten(like: Any, leaves: dict[str, Any]) -> Any:
   """The inverse of `flatten`, for a tree of the structure of `like`."""
   return jax.tree_util.tree_map_with_path(lambda path, _: leaves[name(path)], like)
+
+
+def unstack(items: Any, depth: int) -> list[Any]:
+  """The layers of arrays with a leading layer axis; their gradients are put together as one."""
+  leaves, structure = jax.tree.flatten(items)
+  parts = [jax.lax.split(leaf, (1,) * depth) for leaf in leaves]
+  return [structure.unflatten(part[i].squeeze(0) for part in parts) for i in range(depth)]

@@ -66,6 +66,8 @@ class PackedClassification(Classification):
         'rows of several images need a model without class token, registers and stem, and '
         f'pool=mean or map; it has {model.prefix} such tokens and model.pool={model.pool}'
       )
+    if model.attention != 'full':
+      raise RunError(f'rows of several images have no grid for model.attention={model.attention!r}')
     if not isinstance(model.patch_size, int):
       raise RunError(f'rows of several images need square patches: {model.patch_size}')
     if model.patch_dropout:
