@@ -80,7 +80,7 @@ def activations(config: Any, *, examples: int = 0) -> tuple[int, int]:
   if isinstance(config, TextArchitecture):
     total += _norm(config, run.tokens, config.width) + FLOAT * config.width
     return round(total), round(more)
-  total += run.marks + sum(_around(config, run.tokens))
+  total += sum(_around(config, run.tokens))
   return round(total), round(more)
 
 
@@ -88,9 +88,9 @@ def of_blocks(config: EncoderConfig, run: Sequence) -> tuple[float, float]:
   """As `activations`, of the blocks of any encoder and what they work on."""
   everything = sum(_block(config, run))
   if config.remat == 'none':
-    # A memory is there once, for keys and for values, whatever the depth.
+    # Whatever the depth, a memory is there once for keys and once for values, and marks once.
     memory = 2 * run.crosses * _size(config) * math.prod(run.memory)
-    return config.depth * everything + memory, 0
+    return config.depth * everything + memory + run.marks, 0
   kept = _kept(config, run)
   return config.depth * kept, everything - kept
 
