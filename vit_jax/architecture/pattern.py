@@ -131,6 +131,11 @@ def parse(
   return layers
 
 
+def on_grid(layers: tuple[Layer, ...]) -> bool:
+  """Whether some attention is along axes of a grid."""
+  return any(part.windows for layer in layers for shares in layer for part in shares)
+
+
 def _part(word: str, axes: int, wrong: str) -> Part:
   if word in ('full', 'memory'):
     return Part(memory=word == 'memory')

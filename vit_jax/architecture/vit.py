@@ -186,6 +186,16 @@ class EncoderConfig:
     return self.kv_heads or self.num_heads
 
   @property
+  def query_width(self) -> int:
+    """Features of the queries of all heads, and of what these get."""
+    return self.num_heads * self.head_width
+
+  @property
+  def key_width(self) -> int:
+    """Features of the keys of all heads, and of the values."""
+    return self.key_heads * self.head_width
+
+  @property
   def vector_width(self) -> int:
     """What the initial size of learned vectors, such as positions, is chosen for."""
     return self.mup_width or self.width

@@ -116,7 +116,7 @@ def _block(config: EncoderConfig, run: Sequence) -> Iterator[float]:
   """Of a block whose every activation is kept."""
   n, width, hidden, size = run.tokens * run.share, config.width, config.mlp_dim, _size(config)
   many, rows = run.attentions, [run.share * each for each in queries_and_keys(run)]
-  heads, key_heads = config.num_heads * config.head_width, config.key_heads * config.head_width
+  heads, key_heads = config.query_width, config.key_width
   branches = many + (not config.parallel)
   yield branches * _norm(config, n, width)
   if config.drop_path and config.drop_path_mode != 'subset':
@@ -140,7 +140,7 @@ def _block(config: EncoderConfig, run: Sequence) -> Iterator[float]:
 def _kept(config: EncoderConfig, run: Sequence) -> float:
   """Of a block whose policy keeps only something: its input, and what it names."""
   width, many = config.width, run.attentions
-  heads, key_heads = config.num_heads * config.head_width, config.key_heads * config.head_width
+  heads, key_heads = config.query_width, config.key_width
   (queries, keys), n = queries_and_keys(run), run.tokens
   sizes = {
     'qkv': queries * heads + 2 * keys * key_heads, 'context': queries * heads,
@@ -164,7 +164,7 @@ def _around(config: ViTArchitecture, tokens: int) -> Iterator[float]:
   yield norms * _norm(config, tokens, width)
   if config.pool == 'map':
     patches, gated = tokens - config.prefix, 4 if config.mlp == 'swiglu' else 2
-    heads = config.num_heads * config.head_width
+    heads = config.query_width
     yield size * (2 * (patches + 1) * width + (2 * patches + 3) * heads)
     yield FLOAT * 2 * config.num_heads
     yield _norm(config, 1, width) + size * gated * config.mlp_dim

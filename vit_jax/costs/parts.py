@@ -266,7 +266,7 @@ def blocks(
 ) -> Iterator[Part]:
   """All blocks and all norms, those `outside` of blocks as (width, times for one image)."""
   width, depth, without = config.width, config.depth, config.without
-  heads, key_heads = config.num_heads * config.head_width, config.key_heads * config.head_width
+  heads, key_heads = config.query_width, config.key_width
   selves = run.attentions - run.crosses
   again = recomputed(config)
   times = depth * run.share
@@ -326,7 +326,7 @@ def _operations(config: EncoderConfig, normed: int) -> int:
 def _pool(config: ViTArchitecture, patches: int) -> Part:
   """Attention pooling: one query; keys and values of every patch, everything else once."""
   width, bias = config.width, 'mlp' not in config.without
-  heads = config.num_heads * config.head_width
+  heads = config.query_width
   up = config.mlp_dim * width * (3 if config.mlp == 'swiglu' else 2)
   biases = bias * (width + config.mlp_dim * (2 if config.mlp == 'swiglu' else 1))
   projections = 4 * width * heads + 3 * heads + width

@@ -223,12 +223,13 @@ class ViT(nnx.Module):
       ValueError: if the shape of the images does not fit the model, or a spacing its positions.
     """
     config, packed = self.config, isinstance(images, Patches)
+    patch = config.patch if patch_size is None else on_axes(patch_size, len(config.patch))
     if packed:
       if config.stem_width:
         raise ValueError('a model with a convolutional stem takes images, not patches')
       if config.attention != 'full':
         raise ValueError('packed images have no grid for attention along its axes')
-      if patch_size is not None and on_axes(patch_size, len(config.patch)) != config.patch:
+      if patch != config.patch:
         raise ValueError('packed images are cut into patches already: patch_size cannot change')
       x = self.embed.flat(jnp.asarray(images.pixels, config.dtype))
       coords, mask, grid, xp = images.coords, images.mask, None, jnp
@@ -237,7 +238,7 @@ class ViT(nnx.Module):
         self._check_packing(key)
         size = _sizes(coords, images.segment, images.images)
     else:
-      x = self._embed_images(images, patch_size)
+      x = self._embed_images(images, patch)
       grid = x.shape[1:-1]
       # Merging the axes of the grid keeps that of the batch, and its sharding, untouched.
       x = x.reshape(x.shape[0], math.prod(grid), config.width)
@@ -245,8 +246,7 @@ class ViT(nnx.Module):
       size = np.array(grid)
     if spacing is not None:
       self._check_spacing(spacing, images)
-      own = config.patch if patch_size is None else on_axes(patch_size, len(config.patch))
-      scale = jnp.asarray(spacing, jnp.float32) * np.divide(own, config.patch)
+      scale = jnp.asarray(spacing, jnp.float32) * np.divide(patch, config.patch)
       coords, xp = (coords + 0.5) * scale[:, None] - 0.5, jnp
     if masked is not None:
       if not config.mask_token:
@@ -299,9 +299,8 @@ class ViT(nnx.Module):
         f'expected spacing of shape (batch, {len(config.patch)}), found {jnp.shape(spacing)}'
       )
 
-  def _embed_images(self, images: jax.Array, patch_size: Any) -> jax.Array:
-    config, axes = self.config, len(self.config.patch)
-    patch = config.patch if patch_size is None else on_axes(patch_size, axes)
+  def _embed_images(self, images: jax.Array, patch: tuple[int, ...]) -> jax.Array:
+    config, axes = self.config, len(patch)
     times = config.stride[0] // config.patch[0]
     stride, shape = [times * side for side in patch], images.shape
     if (

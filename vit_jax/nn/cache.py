@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vit_jax.architecture.pattern import on_grid
 from vit_jax.nn.attention import Attention, Context
 from vit_jax.nn.encoder import Encoder, cast_weights, layer_of, layers_of
 from vit_jax.nn.sharding import spec
@@ -48,8 +49,7 @@ def empty(encoder: Encoder, batch: int, length: int, context: Context | None = N
   """
   config = encoder.config
   layers = layers_of(config, encoder.grid, memory=encoder.memory > 0)
-  windows = any(part.windows for layer in layers for shares in layer for part in shares)
-  if windows or len(layers) > 1 or config.relative_bias != 'none':
+  if on_grid(layers) or len(layers) > 1 or config.relative_bias != 'none':
     raise ValueError(
       f'attention={config.attention!r} with relative_bias={config.relative_bias!r} has no cache: '
       'that is for layers that are all alike, and tokens that are not on a grid'
@@ -57,7 +57,7 @@ def empty(encoder: Encoder, batch: int, length: int, context: Context | None = N
   laid = spec('batch', None, None)
   x = jnp.zeros((batch, 1, config.width), config.dtype, out_sharding=laid)
   contexts = encoder.contexts(x, context or Context())
-  shape = config.depth, batch, length, config.key_heads * config.head_width
+  shape = config.depth, batch, length, config.key_width
   room = lambda: jnp.zeros(shape, config.dtype, out_sharding=spec(*_LAID))  # noqa: E731
   entries = []
   for number, own in enumerate(contexts[0]):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vit_jax.architecture.pattern import Layer, Part, parse
+from vit_jax.architecture.pattern import Layer, Part, on_grid, parse
 from vit_jax.architecture.vit import EncoderConfig
 from vit_jax.core.errors import RunError
 from vit_jax.nn import remat, tree
@@ -249,7 +249,7 @@ class Encoder(nnx.Module):
           'axis: choose a smaller mesh.tensor'
         )
     layers = layers_of(config, grid, memory=memory > 0)
-    if not grid and any(part.windows for layer in layers for shares in layer for part in shares):
+    if not grid and on_grid(layers):
       raise RunError(f'model.attention={config.attention!r} is of tokens that are on a grid')
     if memory and config.mup_width:
       raise RunError('model.mup_width: no rule for keys and values of a memory')
