@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.benchmarks import attention, memory, report, timing, train_step
+from experiments.benchmarks import attention, memory, plan, report, timing, train_step
 from experiments.benchmarks import compile as compile_
 from vit_jax.costs import flops
 from vit_jax.models.vit import ViTConfig
@@ -232,7 +232,7 @@ def test_the_page_on_plans_has_the_numbers_of_the_results():
   of = {(r['slice'], r['model'], r['way']): r
         for r in json.loads((report.RESULTS / 'plan.json').read_text())['rows']}  # fmt: skip
   page = (PAGES / 'plan-a-run.md').read_text()
-  lines = [line for line in page.splitlines() if re.match(r'\| v\d\w+:', line)]
+  lines = [line for line in page.splitlines() if re.match(r'\| v\d\w+:\S+ ', line)]
   assert len(lines) == 6
   for line in lines:
     case, images, ms, mfu, memory, *peers = (cell.strip() for cell in line.split('|')[1:-1])
@@ -247,6 +247,15 @@ def test_the_page_on_plans_has_the_numbers_of_the_results():
       assert peers == [f'{r["ms"]:.1f} ms, {r["GiB"]:.1f} GiB' for r in rows]
       assert row['GiB'] <= rows[0]['GiB']
       assert row['ms'] < rows[0]['ms']
+
+
+def test_the_page_on_plans_has_the_recipes_for_pods():
+  rows = json.loads((report.RESULTS / 'plan.json').read_text())['rows']
+  found = re.findall(r'^\| (\S+/14) \|(.*)\|$', (PAGES / 'plan-a-run.md').read_text(), re.M)
+  recipes = [r for r in rows if r['way'] == plan.RECIPE]
+  for row, (model, line) in zip(recipes, found, strict=True):
+    assert model == row['model']
+    assert [cell.strip() for cell in line.split('|')] == plan.cells(row)
 
 
 def test_the_page_on_cpus_has_the_numbers_of_the_results():

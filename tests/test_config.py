@@ -4,12 +4,19 @@ import json
 import pathlib
 
 import jax
+import numpy as np
 import pytest
 
+from configs import pretraining
+from tests import slices
+from tests.conftest import tiers
+from tests.runs import lines
 from vit_jax.architecture import TwoTowersArchitecture
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.data.pipeline import arrays
+from vit_jax.nn import sharding
+from vit_jax.train import train
 from vit_jax.training import config as config_lib
 from vit_jax.training.experiment import Experiment
 
@@ -18,6 +25,7 @@ CONFIGS = [
   'digits.py', 'fashion_mnist.py', 'fashion_mnist.py:quick', 'image_folder.py:somewhere',
   'synthetic.py:B/16', 'tfds.py:imagenet2012', 'multilabel.py', 'multilabel.py:tags.csv',
   'regression.py', 'regression.py:people.csv', 'segmentation.py', 'segmentation.py:ade20k',
+  'pretraining.py:G/14', 'pretraining.py:So400m/14', 'pretraining.py:22B/14,imagenet2012',
 ]  # fmt: skip
 
 
@@ -58,6 +66,24 @@ def test_configs_trace_a_step(name):
   assert jax.tree.structure(state) == jax.tree.structure(experiment.abstract_state)
   own = {'classification': {'top1'}, 'segmentation': {'accuracy'}}.get(tree['task']['name'], set())
   assert {'loss', 'grad_norm', 'skipped', *own} == metrics.keys()
+
+
+@pytest.mark.parametrize('variant', tiers([*pretraining.RECIPES], 2))
+def test_recipes_for_pods_train(variant, tmp_path, monkeypatch):
+  """Two narrow layers, on two slices of four devices; nothing else of the model is changed."""
+  monkeypatch.setattr(sharding, 'slice_of', slices.of(2))
+  tree = load(f'pretraining.py:{variant}').to_dict()
+  tree |= dict(total='30 steps', batch_size=16, mesh='-1x2x1')
+  tree['model'] |= dict(width=16, depth=2, mlp_dim=32, num_heads=2, image_size=(28, 28))
+  tree['data']['source'] = dict(name='synthetic', num_classes=4, image_size=(28, 28), examples=16)
+  tree['data'] |= dict(crop=dict(name='resize'), flip='none')  # what can be learned by heart
+  tree['optim'] |= dict(lr=0.03, warmup='5 steps', cooldown='5 steps')
+  tree['evals']['test']['batch_size'] = 16
+  tree['log'] = dict(every='1 step')
+  train(config_lib.complete(tree), str(tmp_path / 'run'))
+  losses = [row['train/loss'] for row in lines(tmp_path / 'run') if 'train/loss' in row]
+  assert losses[0] == pytest.approx(np.log(4), rel=1e-3)
+  assert losses[-1] < 0.9 * losses[0]
 
 
 @pytest.mark.parametrize(

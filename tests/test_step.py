@@ -4,14 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from tests import slices
 from tests.conftest import tiers
+from tests.runs import assert_close
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.nn import sharding, tree
 from vit_jax.nn.sharding import BatchLayout
 from vit_jax.tasks.classification import Classification
 from vit_jax.tasks.task import Context
+from vit_jax.train import train
 from vit_jax.training import config as config_lib
 from vit_jax.training.experiment import Experiment
 from vit_jax.training.hyper import Hyper, names
@@ -277,6 +282,40 @@ def test_meshes_by_name_and_number(layout, sizes):
 def test_bad_meshes(layout):
   with pytest.raises(RunError, match='mesh='):
     sharding.make_mesh(layout)
+
+
+@pytest.mark.parametrize(
+  ('layout', 'sizes'),
+  [('data', (8, 1, 1)), ('fsdp', (2, 4, 1)), ('tensor', (2, 1, 4)), ('-1x2x2', (2, 2, 2))],
+)
+def test_only_data_goes_across_slices(layout, sizes, monkeypatch):
+  monkeypatch.setattr(sharding, 'slice_of', slices.of(2))
+  made = sharding.make_mesh(layout)
+  assert tuple(made.shape.values()) == sizes
+  first, second = np.split(made.devices, 2)
+  assert [*first.flat] == jax.devices()[:4]
+  assert [*second.flat] == jax.devices()[4:]
+  # A slice has rows of a batch that follow one another.
+  place = NamedSharding(made, P(sharding.RULES['batch']))
+  starts = {d: index[0].indices(8)[0] for d, index in place.devices_indices_map((8,)).items()}
+  assert all((start < 4) == (device in [*first.flat]) for device, start in starts.items())
+
+
+@pytest.mark.parametrize('layout', ['1x8x1', '1x2x4'])
+def test_slices_that_do_not_divide_data(layout, monkeypatch):
+  monkeypatch.setattr(sharding, 'slice_of', slices.of(2))
+  with pytest.raises(RunError, match=f'mesh=.{layout}.* multiple of the 2 slices.* 2x4x1'):
+    sharding.make_mesh(layout)
+
+
+def test_two_slices_train_as_one(finished, tmp_path, digits, monkeypatch, capsys):
+  """Four devices each, with a part of the parameters on each of them."""
+  workdir, result, _ = finished
+  monkeypatch.setattr(sharding, 'slice_of', slices.of(2))
+  two = train(digits(mesh='fsdp'), str(tmp_path / 'two'))
+  assert '8 x cpu, 2 slices of 4, mesh 2 data x 4 fsdp x 1 tensor' in capsys.readouterr().out
+  assert_close(tmp_path / 'two', workdir)
+  assert two['metrics'] == pytest.approx(result['metrics'], rel=1e-3)
 
 
 def test_what_a_mesh_cannot_divide(mesh):

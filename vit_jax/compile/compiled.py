@@ -3,6 +3,9 @@
 XLA for TPU writes into every fusion how many cycles it expects it to take. Their sum, with bodies
 of loops times their trip counts, predicts the time of a step on one chip. Kernels written by hand
 carry no such estimate, only what they declare of FLOPs; collectives carry none either.
+
+A program for several slices is the program of one of them. What crosses the network between slices
+is sent to the runtime and received from it, and computation goes on until it is needed.
 """
 
 from __future__ import annotations
@@ -11,8 +14,8 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 _INSTRUCTION = re.compile(r'(?:ROOT )?%([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$')
 _ARRAY = re.compile(r'\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\](\{[^}]*\})?')
@@ -67,6 +70,13 @@ class Collective:
   waited: int
 
 
+class _Transfer(NamedTuple):
+  """A collective between slices, which the program sends to the runtime and receives from it."""
+
+  kind: str
+  bytes: int
+
+
 class Program:
   """A compiled TPU program.
 
@@ -74,7 +84,8 @@ class Program:
     text: `compiled.as_text()`.
 
   Attributes:
-    operations, kernels, collectives: what it does in one execution.
+    operations, kernels, collectives: what it does in one execution; collectives are those within
+      a slice, see `transfers` for those between slices.
 
   Raises:
     ValueError: if the text has no entry computation, or a loop without a known trip count.
@@ -84,13 +95,19 @@ class Program:
     self._bodies, entry = _computations(text)
     self.operations: list[Operation] = []
     self.kernels: list[Kernel] = []
+    self._entry = entry
+    self._transfers, self._channels = self._between_slices()
+    self._timed: dict[str, Operation | Kernel] = {}  # by the instruction's name
+    self._schedules: dict[str, list[tuple[str, Any]]] = {}
     moved: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0, 0])
     for count, name, shape, opcode, line in self._walk(entry, 1):
       if cycles := re.search(r'"estimated_cycles":"(\d+)"', line):
         source = re.search(r'op_name="([^"]*)"', line)
         self.operations.append(Operation(name, source[1] if source else '', int(cycles[1]), count))
+        self._timed[name] = self.operations[-1]
       if 'custom_call_target="tpu_custom_call"' in line:
         self.kernels.append(self._kernel(name, shape, line, count))
+        self._timed[name] = self.kernels[-1]
       for kind, size, waited in self._collectives(name, shape, opcode, line):
         moved[kind][0] += count
         moved[kind][1] += count * size
@@ -101,6 +118,84 @@ class Program:
   def cycles(self) -> int:
     """Of all operations that have an estimate."""
     return sum(o.cycles * o.count for o in self.operations)
+
+  def transfers(
+    self, seconds: Callable[[Operation | Kernel], float], bandwidth: float
+  ) -> list[Collective]:
+    """Collectives between slices in one execution; `waited`: bytes that a chip idles for.
+
+    They follow one another on the network, and each begins as soon as its input is there.
+
+    Args:
+      seconds: that an operation or kernel takes, once.
+      bandwidth: of the network between slices, bytes/s per chip and direction.
+    """
+    now = free = 0.0
+    arrives: dict[str, float] = {}
+    moved: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0, 0])
+    for opcode, event in self._events(self._entry) if self._transfers else ():
+      if opcode == 'send':
+        kind, size = self._transfers[event]
+        arrives[event] = free = max(now, free) + size / bandwidth
+        moved[kind][0] += 1
+        moved[kind][1] += size
+      elif opcode == 'recv-done':
+        late = max(0.0, arrives.get(event, now) - now)
+        moved[self._transfers[event].kind][2] += round(late * bandwidth)
+        now += late
+      else:
+        now += seconds(event)
+    return [Collective(kind, *totals) for kind, totals in sorted(moved.items())]
+
+  def _between_slices(self) -> tuple[dict[str, _Transfer], dict[str, str]]:
+    """Transfers by the name of their rendezvous, and these names by the channel received from."""
+    sizes: dict[str, dict[str, int]] = collections.defaultdict(dict)
+    lines, channels = {}, {}
+    for line in (line for body in self._bodies.values() for line in body):
+      match = _INSTRUCTION.match(line)
+      if match and match[3] in ('send', 'recv') and '_xla_megascale_transfer_type' in line:
+        name = _rendezvous(line)
+        lines[name], sizes[name][match[3]] = line, _bytes(match[2].partition(', u32[]')[0])
+        if match[3] == 'recv':
+          channels[_channel(line)] = name
+    found = {}
+    for name, line in lines.items():
+      called = re.search(r'_xla_megascale_transfer_type="(\w+)"', line)
+      kind = called[1].lower().replace('_', '-') if called else ''
+      kind = 'collective-permute' if kind == 'one-to-one' else kind
+      # "{1,2,3,4}x{0:255}": the slices that take part, and the chips of each.
+      group = re.search(r'_xla_megascale_target="\{([\d,]+)\}', line)
+      if kind not in COLLECTIVES or not (group or kind == 'collective-permute'):
+        raise ValueError(f'a transfer between slices that is not known: {line[:300]}')
+      result = sizes[name]['send' if kind in ('all-reduce', 'all-to-all') else 'recv']
+      found[name] = _Transfer(kind, _share(kind, result, len(group[1].split(',')) if group else 2))
+    return found, channels
+
+  def _events(self, name: str) -> Iterator[tuple[str, Any]]:
+    """What a computation does, in order: opcodes with an operation, a kernel or a rendezvous."""
+    if name not in self._schedules:
+      schedule = self._schedules[name] = []
+      for line in self._bodies[name]:
+        match = _INSTRUCTION.match(line)
+        if not match:
+          continue
+        instruction, _, opcode, _ = match.groups()
+        if timed := self._timed.get(instruction):
+          schedule.append((opcode, timed))
+        elif opcode == 'send' and _rendezvous(line) in self._transfers:
+          schedule.append((opcode, _rendezvous(line)))
+        elif opcode == 'recv-done' and _channel(line) in self._channels:
+          schedule.append((opcode, self._channels[_channel(line)]))
+        elif opcode == 'while':
+          schedule.append((opcode, (_called('body', line), self._trips(line))))
+        elif opcode in ('call', 'async-start'):
+          schedule.append((opcode, (_called('to_apply|calls', line), 1)))
+    for opcode, event in self._schedules[name]:
+      if isinstance(event, tuple):
+        for _ in range(event[1]):
+          yield from self._events(event[0])
+      else:
+        yield opcode, event
 
   def _walk(self, name: str, count: int) -> Iterator[tuple[int, str, str, str, str]]:
     for line in self._bodies[name]:
@@ -215,11 +310,26 @@ def _received(kind: str, shape: str, line: str) -> int:
   if '-start(' in line:  # operands are there as well as results
     size *= {'all-gather': group / (group + 1), 'reduce-scatter': 1 / (group + 1),
              'collective-permute': 1 / 2}.get(kind, 1)  # fmt: skip
+  return _share(kind, size, group)
+
+
+def _share(kind: str, size: float, group: int) -> int:
+  """Bytes that each of `group` devices gets by a collective with a result of `size` bytes."""
   times = {
     'all-gather': (group - 1) / group, 'all-to-all': (group - 1) / group,
     'all-reduce': 2 * (group - 1) / group, 'reduce-scatter': group - 1, 'collective-permute': 1,
   }  # fmt: skip
   return round(size * times[kind])
+
+
+def _rendezvous(line: str) -> str:
+  match = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', line)
+  return match[1] if match else ''
+
+
+def _channel(line: str) -> str:
+  match = re.search(r'channel_id=(\d+)', line)
+  return match[1] if match else ''
 
 
 def _group(line: str) -> int:

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from vit_jax.architecture import encoders
 from vit_jax.compile import compiled as compiled_lib
 from vit_jax.compile import topology
-from vit_jax.compile.compiled import Collective, Kernel, Program
+from vit_jax.compile.compiled import Collective, Kernel, Operation, Program
 from vit_jax.core import paths, schema
 from vit_jax.costs import chips
 from vit_jax.data.examples import NoDataError
@@ -53,7 +53,8 @@ class Plan:
   """Memory in bytes per chip, times in seconds per step.
 
   Attributes:
-    topology, chips, mesh, batch_size, remat, scan: what was compiled.
+    topology, chips, slices, mesh, batch_size, remat, scan: what was compiled; chips are those of
+      all slices.
     parameters, optimizer: of the state that lives between steps, the moving average with the
       optimizer.
     activations: kept by the forward for the backward pass, copies of weights in the compute dtype
@@ -66,16 +67,22 @@ class Plan:
     kernel_time: of kernels written by hand, at `KERNEL_EFFICIENCY` of their roofline.
     collective_time: of the collectives that nothing is computed behind, at the full speed of all
       links; not part of `step_time`.
-    step_time: compiler_time + kernel_time.
+    transfer_time: of the collectives between slices, one after another.
+    transfer_wait: of this, what is not hidden: a chip has nothing else to do.
+    step_time: compiler_time + kernel_time + transfer_wait.
     images_per_second: per chip.
     mfu: share of the peak FLOP/s, by `flops.CONVENTION`.
-    collectives: kinds, counts and bytes that each chip receives, hidden ones too.
+    collectives: within a slice: kinds, counts and bytes that each chip receives, hidden ones too.
+    transfers: the same between slices.
+    link, dcn: bytes/s of a chip that these times assume: all links together, and its share of the
+      network between slices.
     kernels: names, counts, FLOPs and bytes of kernels written by hand.
     trace_time, compile_time: on this machine.
   """
 
   topology: str
   chips: int
+  slices: int
   mesh: str
   batch_size: int
   remat: str
@@ -90,10 +97,15 @@ class Plan:
   compiler_time: float | None = None
   kernel_time: float | None = None
   collective_time: float | None = None
+  transfer_time: float | None = None
+  transfer_wait: float | None = None
   step_time: float | None = None
   images_per_second: float | None = None
   mfu: float | None = None
   collectives: tuple[Collective, ...] = ()
+  transfers: tuple[Collective, ...] = ()
+  link: float | None = None
+  dcn: float | None = None
   kernels: tuple[Kernel, ...] = ()
   trace_time: float = 0.0
   compile_time: float = 0.0
@@ -104,7 +116,7 @@ def plan(config: ConfigDict, where: str, hlo: str = '') -> Plan:
 
   Args:
     config: of a run. If its data set is not there, random images stand for it.
-    where: generation and shape of a slice, or GPUs; see `topology.devices`.
+    where: generation and shape of a slice or several, or GPUs; see `topology.devices`.
     hlo: a file for the text of the compiled program, or none.
 
   Raises:
@@ -126,8 +138,9 @@ def plan(config: ConfigDict, where: str, hlo: str = '') -> Plan:
     towers = encoders(experiment.config.model).values()
     at_a_time = cfg.batch_size // sharding.shards('batch') // cfg.optim.accumulate
     facts: dict[str, Any] = dict(
-      topology=where, chips=len(devices), mesh='x'.join(map(str, mesh.shape.values())),
-      batch_size=cfg.batch_size, remat=', '.join(dict.fromkeys(t.remat for t in towers)),
+      topology=where, chips=len(devices), slices=len(sharding.by_slice(devices)),
+      mesh='x'.join(map(str, mesh.shape.values())), batch_size=cfg.batch_size,
+      remat=', '.join(dict.fromkeys(t.remat for t in towers)),
       scan=all(tower.scan for tower in towers),
       parameters=held((state.model, frozen)), optimizer=held((state.opt, state.ema, state.extra)),
       activations=_activations(experiment, state, frozen, batch, mesh), capacity=capacity,
@@ -147,7 +160,7 @@ def plan(config: ConfigDict, where: str, hlo: str = '') -> Plan:
     done = time.perf_counter()
   text = compiled.as_text()
   if hlo:
-    paths.at(hlo).write_text(text)
+    paths.write_text(paths.at(hlo), text)
   program = Program(text)
   memory = compiled_lib.memory(compiled)
   facts |= dict(
@@ -161,17 +174,29 @@ def plan(config: ConfigDict, where: str, hlo: str = '') -> Plan:
   work = experiment.flops(examples=max(1, at_a_time)) * per_chip
   compiler_time = program.cycles / chip.clock
   kernel_time = sum(k.count * kernel_seconds(k, chip) for k in program.kernels)
-  step_time = compiler_time + kernel_time
+  transfers = program.transfers(functools.partial(_seconds, chip=chip), chip.dcn)
+  transfer_wait = sum(t.waited for t in transfers) / chip.dcn
+  step_time = compiler_time + kernel_time + transfer_wait
   return Plan(
     **facts,
     compiler_time=compiler_time,
     kernel_time=kernel_time,
     collective_time=sum(c.waited for c in program.collectives) / chip.link,
+    transfer_time=sum(t.bytes for t in transfers) / chip.dcn,
+    transfer_wait=transfer_wait,
     step_time=step_time,
     images_per_second=per_chip / step_time,
     mfu=work / step_time / chip.peak,
+    transfers=tuple(transfers),
+    link=chip.link,
+    dcn=chip.dcn,
     kernels=tuple(dict.fromkeys(_merged(program.kernels))),
   )
+
+
+def _seconds(what: Operation | Kernel, chip: chips.Chip) -> float:
+  """Of one execution."""
+  return kernel_seconds(what, chip) if isinstance(what, Kernel) else what.cycles / chip.clock
 
 
 def kernel_seconds(kernel: Kernel, chip: chips.Chip) -> float:

@@ -17,8 +17,10 @@ def describe(result: Plan) -> dict[str, str]:
   """The lines of a plan for people."""
   gib = lambda size: f'{size / plan.GIB:.2f} GiB'  # noqa: E731
   ms = lambda seconds: f'{1e3 * seconds:.1f} ms'  # noqa: E731
+  rate = lambda speed: f'{speed / 1e9:g} GB/s per chip'  # noqa: E731
+  each = f'{result.slices} of {result.chips // result.slices} chips, ' * (result.slices > 1)
   rows = {
-    'slice': f'{result.topology}, {result.chips} chips, mesh {result.mesh}',
+    'slice': f'{result.topology}, {each}{result.chips} chips, mesh {result.mesh}',
     'batch': f'{result.batch_size}, {result.batch_size / result.chips:g} per chip',
     'layers': f'{"scanned" if result.scan else "unrolled"}, remat={result.remat}',
     'parameters': gib(result.parameters),
@@ -30,20 +32,30 @@ def describe(result: Plan) -> dict[str, str]:
   }
   if not result.compile_time:
     return rows
-  moved = ', '.join(f'{c.count} {c.kind} {c.bytes / plan.GIB:.3f} GiB' for c in result.collectives)
+  moved, crossed = (
+    ', '.join(f'{c.count} {c.kind} {c.bytes / plan.GIB:.3f} GiB' for c in collectives) or 'none'
+    for collectives in (result.collectives, result.transfers)
+  )
   took = f'{result.trace_time:.0f} s to trace, {result.compile_time:.0f} s to compile'
   if not (result.step_time and result.compiler_time and result.mfu):
     step = 'not predicted: the GPU compiler gives no times'
-    return rows | {'step': step, 'collectives': moved or 'none', 'compile': took}
+    return rows | {'step': step, 'collectives': moved, 'compile': took}
+  several = result.slices > 1
+  late = f' + {ms(result.transfer_wait or 0)} of waiting for other slices' * several
   rows |= {
     'step': f'{ms(result.step_time)} = {ms(result.compiler_time)} by the compiler'
-    f' + {ms(result.kernel_time or 0)} in {len(result.kernels)} kernels at half their roofline',
+    f' + {ms(result.kernel_time or 0)} in {len(result.kernels)} kernels at half their roofline'
+    f'{late}',
     'speed': f'{result.images_per_second:,.0f} img/s per chip, MFU {result.mfu:.1%}',
-    'collectives': f'{moved or "none"}; at least {ms(result.collective_time or 0)} are not hidden'
-    ' behind the step, and come on top',
-    'compile': took,
+    'collectives': f'{moved}; at {rate(result.link)} at least {ms(result.collective_time or 0)} are'
+    ' not hidden behind the step, and come on top',
   }
-  return rows
+  if several:
+    rows['between slices'] = (
+      f'{crossed}; at {rate(result.dcn)}, which are assumed, {ms(result.transfer_time or 0)}, of '
+      f'which the step waits for {ms(result.transfer_wait or 0)}'
+    )
+  return rows | {'compile': took}
 
 
 def main(config: ConfigDict, where: str, *, as_json: bool = False, hlo: str = '') -> None:
@@ -69,4 +81,7 @@ def main(config: ConfigDict, where: str, *, as_json: bool = False, hlo: str = ''
       show(other, text)
       return
     print(f'{text}: {other.memory / plan.GIB:.2f} GiB do not fit')
-  print('None of these fits: use a larger slice, or mesh=1x-1xN with N-fold tensor parallelism.')
+  print(
+    f'None of these fits: use a larger slice, or mesh={result.slices}x-1xN with N-fold tensor '
+    'parallelism.'
+  )

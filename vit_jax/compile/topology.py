@@ -62,8 +62,8 @@ def devices(name: str) -> list[Any]:
   """The devices of a TPU slice or of machines with GPUs, to compile for.
 
   Args:
-    name: 'v5e:16x16', 'v5p:4x4x8': generation and shape of a slice; 'h100:8', 'h100:4x8': kind and
-      number of GPUs, or of machines and the GPUs of each.
+    name: 'v5e:16x16', 'v5p:4x4x8': generation and shape of a slice; 'v5p:4x4x8*4': of four of them;
+      'h100:8', 'h100:4x8': kind and number of GPUs, or of machines and the GPUs of each.
 
   Raises:
     RunError: if there is no such topology, or no compiler for it.
@@ -72,15 +72,17 @@ def devices(name: str) -> list[Any]:
     os.environ.setdefault(variable, value)
   from jax.experimental import topologies
 
-  kind, _, shape = name.partition(':')
+  one, several, number = name.partition('*')
+  kind, _, shape = one.partition(':')
+  slices = int(number) if re.fullmatch(r'[1-9]\d*', number) else 0 if several else 1
   sides = [int(side) for side in shape.split('x')] if re.fullmatch(r'\d+(x\d+)*', shape) else []
   options: dict[str, Any]
-  if kind in GPUS and 1 <= len(sides) <= 2 and all(sides):
+  if kind in GPUS and 1 <= len(sides) <= 2 and all(sides) and not several:
     hosts, each = (1, *sides)[-2:]
     platform, extra = 'cuda', 'gpu'
     options = dict(target_config=_description(GPUS[kind]), topology=f'1x{hosts}x{each}')
-  elif re.fullmatch(r'v\d\w*', kind) and 2 <= len(sides) <= 3:
-    platform, extra, options = 'tpu', 'tpu', {}
+  elif re.fullmatch(r'v\d\w*', kind) and 2 <= len(sides) <= 3 and slices:
+    platform, extra, options = 'tpu', 'tpu', dict(num_slices=slices) if slices > 1 else {}
     if sides[0] % 2 or sides[1] % 2:
       # Slices smaller than a host's board have hosts of one chip.
       options['chips_per_host_bounds'] = (1, 1, 1)
@@ -89,11 +91,12 @@ def devices(name: str) -> list[Any]:
   else:
     kinds = ', '.join(GPUS)
     raise RunError(
-      f'--topology={name}: write a generation of TPUs and a shape, v5e:16x16 or v5p:8x4x8, or one'
-      f' of {kinds} and a number of GPUs, h100:8 or (machines first) h100:4x8'
+      f'--topology={name}: write a generation of TPUs and a shape, v5e:16x16 or v5p:8x4x8, of four'
+      f' slices v5p:8x4x8*4; or one of {kinds} and a number of GPUs, h100:8 or (machines first) '
+      'h100:4x8'
     )
   try:
-    topology = topologies.get_topology_desc(platform=platform, topology_name=name, **options)
+    topology = topologies.get_topology_desc(platform=platform, topology_name=one, **options)
   except Exception as error:
     lines = str(error).strip().splitlines() or [repr(error)]
     known = ', '.join(chip.name for chip in chips.CHIPS.values())

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 
 from vit_jax.architecture.pattern import Layer, Part, on_grid, parse
 from vit_jax.architecture.vit import EncoderConfig
@@ -409,30 +410,55 @@ def features_by_name(layers: dict[str, jax.Array]) -> dict[str, jax.Array]:
   return named
 
 
-def split_layers(held: Any) -> Any:
+def split_layers(held: Any, axis: int = 0) -> Any:
   """`tree`, in every encoder with unrolled layers the stacked blocks replaced by a list of blocks.
 
   So that no layer's weights, gradients and optimizer state must be cut out of larger arrays and
   put back. Any tree with the structure of a model will do: its gradient, its optimizer's state.
+  Each stacked array is deleted as soon as it is cut: there is never a second copy of all of them.
+
+  Args:
+    held: the tree; a parameter of all layers is an array or `tree.Layers`.
+    axis: over the layers.
   """
 
   def split(encoder):
-    if encoder.config.scan:
+    if encoder.config.scan or not isinstance(encoder.blocks, Block):
       return encoder
-    return _with_blocks(encoder, nnx.List(tree.unstack(encoder.blocks, encoder.config.depth)))
+    leaves, structure = jax.tree.flatten(encoder.blocks, is_leaf=tree.is_layers)
+    parts = [_parts(leaf, axis) for leaf in leaves]
+    layers = [structure.unflatten(each[i] for each in parts) for i in range(encoder.config.depth)]
+    return _with_blocks(encoder, nnx.List(layers))
 
   return _map_encoders(split, held)
 
 
-def stack_layers(tree: Any) -> Any:
-  """The inverse of `split_layers`, and how checkpoints and everything else hold a model."""
+def _parts(leaf: Any, axis: int) -> list[jax.Array]:
+  """The layers of an array, which is deleted."""
+  if isinstance(leaf, tree.Layers):
+    return leaf.parts
+  parts = _cut(leaf, axis)
+  if not isinstance(leaf, Tracer):
+    jax.block_until_ready(parts)
+    leaf.delete()
+  return parts
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _cut(x: jax.Array, axis: int) -> list[jax.Array]:
+  return [part.squeeze(axis) for part in jax.lax.split(x, (1,) * x.shape[axis], axis)]
+
+
+def stack_layers(held: Any, axis: int = 0) -> Any:
+  """How checkpoints and everything else hold a model: `tree.Layers` for what `split_layers` cut."""
 
   def stack(encoder):
     if isinstance(encoder.blocks, Block):
       return encoder
-    return _with_blocks(encoder, jax.tree.map(lambda *ws: jnp.stack(ws), *encoder.blocks))
+    together = lambda *parts: tree.Layers(list(parts), axis)  # noqa: E731
+    return _with_blocks(encoder, jax.tree.map(together, *encoder.blocks))
 
-  return _map_encoders(stack, tree)
+  return _map_encoders(stack, held)
 
 
 def is_unrolled(tree: Any) -> bool:

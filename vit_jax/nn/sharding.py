@@ -16,30 +16,52 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from vit_jax.core.errors import RunError
+from vit_jax.nn import tree
 
 AXES = ('data', 'fsdp', 'tensor')
 # data: batch only. fsdp: batch and parameters. tensor: heads and MLP features.
 RULES = {'batch': ('data', 'fsdp'), 'embed': 'fsdp', 'heads': 'tensor', 'mlp': 'tensor'}
 
 
+def slice_of(device: Any) -> int:
+  """Which TPU slice a device is in; 0 for all that is not a TPU."""
+  # GPUs number their machines so. There, a layout such as 4x8x1 says what stays within a machine.
+  return getattr(device, 'slice_index', 0) if device.platform == 'tpu' else 0
+
+
+def by_slice(devices: Sequence[Any] | None = None) -> list[list[Any]]:
+  """Devices, those of all processes if not given, as one list for each TPU slice."""
+  found: dict[int, list[Any]] = {}
+  for each in devices or jax.devices():
+    found.setdefault(slice_of(each), []).append(each)
+  return [found[number] for number in sorted(found)]
+
+
 def make_mesh(layout: str, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
   """The mesh over all devices.
 
+  The network between TPU slices is much slower than the links within them: only 'data' crosses it,
+  with its outermost part, so that nothing but sums of gradients and metrics go through it.
+
   Args:
-    layout: 'data', 'fsdp' or 'tensor' to put every device on that axis, or the sizes of the three
-      axes in this order, '2x4x1'; one of the sizes may be -1.
+    layout: 'data', 'fsdp' or 'tensor' to put every device of a slice on that axis, and the slices
+      on 'data'; or the sizes of the three axes in this order, '2x4x1', one of which may be -1.
     devices: those of all processes if not given.
 
   Raises:
-    RunError: if the sizes do not multiply to the number of devices, or do not fit their torus.
+    RunError: if the sizes do not multiply to the number of devices, the slices do not divide
+      'data', or the sizes do not fit the torus of a slice.
   """
-  count = len(devices or jax.devices())
+  groups = by_slice(devices)
+  several, each = len(groups), len(groups[0])
+  count = several * each
   if layout in AXES:
-    sizes = [count if axis == layout else 1 for axis in AXES]
+    sizes = [each if axis == layout else 1 for axis in AXES]
+    sizes[0] *= several
   else:
     try:
       sizes = [int(size) for size in layout.split('x')]
@@ -51,15 +73,25 @@ def make_mesh(layout: str, devices: Sequence[Any] | None = None) -> jax.sharding
       sizes[sizes.index(-1)] = count // -math.prod(sizes)
   if math.prod(sizes) != count:
     raise RunError(f'mesh={layout!r} is for {math.prod(sizes)} devices, but there are {count}')
+  data, *rest = sizes
+  if data % several:
+    raise RunError(
+      f'mesh={layout!r}: the first size, data, must be a multiple of the {several} slices, because '
+      f'the other axes cannot cross them: {several}x{each}x1, for example'
+    )
   try:
-    return jax.make_mesh(tuple(sizes), AXES, devices=devices)
+    parts = [jax.make_mesh((data // several, *rest), AXES, devices=group) for group in groups]
   except NotImplementedError:
     # An axis that wound through parts of two sides of the torus would have slow collectives.
-    last = (list(devices) if devices else jax.devices())[-1].coords
-    sides = 'x'.join(str(side + 1) for side in last)
+    sides = 'x'.join(str(side + 1) for side in groups[0][-1].coords)
+    own = 'x'.join(map(str, (data // several, *rest)))
+    within = f', {own} in each of {several} slices' if several > 1 else ''
     raise RunError(
-      f'mesh={layout!r}: each size must be a product of sides of the chips, which are {sides}'
+      f'mesh={layout!r}{within}: each size must be a product of sides of the chips, which are '
+      f'{sides}'
     ) from None
+  joined = np.concatenate([part.devices for part in parts])
+  return jax.sharding.Mesh(joined, AXES, axis_types=parts[0].axis_types)
 
 
 def spec(*axes: str | None) -> P | None:
@@ -179,13 +211,68 @@ def parts(leaf: jax.ShapeDtypeStruct) -> list[Bounds]:
 
 
 def assembled(leaf: jax.ShapeDtypeStruct, blocks: Mapping[Bounds, np.ndarray]) -> Any:
-  """An array from its `parts`: a global one as its sharding says, or NumPy's."""
+  """An array from its `parts`: a global one as its sharding says, or NumPy's.
+
+  Of `tree.Layers` one for each layer.
+  """
+  if isinstance(leaf, tree.Layers):
+    at = leaf.axis
+    layers = []
+    for number, part in enumerate(leaf.parts):
+      own = {(*b[:at], *b[at + 1 :]): block.take(number, at) for b, block in blocks.items()}
+      layers.append(assembled(part, own))
+    return tree.Layers(layers, at)
   if leaf.sharding is None:
     (block,) = blocks.values()
     return block
   return jax.make_array_from_callback(
     leaf.shape, leaf.sharding, lambda part: blocks[bounds(part, leaf.shape)]
   )
+
+
+def on_hosts(leaf: tree.Layers, turn: int) -> jax.Array:
+  """Layers as one array, in the memory of hosts: the devices need no room for it.
+
+  Args:
+    leaf: on the devices.
+    turn: processes that hold the same are listed in an order that begins with another one for each
+      number: the first is the one that writes.
+
+  Returns:
+    An array of which each process has what its devices hold, once.
+  """
+  whole = leaf.sharding
+  if isinstance(whole, NamedSharding):
+    whole = _one_copy_each(whole, turn)
+  whole = whole.with_memory_kind('pinned_host')
+  shards = [{shard.device: shard.data for shard in part.addressable_shards} for part in leaf.parts]
+  blocks = []
+  for device in whole.addressable_devices_indices_map(leaf.shape):
+    there = SingleDeviceSharding(device, memory_kind='pinned_host')
+    # Not `np.asarray` of what is on the device: it would be kept as long as that.
+    parts = jax.device_put([held[device] for held in shards], there)
+    blocks.append(jax.device_put(np.stack(jax.device_get(parts), leaf.axis), there))
+  return jax.make_array_from_single_device_arrays(leaf.shape, whole, blocks)
+
+
+def _one_copy_each(layout: NamedSharding, turn: int) -> NamedSharding:
+  """A layout without the devices that hold what another one of the same process holds, too."""
+  mesh: Any = layout.mesh
+  axes = [(part,) if isinstance(part, str) else part or () for part in layout.spec]
+  used = [axis for part in axes for axis in part]
+  rest = [axis for axis in mesh.axis_names if axis not in used]
+  order = [mesh.axis_names.index(axis) for axis in (*rest, *used)]
+  copies = mesh.devices.transpose(order).reshape(-1, *(mesh.shape[axis] for axis in used))
+  kept: list[np.ndarray] = []
+  seen: set[int] = set()
+  for number in range(len(copies)):
+    copy = copies[number : number + 1]
+    owners = {device.process_index for device in copy.flat}
+    if owners - seen:
+      kept.append(copy)
+      seen |= owners
+  devices = np.roll(np.concatenate(kept), turn, axis=0)
+  return NamedSharding(jax.sharding.Mesh(devices, ('copies', *used)), layout.spec)
 
 
 class BatchLayout:
@@ -210,6 +297,21 @@ class BatchLayout:
       indices = self._sharding.addressable_devices_indices_map((batch_size,))
       blocks = {index[0].indices(batch_size)[:2] for index in indices.values() if index}
     self.rows: list[int] = [row for start, stop in sorted(blocks) for row in range(start, stop)]
+
+  @classmethod
+  def of_at_least(cls, batch_size: int, *, together: int = 1) -> BatchLayout:
+    """The smallest batch of at least so many rows that the mesh in context divides.
+
+    Args:
+      batch_size: in rows.
+      together: how many rows are made at once, and must be of one process.
+    """
+    if batch_size < 1:
+      return cls(batch_size)
+    parts = shards('batch')
+    processes = parts // len(cls(parts).rows)  # that hold different rows
+    unit = math.lcm(parts, processes * together)
+    return cls(-(-batch_size // unit) * unit)
 
   def local(self, x: jax.Array) -> np.ndarray:
     """Of an array over the global batch the rows that this process holds, in their order."""

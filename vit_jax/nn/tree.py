@@ -1,13 +1,58 @@
 """Names for the leaves of a tree, 'encoder/blocks/attn/query/kernel', and trees of layers."""
 
+import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from vit_jax.core.errors import RunError, suggest
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=['parts'], meta_fields=['axis'])
+@dataclasses.dataclass
+class Layers:
+  """Stands for `jnp.stack(parts, axis)`, which is never computed: a parameter of all layers.
+
+  Attributes:
+    parts: arrays of the same shape and layout, or ShapeDtypeStructs; one of each layer.
+    axis: over the layers.
+  """
+
+  parts: list[Any]
+  axis: int
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Of the whole."""
+    own = self.parts[0].shape
+    return *own[: self.axis], len(self.parts), *own[self.axis :]
+
+  @property
+  def dtype(self) -> Any:
+    """Of the whole."""
+    return self.parts[0].dtype
+
+  @property
+  def sharding(self) -> Any:
+    """Of the whole: no device has a part of the layers."""
+    own = self.parts[0].sharding
+    if not isinstance(own, jax.sharding.NamedSharding):
+      return own
+    spec = [*own.spec, *(None,) * (self.axis - len(own.spec))]
+    spec.insert(self.axis, None)
+    return own.update(spec=jax.P(*spec))
+
+  def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    return np.stack([np.asarray(part, dtype) for part in self.parts], self.axis)
+
+
+def is_layers(node: Any) -> bool:
+  """Whether a node of a tree is one of these, which have one name."""
+  return isinstance(node, Layers)
 
 
 def name(path: tuple[Any, ...]) -> str:
@@ -84,8 +129,9 @@ def merge(one: Any, other: Any) -> Any:
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-  """Leaf by name."""
-  return {name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  """Leaf by name; `Layers` are leaves."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_layers)
+  return {name(path): leaf for path, leaf in leaves}
 
 
 def inside(leaves: Mapping[str, Any], tower: str) -> dict[str, Any]:
@@ -96,7 +142,14 @@ def inside(leaves: Mapping[str, Any], tower: str) -> dict[str, Any]:
 
 def unflatten(like: Any, leaves: dict[str, Any]) -> Any:
   """The inverse of `flatten`, for a tree of the structure of `like`."""
-  return jax.tree_util.tree_map_with_path(lambda path, _: leaves[name(path)], like)
+  return renamed(lambda name: leaves[name], like)
+
+
+def renamed(function: Callable[[str], Any], tree: Any) -> Any:
+  """A tree of what `function` gives for the name of each leaf."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: function(name(path)), tree, is_leaf=is_layers
+  )
 
 
 def unstack(items: Any, depth: int) -> list[Any]:
