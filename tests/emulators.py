@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import http.server
 import importlib.resources
+import itertools
 import json
 import os
 import socket
@@ -13,9 +15,13 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+import gcsfs
+import s3fs
+
+from vit_jax.core import paths
 
 BUCKET = 'bucket'
 
@@ -81,44 +87,62 @@ def _until(call, seconds: float = 60) -> None:
 
 
 @contextlib.contextmanager
-def answering(code: int, times: int = 10**9, then: str = '') -> Iterator[str]:
-  """A server that answers so many requests with a code, and the rest as another one does."""
-  left = [times]
+def between(then: str, look: Callable[[int, str, str], int | None]) -> Iterator[str]:
+  """A server before another one.
+
+  Args:
+    then: address of the other one.
+    look: is told of each request its number from 0, its method and its path; gives the status to
+      answer with, or None to hand it on.
+  """
+  numbers = itertools.count()
 
   class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
 
     def answer(self):
       body = self.rfile.read(int(self.headers.get('Content-Length') or 0))
-      left[0] -= 1
-      found, status = b'{}', code
-      if left[0] < 0:
-        names = ('Content-Type', 'Authorization', 'Range')
-        headers = {n: self.headers[n] for n in names if self.headers[n]}
-        asked = urllib.request.Request(then + self.path, body or None, headers, method=self.command)
-        try:
-          with urllib.request.urlopen(asked) as response:
-            found, status = response.read(), response.status
-        except urllib.error.HTTPError as error:
-          found, status = error.read(), error.code
+      status, headers, found = look(next(numbers), self.command, self.path), {}, b'{}'
+      if status is None:
+        other = http.client.HTTPConnection(then.removeprefix('http://'))
+        own = {k: v for k, v in self.headers.items() if k.lower() not in _OWN}
+        other.request(self.command, self.path, body or None, own)
+        response = other.getresponse()
+        status, headers, found = response.status, dict(response.headers), response.read()
+        other.close()
       self.send_response(status)
-      self.send_header('Content-Type', 'application/json')
-      self.send_header('Content-Length', str(len(found)))
+      for name, value in headers.items():
+        if name.lower() not in _OWN:
+          self.send_header(name, value.replace(then, address))
+      size = headers.get('Content-Length', len(found)) if self.command == 'HEAD' else len(found)
+      self.send_header('Content-Length', str(size))
       self.end_headers()
-      self.wfile.write(found)
+      if self.command != 'HEAD':
+        self.wfile.write(found)
 
     def log_message(self, *args):
       del args
 
-  for method in ('GET', 'POST', 'PUT', 'HEAD', 'DELETE'):
+  for method in ('GET', 'POST', 'PUT', 'HEAD', 'DELETE', 'PATCH'):
     setattr(Handler, f'do_{method}', Handler.answer)
   server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+  server.handle_error = lambda *_: None  # who asked is gone
+  address = f'http://127.0.0.1:{server.server_address[1]}'
   threading.Thread(target=server.serve_forever, daemon=True).start()
   try:
-    yield f'http://127.0.0.1:{server.server_address[1]}'
+    yield address
   finally:
     server.shutdown()
     server.server_close()
+
+
+# Headers of a connection, not of what is asked.
+_OWN = ('connection', 'keep-alive', 'transfer-encoding', 'content-length', 'host')
+
+
+def answering(code: int, times: int = 10**9, then: str = '') -> contextlib.AbstractContextManager:
+  """A server that answers so many requests with a code, and the rest as another one does."""
+  return between(then, lambda number, *_: code if number < times else None)
 
 
 @contextlib.contextmanager
@@ -133,6 +157,26 @@ def silent() -> Iterator[str]:
 def refused() -> str:
   """Where nobody listens."""
   return f'http://127.0.0.1:{free_port()}'
+
+
+@contextlib.contextmanager
+def here(changes: dict[str, str]) -> Iterator[None]:
+  """This process talks to the servers."""
+  before = dict(os.environ)
+  os.environ.update(changes)
+
+  def forget():
+    for system in (gcsfs.GCSFileSystem, s3fs.S3FileSystem):
+      system.clear_instance_cache()
+    paths.stores._filesystem.cache_clear()
+
+  forget()
+  try:
+    yield
+  finally:
+    os.environ.clear()
+    os.environ.update(before)
+    forget()
 
 
 def own(changes: dict[str, str]) -> dict[str, str]:

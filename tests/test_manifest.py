@@ -287,7 +287,7 @@ def test_files_are_looked_for(folder, monkeypatch):
   assert source.summary()[2].endswith('of its files only the first 1 were looked for')
   with pytest.raises(RunError, match=r'cannot read .*/i/x\.png: No such file'):
     source[1]
-  with pytest.raises(RunError, match='only local paths can be read'):
+  with pytest.raises(RunError, match='https:// is the web'):
     opened(folder, 'image\nhttps://x.org/a.png')
 
 

@@ -353,7 +353,7 @@ def test_values_in_lists_that_nobody_describes(tmp_path):
     ({'img': [b'0', None, b'2']}, ['the column img has no image']),
     ({'img': [b'0', {'path': ''}, b'2']}, ['neither the bytes of an image nor a path']),
     ({'img': [b'0', {'path': 'no.png'}, b'2']}, ['names no.png, which cannot be read: No such']),
-    ({'img': [b'0', {'path': 's3://a/b'}, b'2']}, ['column img s3://a/b: only local paths']),
+    ({'img': [b'0', {'path': 'gsx://a/b'}, b'2']}, ['column img gsx:// is no store']),
     ({'fine': [0, None, 0]}, ['the column fine has no class']),
     ({'fine': [0, -1, 0]}, ['the column fine has no class (-1)']),
     ({'fine': [0, 3, 0]}, ['has the class 3, which is none of the 3 known']),

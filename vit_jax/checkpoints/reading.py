@@ -6,8 +6,10 @@ process gets what it needs and finds what is damaged without waiting for others.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Collection, Mapping
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,17 +18,26 @@ import numpy as np
 import tensorstore
 
 from vit_jax.core import paths
-from vit_jax.nn import sharding
+from vit_jax.nn import sharding, tree
 
 FOLDER = 'state'  # of the arrays, in the directory of a checkpoint, as Orbax names it
+# TensorStore would wait for ever for a host that is silent, also where Orbax writes by it.
+for _name, _value in (('CONNECT_TIMEOUT_SECONDS', '10'), ('LOW_SPEED_TIME_SECONDS', '20'),
+                      ('LOW_SPEED_LIMIT_BYTES', '1')):  # fmt: skip
+  os.environ.setdefault(f'TENSORSTORE_CURL_{_name}', _value)
 _AT_A_TIME = 2**26  # bytes that are read at once, but for an array that is larger
 
 
-def checksums(leaves: Mapping[str, jax.Array]) -> dict[str, int]:
+def checksums(leaves: Mapping[str, Any]) -> dict[str, int]:
   """`checksum` of each array, by the devices that hold them, however they are laid out."""
   names = sorted(leaves)
-  sums = jax.device_get(_device_checksums([leaves[name] for name in names]))
-  return dict(zip(names, sums.tolist(), strict=True))
+  layers = [name for name in names if isinstance(leaves[name], tree.Layers)]
+  arrays = [name for name in names if name not in set(layers)]
+  sums = _device_checksums([leaves[name] for name in arrays])
+  found = dict(zip(arrays, np.asarray(sums).tolist(), strict=True))
+  for name in layers:  # alike ones share a program; each is waited for: devices exchange sums in it
+    found[name] = sum(np.asarray(_device_checksums(leaves[name].parts)).tolist()) % 2**32
+  return found
 
 
 @jax.jit
@@ -50,13 +61,13 @@ def checksum(array: Any) -> int:
   return int(array.view(f'u{array.dtype.itemsize}').sum(dtype=np.uint32))
 
 
-def _open(path: paths.Path, names: Collection[str]) -> dict[str, Any]:
-  """The arrays of a checkpoint on disk."""
-  context = tensorstore.Context()  # one copy of the index for all
+def _open(index: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+  """The arrays of a checkpoint."""
+  context = _context()  # one copy of the index for all
   opening = {
     name: tensorstore.open(
       {
-        'driver': 'zarr3', 'kvstore': {**_index(path), 'path': f'{name}/'},
+        'driver': 'zarr3', 'kvstore': {**index, 'path': f'{name}/'},
         'fill_missing_data_reads': False,
       },
       open=True, read=True, context=context,
@@ -66,18 +77,42 @@ def _open(path: paths.Path, names: Collection[str]) -> dict[str, Any]:
   return {name: array.result() for name, array in opening.items()}
 
 
-def _index(path: paths.Path) -> dict[str, Any]:
-  return {'driver': 'ocdbt', 'base': {'driver': 'file', 'path': f'{path / FOLDER}/'}}
+def _context() -> tensorstore.Context:
+  # Its own defaults go on for a quarter of an hour.
+  retries = {'max_retries': 6, 'initial_delay': '200ms', 'max_delay': '4s'}
+  return tensorstore.Context({'gcs_request_retries': retries, 's3_request_retries': retries})
+
+
+@contextlib.contextmanager
+def _index(path: paths.Path) -> Iterator[dict[str, Any]]:
+  """Where the arrays are, as TensorStore has it; what it cannot reach is copied from there."""
+  if isinstance(path, paths.StorePath) and path.scheme not in ('gs', 's3'):
+    with paths.copied(path) as copy, _index(copy) as index:
+      yield index
+    return
+  base: dict[str, Any] = {'driver': 'file', 'path': f'{path / FOLDER}/'}
+  if isinstance(path, paths.StorePath):
+    bucket, _, name = path.key.partition('/')
+    base = {'driver': 'gcs', 'bucket': bucket, 'path': f'{name}/{FOLDER}/'}
+    if path.scheme == 's3':
+      base |= {'driver': 's3', 'aws_credentials': {'type': 'default'}}
+      # What other libraries take from there themselves.
+      for key, variables in (('endpoint', ('AWS_ENDPOINT_URL_S3', 'AWS_ENDPOINT_URL')),
+                             ('aws_region', ('AWS_REGION', 'AWS_DEFAULT_REGION'))):  # fmt: skip
+        if given := next(filter(None, map(os.environ.get, variables)), None):
+          base[key] = given
+  yield {'driver': 'ocdbt', 'base': base}
 
 
 def shapes(path: paths.Path) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes and dtypes by name, of a checkpoint whose facts do not say them."""
-  keys = tensorstore.KvStore.open(_index(path)).result().list().result()
-  names = [key.decode().removesuffix('/zarr.json') for key in keys if key.endswith(b'/zarr.json')]
-  return {
-    name: jax.ShapeDtypeStruct(array.shape, array.dtype.numpy_dtype)
-    for name, array in _open(path, names).items()
-  }
+  with _index(path) as index:
+    keys = tensorstore.KvStore.open(index, context=_context()).result().list().result()
+    names = [key.decode().removesuffix('/zarr.json') for key in keys if key.endswith(b'/zarr.json')]
+    return {
+      name: jax.ShapeDtypeStruct(array.shape, array.dtype.numpy_dtype)
+      for name, array in _open(index, names).items()
+    }
 
 
 def load(
@@ -96,23 +131,24 @@ def load(
     By name this process's parts of global arrays, as their shardings say, or NumPy's; checksums of
     which those of all processes add up; and names of what is not finite.
   """
-  opened = _open(path, [stored[name] for name in wanted])
-  for name, leaf in wanted.items():
-    array = opened[stored[name]]
-    if (array.shape, array.dtype.numpy_dtype) != (leaf.shape, leaf.dtype):
-      raise ValueError(f'{name} is {array.dtype.numpy_dtype}{array.shape} on disk')
-  leaves, sums, odd = {}, {}, []
-  for names in _windows(wanted):
-    reading = {name: _begin(opened[stored[name]], wanted[name]) for name in names}
-    for name in names:
-      leaf, blocks = wanted[name], reading.pop(name)()
-      own = _counted_here(leaf)
-      sums[name] = sum(checksum(block) for key, block in blocks.items() if key in own) % 2**32
-      if finite and not all(np.isfinite(block).all() for block in blocks.values()):
-        odd.append(name)
-      leaves[name] = sharding.assembled(leaf, blocks)
-    jax.block_until_ready([leaves[name] for name in names])
-  return leaves, sums, odd
+  with _index(path) as index:
+    opened = _open(index, [stored[name] for name in wanted])
+    for name, leaf in wanted.items():
+      array = opened[stored[name]]
+      if (array.shape, array.dtype.numpy_dtype) != (leaf.shape, leaf.dtype):
+        raise ValueError(f'{name} is {array.dtype.numpy_dtype}{array.shape} on disk')
+    leaves, sums, odd = {}, {}, []
+    for names in _windows(wanted):
+      reading = {name: _begin(opened[stored[name]], wanted[name]) for name in names}
+      for name in names:
+        leaf, blocks = wanted[name], reading.pop(name)()
+        own = _counted_here(leaf)
+        sums[name] = sum(checksum(block) for key, block in blocks.items() if key in own) % 2**32
+        if finite and not all(np.isfinite(block).all() for block in blocks.values()):
+          odd.append(name)
+        leaves[name] = sharding.assembled(leaf, blocks)
+      jax.block_until_ready([leaves[name] for name in names])
+    return leaves, sums, odd
 
 
 def _begin(

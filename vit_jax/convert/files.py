@@ -58,6 +58,7 @@ def parts(path: paths.Path) -> dict[str, Arrays]:
   try:
     if path.name.endswith('.index.json'):
       return {'': _sharded(path)}
+    path = paths.fetched(path)
     with path.open('rb') as file:
       start = file.read(8)
     if path.suffix == '.safetensors':
@@ -80,7 +81,7 @@ def parts(path: paths.Path) -> dict[str, Arrays]:
     raise RunError(f'{path} is damaged: {error}') from None
 
 
-def _npz(path: paths.Path) -> Arrays:
+def _npz(path: paths.LocalPath) -> Arrays:
   arrays = {}
   with zipfile.ZipFile(path) as archive:
     size = path.stat().st_size
@@ -104,7 +105,7 @@ def _npz(path: paths.Path) -> Arrays:
   return arrays
 
 
-def _member(path: paths.Path, name: str, dtype: Any) -> np.ndarray:
+def _member(path: paths.LocalPath, name: str, dtype: Any) -> np.ndarray:
   try:
     with zipfile.ZipFile(path) as archive, archive.open(name) as file:
       return np.lib.format.read_array(file, allow_pickle=False).view(dtype)
@@ -112,7 +113,7 @@ def _member(path: paths.Path, name: str, dtype: Any) -> np.ndarray:
     raise RunError(f'{path} is damaged: {name}: {error}') from None
 
 
-def _safetensors(path: paths.Path) -> Arrays:
+def _safetensors(path: paths.LocalPath) -> Arrays:
   try:
     with safetensors.safe_open(path, 'numpy') as file:
       arrays = {}
@@ -133,7 +134,7 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def _tensor(path: paths.Path, name: str) -> np.ndarray:
+def _tensor(path: paths.LocalPath, name: str) -> np.ndarray:
   try:
     with safetensors.safe_open(path, 'numpy') as file:
       return file.get_tensor(name)
@@ -144,7 +145,7 @@ def _tensor(path: paths.Path, name: str) -> np.ndarray:
 def _sharded(path: paths.Path) -> Arrays:
   index = paths.read_object(path)
   names = index.get('weight_map')
-  if not isinstance(names, Mapping) or any(paths.Path(f).name != f for f in names.values()):
+  if not isinstance(names, Mapping) or any('/' in f for f in names.values()):
     raise RunError(f'{path} is not an index of a checkpoint in several parts')
   shards = {name: read(path.parent / name) for name in sorted(set(names.values()))}
   missing = [name for name, shard in names.items() if name not in shards[shard]]
@@ -162,7 +163,7 @@ def weights(folder: paths.Path) -> paths.Path:
   raise RunError(f'{folder} contains neither a run of vit_jax nor any of {", ".join(WEIGHTS)}')
 
 
-def write_npz(path: paths.Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_npz(path: paths.LocalPath, arrays: Mapping[str, np.ndarray]) -> None:
   """An npz file; bfloat16 becomes two bytes of anything, as in big_vision."""
   plain = {
     name: array.view('V2') if array.dtype == ml_dtypes.bfloat16 else array
@@ -173,7 +174,7 @@ def write_npz(path: paths.Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def write_safetensors(
-  path: paths.Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, str]
+  path: paths.LocalPath, arrays: Mapping[str, np.ndarray], facts: Mapping[str, str]
 ) -> None:
   """A safetensors file that says it is for PyTorch, with some facts in its header."""
   safetensors.numpy.save_file(dict(arrays), path, metadata={'format': 'pt', **facts})
@@ -182,7 +183,7 @@ def write_safetensors(
 def facts(path: paths.Path) -> dict[str, str]:
   """What the header of a safetensors file says in addition to its arrays."""
   try:
-    with safetensors.safe_open(path, 'numpy') as file:
+    with safetensors.safe_open(paths.fetched(path), 'numpy') as file:
       return file.metadata() or {}
   except safetensors.SafetensorError:
     return {}

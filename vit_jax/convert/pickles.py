@@ -91,7 +91,7 @@ def _tensor(storage, offset, shape, stride, *_) -> Tensor:
   return Tensor(shape, dtype, (key, int(offset), stride, count))
 
 
-def read(path: paths.Path) -> dict[str, dict[str, Tensor]]:
+def read(path: paths.LocalPath) -> dict[str, dict[str, Tensor]]:
   """The parts of a file: tensors by name for each key of the outermost dict that holds any.
 
   The part '' is everything in the file, named by the way to it. `fetch` of each tensor is a

@@ -12,7 +12,7 @@ import numpy as np
 
 from vit_jax.architecture import Composition, TwoTowersArchitecture, ViTArchitecture, encoders
 from vit_jax.architecture.card import Card, about
-from vit_jax.checkpoints.store import Checkpoints
+from vit_jax.checkpoints.store import FACTS, Checkpoints
 from vit_jax.convert import (
   files,
   forms,
@@ -258,7 +258,7 @@ def _plain_card(config: Any) -> Card:
 
 
 def _save_run(path: paths.Path, model: Any, card: Card, overwrite: bool) -> None:
-  with paths.target(path, overwrite=overwrite) as place:
+  with paths.target(path, overwrite=overwrite, last=FACTS) as place:
     checkpoints = Checkpoints(place / 'checkpoints')
     try:
       checkpoints.save(0, {'model': model}, about(model.config, card))

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from vit_jax.core.errors import RunError, suggest
+from vit_jax.core.errors import RESTART, PassingError, RunError, suggest
 
 
 class Parser(argparse.ArgumentParser):
@@ -61,19 +61,22 @@ def run(
   Args:
     parser: of the arguments.
     main: gets them by name. Those that the parser does not know but that are written --field=value
-      reach it as `changes`, a dict; without that parameter it takes none.
+      reach it as `changes`, a dict of values, or as `texts`, unread; without either
+      parameter it takes none.
     fields: names that `changes` may have; any, if not given.
   """
   with errors():
     known, rest = parser.known()
     arguments = dict(vars(known))
-    takes_more = 'changes' in inspect.signature(main).parameters
-    given = pairs(rest, parser, fields=takes_more)
+    takes = {'changes', 'texts'} & inspect.signature(main).parameters.keys()
+    given = pairs(rest, parser, fields=bool(takes))
     unknown = [name for name, _ in given if fields is not None and name not in fields]
     if unknown:
       refuse(unknown[0], parser, fields or ())
-    if takes_more:
+    if 'changes' in takes:
       arguments['changes'] = {name: _literal(value) for name, value in given}
+    elif 'texts' in takes:
+      arguments['texts'] = dict(given)
     elif given:
       refuse(given[0][0], parser)
     sys.exit(main(**arguments) or 0)
@@ -88,7 +91,7 @@ class errors:  # noqa: N801  it is used as a function
   def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
     if isinstance(error, RunError):
       print(f'error: {error}', file=sys.stderr)
-      sys.exit(1)
+      sys.exit(RESTART if isinstance(error, PassingError) else 1)
     if isinstance(error, BrokenPipeError):  # the reader of our output closed the pipe
       sys.stderr.close()
       sys.exit(0)

@@ -10,11 +10,13 @@ named by what the run does there, not by a clock:
     kill before rename */checkpoints/8               everything is written, nothing is committed
     kill before remove */checkpoints/4.deleting/*    an old checkpoint is half deleted
     kill before any */runs/x/* 57                    before the 57th operation on files of a run
+    kill before put gs://*/metrics.jsonl             an object of a store is not written
     fail before open */metrics.jsonl                 the operation fails as on a full disk
 
 ACTION is kill (SIGKILL), sigterm, sigint or fail. Operations on files are mkdir, open (to write),
 rename (by its target), remove, rmdir or any of them: those that Python reports of itself
-(https://docs.python.org/3/library/audit_events.html), in any thread and of any library.
+(https://docs.python.org/3/library/audit_events.html), in any thread and of any library; in object
+stores put and remove, of this project alone.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ _EVENTS = {
   'os.mkdir': ('mkdir', 0, 2), 'open': ('open', 0, None), 'os.rename': ('rename', 1, 3),
   'os.remove': ('remove', 0, 1), 'os.rmdir': ('rmdir', 0, 1),
 }  # fmt: skip
-_OPERATIONS = ('any', *(operation for operation, _, _ in _EVENTS.values()))
+_STORE = {'pipe_file': 'put', 'cp_file': 'put', 'rm_file': 'remove'}  # methods of fsspec
+_OPERATIONS = ('any', 'put', *(operation for operation, _, _ in _EVENTS.values()))
 
 
 @dataclasses.dataclass
@@ -111,7 +114,11 @@ def _read(text: str) -> _Fault:
 
 
 def _audit(event: str, args: tuple[Any, ...]) -> None:
-  if _armed is None or event not in _EVENTS:
+  if _armed is None:
+    return
+  if event == 'vit_jax.store' and args[0] in _STORE:
+    _count(_STORE[args[0]], args[1])
+  if event not in _EVENTS:
     return
   operation, at, folder = _EVENTS[event]
   if _armed.operation not in ('any', operation) or isinstance(args[at], int):
@@ -121,7 +128,13 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
   path = os.fsdecode(args[at])
   if folder is not None and args[folder] >= 0:  # relative to a directory that is open
     path = os.path.join(os.readlink(f'/proc/self/fd/{args[folder]}'), path)
-  path = os.path.abspath(path)
+  _count(operation, os.path.abspath(path))
+
+
+def _count(operation: str, path: str) -> None:
+  """Strikes if this is the operation that is asked for."""
+  if _armed is None or _armed.operation not in ('any', operation):
+    return
   if fnmatch.fnmatchcase(path, _armed.pattern):
     _armed.count -= 1
     if not _armed.count:

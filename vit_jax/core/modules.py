@@ -29,7 +29,7 @@ def call(name: str, function: str) -> Any:
     )
     hint = suggest(str(path), others) if others else f'{path.parent} has no Python files'
     raise RunError(f'there is no file {path}: {hint}')
-  spec = importlib.util.spec_from_file_location(path.stem, path)
+  spec = importlib.util.spec_from_file_location(path.stem, paths.fetched(path))
   if not dot or not spec or not spec.loader or argument[:1] not in ('', ':'):
     raise RunError(f'{name} is not a Python file: write FILE.py or FILE.py:ARGUMENT')
   module = importlib.util.module_from_spec(spec)

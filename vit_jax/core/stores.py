@@ -13,23 +13,35 @@ import dataclasses
 import errno
 import functools
 import io
+import logging
 import posixpath
 import re
+import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from vit_jax.core.errors import RunError
+from vit_jax.core.entries import Entry
+from vit_jax.core.errors import PassingError, RunError
 
 # Seconds that all tries of a request may take together, and one of them, besides what a slow
 # connection needs for the bytes.
-TOGETHER, ONE = 25.0, 8.0
+TOGETHER, ONE = 20.0, 8.0
 SLOWEST = 2**20  # bytes per second
+LISTING = 600.0  # seconds that all pages of a listing may take
+_PIECE = 2**26  # bytes that are read at once
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 4.0
 # Packages by scheme, and the extra that installs each.
 PACKAGES = {'gs': ('gcsfs', 'gcs'), 'gcs': ('gcsfs', 'gcs'), 's3': ('s3fs', 's3')}
 
+_WEB, _LISTINGS = ('http', 'https', 'ftp'), ('ls', 'find')
+# Options of file systems by which a single request ends.
+_PAGES: dict[str, dict[str, Any]] = {
+  'gs': {'requests_timeout': 30},
+  'gcs': {'requests_timeout': 30},
+  's3': {'config_kwargs': {'connect_timeout': 10, 'read_timeout': 30}},
+}
 _lock = threading.Lock()
 _retries = 0
 
@@ -37,27 +49,6 @@ _retries = 0
 def retries() -> int:
   """How often this process has asked a store again."""
   return _retries
-
-
-class Entry(NamedTuple):
-  """What is in a directory, with as much of `os.DirEntry` as is needed."""
-
-  name: str
-  path: str
-  directory: bool
-  size: int
-
-  def is_dir(self) -> bool:
-    """Whether it is a directory."""
-    return self.directory
-
-  def is_file(self) -> bool:
-    """Whether it is an object."""
-    return not self.directory
-
-  def is_symlink(self) -> bool:
-    """Never."""
-    return False
 
 
 class Stat(NamedTuple):
@@ -119,6 +110,10 @@ class StorePath:
     """Another one beside it."""
     return self.parent / name
 
+  def with_suffix(self, suffix: str) -> StorePath:
+    """The same with another suffix, or, with '', without its own."""
+    return self.with_name(self.stem + suffix)
+
   def absolute(self) -> StorePath:
     """Itself."""
     return self
@@ -165,7 +160,7 @@ class StorePath:
       name = posixpath.basename(each['name'].rstrip('/'))
       if name and each['name'].rstrip('/') != self.key:  # some list the directory itself
         directory = each['type'] == 'directory'
-        found[name] = Entry(name, str(self / name), directory, int(each.get('size') or 0))
+        found[name] = Entry(name, str(self / name), directory)
     return [found[name] for name in sorted(found)]
 
   def iterdir(self) -> Iterator[StorePath]:
@@ -185,7 +180,7 @@ class StorePath:
     """An object, or so many bytes of its beginning."""
     if most >= 0:
       return self.read_range(0, most)
-    return _ask(self, 'cat_file', size=self.stat().st_size)
+    return _ask(self, 'cat_file', size=_PIECE)
 
   def read_range(self, start: int, stop: int) -> bytes:
     """The bytes from one place on and before another."""
@@ -193,9 +188,9 @@ class StorePath:
       return b''
     return _ask(self, 'cat_file', start=start, end=stop, size=stop - start)
 
-  def read_text(self, encoding: str = 'utf-8') -> str:
+  def read_text(self, encoding: str = 'utf-8', errors: str = 'strict') -> str:
     """An object of text."""
-    return self.read_bytes().decode(encoding)
+    return self.read_bytes().decode(encoding, errors)
 
   def write_bytes(self, data: bytes) -> None:
     """Makes an object, or another one of it."""
@@ -227,13 +222,15 @@ class StorePath:
     return raw if mode == 'rb' else io.TextIOWrapper(raw, encoding='utf-8', newline=newline)
 
   def files(self) -> dict[str, int]:
-    """Names, after its own, and sizes of all objects in it, however deep."""
+    """Names, after its own, and sizes of all objects in it, however deep; '' is itself."""
     try:
       found = _ask(self, 'find', detail=True)
     except FileNotFoundError:
       return {}
     cut = len(self.key) + 1
-    return {name.lstrip('/')[cut:]: int(info.get('size') or 0) for name, info in found.items()}
+    sizes = {name.lstrip('/')[cut:]: int(info.get('size') or 0) for name, info in found.items()}
+    # The consoles of clouds make objects that stand for directories.
+    return {name: size for name, size in sizes.items() if not name.endswith('/')}
 
 
 class _Reader(io.RawIOBase):
@@ -279,31 +276,68 @@ def parse(text: str) -> StorePath | None:
   return StorePath(scheme, key)
 
 
-def put(pairs: Sequence[tuple[StorePath, bytes]], workers: int = 16) -> None:
-  """Writes many objects, several at once; returns when all are there."""
+def put(path: StorePath, read: Callable[[str], bytes], names: Sequence[str]) -> None:
+  """Writes objects into a directory, several at once; returns when all are there."""
+  _each(lambda name: (path / name).write_bytes(read(name)), names)
+
+
+def delete(path: StorePath, first: str = '') -> None:
+  """An object, and everything that is in it; of that the one with the name `first` before all."""
+  names = path.files()
+  if first and names.pop(first, None) is not None:
+    (path / first).unlink(missing_ok=True)
+  _each(lambda name: (path / name).unlink(missing_ok=True), list(names))
+
+
+def move(path: StorePath, target: StorePath, first: str = '') -> None:
+  """Everything that is in a directory: all is there twice before anything, `first`, is deleted."""
+  sizes = path.files()
+  copy = lambda name: _ask(path / name, 'cp_file', (target / name).key, size=sizes[name])  # noqa: E731
+  _each(copy, list(sizes))
+  delete(path, first)
+
+
+def get(path: StorePath, write: Callable[[str, Iterator[bytes]], None]) -> None:
+  """Reads an object, or all that is in a directory.
+
+  Args:
+    path: of it.
+    write: is told the name of an object behind `path`, '' for that itself, and its bytes in pieces
+      of bounded size, by several threads at once.
+  """
+  found = path.files()
+
+  def pieces(name: str) -> Iterator[bytes]:
+    for start in range(0, found[name], _PIECE):
+      yield (path / name).read_range(start, min(start + _PIECE, found[name]))
+
+  _each(lambda name: write(name, pieces(name)), list(found))
+
+
+def _each(call: Callable[[str], Any], names: Sequence[str], workers: int = 8) -> None:
+  """Calls it with each name, several at once."""
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-    for done in [pool.submit(path.write_bytes, data) for path, data in pairs]:
-      done.result()
-
-
-def delete(path: StorePath, last: str = '') -> None:
-  """An object, and everything that is in it; of that the one with the name `last` at the end."""
-  names = sorted(path.files(), key=lambda name: name == last)
-  rest = [path / name for name in names]
-  with concurrent.futures.ThreadPoolExecutor(16) as pool:
-    first = rest[:-1] if last in names[-1:] else rest
-    for done in [pool.submit(each.unlink, missing_ok=True) for each in first]:
-      done.result()
-  for each in (*rest[len(first) :], *([] if rest else [path])):
-    each.unlink(missing_ok=True)
+    try:
+      for done in [pool.submit(call, name) for name in names]:
+        done.result()
+    except BaseException:
+      pool.shutdown(cancel_futures=True)  # or each of the rest would take its time, too
+      raise
 
 
 @functools.cache
 def _filesystem(scheme: str) -> Any:
   """fsspec's, without a memory of what was listed."""
   import fsspec
+  import fsspec.config
 
+  if scheme in _WEB:
+    raise RunError(f'{scheme}:// is the web, and no store that can be read or written: download it')
   package, extra = PACKAGES.get(scheme, (f'the fsspec package of {scheme}://', ''))
+  logging.getLogger('gcsfs').setLevel(logging.CRITICAL)  # its failures are ours to tell
+  for name, timeout in _PAGES.items():  # of every request, also of those of other libraries
+    for option, value in timeout.items():
+      fsspec.config.conf.setdefault(name, {}).setdefault(option, value)
   try:
     return fsspec.filesystem(scheme, use_listings_cache=False)
   except ImportError:
@@ -318,27 +352,43 @@ def _filesystem(scheme: str) -> Any:
 
 
 def _ask(path: StorePath, name: str, *args: Any, size: int = 0, **options: Any) -> Any:
-  """One request of fsspec, tried again while that may help; raises OSErrors that say why not."""
+  """One request of fsspec, tried again while that may help; raises OSErrors that say why not.
+
+  A listing, which is as many requests as it has pages, gets more time if the store serves.
+  """
   global _retries
-  more = size / SLOWEST
-  end, pause, tries = time.monotonic() + TOGETHER + more, _FIRST_PAUSE, 0
+  sys.audit('vit_jax.store', name, str(path))  # for `core.faults`
+  one = ONE + size / SLOWEST
+  end, pause, tries = time.monotonic() + TOGETHER - ONE + one, _FIRST_PAUSE, 0
   while True:
     tries += 1
-    left = end - time.monotonic()
+    begun = time.monotonic()
     try:
-      return _once(path, name, args, options, min(ONE + more, left))
+      return _once(path, name, args, options, min(one, end - begun))
     except Exception as error:
       kind, text = _meaning(error)
-      left = end - time.monotonic()
-      if kind is not TimeoutError or left < pause:
+      now = time.monotonic()
+      if name in _LISTINGS and _is_late(error) and one < LISTING and _serves(path):
+        one *= 4  # there is much to list
+        end = now + one + TOGETHER
+      elif kind is not TimeoutError or end - now < pause:
         if kind is TimeoutError:
-          spent = TOGETHER + more - left
-          text = f'{text} ({tries} tries in {spent:.0f} s)'
-        raise kind(_NUMBERS.get(kind, errno.EIO), text, str(path)) from error
+          text = f'{text} ({tries} tries in {TOGETHER - end + now + one - ONE:.0f} s)'
+        number = _NUMBERS.get(kind, errno.EIO)
+        raise _KINDS.get(kind, kind)(number, text, str(path)) from error
     with _lock:
       _retries += 1
     time.sleep(pause)
     pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _serves(path: StorePath) -> bool:
+  """Whether a small request is answered, whatever it says."""
+  try:
+    _once(path, 'info', (), {}, ONE)
+  except Exception as error:
+    return _meaning(error)[0] is not TimeoutError
+  return True
 
 
 def _once(path: StorePath, name: str, args: Any, options: Any, timeout: float) -> Any:
@@ -351,13 +401,33 @@ def _once(path: StorePath, name: str, args: Any, options: Any, timeout: float) -
   return fsspec.asyn.sync(system.loop, call, path.key, *args, timeout=max(timeout, 0.1), **options)
 
 
+class BusyError(PassingError, TimeoutError):
+  """A store that did not serve in time, and may later."""
+
+  def __str__(self) -> str:
+    return f'{self.filename}: {self.strerror}'
+
+
+class DeniedError(RunError, PermissionError):
+  """A store that does not serve this account."""
+
+  __str__ = BusyError.__str__
+
+
+class RefusedError(RunError, OSError):
+  """Whatever else a store refuses."""
+
+  __str__ = BusyError.__str__
+
+
+_KINDS = {TimeoutError: BusyError, PermissionError: DeniedError, OSError: RefusedError}
 _NUMBERS = {
   FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES, FileExistsError: errno.EEXIST,
   TimeoutError: errno.ETIMEDOUT,
 }  # fmt: skip
 _ABSENT, _PRESENT = 'there is no such object, or no such bucket', 'there is one already'
 # Of HTTP: what a person must change, and what may pass.
-_FORBIDDEN, _PASSING = (401, 403), (408, 425, 429, 500, 502, 503, 504)
+_FORBIDDEN, _PASSING, _FULL = (401, 403), (408, 425, 429, 500, 502, 503, 504), 507
 
 
 def _meaning(error: BaseException) -> tuple[type[OSError], str]:
@@ -368,6 +438,8 @@ def _meaning(error: BaseException) -> tuple[type[OSError], str]:
   if isinstance(error, FileExistsError):
     return FileExistsError, _PRESENT
   number = _status(error)
+  if number == _FULL or ('quota' in text.lower() and number not in _PASSING):
+    return OSError, f'it is full: {text}'
   denied = isinstance(error, PermissionError) or 'Forbidden' in text or 'AccessDenied' in text
   if denied or number in _FORBIDDEN:
     return PermissionError, f'not permitted: {text}'
@@ -375,11 +447,20 @@ def _meaning(error: BaseException) -> tuple[type[OSError], str]:
     return FileExistsError, _PRESENT
   if number == 404 or 'NoSuchBucket' in text:
     return FileNotFoundError, _ABSENT
-  if type(error).__name__ == 'FSTimeoutError':
-    return TimeoutError, 'it does not answer'
+  if _is_late(error):
+    return TimeoutError, 'it does not answer in time'
   if number in _PASSING or _is_passing(error):
     return TimeoutError, f'it does not serve: {type(error).__name__}: {text}'
   return OSError, f'{type(error).__name__}: {text}'
+
+
+def _is_late(error: BaseException) -> bool:
+  return type(error).__name__ == 'FSTimeoutError'
+
+
+def is_passing(error: BaseException) -> bool:
+  """Whether an error, of whichever library, is of a store that may serve later."""
+  return _meaning(error)[0] is TimeoutError
 
 
 def _status(error: BaseException) -> int:

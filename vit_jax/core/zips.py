@@ -15,8 +15,8 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
 
+from vit_jax.core.entries import Entry
 from vit_jax.core.errors import RunError
 
 _HEADER = 30  # bytes before the name of a member
@@ -29,27 +29,6 @@ _DAMAGE = (
 )  # fmt: skip
 _open: dict[str, tuple[tuple[int, ...], Archive]] = {}
 _lock = threading.Lock()
-
-
-class Entry(NamedTuple):
-  """What is in a directory, with as much of `os.DirEntry` as is needed."""
-
-  name: str
-  path: str
-  directory: bool
-  link: bool
-
-  def is_dir(self) -> bool:
-    """Whether it is a directory."""
-    return self.directory
-
-  def is_file(self) -> bool:
-    """Whether it is a file; links are none, and are not followed."""
-    return not self.directory and not self.link
-
-  def is_symlink(self) -> bool:
-    """Whether it is a link."""
-    return self.link
 
 
 @dataclasses.dataclass(frozen=True, order=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import array
 import collections
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import overload
 
-from vit_jax.core import paths, zips
-from vit_jax.core.errors import RunError
+from vit_jax.core import paths
 from vit_jax.data import kinds
 
 # Left behind by systems, archives and editors; what begins with a dot is passed over, too.
@@ -17,8 +18,7 @@ _SYSTEM = re.compile(
   r'System Volume Information|lost\+found|.*~|.*\.(crdownload|swp)',
   re.IGNORECASE,
 )
-_Key = tuple[int, int] | paths.ZipPath
-_Entry = os.DirEntry[str] | zips.Entry
+_Key = tuple[int, int] | paths.ZipPath | paths.StorePath
 
 
 def is_hidden(name: str) -> bool:
@@ -40,6 +40,32 @@ class Passed:
       others = few([f'{count:,} {suffix}' for suffix, count in self.suffixes.most_common()], 4)
       parts.append(f'files that are not images ({others})')
     return ', '.join(parts)
+
+
+class Names(Sequence[str]):
+  """Many texts in one piece of memory: each takes its bytes and four to eight more."""
+
+  def __init__(self, texts: Iterable[str]):
+    text, ends = bytearray(), array.array('Q')
+    for each in texts:
+      text += each.encode('utf-8', 'surrogateescape')
+      ends.append(len(text))
+    self._text = bytes(text)
+    self._ends = ends if len(text) >= 2**32 else array.array('I', ends)
+
+  def __len__(self) -> int:
+    return len(self._ends)
+
+  @overload
+  def __getitem__(self, index: int) -> str: ...
+  @overload
+  def __getitem__(self, index: slice) -> list[str]: ...
+  def __getitem__(self, index: int | slice) -> str | list[str]:
+    if isinstance(index, slice):
+      return [self[at] for at in range(*index.indices(len(self)))]
+    at = range(len(self))[index]
+    start = self._ends[at - 1] if at else 0
+    return self._text[start : self._ends[at]].decode('utf-8', 'surrogateescape')
 
 
 def few(items: list[str], most: int = 8) -> str:
@@ -108,7 +134,7 @@ def read(path: str) -> bytes:
   try:
     return paths.inside(path).read_bytes()
   except OSError as error:
-    raise RunError(f'cannot read {path}: {error.strerror}') from None
+    raise paths.failure(f'cannot read {path}', error) from None
 
 
 def entered(root: paths.AnyPath, wanted: Iterable[str]) -> paths.AnyPath:
@@ -141,7 +167,7 @@ def put(template: str, split: str) -> str:
   return template.replace('{split}', split)
 
 
-def _count(entry: _Entry, passed: Passed) -> None:
+def _count(entry: paths.DirEntry, passed: Passed) -> None:
   """Counts what is not a directory, and not an image where one is expected."""
   if not _is_file(entry):
     passed.why['broken links or special files'] += 1
@@ -151,30 +177,30 @@ def _count(entry: _Entry, passed: Passed) -> None:
     passed.suffixes[os.path.splitext(entry.name)[1].lower() or 'without a suffix'] += 1
 
 
-def _is_directory(entry: _Entry) -> bool:
+def _is_directory(entry: paths.DirEntry) -> bool:
   # An entry complains about a link to itself; a path just says no.
   return paths.at(entry.path).is_dir() if _is_link(entry) else entry.is_dir()
 
 
-def _is_file(entry: _Entry) -> bool:
+def _is_file(entry: paths.DirEntry) -> bool:
   return paths.at(entry.path).is_file() if _is_link(entry) else entry.is_file()
 
 
-def _is_link(entry: _Entry) -> bool:
+def _is_link(entry: paths.DirEntry) -> bool:
   """Whether it is a link that can be followed."""
-  return entry.is_symlink() and not isinstance(entry, zips.Entry)
+  return entry.is_symlink() and isinstance(entry, os.DirEntry)
 
 
 def _above(root: paths.AnyPath) -> set[_Key]:
   """The directory and all that it is in."""
-  if isinstance(root, paths.ZipPath):  # in which no links are followed
+  if isinstance(root, paths.ZipPath | paths.StorePath):  # in which no links are followed
     return set()
   whole = root.resolve()
   return {_key(path) for path in (whole, *whole.parents)}
 
 
 def _key(path: paths.AnyPath) -> _Key:
-  if isinstance(path, paths.ZipPath):
+  if isinstance(path, paths.ZipPath | paths.StorePath):
     return path
   found = path.stat()
   return found.st_dev, found.st_ino

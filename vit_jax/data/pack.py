@@ -161,7 +161,7 @@ def _found(path: paths.Path) -> Any:
   """The data set in a directory, or in a zip file of a folder of images."""
   if versions(path):
     return Tfds(dataset=path.name, dir=str(path.parent))
-  if path.is_dir() and any(path.rglob('*.parquet')):
+  if path.is_dir() and any(name.endswith('.parquet') for name in paths.below(path)):
     return Parquet(dir=str(path))
   return Folder(str(path))
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import contextvars
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from vit_jax.core import schema
@@ -52,8 +54,24 @@ class Mixture:
 
 
 SOURCES = {**PLAIN, 'mixture': Mixture}
+# Of these the files are found by listing or by reading what lists them.
+_LISTED = (Folder, Manifest, Paired, Parquet, Coco)
+# What opens a source that is given by a function: in a run of several processes one for all.
+_opened: contextvars.ContextVar[Callable[[Callable[[], Source]], Source]] = contextvars.ContextVar(
+  'opened', default=lambda make: make()
+)
 # Of a data set whose first images cannot be used.
 _TRIES = 32
+
+
+@contextlib.contextmanager
+def opened_by(once: Callable[[Callable[[], Source]], Source]) -> Iterator[None]:
+  """Inside, files are looked for by `once(open)`: it may let one process do it, and tell others."""
+  token = _opened.set(once)
+  try:
+    yield
+  finally:
+    _opened.reset(token)
 
 
 def open_split(config: Any, split: str, *, cache: bool = False) -> Source:
@@ -69,7 +87,7 @@ def open_split(config: Any, split: str, *, cache: bool = False) -> Source:
   """
   fold = None if isinstance(config, Mixture) else folds.parse(split)
   name = fold.split if fold else split
-  source = _in_memory(config, name) if cache else _looked_at(config.open(name))
+  source = _in_memory(config, name) if cache else _found(config, name)
   return folds.Part(source, fold) if fold else source
 
 
@@ -101,11 +119,17 @@ def _in_memory(source: Any, split: str) -> InMemory:
   """Of the last four splits that were read."""
   key = f'{source!r} {split!r}'
   if key not in _KEPT:
-    _KEPT[key] = InMemory(_looked_at(source.open(split)))
+    _KEPT[key] = InMemory(_found(source, split))
   _KEPT.move_to_end(key)
   while len(_KEPT) > 4:
     _KEPT.popitem(last=False)
   return _KEPT[key]
+
+
+def _found(config: Any, split: str) -> Source:
+  """A split, opened by one process for all where that means to look for files."""
+  make = lambda: _looked_at(config.open(split))  # noqa: E731
+  return _opened.get()(make) if isinstance(config, _LISTED) else make()
 
 
 def _looked_at(source: Source) -> Source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 from vit_jax.core import paths
 from vit_jax.core.errors import RunError
@@ -70,23 +71,29 @@ class FolderSource(Source):
     if unknown:
       raise RunError(f'{folder} has classes that {train} lacks: {files.few(unknown)}')
     there = set(own)
-    self._files: list[str] = []
+    self._folders = [f'{folder / name}/' for name in classes]
     labels: list[int] = []
-    for label, name in enumerate(classes):
-      found = files.images(folder / name, self._passed) if name in there else []
-      self._files += found
-      labels += [label] * len(found)
+
+    def found() -> Iterator[str]:
+      """Of every image its path in the directory of its class."""
+      for label, name in enumerate(classes):
+        paths_here = files.images(folder / name, self._passed) if name in there else []
+        labels.extend([label] * len(paths_here))
+        yield from (path[len(self._folders[label]) :] for path in paths_here)
+
+    self._files = files.Names(found())
     self.labels = self._labels = labels
     if not self._files:
-      found = f'; passed over: {self._passed}' if str(self._passed) else ''
-      raise RunError(f'no images in {folder}/CLASS/{found}')
+      passed = f'; passed over: {self._passed}' if str(self._passed) else ''
+      raise RunError(f'no images in {folder}/CLASS/{passed}')
 
   def __len__(self) -> int:
     return len(self._files)
 
   def __getitem__(self, index: int) -> Example:
-    path = self._files[index]
-    return dict(image=files.read(path), label=self._labels[index], name=path)
+    label = self._labels[index]
+    path = self._folders[label] + self._files[index]
+    return dict(image=files.read(path), label=label, name=path)
 
   def summary(self) -> list[str]:
     """What was found, what not, and what was passed over."""

@@ -342,6 +342,9 @@ def _image(value: Any, path: str) -> bytes:
   if not name:
     raise ValueError('has neither the bytes of an image nor a path')
   try:
-    return (paths.at(path).parent / paths.at(name)).read_bytes()
+    place = paths.at(name)
+    return (
+      place if isinstance(place, paths.StorePath) else paths.at(path).parent / name
+    ).read_bytes()
   except OSError as error:
     raise ValueError(f'names {name}, which cannot be read: {error.strerror}') from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import dataclasses
 import posixpath
 import re
@@ -107,9 +108,10 @@ class ManifestSource(Source):
         )
       if name in self._files:
         self._look_for(first, self._values[name])
+        self._values[name] = files.Names(self._values[name])
     config.check(self.fields)
     self._named = self._values[self._files[0]] if self._files else None
-    self._places = first.lines
+    self._places = array.array('Q', first.lines)
     if 'label' in self.fields and self.fields['label'].kind == 'class':
       self.labels = self._values['label']
 

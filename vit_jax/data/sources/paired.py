@@ -88,7 +88,9 @@ class PairedSource(Source):
       raise RunError(
         f'{self.name}: no images in {files.few([str(root / f) for f in own.values()])}'
       )
-    self._files = {name: [there[stem] for stem in stems] for name, there in found.items()}
+    self._files = {
+      name: files.Names(there[stem] for stem in stems) for name, there in found.items()
+    }
     self._first = next(
       (n for n, field in self.fields.items() if field.kind == 'image'), next(iter(found))
     )

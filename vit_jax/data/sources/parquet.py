@@ -287,15 +287,20 @@ def _opened(path: str, footers: dict[str, Any]) -> Iterator[Any]:
   """A Parquet file, for one thread; whatever goes wrong while it is open is its damage."""
   import pyarrow.parquet as pq
 
+  place, opened = paths.at(path), contextlib.nullcontext(path)
+  if isinstance(place, paths.StorePath):
+    opened = place.open('rb')
   options = dict(memory_map=True, page_checksum_verification=True)
   try:
-    with pq.ParquetFile(path, metadata=footers.get(path), **options) as file:
+    with opened as source, pq.ParquetFile(source, metadata=footers.get(path), **options) as file:
       footers[path] = file.metadata
       yield file
   except (RunError, MemoryError):
     raise
-  except (FileNotFoundError, PermissionError) as error:
-    raise RunError(f'cannot read {path}: {os.strerror(error.errno or 0)}') from None
+  except (FileNotFoundError, PermissionError, TimeoutError) as error:
+    where = isinstance(place, paths.StorePath)
+    reason = error.strerror if where else os.strerror(error.errno or 0)
+    raise RunError(f'cannot read {path}: {reason}') from None
   except Exception as error:
     if paths.head(paths.at(path), 64).startswith(b'version https://git-lfs'):
       raise RunError(f'{path} only stands for a file of Git LFS: run git lfs pull') from None

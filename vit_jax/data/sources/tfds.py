@@ -72,6 +72,7 @@ class Tfds(Mapped):
       return folder
     import tensorflow_datasets as tfds
 
+    root = paths.local(root, 'a data set that is not prepared yet')
     try:
       root.mkdir(parents=True, exist_ok=True)
       # One process at a time: the others find the data set prepared when their turn comes.
@@ -188,6 +189,11 @@ class TfdsSource(Source):
     self.fields, self._readers = _fields(config, features)
     if 'label' in self.fields and 'label' not in {*config.fields, *config.names}:
       _check_names(folder, stored['features.json'], list(self.class_names), remedy)
+    if isinstance(folder, paths.StorePath) and folder.scheme != 'gs':
+      raise RunError(
+        f'{folder}: of the object stores, ArrayRecord files are read from gs:// alone: mount '
+        f'{folder.scheme}:// as a directory, copy the data set, or have it as Parquet files'
+      )
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
       raise RunError(
         f'{dataset} is not stored as ArrayRecord: prepare it with file_format="array_record"'
