@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-import pathlib
 
-from vit_jax.core import command
+from vit_jax.core import command, paths
 from vit_jax.core.errors import RunError
 
 
@@ -30,7 +29,7 @@ def budgets_of(text: str) -> list[float]:
   return found
 
 
-def main(dir: pathlib.Path, budget: str, out: pathlib.Path | None, y: str) -> None:
+def main(dir: paths.Path, budget: str, out: paths.Path | None, y: str) -> None:
   """The command."""
   asked = budgets_of(budget)
   # Matplotlib is asked for before anything is computed.
@@ -42,8 +41,8 @@ def main(dir: pathlib.Path, budget: str, out: pathlib.Path | None, y: str) -> No
   record = card(analysis, dir)
   out = out or dir
   out.mkdir(parents=True, exist_ok=True)
-  (out / 'card.json').write_text(json.dumps(record, indent=1, allow_nan=False) + '\n')
-  (out / 'report.html').write_text(page.render(analysis, record), encoding='utf-8')
+  paths.write_text(out / 'card.json', json.dumps(record, indent=1, allow_nan=False) + '\n')
+  paths.write_text(out / 'report.html', page.render(analysis, record))
   plots.save(analysis, out / 'report.png')
   print('\n'.join(words.answers(analysis)))
   print(f'{out}/report.html, {out}/card.json')
@@ -54,12 +53,12 @@ if __name__ == '__main__':
     'experiments.report', 'Writes the report of a sweep, which may still be running.',
     ('runs/fashion', 'runs/fashion --budget=1e12,1e13 --out=report'),
   )  # fmt: skip
-  parser.add_argument('dir', type=pathlib.Path, help='directory of the sweep')
+  parser.add_argument('dir', type=paths.at, help='directory of the sweep')
   parser.add_argument(
     '--budget', default='', metavar='FLOPS', help='training FLOPs to give advice for, by commas'
   )
   parser.add_argument(
-    '--out', type=pathlib.Path, metavar='DIR', help="where to write (the sweep's directory)"
+    '--out', type=paths.at, metavar='DIR', help="where to write (the sweep's directory)"
   )
   parser.add_argument('--y', default='', metavar='COLUMN', help='of the loss (test_loss)')
   command.run(parser, main)

@@ -2,29 +2,32 @@
 
 --dry-run shows what would be trained. Any number of workers, here or on other machines that see
 DIR, may run the same command: each takes the next job that nobody has, and goes on with what was
-interrupted. With --engine the command is given to Slurm, to GKE through xpk, or to TPU VMs.
+interrupted. With --engine the command is given to one of the engines of `experiments.launch`, once
+for each of --workers.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import pathlib
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from experiments.sweeps import engines, worker
+from experiments.launch import engines
+from experiments.launch.job import Job as Launched
+from experiments.sweeps import worker
 from experiments.sweeps.jobs import Job, Sweep, expand
-from vit_jax.core import command, modules
-from vit_jax.core.errors import RunError
+from vit_jax.core import command, modules, paths
+from vit_jax.core.errors import RESTART, RunError
 from vit_jax.core.text import number
 from vit_jax.costs import flops
 from vit_jax.costs.footprint import memory as footprint
-from vit_jax.launch import memory
+from vit_jax.launch import memory, start
 from vit_jax.launch.cluster import join
 from vit_jax.scaling.cost import Machine
 
@@ -67,7 +70,7 @@ def _bytes_per_chip(job: Job, chips: int) -> int:
   return (needs.total - state + state // shards) * len(job.lanes)
 
 
-def show(sweep: Sweep, jobs: Sequence[Job], folder: pathlib.Path | None, machine: Any) -> None:
+def show(sweep: Sweep, jobs: Sequence[Job], folder: paths.Path | None, machine: Any) -> None:
   """A table of the jobs, what was left out, and the sum."""
   table = Table(title=f'{len(sweep.design.cells)} runs x {max(1, len(sweep.combinations))} lanes')
   names = ('job', 'parameters', 'images', 'steps', 'FLOPs', 'GiB/chip', 'time', 'cost', 'state')
@@ -110,45 +113,77 @@ def duration(seconds: float | None) -> str:
 
 
 def main(
-  sweep: str, dir: pathlib.Path, dry_run: bool, engine: str, workers: int, submit: bool,
-  retry: bool, json: bool, calibrate: bool, changes: dict[str, Any],
+  sweep: str, dir: paths.Path, dry_run: bool, engine: str, workers: int, submit: bool,
+  retry: bool, json: bool, calibrate: bool, take_over: bool, worker_number: int | None,
+  coordinator: str | None, num_processes: int | None, process_id: int | None,
+  texts: Mapping[str, str],
 ) -> int:  # fmt: skip
   """The command; returns its exit status."""
-  if changes and engine == 'here':
-    raise RunError(f'unknown argument --{next(iter(changes))} (--help lists all arguments)')
+  if texts and engine == 'here':
+    raise RunError(f'unknown argument --{next(iter(texts))} (--help lists all arguments)')
   if calibrate and engine != 'here':
     raise RunError('--calibrate measures the machine it is run on: leave --engine out')
   found = load(sweep)
   jobs = expand(found)
   if engine == 'here' and not (dry_run or json):
     memory.keep()
-    join()  # before anything asks for devices
+    join(coordinator, num_processes, process_id)  # before anything asks for devices
   machine = _machine(found, dir, calibrate, jobs)
   if json:
     print(_json(found, jobs, machine))
   elif dry_run:
     show(found, jobs, dir, machine)
   elif engine != 'here':
-    own = ['python', '-m', 'experiments.sweep', sweep, f'--dir={dir}', *['--retry'] * retry]
-    engines.launch(engine, own, workers, submit=submit, options=changes)
+    words = ('python', '-m', 'experiments.sweep', sweep, f'--dir={dir}', *['--retry'] * retry)
+    for job in launched(words, dir, engine, workers, texts):
+      engines.launch(job, submit=submit, take_over=take_over)
   else:
-    if not worker.work(dir, jobs, retry=retry, machine=machine):
+    own = None if worker_number is None else _taken(dir, worker_number)
+    if not worker.work(dir, jobs, retry=retry, machine=machine, own=own):
       print(f'stopped by a signal: run the same command to go on with {dir}')
-      return 1
+      return RESTART
     rows = worker.collect(dir)
     states = [row['status'] for row in rows]
     print(f'{dir}/table.jsonl: ' + ', '.join(f'{states.count(s)} {s}' for s in sorted({*states})))
   return 0
 
 
-def _machine(sweep: Sweep, folder: pathlib.Path, calibrate: bool, jobs: Sequence[Job]) -> Any:
+def launched(
+  words: tuple[str, ...], folder: paths.Path, engine: str, workers: int,
+  options: Mapping[str, str],
+) -> list[Launched]:  # fmt: skip
+  """The jobs of workers, each with its record in DIR/workers/N.
+
+  Args:
+    words: the command of a worker.
+    folder: of the sweep.
+    engine: that starts them.
+    workers: how many.
+    options: of the engine, and `name`.
+  """
+  own = dict(options)
+  name = own.pop('name', 'sweep')
+  return [
+    Launched(
+      f'{name}-{i}', engine, (*words, f'--worker_number={i}'), f'{folder}/workers/{i}',
+      (f'{_taken(folder, i)}', f'{folder}/runs/*/checkpoints'), own, root=os.getcwd(),
+    )
+    for i in range(workers)
+  ]  # fmt: skip
+
+
+def _taken(folder: paths.Path, number: int) -> paths.Path:
+  return folder / 'workers' / str(number) / 'taken'
+
+
+def _machine(sweep: Sweep, folder: paths.Path, calibrate: bool, jobs: Sequence[Job]) -> Any:
   """What the sweep says it runs on, or what was measured here, or None."""
   path = folder / 'machine.json'
   if calibrate:
     from experiments.sweeps.calibrate import measure
 
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(measure(jobs, folder).to_json())
+    paths.write_text(path, measure(jobs, folder).to_json())
   if path.exists():
     return Machine.from_json(path.read_text())
   return sweep.machine
@@ -167,18 +202,23 @@ if __name__ == '__main__':
   )  # fmt: skip
   parser.add_argument('sweep', help='file with get_sweep(profile), and :profile')
   parser.add_argument(
-    '--dir', type=pathlib.Path, required=True, metavar='DIR', help='directory of the sweep'
+    '--dir', type=paths.at, required=True, metavar='DIR', help='directory of the sweep'
   )
   parser.switch('--dry-run', 'only show what would be trained')
   parser.switch('--json', 'the same as JSON')
   parser.switch('--calibrate', 'measure the speed of this machine first')
   parser.switch('--retry', 'train failed runs again')
   parser.add_argument(
-    '--engine', default='here', choices=('here', *engines.NAMES),
+    '--engine', default='here', choices=('here', *engines.ENGINES),
     help='who starts the workers; its options are written --NAME=VALUE (here)',
   )  # fmt: skip
   parser.add_argument(
     '--workers', type=int, default=1, metavar='N', help='how many the engine starts (1)'
   )
   parser.switch('--submit', 'with --engine: submit the jobs instead of printing them')
+  parser.switch('--take_over', 'with --submit, from supervisors on a machine that is gone')
+  parser.add_argument(
+    '--worker_number', type=int, metavar='I', help='of this one, given by the engine'
+  )
+  start.several(parser)
   command.run(parser, main)

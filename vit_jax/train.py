@@ -15,11 +15,17 @@ __all__ = ['train']
 __getattr__ = lazy.getter(__name__, {'train': 'vit_jax.training.loop'})
 
 
-def main(config: Any, workdir: str, overwrite: bool, wishes: Mapping[str, Any]) -> None:
-  """The command."""
+def main(
+  config: Any, workdir: str, overwrite: bool, doctor: bool, wishes: Mapping[str, Any]
+) -> int:
+  """The command; returns its exit status."""
+  from vit_jax.core.errors import RESTART
+  from vit_jax.launch.doctor import examine
   from vit_jax.training.loop import train
 
-  train(config, workdir, overwrite=overwrite, wishes=wishes)
+  if doctor and (status := examine(config, workdir, overwrite=overwrite)):
+    return status
+  return RESTART if train(config, workdir, overwrite=overwrite, wishes=wishes) is None else 0
 
 
 if __name__ == '__main__':
@@ -36,5 +42,8 @@ if __name__ == '__main__':
     ),
   )
   parser.add_argument('--workdir', required=True, metavar='DIR', help='directory of the run')
+  parser.switch(
+    '--doctor', 'examine the machines first, as vit_jax.doctor does, and end if they fail'
+  )
   parser.switch('--overwrite', 'delete the run of another configuration that is in --workdir')
   start.run(parser, main, config=True)

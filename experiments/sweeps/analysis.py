@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from experiments.sweeps import runs as runs_lib
 from experiments.sweeps.laws import FLOPS, IMAGES, LEVEL, SIZE, HoldOut
 from experiments.sweeps.runs import Runs
 from vit_jax.architecture.vit import ViTArchitecture
+from vit_jax.core import paths
 from vit_jax.core.errors import RunError
 from vit_jax.scaling import Fit, frontier
 from vit_jax.scaling.advise import NEAR, Advice, advise, advise_by_optima, between
@@ -84,7 +84,7 @@ class Analysis:
     return self.backtest.factor if self.backtest else 1.0
 
 
-def analyse(folder: pathlib.Path, *, budgets: Sequence[float] = (), y: str = '') -> Analysis:
+def analyse(folder: paths.Path, *, budgets: Sequence[float] = (), y: str = '') -> Analysis:
   """Everything that the table in a sweep's directory allows.
 
   Args:
@@ -221,7 +221,7 @@ def rate_for(runs: Runs, budget: float) -> Mapping[str, Any] | None:
   return dict(lr=best.best, tried=len(best.rates), at=at, edge=best.edge)
 
 
-def _times(folder: pathlib.Path, out: Analysis) -> list[Time]:
+def _times(folder: paths.Path, out: Analysis) -> list[Time]:
   if not (folder / 'machine.json').exists():
     raise RunError('there is no machine.json: the sweep was run without --calibrate')
   machine = Machine.from_json((folder / 'machine.json').read_text())

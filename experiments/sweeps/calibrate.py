@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import pathlib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 
 from experiments.sweeps.jobs import Job
-from vit_jax.core import schema
+from vit_jax.core import paths, schema
 from vit_jax.costs.chips import PEAKS
 from vit_jax.nn import sharding
 from vit_jax.scaling.cost import Machine, calibrated
@@ -24,7 +23,7 @@ SECONDS = 2.0  # for each model, at least
 STEPS = 20  # in a round
 
 
-def measure(jobs: Sequence[Job], folder: pathlib.Path, count: int = 6) -> Machine:
+def measure(jobs: Sequence[Job], folder: paths.Path, count: int = 6) -> Machine:
   """Times training as the sweep in `folder` does it, for `count` models from small to large."""
   different = list({(job.cell.model, len(job.lanes)): job for job in jobs}.values())
   places = np.unique(np.linspace(0, len(different) - 1, count).round().astype(int))
@@ -40,7 +39,7 @@ def measure(jobs: Sequence[Job], folder: pathlib.Path, count: int = 6) -> Machin
   )  # fmt: skip
 
 
-def _seconds(job: Job, folder: pathlib.Path) -> tuple[float, float]:
+def _seconds(job: Job, folder: paths.Path) -> tuple[float, float]:
   """Of a run apart from its steps; of a step, the median of several rounds."""
   cfg = schema.build(config_lib.Config, config_lib.to_dict(job.config))
   Workdir(folder / 'runs' / job.name).keep_compiled(cfg.compilation_cache)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pathlib
 import re
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from experiments.sweeps.analysis import Analysis
 from experiments.sweeps.laws import FLOPS, IMAGES, SIZE
+from vit_jax.core import paths
 from vit_jax.core.errors import RunError
 from vit_jax.scaling import frontier
 
@@ -51,14 +51,16 @@ def svg(draw: Callable[[Analysis, Any], None], analysis: Analysis, height: float
   return re.sub(r'(\bid="|url\(#|href="#)', rf'\g<1>{name}-', text)
 
 
-def save(analysis: Analysis, path: pathlib.Path) -> None:
+def save(analysis: Analysis, path: paths.Path) -> None:
   """Loss against compute, and against size where budgets have minima, as a PNG file."""
   draws = [compute] if analysis.optima is None else [compute, isoflop]
   with matplotlib.rc_context(STYLE):
     figure = Figure(figsize=(WIDTH * len(draws), HEIGHT), layout='constrained')
     for draw, part in zip(draws, figure.subfigures(1, len(draws), squeeze=False)[0], strict=True):
       draw(analysis, part)
-    figure.savefig(path, dpi=140)
+    file = io.BytesIO()
+    figure.savefig(file, dpi=140, format=path.suffix[1:])
+  paths.write_bytes(path, file.getvalue())
 
 
 def compute(a: Analysis, figure: Any) -> None:

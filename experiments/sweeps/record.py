@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from experiments.sweeps import analysis as analysis_lib
 from experiments.sweeps import checklist, laws
 from experiments.sweeps.analysis import Analysis
 from experiments.sweeps.runs import HYPER, config_of
+from vit_jax.core import paths
 from vit_jax.costs import flops
 from vit_jax.scaling.advise import Advice
 from vit_jax.scaling.design import shape_of
@@ -23,7 +23,7 @@ from vit_jax.scaling.table import Table
 FORMAT = 'vit_jax sweep card 1'
 
 
-def card(a: Analysis, folder: pathlib.Path) -> dict[str, Any]:
+def card(a: Analysis, folder: paths.Path) -> dict[str, Any]:
   """All of an analysis; numbers that are not finite are None.
 
   Args:
@@ -31,7 +31,7 @@ def card(a: Analysis, folder: pathlib.Path) -> dict[str, Any]:
     folder: of the sweep, with the configurations of its runs.
   """
   config = config_of(folder, str(a.runs.cells['run'][0]))
-  config |= {'fork': pathlib.Path(config['fork']).name} if config.get('fork') else {}
+  config |= {'fork': paths.at(config['fork']).name} if config.get('fork') else {}
   rows = a.runs.rows
   groups: dict[str, int] = {}
   for row in rows:

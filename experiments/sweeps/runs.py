@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from vit_jax.architecture.vit import ViTArchitecture
+from vit_jax.core import paths
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.costs import flops
 from vit_jax.scaling.design import DIMENSIONS, named
@@ -87,7 +87,7 @@ class Runs:
   repeated: int
 
 
-def read(folder: pathlib.Path, y: str = '') -> Runs:
+def read(folder: paths.Path, y: str = '') -> Runs:
   """The runs of a sweep's directory.
 
   Raises:
@@ -123,7 +123,7 @@ def read(folder: pathlib.Path, y: str = '') -> Runs:
   )  # fmt: skip
 
 
-def _lines(path: pathlib.Path) -> tuple[list[Row], list[str]]:
+def _lines(path: paths.Path) -> tuple[list[Row], list[str]]:
   """The rows, and the lines that are none."""
   try:
     lines = path.read_text().splitlines()
@@ -242,7 +242,7 @@ def _tuned(members: Sequence[Row], y: str, budget: float) -> Tuned:
   )  # fmt: skip
 
 
-def config_of(folder: pathlib.Path, run: str) -> dict[str, Any]:
+def config_of(folder: paths.Path, run: str) -> dict[str, Any]:
   """What a run was configured by, {} if its directory is not there."""
   try:
     return json.loads((folder / 'runs' / run / 'config.json').read_text())
@@ -250,7 +250,7 @@ def config_of(folder: pathlib.Path, run: str) -> dict[str, Any]:
     return {}
 
 
-def architectures(folder: pathlib.Path, runs: Runs) -> dict[str, ViTArchitecture]:
+def architectures(folder: paths.Path, runs: Runs) -> dict[str, ViTArchitecture]:
   """The models by shape, from the configurations of their runs.
 
   Raises:

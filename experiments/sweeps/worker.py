@@ -1,11 +1,12 @@
 """Works off the jobs of a sweep, alone or with others, and keeps the record of all of them.
 
-A sweep has a directory that all workers see:
+A sweep has a directory that all workers see, which may be in an object store:
 
     runs/NAME/         the directory of each job, as `vit_jax.train` leaves it
     rows/NAME.jsonl    what came out: one line for each lane, written when the job has ended
-    locks/NAME         locked by the worker that is on the job; the lock goes when the process does
+    locks/NAME         claimed by the worker that is on the job, until its process ends
     table.jsonl        all rows, made anew whenever there are more
+    workers/I/taken/   what worker I of a launcher has taken, and ended
 
 A job without rows is begun, or gone on with where a worker was killed.
 """
@@ -14,10 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import json
-import os
-import pathlib
 import platform
 import time
 import traceback
@@ -30,7 +28,8 @@ from jax.experimental import multihost_utils
 
 from experiments.sweeps.jobs import Job
 from experiments.sweeps.runs import DIVERGED, FINISHED, TRUNK
-from vit_jax.core.errors import DivergedError, RunError
+from vit_jax.core import claims, paths
+from vit_jax.core.errors import DivergedError, PassingError, RunError
 from vit_jax.costs import flops
 from vit_jax.scaling.cost import Machine
 from vit_jax.train import train
@@ -42,7 +41,7 @@ WAIT, DONE = -1, -2
 PHASES = ('step', 'input', 'compile', 'eval', 'checkpoint', 'init')
 
 
-def status(folder: pathlib.Path, job: Job) -> str:
+def status(folder: paths.Path, job: Job) -> str:
   """Of a job: one of the states above, 'running' under somebody's lock, 'begun' or ''."""
   path = _rows(folder, job)
   if path.exists():
@@ -56,8 +55,9 @@ def status(folder: pathlib.Path, job: Job) -> str:
 
 
 def work(
-  folder: pathlib.Path, jobs: Sequence[Job], *, retry: bool = False, poll: float = 5.0,
-  machine: Machine | None = None, say: Callable[[str], None] = print,
+  folder: paths.Path, jobs: Sequence[Job], *, retry: bool = False, poll: float = 5.0,
+  machine: Machine | None = None, own: paths.Path | None = None,
+  say: Callable[[str], None] = print,
 ) -> bool:  # fmt: skip
   """Trains until nothing is left to do, here or at other workers that this one could wait for.
 
@@ -67,6 +67,8 @@ def work(
     retry: try again what has failed.
     poll: seconds between looks at what others do.
     machine: whose predictions of time go into the record.
+    own: a directory for what this worker has taken, NAME, and ended, NAME.jsonl: whoever restarts
+      it sees by that how it gets on.
     say: tells people.
 
   Returns:
@@ -75,8 +77,8 @@ def work(
   Raises:
     RunError: if the models that are trained are not those of the design.
   """
-  for name in ('runs', 'rows', 'locks'):
-    (folder / name).mkdir(parents=True, exist_ok=True)
+  for path in (*(folder / name for name in ('runs', 'rows', 'locks')), *filter(None, [own])):
+    path.mkdir(parents=True, exist_ok=True)
   if retry and jax.process_index() == 0:
     for job in jobs:
       if status(folder, job) == FAILED:
@@ -91,30 +93,31 @@ def work(
         continue
       job = jobs[number]
       say(f'[{sum(_rows(folder, j).exists() for j in jobs) + 1}/{len(jobs)}] {job.name}')
+      if own and jax.process_index() == 0:
+        paths.write_text(own / job.name, '')
       rows = _run(folder, job, machine)
       if rows is None:
         return False
       if jax.process_index() == 0:
         _write(_rows(folder, job), rows)
         collect(folder)
+        if own:
+          paths.write_text(own / f'{job.name}.jsonl', '')
     states = ' '.join(f'{row["status"]} {_shown(row)}'.strip() for row in rows[:8])
     say(f'    {states}')
 
 
-def collect(folder: pathlib.Path) -> list[dict[str, Any]]:
+def collect(folder: paths.Path) -> list[dict[str, Any]]:
   """All rows so far, in the order of their names; also written to table.jsonl."""
-  with open(folder / 'locks' / '.table', 'w') as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    rows = [
-      json.loads(line)
-      for path in sorted((folder / 'rows').glob('*.jsonl'))
-      for line in path.read_text().splitlines()
-    ]
+  found = lambda: sorted((folder / 'rows').glob('*.jsonl'))  # noqa: E731
+  there, rows = None, []
+  while there != (there := found()):  # another worker may have written an older table meanwhile
+    rows = [json.loads(line) for path in there for line in path.read_text().splitlines()]
     _write(folder / 'table.jsonl', rows)
   return rows
 
 
-def _next(folder: pathlib.Path, jobs: Sequence[Job]) -> tuple[int, contextlib.ExitStack]:
+def _next(folder: paths.Path, jobs: Sequence[Job]) -> tuple[int, contextlib.ExitStack]:
   """The next job that can be begun, and the lock on it; or WAIT for others, or all is DONE.
 
   Of several processes of one worker the first decides.
@@ -135,7 +138,7 @@ def _next(folder: pathlib.Path, jobs: Sequence[Job]) -> tuple[int, contextlib.Ex
   return number, stack
 
 
-def _trunk_is_done(folder: pathlib.Path, job: Job, jobs: Sequence[Job]) -> bool:
+def _trunk_is_done(folder: paths.Path, job: Job, jobs: Sequence[Job]) -> bool:
   if not job.trunk:
     return True
   trunk = next(other for other in jobs if other.name == job.trunk)
@@ -143,18 +146,18 @@ def _trunk_is_done(folder: pathlib.Path, job: Job, jobs: Sequence[Job]) -> bool:
 
 
 @contextlib.contextmanager
-def _claim(folder: pathlib.Path, job: Job) -> Iterator[bool]:
+def _claim(folder: paths.Path, job: Job) -> Iterator[bool]:
   """Whether this process has the job to itself for as long as the context lasts."""
-  with open(folder / 'locks' / job.name, 'a') as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      yield False
-      return
+  try:
+    claim = claims.take(folder / 'locks' / job.name)
+  except claims.HeldError:
+    yield False
+    return
+  with contextlib.closing(claim):
     yield True
 
 
-def _run(folder: pathlib.Path, job: Job, machine: Machine | None) -> list[dict[str, Any]] | None:
+def _run(folder: paths.Path, job: Job, machine: Machine | None) -> list[dict[str, Any]] | None:
   """Trains; the rows of its lanes, or None if a signal has stopped it."""
   config, path = job.config.copy_and_resolve_references(), folder / 'runs' / job.name
   trunk = folder / 'runs' / job.trunk if job.trunk else None
@@ -169,6 +172,8 @@ def _run(folder: pathlib.Path, job: Job, machine: Machine | None) -> list[dict[s
       return None
   except DivergedError as exception:
     state, error = DIVERGED, str(exception)
+  except PassingError:  # it is gone on with
+    raise
   except RunError as exception:
     state, error = FAILED, str(exception)
   except Exception as exception:  # one broken run must not keep workers from the others
@@ -235,11 +240,9 @@ def _shown(row: dict[str, Any]) -> str:
   return f'{losses[0]:.4f}' if losses else row['error'][:60]
 
 
-def _rows(folder: pathlib.Path, job: Job) -> pathlib.Path:
+def _rows(folder: paths.Path, job: Job) -> paths.Path:
   return folder / 'rows' / f'{job.name}.jsonl'
 
 
-def _write(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
-  partial = path.with_name(f'.{path.name}.{platform.node()}.{os.getpid()}')
-  partial.write_text(''.join(f'{json.dumps(row)}\n' for row in rows))
-  partial.replace(path)
+def _write(path: paths.Path, rows: Sequence[dict[str, Any]]) -> None:
+  paths.write_text(path, ''.join(f'{json.dumps(row)}\n' for row in rows))

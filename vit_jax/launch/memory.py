@@ -11,6 +11,11 @@ ACCELERATORS = ('nvidia[0-9]*', 'kfd', 'accel*', 'vfio/[0-9]*')
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
+def accelerators() -> bool:
+  """Whether this machine has any, by its device files."""
+  return any(True for pattern in ACCELERATORS for _ in paths.at('/dev').glob(pattern))
+
+
 def keep() -> bool:
   """Lets glibc keep freed memory; does nothing where there are accelerators or other libraries.
 
@@ -21,7 +26,7 @@ def keep() -> bool:
   Returns:
     Whether memory is kept from now on.
   """
-  if any(True for pattern in ACCELERATORS for _ in paths.at('/dev').glob(pattern)):
+  if accelerators():
     return False
   mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
   options = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1))

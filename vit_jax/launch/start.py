@@ -9,6 +9,7 @@ from typing import Any
 
 from vit_jax.core import command
 from vit_jax.core.errors import RunError
+from vit_jax.processes import health, peers
 from vit_jax.training import config as config_lib
 
 FIELDS = (
@@ -17,8 +18,10 @@ FIELDS = (
 )
 
 
-def run(parser: command.Parser, main: Callable[..., object], *, config: bool = False) -> None:
+def run(parser: command.Parser, main: Callable[..., int | None], *, config: bool = False) -> None:
   """Parses arguments, checks the configuration, joins the other processes and calls `main`.
+
+  Leaves with the exit status that it returns, or 1 on RunError.
 
   `main` gets the parser's arguments by name, and of these what it has parameters for: config, a
   ConfigDict or None; overrides, (field, text) pairs, already part of a config; wishes, see
@@ -32,12 +35,7 @@ def run(parser: command.Parser, main: Callable[..., object], *, config: bool = F
   parser.add_argument(
     '--config', required=config, metavar='FILE', help='configs/NAME.py or configs/NAME.py:ARGUMENT'
   )
-  several = parser.add_argument_group(
-    'several processes', 'not needed on one machine, on TPU pods, under Slurm or on Kubernetes'
-  )
-  several.add_argument('--coordinator', metavar='HOST:PORT', help='of process 0')
-  several.add_argument('--num_processes', type=int, metavar='N', help='how many there are')
-  several.add_argument('--process_id', type=int, metavar='I', help='of this one, from 0')
+  several(parser)
   parser.epilog = FIELDS
   with command.errors():
     known, rest = parser.known()
@@ -53,7 +51,31 @@ def run(parser: command.Parser, main: Callable[..., object], *, config: bool = F
     if join_with[2] in (None, 0):
       print('starting JAX', file=sys.stderr, flush=True)
     _start(*join_with)
-    main(**arguments)
+    if status := _watched(lambda: main(**arguments)):
+      sys.exit(status)
+
+
+def several(parser: command.Parser) -> None:
+  """Adds the flags of one process of several, which are the arguments of `cluster.join`."""
+  group = parser.add_argument_group(
+    'several processes', 'not needed on one machine, on TPU pods, under Slurm or on Kubernetes'
+  )
+  group.add_argument('--coordinator', metavar='HOST:PORT', help='of process 0')
+  group.add_argument('--num_processes', type=int, metavar='N', help='how many there are')
+  group.add_argument('--process_id', type=int, metavar='I', help='of this one, from 0')
+
+
+def _watched(main: Callable[[], Any]) -> Any:
+  """What a command gives, while somebody watches over its process and the others of it."""
+  health.start()
+  try:
+    return main()
+  except BaseException as error:
+    if peers.count() > 1 and not isinstance(error, SystemExit):
+      health.fail(error)
+    raise
+  finally:
+    health.stop()
 
 
 def _configured(
