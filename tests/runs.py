@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests import compiling
-from vit_jax.core import faults
+from vit_jax.core import faults, paths
 from vit_jax.evaluate import restore
 from vit_jax.nn import sharding
 from vit_jax.train import train
@@ -22,9 +22,10 @@ TIMES = ('images_per_second',)
 
 def lines(workdir):
   """metrics.jsonl, less what depends on the clock."""
-  text = (pathlib.Path(workdir) / 'metrics.jsonl').read_text()
+  text = (paths.at(workdir) / 'metrics.jsonl').read_text()
   rows = [json.loads(line) for line in text.splitlines()]
-  return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+  timed = lambda name: name in TIMES or name.startswith('hosts/')  # noqa: E731
+  return [{k: v for k, v in row.items() if not timed(k)} for row in rows]
 
 
 def leaves(workdir, mesh='data'):
@@ -35,7 +36,7 @@ def leaves(workdir, mesh='data'):
 
 def checkpoints(workdir):
   """Names of what is in the directory of checkpoints."""
-  folder = pathlib.Path(workdir) / 'checkpoints'
+  folder = paths.at(workdir) / 'checkpoints'
   return {path.name for path in folder.iterdir()} if folder.exists() else set()
 
 
@@ -50,21 +51,31 @@ def assert_close(a, b):
     assert x == pytest.approx(y, rel=1e-3, abs=1e-4)
 
 
-def command(workdir, config, *flags, devices=1, module='train', fault='', first=''):
+def command(
+  workdir, config, *flags, devices=1, module='train', fault='', first='', slices=0, configs='',
+  env=None,
+):  # fmt: skip
   """A command line and environment; `config` is written to a file that returns it.
 
-  `first` is run before that.
+  `first` is run before that. The command is on so many `slices`, if there are any. The file is
+  called like `configs`, where `workdir` is in a store.
   """
-  path = pathlib.Path(workdir).with_suffix('.py')
+  path = pathlib.Path(configs or workdir).with_suffix('.py')
   path.write_text(
     f'import json\nfrom vit_jax.config import complete\n{first}\n'
     f'def get_config():\n  return complete(json.loads({config.to_json()!r}))\n'
   )
-  env = {**os.environ, 'XLA_FLAGS': compiling.flags(devices), 'PYTHONPATH': str(ROOT)}
+  env = {
+    **os.environ,
+    **(env or {}),
+    'XLA_FLAGS': compiling.flags(devices),
+    'PYTHONPATH': str(ROOT),
+  }
   if fault:
     env[faults.VARIABLE] = fault
-  args = [sys.executable, '-m', f'vit_jax.{module}', f'--config={path}', f'--workdir={workdir}']
-  return dict(args=[*args, *flags], env=env, text=True, cwd=ROOT)
+  pretended = ['tests.slices', str(slices)] if slices else []
+  args = [*pretended, f'vit_jax.{module}', f'--config={path}', f'--workdir={workdir}', *flags]
+  return dict(args=[sys.executable, '-m', *args], env=env, text=True, cwd=ROOT)
 
 
 def run(workdir, config, *flags, **kwargs):

@@ -43,7 +43,7 @@ def configured(monkeypatch):
     monkeypatch.setattr(start, '_start', lambda *_: None)
     monkeypatch.setattr(
       'vit_jax.training.loop.train', lambda config, *_, **options: found.update(
-        config=config_lib.to_dict(config), **options)
+        config=config_lib.to_dict(config), **options) or {'step': 1}
     )  # fmt: skip
     monkeypatch.setattr(sys, 'argv', ['train', '--workdir=runs/none', *arguments])
     monkeypatch.delitem(sys.modules, 'vit_jax.train', raising=False)
@@ -162,7 +162,10 @@ def test_missing_flags(refused):
     (('predict', 'x', 'y', '--tpo=1'), 'unknown argument --tpo: did you mean --top'),
     (('convert', 'x', 'y', '--to=timn'), "argument --to: invalid choice: 'timn'"),
     (('convert', 'x', 'y', '--to=vit', '--imagesize=1'), 'did you mean --image_size'),
-    (('evaluate', '--workdr=x'), 'one of the arguments --workdir --checkpoint is required'),
+    (
+      ('evaluate', '--workdr=x'),
+      'one of the arguments --workdir --checkpoint --follow is required',
+    ),
   ],
 )
 def test_mistakes_are_answered_before_jax_is_there(arguments, message):

@@ -33,6 +33,7 @@ SLOW = {
   'docs/how-to/large-data-sets.md': 'a run from a packed data set',
   'docs/how-to/multi-label.md': 'a run and a prediction',
   'docs/how-to/plan-a-run.md': 'compiles for a slice of TPUs',
+  'docs/how-to/pods.md': 'six programs, and devices that are examined',
   'docs/how-to/predict.md': 'a run and three predictions',
   'docs/how-to/regression.md': 'a run and predictions',
   'docs/how-to/reports.md': 'a run, twice',

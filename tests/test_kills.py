@@ -25,7 +25,7 @@ from tests.runs import (
   with_fault,
 )
 from vit_jax.core import faults
-from vit_jax.core.errors import RunError
+from vit_jax.core.errors import RESTART, RunError
 from vit_jax.train import train
 
 # Where one run is killed, place after place, and what is then in its directory of checkpoints.
@@ -88,7 +88,7 @@ def steps(workdir):
 def test_a_signal_saves_and_exits_cleanly(finished, tmp_path):
   workdir, _, config = finished
   process = run(tmp_path / 'run', config, devices=8, fault='sigterm at step 5')
-  assert process.returncode == 0, process.stderr
+  assert process.returncode == RESTART, process.stderr
   assert 'stopped by a signal at step 5 of 12' in process.stdout
   assert max(map(int, steps(tmp_path / 'run'))) == 5
   assert not (tmp_path / 'run' / 'result.json').exists()
@@ -168,21 +168,22 @@ def free_port():
     return s.getsockname()[1]
 
 
-def start_two(workdir, config, *, fault='', **kwargs):
-  """Two processes with four devices each; the second gets the fault."""
-  flags = f'--coordinator=127.0.0.1:{free_port()}', '--num_processes=2'
+def start_several(workdir, config, *flags, count=2, fault='', **kwargs):
+  """Processes with eight devices together; the last one gets the fault."""
+  flags = *flags, f'--coordinator=127.0.0.1:{free_port()}', f'--num_processes={count}'
   return [
     start(
-      workdir, config, *flags, f'--process_id={i}', devices=4, fault=fault if i else '', **kwargs
+      workdir, config, *flags, f'--process_id={i}', devices=8 // count,
+      fault=fault if i == count - 1 else '', **kwargs,
     )
-    for i in range(2)
-  ]
+    for i in range(count)
+  ]  # fmt: skip
 
 
-def finish(processes):
+def finish(processes, status=0):
   outputs = [process.communicate() for process in processes]
   for process, (out, err) in zip(processes, outputs, strict=True):
-    assert process.returncode == 0, (out, err)
+    assert process.returncode == status, (out, err)
   return outputs[0][0]
 
 
@@ -191,7 +192,7 @@ def finish(processes):
 def test_two_processes_get_the_losses_of_one(finished, tmp_path, digits, mesh):
   """Each with half of the rows of a batch, and (1x1x8) both with all of them."""
   workdir, result, _ = finished
-  finish(start_two(tmp_path / 'two', digits(mesh=mesh)))
+  finish(start_several(tmp_path / 'two', digits(mesh=mesh)))
   two = json.loads((tmp_path / 'two' / 'result.json').read_text())
   assert two['processes'] == 2
   assert_close(tmp_path / 'two', workdir)
@@ -204,7 +205,8 @@ def test_one_process_continues_what_two_began(tmp_path, digits):
     total='1e9 steps', optim__schedule='wsd', checkpoint__every='0', evals__test__every='0'
   )
   out = finish(
-    start_two(tmp_path / 'run', digits(**endless, mesh='4x2x1'), fault='sigterm at step 3')
+    start_several(tmp_path / 'run', digits(**endless, mesh='4x2x1'), fault='sigterm at step 3'),
+    RESTART,
   )
   (saved,) = map(int, checkpoints(tmp_path / 'run'))
   assert saved >= 3
@@ -215,6 +217,28 @@ def test_one_process_continues_what_two_began(tmp_path, digits):
   assert [row['step'] for row in one] == [row['step'] for row in two]
   for x, y in zip(one[:30], two[:30], strict=True):
     assert x == pytest.approx(y, rel=5e-3, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_two_slices_of_two_processes_get_the_losses_of_one(finished, tmp_path, digits):
+  """Stopped in the middle and continued, then evaluated, all on two slices."""
+  workdir, result, _ = finished
+  config, four = digits(mesh='fsdp'), dict(count=4, slices=2)
+  out = finish(start_several(tmp_path / 'whole', config, **four))
+  assert (
+    '8 x cpu in 4 processes, 2 slices of 4, mesh 2 data x 4 fsdp x 1 tensor (data across' in out
+  )
+  assert_close(tmp_path / 'whole', workdir)
+  whole = json.loads((tmp_path / 'whole' / 'result.json').read_text())
+  assert whole['processes'] == 4
+  assert whole['metrics'] == pytest.approx(result['metrics'], rel=1e-3)
+  out = finish(start_several(tmp_path / 'run', config, **four, fault='sigterm at step 5'), RESTART)
+  assert 'stopped by a signal at step' in out
+  assert 'continuing' in finish(start_several(tmp_path / 'run', config, **four))
+  assert_bit_identical(tmp_path / 'run', tmp_path / 'whole')
+  found = finish(start_several(tmp_path / 'run', config, **four, module='evaluate'))
+  top1 = whole['metrics']['test/top1']
+  assert f'{top1:.4g}' in found
 
 
 HALVES = """

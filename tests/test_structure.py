@@ -1,11 +1,17 @@
 """The import graph: rooms on floors, arrows that run down, no circles."""
 
 import ast
+import importlib
+import inspect
 import pathlib
+import pickle
+import re
 import subprocess
 import sys
 
 import pytest
+
+from vit_jax.core.errors import RunError
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / 'vit_jax'
@@ -18,7 +24,7 @@ FLOORS = (
   ('costs', 'data'),
   ('scaling',),
   # With it.
-  ('nn',),
+  ('nn', 'processes'),
   ('optim', 'checkpoints', 'models'),
   ('convert', 'explore', 'tasks'),
   ('evaluators',),
@@ -49,6 +55,7 @@ ONLY = {
   'pathlib': ('core.paths',),
   'shutil': ('core.paths',),
   'tempfile': ('core.paths',),
+  'fsspec': ('core.stores',),
   'tensorflow': (), 'torch': (), 'matplotlib': (), 'transformers': (), 'timm': (),
 }  # fmt: skip
 HEAVY = ('jax', 'flax', 'optax', 'orbax')
@@ -87,7 +94,7 @@ def inside(name):
 def test_rooms_are_those_that_are_there():
   folders = {path.name for path in PACKAGE.iterdir() if (path / '__init__.py').exists()}
   assert folders == FLOOR.keys()
-  assert len([name for name in MODULES if '.' not in name and name not in FLOOR]) <= 10
+  assert len([name for name in MODULES if '.' not in name and name not in FLOOR]) <= 11
 
 
 @pytest.mark.parametrize('name', sorted(MODULES))
@@ -115,7 +122,7 @@ def test_there_are_no_circles():
 
 
 def test_only_paths_opens_files():
-  """Object stores will come through `core.paths` alone."""
+  """So that whatever is a path may be in an object store."""
   for name, path in MODULES.items():
     for node in ast.walk(ast.parse(path.read_text())):
       if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -161,3 +168,27 @@ print([m for m in ('tensorflow', 'torch', 'matplotlib') if m in sys.modules],
       xla_bridge.backends_are_initialized())
 """
   assert python(code) == '[] False\n'
+
+
+def errors(kind):
+  for each in kind.__subclasses__():
+    yield from errors(each)
+  yield kind
+
+
+def test_errors_reach_other_processes():
+  """Each of ours is there as it was: message, attributes and kind."""
+  for name, path in MODULES.items():
+    if re.search(r'^class \w+\(\w*Error\)', path.read_text(), re.M):
+      importlib.import_module(f'vit_jax.{name}')
+  ours = {kind for kind in errors(RunError) if kind.__module__.startswith('vit_jax.')}
+  assert {'RunError', 'PassingError', 'DamagedError', 'HeldError'} <= {k.__name__ for k in ours}
+  for kind in ours:
+    needed = ['message']
+    if inspect.isfunction(kind.__init__):
+      _, *parameters = inspect.signature(kind.__init__).parameters.values()
+      needed = [p.name for p in parameters if p.default is p.empty]
+    error = kind(*needed)
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind
+    assert (str(again), vars(again)) == (str(error), vars(error)) != ('', {})

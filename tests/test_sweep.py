@@ -12,14 +12,15 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.sweep import load
-from experiments.sweeps import engines, worker
+from experiments.launch import job as job_lib
+from experiments.sweep import launched, load
+from experiments.sweeps import worker
 from experiments.sweeps.jobs import Sweep, expand
 from tests import compiling
 from tests.conftest import make_digits
 from tests.sweeps import BASE, SMALL, sweep_of
 from vit_jax.core import faults
-from vit_jax.core.errors import RunError
+from vit_jax.core.errors import PassingError, RunError
 from vit_jax.costs import flops
 from vit_jax.scaling import cost, design
 from vit_jax.train import train
@@ -255,6 +256,18 @@ def test_what_nobody_has_thought_of_is_a_row(sweep, tmp_path, monkeypatch, capfd
   assert 'in broken' in capfd.readouterr().err
 
 
+def test_a_store_that_does_not_serve_is_no_row(sweep, tmp_path, monkeypatch):
+  jobs = expand(Sweep(base=sweep.base, design=sweep.design, cooldown=0))[:1]
+
+  def busy(config, folder):
+    raise PassingError('busy')
+
+  monkeypatch.setattr(worker, 'train', busy)
+  with pytest.raises(PassingError):
+    worker.work(tmp_path, jobs, say=lambda text: None)
+  assert list((tmp_path / 'rows').iterdir()) == []
+
+
 def test_a_design_of_other_models_than_those_trained_is_refused(sweep, tmp_path):
   """Digits have ten classes: the head of the design's models is too large."""
   model = dataclasses.replace(SMALL, num_classes=11).resolve()
@@ -330,13 +343,21 @@ def test_the_command_shows(typed, tmp_path):
 
 def test_the_command_trains(typed, sweep, tmp_path, monkeypatch):
   """In this process, which is past joining others."""
-  monkeypatch.setattr('vit_jax.launch.cluster.join', lambda: None)
+  joined = []
+  monkeypatch.setattr('vit_jax.launch.cluster.join', lambda *given: joined.append(given))
   path, study, folder = tmp_path / 'config.json', tmp_path / 'study.py', tmp_path / 'x'
   path.write_text(sweep.base.to_json())
   study.write_text(SWEEP)
-  status, _, errors = typed('experiments.sweep', f'{study}:{path}', f'--dir={folder}')
+  # As the engine 'local' starts one process of a worker.
+  given = '--worker_number=3', '--coordinator=h:1', '--num_processes=2', '--process_id=0'
+  status, _, errors = typed('experiments.sweep', f'{study}:{path}', f'--dir={folder}', *given)
   assert status == 0, errors
-  assert [row['status'] for row in record(folder).values()] == ['finished'] * 2
+  assert joined == [('h:1', 2, 0)]
+  rows = record(folder)
+  assert [row['status'] for row in rows.values()] == ['finished'] * 2
+  names = {row['run'] for row in rows.values()}
+  taken = {file.name for file in (folder / 'workers' / '3' / 'taken').iterdir()}
+  assert taken == names | {f'{name}.jsonl' for name in names}
 
 
 SWEEP = """
@@ -380,17 +401,40 @@ def test_committed_sweeps_expand(profile):
     assert max(spread) / min(spread) > 10**2.4
 
 
-def test_engines(capsys):
-  command = ['python', '-m', 'experiments.sweep', 'a b.py', '--dir=/x']
-  engines.launch(
-    'xpk', command, 2, submit=False, options=dict(cluster='c', tpu_type='v5litepod-16')
-  )
-  engines.launch('tpu-vm', command, 1, submit=False, options=dict(name='n', zone='z'))
-  engines.launch('slurm', command, 3, submit=False, options=dict(partition='p'))
-  lines = capsys.readouterr().out.splitlines()
-  assert lines[1].startswith('xpk workload create --workload=sweep-1 --cluster=c --tpu-type=v5lite')
-  assert 'gcloud compute tpus tpu-vm ssh n-0 --zone=z --worker=all' in lines[2]
-  assert lines[3].startswith(f'3 x {sys.executable} -m')
-  assert '  slurm_partition=p' in lines
-  with pytest.raises(RunError, match='--cluster'):
-    engines.launch('xpk', command, 1, submit=False, options={})
+def test_workers_are_jobs_of_the_engines(typed, tmp_path):
+  study = f'{ROOT}/experiments/scaling/classification.py:pod'
+  command = ('experiments.sweep', study, '--workers=2', '--name=pod')
+  xpk = ('--engine=xpk', '--cluster=c', '--tpu_type=v5litepod-16', '--docker_image=i')
+  status, out, err = typed(*command, '--dir=/shared/pod', *xpk)
+  assert status == 0, err
+  found = [line for line in out.splitlines() if line.startswith('xpk workload create')]
+  assert ['--workload=pod-0' in found[0], '--workload=pod-1' in found[1]] == [True, True]
+  assert 'python -m experiments.sweep' in found[1]
+  assert '--dir=/shared/pod' in found[1]
+  status, out, err = typed(*command, f'--dir={tmp_path}', '--engine=slurm', '--partition=p')
+  assert status == 0, err
+  assert out.count('#SBATCH --partition=p') == 2
+  assert f'# {tmp_path}/workers/1/launch/job.sh:' in out
+  assert list(tmp_path.iterdir()) == []
+  status, _, err = typed(*command, '--dir=/shared/pod', '--engine=xpk')
+  assert 'needs --cluster=NAME' in err
+
+
+def test_a_worker_gets_on_by_rows_and_checkpoints_of_its_own(tmp_path, monkeypatch):
+  monkeypatch.setattr(job_lib, 'pause', lambda _: None)
+  job, other = launched(('python',), tmp_path, 'local', 2, {})
+  assert [each.command[-1] for each in (job, other)] == ['--worker_number=0', '--worker_number=1']
+  said = []
+  vain = ', 1 without a new checkpoint'
+  for path, more in (
+    ('workers/0/launch', ''), ('workers/0/taken/a', vain), ('runs/a/checkpoints/4', ''),
+    ('workers/0/taken/a.jsonl', ''), ('workers/1/taken/b.jsonl', vain),
+  ):  # fmt: skip
+    (tmp_path / path).mkdir(parents=True)
+    job_lib.begin(job, said.append)
+    assert said[-1] == f'attempt {len(said)}{more}'
+  # What others do does not count.
+  for path, count in (('runs/b/checkpoints/4', 2), ('rows/b.jsonl', 3)):
+    (tmp_path / path).mkdir(parents=True)
+    job_lib.begin(job, said.append)
+    assert said[-1].endswith(f', {count} without a new checkpoint')

@@ -66,8 +66,12 @@ def _with_fields(record: dict[str, Any]) -> None:
 
 
 def _with_attention(record: dict[str, Any]) -> None:
-  """4 to 5: images of any number of axes, attention along them, fewer heads of keys."""
+  """4 to 5: images of any number of axes, attention along them, fewer heads of keys; ills."""
   _with_axes(record.get('model', {}))
+  record.get('optim', {})['skip_above'] = 0.0
+  record['rewind'] = dict(most=0, above=1.5, patience=20, back='100 steps')
+  record['health'] = dict(hang=0.0)
+  record['checkpoint']['mtbf'] = 12.0
 
 
 def _with_axes(model: Any) -> None:

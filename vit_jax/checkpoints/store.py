@@ -5,7 +5,9 @@ it does not depend on the classes that happen to hold them. It is a directory wh
 step, there only once it is complete; whatever else lies beside it does not count. It also keeps
 facts: what the caller says, a checksum of every array, and a digest of all that.
 
-Orbax writes, and `reading` reads.
+Orbax writes, and `reading` reads. In an object store, where nothing can be renamed, a directory is
+a checkpoint when its facts are there, which are written last and deleted first. Orbax writes to
+gs:// itself; for all other stores it writes to a directory of this machine, which is then uploaded.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import itertools
 import json
 import logging
 import re
+import secrets
+import time
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
@@ -31,9 +35,10 @@ from orbax.checkpoint import v1 as ocp
 
 from vit_jax.checkpoints import formats, reading
 from vit_jax.core import faults, paths
-from vit_jax.core.errors import RunError
+from vit_jax.core.errors import PassingError, RunError
 from vit_jax.core.misfits import misfits, refuse
 from vit_jax.nn import sharding, tree
+from vit_jax.processes import peers
 
 # A failed save or restore is raised as an exception, with a message of ours; Orbax logs each of its
 # threads' tracebacks as well.
@@ -41,8 +46,13 @@ logging.getLogger('absl').addFilter(
   lambda record: record.levelno < logging.ERROR or 'orbax' not in record.pathname
 )
 
-_FACTS = '_CHECKPOINT_METADATA'  # in the directory of a checkpoint, as Orbax names it
+FACTS = '_CHECKPOINT_METADATA'  # in the directory of a checkpoint, as Orbax names it
+_PATIENCE = 900.0  # seconds that a store may not serve, as TensorStore has it by default
 _SMALL = 2**20  # bytes of an array that one replica writes alone
+# As TensorStore says of an object store that it does not serve, for now or to this account.
+_PASSING = '(ABORTED|UNAVAILABLE|DEADLINE_EXCEEDED)'
+_DENIED = '(PERMISSION_DENIED|UNAUTHENTICATED)'
+_LOCK = '__lock'  # of TensorStore, in names of files
 # Directories that a kill leaves behind.
 _PARTIAL = ('.orbax-checkpoint-tmp', '.deleted')
 
@@ -57,6 +67,10 @@ class DamagedError(RunError):
   def __init__(self, where: str, reason: str):
     super().__init__(f'the checkpoint {where} is damaged: {reason}')
     self.reason = reason
+
+
+class NoneSoundError(RunError):
+  """Checkpoints of which none can be read, or holds what was saved."""
 
 
 class Found(NamedTuple):
@@ -78,16 +92,23 @@ class Found(NamedTuple):
 class Checkpoints:
   """The checkpoints of one run, in `directory`, a subdirectory per step."""
 
-  def __init__(self, directory: paths.Path, *, keep: int = 1, at: Collection[int] = ()):
+  def __init__(
+    self, directory: paths.Path, *, keep: int = 1, at: Collection[int] = (),
+    held: Callable[[int, int], bool] = lambda step, latest: False,
+  ):  # fmt: skip
     """Touches nothing yet: a run may be writing there.
 
     Args:
       directory: of the checkpoints.
       keep: how many of the newest checkpoints to keep.
       at: steps whose checkpoints are kept as well.
+      held: whether that of a step is, while another one is the newest.
     """
     self.directory = directory.absolute()
-    self._keep, self._at = keep, frozenset(at)
+    self._keep, self._at, self._held = keep, frozenset(at), held
+    self._staging: paths.LocalPath | None = None
+    self._begun = 0.0
+    self.seconds = 0.0  # that the last save took, from its beginning to its end in the background
     self._pending: tuple[int, concurrent.futures.Future[None]] | None = None
     self._worker = concurrent.futures.ThreadPoolExecutor(1, 'checkpoints')
 
@@ -100,10 +121,34 @@ class Checkpoints:
     if jax.process_index() == 0:
       with paths.writing(self.directory):
         self.directory.mkdir(parents=True, exist_ok=True)
-        for path in self.directory.iterdir():
-          if path.name.endswith(_PARTIAL):
-            paths.delete(path)
+        steps = {str(step) for step in self.steps}
+        for name in self._names():
+          if name.endswith(_PARTIAL) or (_is_step(name) and name not in steps):
+            paths.delete(self.directory / name)
     multihost_utils.sync_global_devices('checkpoints can be written')
+    if isinstance(self.directory, paths.StorePath) and self.directory.scheme != 'gs':
+      self._staging = self._stage(self.directory.scheme)
+
+  def _stage(self, scheme: str) -> paths.LocalPath:
+    """An empty directory of this machine that all processes see."""
+    place = paths.temporary(str(self.directory))
+    proof = place / 'proof'
+
+    def empty() -> str:
+      with paths.writing(place):
+        paths.delete(place)
+        place.mkdir(parents=True)
+      text = secrets.token_hex()
+      paths.write_text(proof, text)
+      return text
+
+    text = peers.agreed('a directory for checkpoints', empty)
+    if _worst(int(not proof.is_file() or proof.read_text() != text)):
+      raise RunError(
+        f'{self.directory}: checkpoints go to {scheme}:// through a directory that '
+        f'all processes see, which {place} is not: set TMPDIR to one, or use gs://'
+      )
+    return place
 
   @property
   def latest(self) -> int | None:
@@ -121,10 +166,14 @@ class Checkpoints:
   @property
   def steps(self) -> list[int]:
     """Of all finished checkpoints, in order."""
-    if not self.directory.is_dir():
-      return []
-    names = [path.name for path in self.directory.iterdir()]
-    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+    found = [name for name in self._names() if _is_step(name)]
+    if isinstance(self.directory, paths.StorePath):
+      found = [name for name in found if (self.directory / name / FACTS).is_file()]
+    return sorted(map(int, found))
+
+  def _names(self) -> list[str]:
+    """Of what is in the directory."""
+    return [path.name for path in self.directory.iterdir()] if self.directory.is_dir() else []
 
   def save(self, step: int, state: Any, extra: dict[str, Any]) -> None:
     """Starts writing `state`; returns once it may be changed or donated.
@@ -138,6 +187,7 @@ class Checkpoints:
       RunError: if this save, or the one before, could not be written.
     """
     self.wait()
+    self._begun = time.monotonic()
     leaves = tree.flatten(state)
     sums = reading.checksums(leaves)
     arrays = {name: [str(a.dtype), list(a.shape), sums[name]] for name, a in leaves.items()}
@@ -145,23 +195,71 @@ class Checkpoints:
     # Replicas share the writing of an array, but for small ones: a cut is a program to compile.
     context = ocp.Context()
     context.array.saving.min_slice_bytes_for_replica_parallel = _SMALL
+    layers = [name for name, leaf in leaves.items() if isinstance(leaf, tree.Layers)]
+    if layers:  # they are made whole on the hosts, and are not to be cut on devices
+      context.array.saving.use_replica_parallel = False
+      leaves |= {n: sharding.on_hosts(leaves[n], turn) for turn, n in enumerate(layers)}
     try:
       with context:
-        response = ocp.save_async(str(self.directory / str(step)), leaves, custom_metadata=facts)
+        place = (self._staging or self.directory) / str(step)
+        response = ocp.save_async(str(place), leaves, custom_metadata=facts)
     except Exception as error:
       raise self._failure(step, error) from error
-    self._pending = step, self._worker.submit(self._finish, response)
+    self._pending = step, self._worker.submit(self._finish, step, response)
 
-  def _finish(self, response: Any) -> None:
+  def _finish(self, step: int, response: Any) -> None:
     """In the background: waits until all processes have written, then deletes what is too old."""
     response.result()
+    if self._staging:
+      self._upload(step, self._staging / str(step))
+    self.seconds = time.monotonic() - self._begun
     if jax.process_index() == 0:
-      for step in self.steps[: -self._keep]:
-        if step not in self._at:
-          # Under a name that is not a step's: nobody can take half of it for a checkpoint.
-          doomed = self.directory / f'{step}.deleted'
-          (self.directory / str(step)).rename(doomed)
-          paths.delete(doomed)
+      _patiently(self._rotate)
+
+  def _rotate(self) -> None:
+    steps = self.steps
+    for old in steps[: -self._keep]:
+      if old not in self._at and not self._held(old, steps[-1]):
+        self._delete(old)
+
+  def _upload(self, step: int, staged: paths.LocalPath) -> None:
+    """Each process uploads a part of what all have written; process 0 what makes it count."""
+    target = self.directory / str(step)
+    assert isinstance(target, paths.StorePath)
+    part = slice(jax.process_index(), None, jax.process_count())
+    rest = lambda name: name != FACTS and not name.endswith(_LOCK)  # noqa: E731
+    _patiently(lambda: paths.upload(staged, target, rest, part))
+    peers.meet(f'the upload of {target}', seconds=4 * _PATIENCE)
+    if jax.process_index() == 0:
+      # Files that a process did not see are nobody's part.
+      _patiently(lambda: self._complete(staged, target, rest))
+      _patiently(lambda: paths.upload(staged, target, lambda name: name == FACTS))
+      _cleared(staged)
+
+  def _complete(
+    self, staged: paths.LocalPath, target: paths.StorePath, which: Callable[[str], bool]
+  ) -> None:
+    """Uploads what is not there, or not as long as it should be."""
+    there = target.files()
+    for name in paths.below(staged):
+      if which(name.rpartition('/')[2]) and there.get(name) != (staged / name).stat().st_size:
+        paths.upload(staged / name, target / name)
+
+  def _delete(self, step: int) -> None:
+    path = self.directory / str(step)
+    if not isinstance(path, paths.StorePath):
+      # Under a name that is not a step's: nobody can take half of it for a checkpoint.
+      path = path.rename(path.with_name(f'{step}.deleted'))
+    paths.delete(path, FACTS)
+
+  def drop_after(self, step: int) -> None:
+    """Deletes the checkpoints of later steps, the newest first."""
+    if jax.process_index() == 0:
+      with paths.writing(self.directory):
+        for later in reversed(self.steps):
+          if later > step:
+            self._delete(later)
+    multihost_utils.sync_global_devices('later checkpoints are gone')
 
   def wait(self, timeout: float | None = None) -> None:
     """Returns when the last save is on disk, or after `timeout` seconds.
@@ -199,7 +297,8 @@ class Checkpoints:
       steps: those to choose from, all if not given; there must be some.
 
     Raises:
-      RunError: if none is sound, or it does not fit.
+      NoneSoundError: if none is sound.
+      RunError: if it does not fit.
     """
     damage: dict[int, str] = {}
     for step in sorted(self.steps if steps is None else steps, reverse=True):
@@ -207,10 +306,12 @@ class Checkpoints:
         return Found(step, *self._restore(abstract, step), damage)
       except DamagedError as error:
         damage[step] = error.reason
-    raise RunError(
-      f'no checkpoint in {self.directory} is sound: '
-      + '; '.join(f'step {step}: {reason}' for step, reason in damage.items())
-      + '. Rename that directory to begin again without them.'
+    which = '; '.join(f'step {step}: {reason}' for step, reason in damage.items())
+    if steps is not None:
+      raise NoneSoundError(f'{self.directory} holds no sound checkpoint to choose: {which}')
+    raise NoneSoundError(
+      f'no checkpoint in {self.directory} is sound: {which}. Rename that directory to begin again '
+      'without them.'
     )
 
   def set_aside(self, steps: Collection[int]) -> list[paths.Path]:
@@ -223,7 +324,7 @@ class Checkpoints:
       targets.append(path.with_name(next(name for name in names if name not in taken)))
       if jax.process_index() == 0:
         with paths.writing(path):
-          path.rename(targets[-1])
+          paths.move(path, targets[-1], FACTS)
     multihost_utils.sync_global_devices('checkpoints are set aside')
     return targets
 
@@ -250,12 +351,21 @@ class Checkpoints:
     """
     return self._or_name_a_good_one(step, lambda step: self._verified(wanted, step, finite=True)[0])
 
+  def give_up(self, seconds: float = 20.0) -> None:
+    """Waits for the last save for so long, and no longer when it is closed."""
+    with contextlib.suppress(RunError):
+      self.wait(seconds)
+    self._pending = None
+    self._worker.shutdown(wait=False, cancel_futures=True)
+
   def close(self) -> None:
     """Waits for the last save and lets go of the directory."""
     try:
       self.wait()
     finally:
-      self._worker.shutdown()
+      self._worker.shutdown(wait=self._pending is not None)
+      if self._staging and jax.process_index() == 0:
+        _cleared(self._staging)
 
   def _or_name_a_good_one(self, step: int | None, read: Callable[[int], Any]) -> Any:
     """`read(step)`; if that checkpoint is damaged, the error says which one is not."""
@@ -333,11 +443,11 @@ class Checkpoints:
     self, step: int
   ) -> tuple[dict[str, Any], dict[str, Any], dict[str, int] | None, dict[str, str]]:
     """Shapes by name, `extra`, checksums by name if the checkpoint has any, and names on disk."""
-    stored = self._read(step, lambda path: paths.read_object(path / _FACTS)['custom_metadata'])
+    stored = self._read(step, lambda path: paths.read_object(path / FACTS)['custom_metadata'])
     if not isinstance(stored, dict) or not stored:
-      raise self._damaged(step, f'{_FACTS} lacks what the run wrote there')
+      raise self._damaged(step, f'{FACTS} lacks what the run wrote there')
     if ('digest' in stored or stored.get('format')) and _sealed(stored) != stored:
-      raise self._damaged(step, f'{_FACTS} is not what the run wrote')
+      raise self._damaged(step, f'{FACTS} is not what the run wrote')
     facts = formats.facts(stored, f'{self.directory}/{step}')
     facts.pop('digest', None)
     arrays = facts.pop('arrays', None)
@@ -372,15 +482,49 @@ class Checkpoints:
     return DamagedError(f'{self.directory}/{step}', reason)
 
   def _failure(self, step: int, error: BaseException) -> RunError:
-    good = [other for other in self.steps if other != step]
+    try:
+      good = [other for other in self.steps if other != step]
+    except OSError:
+      good = []
     last = f'the last good one is step {max(good)}' if good else 'there is none before it'
     # One for everything that Orbax had not begun by then.
     warnings.filterwarnings('ignore', r'coroutine .* was never awaited', RuntimeWarning)
-    return RunError(
+    kind = PassingError if _is_passing(error) else RunError
+    how = 'Free some space (or make the directory writable)'
+    if isinstance(self.directory, paths.StorePath):
+      how = 'See to the store'
+    return kind(
       f'the checkpoint of step {step} could not be written to {self.directory}; {last}.\n'
-      f'{_first_line(error)}\nFree some space (or make the directory writable), then run the same '
-      'command again.'
+      f'{_first_line(error)}\n{how}, then run the same command again.'
     )
+
+
+def _cleared(path: paths.LocalPath) -> None:
+  """Deletes files that do not last; whatever of them is left is deleted the next time."""
+  with contextlib.suppress(OSError):  # TensorStore takes its locks away later than it says
+    paths.delete(path)
+
+
+def _patiently(work: Callable[[], Any]) -> None:
+  """Does it, in the background, as often as it takes a store to serve."""
+  end = time.monotonic() + _PATIENCE
+  while True:
+    try:
+      work()
+      return
+    except TimeoutError:
+      if time.monotonic() > end:
+        raise
+    time.sleep(5)
+
+
+def _is_step(name: str) -> bool:
+  return name.isdecimal() and str(int(name)) == name
+
+
+def _is_passing(error: BaseException) -> bool:
+  """Whether it is of a store that may serve later."""
+  return paths.is_passing(error) or bool(re.match(_PASSING, str(error)))
 
 
 def _is_out_of_reach(error: Exception) -> bool:
@@ -391,7 +535,8 @@ def _is_out_of_reach(error: Exception) -> bool:
       return True
   number = re.search(r'OS error (\d+)', str(error))  # as TensorStore writes it
   absent = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
-  return 'PERMISSION_DENIED' in str(error) or (bool(number) and int(number[1]) not in absent)
+  of_store = re.match(f'{_PASSING}|{_DENIED}', str(error))
+  return bool(of_store) or (bool(number) and int(number[1]) not in absent)
 
 
 def _sealed(facts: Mapping[str, Any]) -> dict[str, Any]:

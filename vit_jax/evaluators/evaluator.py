@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
@@ -14,28 +13,28 @@ from etils import epy
 
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
+from vit_jax.data import rows as rows_lib
 from vit_jax.data.classes import matched
 from vit_jax.data.config import DataConfig
 from vit_jax.data.crops import CROPS
 from vit_jax.data.examples import Example, NoSplitError, Source, read
 from vit_jax.data.fields import Field, require
 from vit_jax.data.views import View
+from vit_jax.processes import health
 from vit_jax.tasks.task import Seen
 
 # Configurations are checked before JAX is there.
 with epy.lazy_imports():
   import jax
   import jax.numpy as jnp
-  from jax.experimental import multihost_utils
 
   from vit_jax.data import pipeline
   from vit_jax.nn import sharding
+  from vit_jax.processes import exchange
 
 
 # Of the best and of the worst predictions, each.
 SHOWN = 4
-# Bytes that processes exchange at a time.
-_CHUNK = 1 << 26
 
 
 class Found(NamedTuple):
@@ -249,7 +248,8 @@ def prepare(
       f'name={type(evaluator).__name__.lower()} needs {lacking[0]}, which the task '
       f'{type(task).__name__.lower()} does not have: choose an evaluation of that task'
     )
-  layout = sharding.BatchLayout(evaluator.batch_size or batch_size)
+  asked = evaluator.batch_size or batch_size
+  layout = sharding.BatchLayout.of_at_least(asked, together=rows_lib.group(rows)[1])
   skip = pipeline.log if data.on_corrupt == 'skip' else None
   passes, summary, seen = {}, [], Seen(rows, fields)
   for name, split in evaluator.splits().items():
@@ -261,6 +261,11 @@ def prepare(
     require(source.fields, rows.needs, source.name)
     source = matched(source, fields, rows.needs)
     summary += [*source.summary(), *pipeline.probe(rows, source, skip=skip)]
+    if layout.batch_size != asked:
+      summary.append(
+        f'{source.name}: evaluated in batches of {layout.batch_size}; the devices cannot divide '
+        f'{asked}'
+      )
     batches = pipeline.eval_batches(rows, source, layout.batch_size, layout.rows, skip=skip)
     passes[name] = _Pass(
       evaluator, task, source, batches, layout, data.workers, lanes, judged, seen
@@ -324,6 +329,7 @@ class _Pass:
         _add(parts, sums)
 
     for batch in pipeline.iterate(self._batches, workers=self._workers):
+      health.reached('eval')
       outputs, sums, bad = self._compute(state, frozen, self._layout.place(batch))
       # Whole numbers are added on the devices, exactly; others in double precision.
       for name, value in (sums or {}).items():
@@ -339,7 +345,7 @@ class _Pass:
     totals = {name: np.asarray(v, np.int64) for name, v in jax.device_get(whole).items()} | parts
     if self._sums:
       return Found(self.source, totals, [], np.zeros(0, np.int64), totals.pop('examples'))
-    records = {index: found for part in _gathered(records) for index, found in part.items()}
+    records = {index: found for part in exchange.gathered(records) for index, found in part.items()}
     order = sorted(records)
     count = np.full(self._lanes, len(order)) if self._lanes else len(order)
     return Found(self.source, {}, [records[index] for index in order], np.array(order), count)
@@ -410,7 +416,7 @@ class _Extremes:
   def gathered(self) -> list[Shown]:
     """Those of all processes."""
     found: dict[str, list[Shown]] = {}
-    for part in _gathered(self._held):
+    for part in exchange.gathered(self._held):
       for group, held in part.items():
         found.setdefault(group, []).extend(held)
     return [
@@ -423,24 +429,3 @@ class _Extremes:
 def _score(group: str, rank: float) -> float:
   """How bad a prediction is, by its rank in its group; NaN where that is not known."""
   return {'worst': -rank, 'best': rank}.get(group, float('nan'))
-
-
-def _gathered(own: Any) -> list[Any]:
-  """What all processes have, of each; it must be possible to pickle it."""
-  if jax.process_count() == 1:
-    return [own]
-  packed = np.frombuffer(pickle.dumps(own), np.uint8)
-  # Numbers of more than 32 bits do not get through, nor arrays that fill a device.
-  halves = multihost_utils.process_allgather(np.array(divmod(packed.size, _CHUNK), np.int32))
-  sizes = [int(chunks) * _CHUNK + int(rest) for chunks, rest in halves]
-  parts: list[list[np.ndarray]] = [[] for _ in sizes]
-  for first in range(0, max(sizes), _CHUNK):
-    padded = np.zeros(min(_CHUNK, max(sizes) - first), np.uint8)
-    here = packed[first : first + len(padded)]
-    padded[: len(here)] = here
-    for part, found in zip(parts, multihost_utils.process_allgather(padded), strict=True):
-      part.append(found)
-  return [
-    pickle.loads(np.concatenate(part)[:size].tobytes())
-    for part, size in zip(parts, sizes, strict=True)
-  ]

@@ -13,6 +13,7 @@ SCHEDULES = ('cosine', 'rsqrt', 'wsd')
 CLIPS = ('global', 'part', 'parameter')
 DECAYS = ('lr', 'schedule')
 DTYPES = ('float32', 'bfloat16')
+WINDOW = 128  # steps, of which the median is the usual gradient norm or loss
 Groups = tuple[tuple[str, float], ...]
 
 
@@ -34,6 +35,8 @@ class OptimConfig:
       timescale (Zhai et al. 2022, section 3.5), 'wsd' stays at the peak (warmup-stable-decay).
     warmup: duration of the linear rise.
     cooldown: duration of the linear fall to 0 at the end, on top of any schedule.
+    skip_above: an update whose gradient has a norm of more than this many times the median of the
+      last 128 is not taken, nor is one that is not finite; 0 takes all. See `optim.skipping`.
     accumulate: batches are cut into this many equal parts, one after another, to save memory.
     ema: decay per step of the moving average of the parameters that is evaluated; 0 for none.
     decay: factors on weight_decay by parameter name. Each entry is a regular expression that must
@@ -53,6 +56,7 @@ class OptimConfig:
   schedule: str = 'cosine'
   warmup: str = '5%'
   cooldown: str = '0'
+  skip_above: float = 0.0
   accumulate: int = 1
   ema: float = 0.0
   decay: Groups = (('.*kernel', 1.0), ('.*', 0.0))
@@ -75,6 +79,10 @@ class OptimConfig:
       schedule = Schedule.of(getattr(self, name))
       schedule.check(f'optim.{name}', below=below)
       object.__setattr__(self, name, schedule)
+    if self.skip_above and not 1 < self.skip_above < math.inf:
+      raise RunError(
+        f'optim.skip_above={self.skip_above} must be more than 1, or 0 to take every update'
+      )
     if not 0 <= self.ema < 1:
       raise RunError(f'optim.ema={self.ema} must be at least 0 and less than 1')
     if not 0 < self.layer_decay <= 1:

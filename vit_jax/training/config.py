@@ -20,7 +20,7 @@ from vit_jax.core import modules, overrides, schema
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.data.config import DataConfig
 from vit_jax.evaluators import EVALUATORS
-from vit_jax.optim.config import OPTIMIZERS
+from vit_jax.optim.config import OPTIMIZERS, WINDOW
 from vit_jax.tasks import TASKS
 from vit_jax.training import hyper
 from vit_jax.training.writers import WRITERS
@@ -49,18 +49,74 @@ class CheckpointConfig:
   """A checkpoint every `every`, the newest `keep` of them kept.
 
   Attributes:
-    every: how often.
+    every: how often; 'auto': as often as costs the least time, by what a save is measured to cost
+      and by `mtbf` (Young, CACM 17(9), 1974).
+    mtbf: hours from one failure of the whole job to the next, on average: those of one machine,
+      over the number of machines.
     keep: how many.
     at: when else; these are kept for good, for other runs to `fork` from.
   """
 
   every: str = '10%'
+  mtbf: float = 12.0
   keep: int = 2
   at: tuple[str, ...] = ()
 
   def __post_init__(self):
+    if not self.mtbf > 0:
+      raise RunError(f'checkpoint.mtbf={self.mtbf} must be hours')
     if self.keep < 1:
       raise RunError(f'checkpoint.keep={self.keep} must be at least 1')
+
+
+@dataclasses.dataclass(frozen=True)
+class HealthConfig:
+  """When processes that wait for one that does not get on are ended.
+
+  Attributes:
+    hang: seconds that a step, or the wait for its input, may take; ten usual steps, if that is
+      more; 0: as long as it takes. A process alone is not ended: it says so.
+  """
+
+  hang: float = 60.0
+
+  def __post_init__(self):
+    if self.hang < 0:
+      raise RunError(f'health.hang={self.hang} must be seconds, or 0')
+
+
+@dataclasses.dataclass(frozen=True)
+class RewindConfig:
+  """Going back after a spike: to an earlier checkpoint, and on with other data.
+
+  PaLM (Chowdhery et al. 2022, section 5.1) went back to about 100 steps before a spike and passed
+  over 200 to 500 batches, and the loss did not spike there again. Here the batches since that
+  checkpoint are passed over, and as many more as `back` says. See `training.spikes`.
+
+  Attributes:
+    most: how often in a run; 0 for never.
+    above: the loss is far up while it is more than this many times the median of the last 128.
+    patience: steps in a row in which the loss is far up, or the update was skipped, that are a
+      spike. A loss that is not finite is one at once.
+    back: the run goes back to a checkpoint at least so far before the spike, and less than twice as
+      far. It saves every so often, besides `checkpoint.every`, and keeps what it may go back to.
+  """
+
+  most: int = 0
+  above: float = 1.5
+  patience: int = 20
+  back: str = '100 steps'
+
+  def __post_init__(self):
+    if self.most < 0:
+      raise RunError(f'rewind.most={self.most} must be at least 0')
+    if not 1 < self.above < math.inf:
+      raise RunError(f'rewind.above={self.above} must be more than 1')
+    if not 0 < self.patience <= WINDOW // 4:
+      raise RunError(
+        f'rewind.patience={self.patience} must be from 1 to {WINDOW // 4}: the median of '
+        f'{WINDOW} losses would follow a longer spike'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +132,12 @@ class Config:
   """A run. Durations are strings: '500 steps', '1e6 examples', '90 epochs', '5%' of the total.
 
   Attributes:
+    mesh: how the devices are laid out: 'data', every one of them works on a part of the batch;
+      'fsdp', parameters and optimizer are cut over them, too; 'tensor', each works on a part of the
+      heads and MLP features; or the sizes of these three axes, '2x4x1', one of which may be -1. Of
+      several TPU slices each is laid out like that, with a part of the batch for each slice, so
+      that 'fsdp' on four slices of 64 chips is '4x64x1'; of sizes, data must be a multiple of the
+      slices.
     init: a checkpoint of any dialect to start from instead of random parameters. Its architecture
       takes the place of model.variant; the fields of model that are set change it as `vit_jax.load`
       does, and the head is replaced unless it is for the same classes by name. What of a file to
@@ -110,6 +172,8 @@ class Config:
   compilation_cache: str = '../compilation_cache'
   log: LogConfig
   checkpoint: CheckpointConfig
+  health: HealthConfig
+  rewind: RewindConfig
   profile: ProfileConfig
 
   def __post_init__(self):
@@ -127,7 +191,7 @@ class Config:
 FREE = (
   'mesh', 'model.scan', 'model.remat', 'optim.accumulate', 'data.workers', 'data.cache',
   'data.on_corrupt', 'data.audit', 'data.source.dir', 'data.source.manual_dir', 'fork',
-  'compilation_cache', 'log', 'checkpoint', 'profile',
+  'compilation_cache', 'log', 'checkpoint', 'health', 'profile',
 )  # fmt: skip
 
 
@@ -241,11 +305,17 @@ def check(config: Any) -> Config:
     raise RunError('init and inits contradict each other: all towers start from init')
   if not cfg.init and not cfg.inits:
     cfg.model.resolve()
+  if cfg.rewind.most and cfg.lane_count:
+    raise RunError(
+      f'rewind.most={cfg.rewind.most}: lanes go through the data together, and none can go back '
+      'alone; optim.skip_above works on each'
+    )
   if cfg.batch_size < 1:
     raise RunError(f'batch_size={cfg.batch_size} must be at least 1')
   durations = {
     'optim.warmup': cfg.optim.warmup, 'optim.cooldown': cfg.optim.cooldown,
     'log.every': cfg.log.every, 'checkpoint.every': cfg.checkpoint.every,
+    'rewind.back': cfg.rewind.back,
     **{f'checkpoint.at[{i}]': at for i, at in enumerate(cfg.checkpoint.at)},
     **{f'evals.{name}.every': evaluator.every for name, evaluator in cfg.evals.items()},
   }  # fmt: skip

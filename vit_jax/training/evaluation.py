@@ -16,8 +16,10 @@ from vit_jax.core.errors import RunError
 from vit_jax.core.misfits import refuse
 from vit_jax.data import crops
 from vit_jax.data.examples import Source
+from vit_jax.data.sources import opened_by
 from vit_jax.evaluators.evaluator import prepare
 from vit_jax.nn import sharding
+from vit_jax.processes import exchange
 from vit_jax.tasks.task import Fields
 from vit_jax.training import config as config_lib
 from vit_jax.training import initial, lanes
@@ -43,7 +45,8 @@ def restore(
   cfg = run.config() if config is None else schema.build(config_lib.Config, config)
   experiment = lanes.experiment(cfg, run.known(), training=False)
   try:
-    state, _ = run.checkpoints().restore(experiment.abstract_state, step)
+    wanted, frozen = experiment.to_restore()
+    state, _ = run.checkpoints().restore(wanted, step)
   except RunError as error:
     if config is None or 'does not fit' not in str(error):
       raise
@@ -51,7 +54,7 @@ def restore(
       f'{error}\nThe configuration is of another model than {workdir}. Leave it out to evaluate as '
       "the run does; single fields can be changed, such as --config.data.source.dir='DIR'."
     ) from None
-  experiment.adopt(run.frozen(experiment.frozen))
+  experiment.adopt(run.frozen(frozen))
   return experiment, experiment.split(state)
 
 
@@ -76,7 +79,7 @@ def evaluate_checkpoint(
   """
   cfg: config_lib.Config = schema.build(config_lib.Config, config)
   path, choice = initial.chosen(checkpoint, '--checkpoint')
-  with jax.set_mesh(sharding.make_mesh(cfg.mesh)):
+  with jax.set_mesh(sharding.make_mesh(cfg.mesh)), opened_by(exchange.from_first):
     with notes.printed():
       opened = read.open_checkpoint(path, **choice)
       refuse(opened.problems(), path)

@@ -29,6 +29,7 @@ from vit_jax.data.fields import Field, require
 from vit_jax.data.order import Order, drawn
 from vit_jax.data.pipeline import iterate, probe, train_batches
 from vit_jax.data.rows import group
+from vit_jax.data.sources import opened_by
 from vit_jax.data.views import View
 from vit_jax.evaluators import EVALUATORS
 from vit_jax.evaluators.evaluator import Evaluation, Scores, prepare
@@ -36,6 +37,7 @@ from vit_jax.nn import sharding, tree
 from vit_jax.nn.encoder import is_unrolled, split_layers, stack_layers
 from vit_jax.nn.sharding import BatchLayout
 from vit_jax.optim import schedules
+from vit_jax.processes import exchange
 from vit_jax.tasks.task import Coupled, Task
 from vit_jax.training import config as config_lib
 from vit_jax.training import hyper as hyper_lib
@@ -63,7 +65,10 @@ class Experiment:
       shapes until `init` or `adopt`.
     fields: of the examples, with the classes that the model has.
     notes: what was decided about the run's start, a line each.
+    layer_axis: of arrays of the state that hold all layers.
   """
+
+  layer_axis = 0
 
   def __init__(
     self, cfg: config_lib.Config, known: Known | None = None,
@@ -89,7 +94,8 @@ class Experiment:
     self.layout = BatchLayout(cfg.batch_size)
     classed = cfg.task.classed
     if training or not known:
-      self.source = cfg.data.open(cfg.data.split)
+      with opened_by(exchange.from_first):
+        self.source = cfg.data.open(cfg.data.split)
     self.fields: dict[str, Field] = known.fields if known else {}
     if not self.fields:
       own = type(cfg.task).settled is not Task.settled
@@ -228,11 +234,21 @@ class Experiment:
 
   def adopt(self, frozen: Any) -> None:
     """Takes frozen parameters, as checkpoints hold them, for the steps and evaluations to come."""
-    self.frozen = jax.jit(split_layers)(frozen) if is_unrolled(frozen) else frozen
+    self.frozen = split_layers(frozen)
 
   def stacked_frozen(self) -> Any:
     """The inverse of `adopt`: frozen parameters as checkpoints hold them."""
-    return jax.jit(stack_layers)(self.frozen) if is_unrolled(self.frozen) else self.frozen
+    return stack_layers(self.frozen)
+
+  def to_restore(self) -> tuple[State, Any]:
+    """Shapes of state and frozen parameters as checkpoints are read for `split` and `adopt`."""
+
+    def apart(held: Any, axis: int) -> Any:
+      if not is_unrolled(held):
+        return held
+      return stack_layers(jax.eval_shape(lambda held: split_layers(held, axis), held), axis)
+
+    return apart(self.abstract_state, self.layer_axis), apart(self.frozen, 0)
 
   def _seeds(self) -> Any:
     """The argument of `_init`."""
@@ -256,17 +272,11 @@ class Experiment:
 
   def split(self, state: State) -> State:
     """A state as `train_step` is fastest with: see `encoder.split_layers`."""
-    return jax.jit(self._split)(state) if is_unrolled(state) else state
-
-  def _split(self, state: State) -> State:
-    return split_layers(state)
+    return split_layers(state, self.layer_axis)
 
   def stack(self, state: State) -> State:
-    """The inverse of `split`."""
-    return jax.jit(self._stack)(state) if is_unrolled(state) else state
-
-  def _stack(self, state: State) -> State:
-    return stack_layers(state)
+    """The inverse of `split`, as checkpoints hold a state; computes nothing."""
+    return stack_layers(state, self.layer_axis)
 
   def train_step(self) -> Any:
     """The jitted step: (state, frozen, batch, hyper) -> (state, metrics); donates the state."""
@@ -310,11 +320,8 @@ class Experiment:
 
   def described(self) -> dict[str, Any]:
     """What a checkpoint says: the model that is judged, where its arrays are, task and rows."""
-    named = lambda path, _: tree.name(path)  # noqa: E731
-    state = jax.tree_util.tree_map_with_path(named, self.abstract_state)
-    frozen = jax.tree_util.tree_map_with_path(
-      lambda path, _: f'frozen/{tree.name(path)}', jax.eval_shape(stack_layers, self.frozen)
-    )
+    state = tree.renamed(str, self.abstract_state)
+    frozen = tree.renamed('frozen/{}'.format, stack_layers(self.frozen))
     model = self.config.task.judged(state, frozen)
     where = [there.removesuffix(own) for own, there in tree.flatten(model).items()]
     return {
@@ -343,10 +350,11 @@ class Experiment:
     config, prepared = self.config, {}
     for name, evaluator in config.evals.items():
       try:
-        prepared[name] = prepare(
-          evaluator, config.task, config.model, config.data, batch_size=config.batch_size,
-          fields=self.fields, lanes=config.lane_count,
-        )  # fmt: skip
+        with opened_by(exchange.from_first):
+          prepared[name] = prepare(
+            evaluator, config.task, config.model, config.data, batch_size=config.batch_size,
+            fields=self.fields, lanes=config.lane_count,
+          )  # fmt: skip
       except NoSplitError as error:
         raise RunError(
           f'{error}. {folds.way_out(config.data.split, f"evals.{name}.{error.field}")}'

@@ -55,7 +55,7 @@ def restore(experiment: Experiment, record: dict[str, Any], there: Workdir, own:
       f'steps are {_listed(there)}. Durations of warm-up and cooldown in percent change with the '
       'total; checkpoint.at saves where forks begin.'
     )
-  found = there.checkpoints().newest(experiment.abstract_state, steps)
+  found = there.checkpoints().newest(experiment.to_restore()[0], steps)
   forked = {'from': str(there), 'step': found.step}
   found.extra['history'] = {**found.extra.get('history', {}), 'forked': forked}
   return found

@@ -31,6 +31,8 @@ class Lanes(Experiment):
   compute alone, but for rounding.
   """
 
+  layer_axis = 1
+
   def __init__(self, cfg: config_lib.Config, *arguments: Any, **options: Any):
     self.lanes = hyper_lib.lanes(cfg)
     super().__init__(cfg, *arguments, **options)
@@ -76,12 +78,6 @@ class Lanes(Experiment):
   def _init(self, seed: Any, taken: Any = MappingProxyType({})) -> tuple[State, Any]:
     _, frozen = super()._init(np.uint32(self.config.seed), taken)
     return jax.vmap(lambda seed: super(Lanes, self)._init(seed, taken)[0])(seed), frozen
-
-  def _split(self, state: State) -> State:
-    return jax.vmap(super()._split)(state)
-
-  def _stack(self, state: State) -> State:
-    return jax.vmap(super()._stack)(state)
 
   def _step(
     self, state: State, frozen: Any, batch: Any, hyper: Hyper

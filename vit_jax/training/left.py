@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import operator
 import re
@@ -14,6 +15,8 @@ import numpy as np
 from vit_jax.core import paths
 from vit_jax.core.errors import RunError
 from vit_jax.draw.page import is_number, shown
+
+FOLLOWED = 'followed'  # the directory in which `training.follow` leaves STEP.json
 
 
 class Curve(NamedTuple):
@@ -31,7 +34,7 @@ class Left:
     notes: a sentence for everything that is damaged, or missing although every run has it.
     config: of config.json.
     result: of result.json; empty if the run is not complete.
-    curves: of metrics.jsonl, by metric.
+    curves: of metrics.jsonl, and of what followed the run, by metric.
     sessions: of command.json, oldest first: command, when it was started, and from which step on.
     evals: of evals/NAME.json, by name; empty for an evaluation that left arrays or metrics alone.
     checkpoints: steps.
@@ -99,9 +102,10 @@ class Left:
     path = self.folder / 'evals' / f'{name}.npz'
     if not path.is_file():
       return {}
-    if not zipfile.is_zipfile(path):
+    data = io.BytesIO(path.read_bytes())
+    if not zipfile.is_zipfile(data):
       raise RunError(f'evals/{name}.npz is damaged: it is not an NPZ file')
-    with np.load(path, allow_pickle=False) as file:
+    with np.load(data, allow_pickle=False) as file:
       return dict(file)
 
   def values(self, name: str) -> dict[str, Any]:
@@ -145,10 +149,21 @@ class Left:
         if row and all(each is None or is_number(each) for each in row):
           row = [np.nan if each is None else float(each) for each in row]
           found.setdefault(name, {})[step] = row
+    for name, values in self._followed().items():
+      found[name] = values | found.get(name, {})  # what the run found itself comes first
     if damaged:
       numbers = ', '.join([*damaged[:5], *(['...'] if damaged[5:] else [])])
       self.notes.append(f'metrics.jsonl: line {numbers} cannot be read and is left out')
     return {name: _curve(rows) for name, rows in found.items()}
+
+  def _followed(self) -> dict[str, dict[int, list[float]]]:
+    """Scores that were found elsewhere, by name and step."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for step, values in followed(self.folder, self.result).items():
+      for name, value in values.items():
+        row = value if isinstance(value, list) else [value]
+        found.setdefault(name, {})[step] = [np.nan if v is None else v for v in row]
+    return found
 
   def _lanes(self) -> list[str]:
     given = [(name, values) for name, values in self.section('lanes').items() if values]
@@ -161,6 +176,20 @@ class Left:
     for lane, step in self.result.get('diverged', {}).items():
       names[int(lane)] += f' (diverged at step {shown(step)})'
     return [name or f'lane {lane}' for lane, name in enumerate(names)]
+
+
+def followed(folder: paths.Path, result: dict[str, Any]) -> dict[int, dict[str, Any]]:
+  """Scores by step that `training.follow` has left in the directory of a run.
+
+  Those of steps behind which the run went back later are of another course, and left out.
+  """
+  place = folder / FOLLOWED
+  names = [entry.name for entry in paths.entries(place)] if place.is_dir() else []
+  left = [paths.read_object(place / name) for name in names if re.fullmatch(r'\d+\.json', name)]
+  return {
+    each['step']: each['values'] for each in sorted(left, key=lambda each: each['step'])
+    if all(back['to'] >= each['step'] for back in result.get('rewound', [])[each['rewound'] :])
+  }  # fmt: skip
 
 
 def _curve(rows: dict[int, list[float]]) -> Curve:

@@ -1,20 +1,25 @@
 """The loop.
 
-Invariants: the batch of a step depends on seed and step alone; metrics and evaluations
-of a step are on disk before its checkpoint is begun; a checkpoint is begun only from a state whose
-loss and gradient were finite. So a run that is killed anywhere and started again with the same
-command ends as if nothing had happened.
+Invariants: the batch of a step depends on seed and step alone; metrics and evaluations of a step
+are on disk before its checkpoint is begun, or, where that is an object store, in it; a checkpoint
+is begun only from a state whose loss and gradient were finite, or from which such an update was
+kept away. So a run that is killed anywhere and started again with the same command ends as if
+nothing had happened.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import math
 import shlex
 import signal
 import sys
 import threading
+import time
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -24,18 +29,24 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from vit_jax.architecture import ViTArchitecture, variants
-from vit_jax.checkpoints.store import Found
-from vit_jax.core import faults, schema
-from vit_jax.core.errors import DivergedError, RunError
+from vit_jax.checkpoints.store import Found, NoneSoundError
+from vit_jax.core import faults, paths, schema
+from vit_jax.core.behind import Behind
+from vit_jax.core.errors import DivergedError, PassingError, RunError
 from vit_jax.core.text import number, plain
 from vit_jax.evaluators.evaluator import SHOWN
 from vit_jax.nn import sharding
+from vit_jax.optim.config import WINDOW
+from vit_jax.processes import health, peers
+from vit_jax.training import checks, fork, lanes, report, writers
 from vit_jax.training import config as config_lib
-from vit_jax.training import fork, lanes, report, writers
 from vit_jax.training.experiment import Experiment
 from vit_jax.training.hyper import Hyper
+from vit_jax.training.pace import Pace, Saves
 from vit_jax.training.progress import Chrono, MetricsFile, Reporter, say
 from vit_jax.training.result import facts, revision
+from vit_jax.training.sessions import Sessions, goodput
+from vit_jax.training.spikes import SpikeError, Spikes
 from vit_jax.training.workdir import Workdir
 
 
@@ -64,11 +75,16 @@ def train(
   if fault := faults.arm():
     print(f'{faults.VARIABLE}: {fault}')
   record, workdir, chrono = config_lib.to_dict(config), Workdir(folder), Chrono()
+  started = time.time()
   cfg: config_lib.Config = schema.build(config_lib.Config, record)
+  workdir.probe()
+  peers.same('the run', checks.versions() | {'configuration': config_lib.run_hash(record)})
   workdir.keep_compiled(cfg.compilation_cache)
-  with jax.set_mesh(sharding.make_mesh(cfg.mesh)):
+  with contextlib.closing(workdir), jax.set_mesh(sharding.make_mesh(cfg.mesh)):
     with chrono('init'):
-      delete = _is_of_another_run(workdir, cfg, record)
+      delete = peers.agreed(
+        'whose directory it is', lambda: _is_of_another_run(workdir, cfg, record)
+      )
       if delete and not overwrite:
         raise RunError(delete)
       if not delete and (result := workdir.result()):
@@ -82,21 +98,27 @@ def train(
         known = Workdir(cfg.fork).known()
       experiment = lanes.experiment(cfg, known, wishes or {})
       workdir.prepare()
-    with _Session(experiment, workdir, record, chrono, delete=bool(delete)) as session:
-      if not session.run():
-        return None
-      result = facts(
-        experiment, record, session.state.model, session.scores, chrono, session.history
-      )
-      session.finish(result)
-      return result
+      health.configure(workdir.path, chrono.seconds)
+    session = _Session(experiment, workdir, record, chrono, started, delete=bool(delete))
+    result = None
+    with session:
+      if session.run():
+        result = facts(experiment, record, session.state, session.scores, chrono, session.history)
+        session.finish(result)
+    # Process 0 has more to write; without it the others would be ended.
+    peers.meet('the end of the run', seconds=health.LONG)
+    return result
 
 
 def _is_of_another_run(workdir: Workdir, cfg: config_lib.Config, record: dict[str, Any]) -> str:
   """Why the run in `workdir` cannot be continued as `record`; '' if it can, or there is none."""
   try:
     changed = workdir.changes(record) if workdir.trained else {}  # else nothing would be lost
+  except (OSError, PassingError):
+    raise
   except RunError as error:
+    if isinstance(error.__cause__, OSError):
+      raise
     return str(error)
   if not changed:
     return ''
@@ -112,26 +134,41 @@ class _Session:
   """One session of a run: from the last checkpoint to the end, or to a signal."""
 
   def __init__(
-    self, experiment: Experiment, workdir: Workdir, record: dict[str, Any], chrono: Chrono, *,
-    delete: bool,
+    self, experiment: Experiment, workdir: Workdir, record: dict[str, Any], chrono: Chrono,
+    started: float, *, delete: bool,
   ):  # fmt: skip
     self.experiment, self.workdir, self.chrono = experiment, workdir, chrono
-    self.record, self.delete = record, delete
+    self.record, self.started, self.delete = record, started, delete
     self.start, self.primary = 0, jax.process_index() == 0
     self.trunk: Workdir | None = None
+    self.sessions: Sessions | None = None
     self.metrics: MetricsFile | None = None
     cfg, steps = experiment.config, experiment.steps
     self.log_every = steps(cfg.log.every, 'log.every')
-    self.save_every = steps(cfg.checkpoint.every, 'checkpoint.every')
+    self.pace = Pace(chrono, cfg.health.hang)
+    auto = cfg.checkpoint.every == 'auto'
+    self.save_every = 0 if auto else steps(cfg.checkpoint.every, 'checkpoint.every')
+    self.saves = Saves(cfg.checkpoint.mtbf * 3600, self.pace) if auto else None
     self.save_at = {steps(at, 'checkpoint.at') for at in cfg.checkpoint.at}
+    self.spikes = Spikes(cfg.rewind, steps(cfg.rewind.back, 'rewind.back'))
+    if cfg.rewind.most and not 0 < self.spikes.back <= experiment.total // 2:
+      raise RunError(
+        f'rewind.back={cfg.rewind.back!r} is {self.spikes.back} of {experiment.total} steps: the '
+        'run could not go back; give at least one step, and at most half of the run'
+      )
     self.eval_every = {k: steps(e.every, f'evals.{k}.every') for k, e in cfg.evals.items()}
     self.scores: dict[str, Any] = {}
     self.evaluated: list[dict[str, Any]] = []  # in all sessions: steps and scores
     self.writers: writers.Writers | None = None
-    # In all sessions: where the run was forked, which lanes diverged when.
+    # In all sessions: where the run was forked, which lanes diverged when, where it went back.
     self.history: dict[str, Any] = {}
     self.pending: tuple[int, Any, Hyper] | None = None
+    self.behind = Behind(workdir.path)
+    self.carried: dict[str, Any] = {}
+    self.before: dict[str, float] = {}  # seconds by phase, of earlier sessions
+    self.step_fn: Any = None
     self.resources = contextlib.ExitStack()
+    self.resources.callback(self.behind.close)
     self.trace = contextlib.ExitStack()
     self.resources.callback(self.trace.close)
 
@@ -146,15 +183,20 @@ class _Session:
       about += experiment.audit(self.evaluators) if self.primary else []
       for line in (*about, _described(experiment), *experiment.notes):
         say(line)
-      self.checkpoints = self.workdir.checkpoints(keep=cfg.checkpoint.keep, at=self.save_at)
+      self.checkpoints = self.workdir.checkpoints(
+        keep=cfg.checkpoint.keep, at=self.save_at, held=self.spikes.holds
+      )
       self.resources.callback(self.checkpoints.close)
       found = self._found()
       if found:
         self.start, self.history = found.step, found.extra.get('history', {})
+        self.carried = found.extra.get('metrics', {})
         self.evaluated = found.extra.get('evaluated', [])
+        self._remember(found.extra)
       self.state = experiment.split(found.state if found else experiment.init())
       if found:
-        experiment.adopt((self.trunk or self.workdir).frozen(experiment.frozen))
+        _, frozen = experiment.to_restore()
+        experiment.adopt((self.trunk or self.workdir).frozen(frozen))
       self.reporter = Reporter(experiment.total, self.start, visible=self.primary)
       self.resources.callback(self.reporter.close)
       if found and not self.trunk:
@@ -167,11 +209,15 @@ class _Session:
         )
       self.checkpoints.prepare()
       if self.primary:
-        self.workdir.note_session(_command(), self.start, experiment.total)
+        self.sessions = self.workdir.sessions(
+          self.behind, self.chrono.seconds, command=_command(), step=self.start,
+          total=experiment.total, started=self.started, before=self.before,
+        )  # fmt: skip
         self.writers = writers.Writers(
-          cfg.log.writers, self.workdir.path, self.start, self.reporter.say
+          cfg.log.writers, self.workdir.path, self.start, self.reporter.say, self.behind
         )
         self.resources.callback(self.writers.close)
+        self._read_metrics()
       self.resources = self.resources.pop_all()
     for step, reason in found.damage.items() if found else ():
       done = f' It is renamed to {aside[step]}, and its steps are repeated.' if aside else ''
@@ -179,12 +225,23 @@ class _Session:
     self.marked = self.start, self._busy()
     return self
 
+  def _read_metrics(self) -> None:
+    source = self.trunk.metrics_path if self.trunk else None
+    self.metrics = self.workdir.metrics(
+      self.behind, after=self.start, source=source, carried=self.carried
+    )
+    self.resources.callback(self.metrics.close)
+    if lines := ', '.join(map(str, self.metrics.damaged)):
+      path = source or self.workdir.metrics_path
+      self.reporter.say(f'{path}: line {lines} cannot be read and is left out')
+
   def _found(self) -> Found | None:
     """The state to begin with, if it is in a checkpoint."""
-    cfg, abstract = self.experiment.config, self.experiment.abstract_state
+    cfg, (abstract, _) = self.experiment.config, self.experiment.to_restore()
     if not self.delete and self.checkpoints.steps:
       found = self.checkpoints.newest(abstract)
-      for phase, seconds in found.extra['seconds'].items():
+      self.before = dict(found.extra['seconds'])
+      for phase, seconds in self.before.items():
         self.chrono.seconds[phase] += seconds
       return found
     if cfg.fork:
@@ -192,39 +249,67 @@ class _Session:
       return fork.restore(self.experiment, self.record, self.trunk, self.workdir)
     return None
 
-  def __exit__(self, *error: Any) -> None:
-    self.resources.close()
+  def __exit__(self, kind: Any, *error: Any) -> None:
+    if not kind:
+      self.resources.close()
+      return
+    if peers.count() > 1:
+      # Others may never come to the end of a save that waits for all.
+      self.checkpoints.give_up()
+    try:
+      self.resources.close()
+    except RunError as also:  # what ended the run comes first
+      self.reporter.say(f'besides: {also}')
 
   def run(self) -> bool:
     """Trains to the end (True) or to a signal (False)."""
-    experiment, chrono, total = self.experiment, self.chrono, self.experiment.total
     if self.start:
-      self.reporter.say(f'continuing {self.workdir} at step {self.start} of {total}')
-    step_fn, batches = None, experiment.batches(self.start)
-    with contextlib.closing(batches), _stop_signal() as stop_at:
+      self.reporter.say(
+        f'continuing {self.workdir} at step {self.start} of {self.experiment.total}'
+      )
+    with _stop_signal() as stopped:
+      while True:
+        try:
+          return self._train(stopped)
+        except SpikeError as spike:
+          self._go_back(spike.rewind)
+
+  def _train(self, stopped: Callable[[], bool]) -> bool:
+    """From step `start` on, as `run`; raises SpikeError where the run is to go back."""
+    experiment, chrono, total = self.experiment, self.chrono, self.experiment.total
+    batches = experiment.batches(self.start + self.spikes.offset)
+    with contextlib.closing(batches):
       for step in range(self.start, total):
+        health.reached('input', step, self.pace.limit)
         with chrono('input'):
           batch = next(batches)
         hyper = experiment.hyper(step)
-        if step_fn is None:
+        if self.step_fn is None:
           self.reporter.say('compiling the training step')
           before = chrono.seconds['compile']
           with chrono('compile'):
             lowered = experiment.train_step().lower(self.state, experiment.frozen, batch, hyper)
-            step_fn = lowered.compile()
+            self.step_fn = lowered.compile()
           self.reporter.say(f'compiled in {chrono.seconds["compile"] - before:.0f} s')
         self._profile(step - self.start)
         with chrono('step'), jax.profiler.StepTraceAnnotation('train', step_num=step):
-          self.state, metrics = step_fn(self.state, experiment.frozen, batch, hyper)
+          self.state, metrics = self.step_fn(self.state, experiment.frozen, batch, hyper)
           # While this step runs, the metrics of the one before come to the host.
           self._flush()
           self.pending = step + 1, metrics, hyper
         self.checkpoints.wait(timeout=0)  # a failed save is news at once
+        self.behind.check()
+        self._check_claim()
         faults.reached(f'at step {step + 1}', self.checkpoints.wait)
-        stop = stop_at(step + 1)
+        self.pace.step(compiled=step > self.start)
+        if self.sessions:
+          self.sessions.note(step)
+        stop = stopped()
         self._boundary(step + 1, stop)
         if stop and step + 1 < total:
-          if self.primary:
+          if self.sessions:
+            self.sessions.note(step + 1, now=True)
+            self.behind.flush()
             self._report()
           self.reporter.say(
             f'stopped by a signal at step {step + 1} of {total}, which is saved: '
@@ -238,9 +323,66 @@ class _Session:
       self.checkpoints.wait()
     return True
 
+  def _check_claim(self) -> None:
+    """Raises RunError if another run has taken the directory over: it is not ours to write to."""
+    try:
+      self.workdir.check()
+    except RunError:
+      self.behind.drop()
+      raise
+
+  def _remember(self, extra: Mapping[str, Any]) -> None:
+    """What a checkpoint says of spikes."""
+    self.spikes.rewinds = self.history.get('rewound', [])
+    self.spikes.begun = self.history.get('forked', {}).get('step', 0)
+    if 'spikes' in extra:
+      self.spikes.restore(extra['spikes'])
+
+  def _go_back(self, rewind: dict[str, Any]) -> None:
+    """To an earlier checkpoint; what came after it is then deleted, the newest first.
+
+    Killed meanwhile, the run goes on from what is the newest then, comes to the same spike and goes
+    back again.
+    """
+    to, spikes = rewind['to'], self.spikes
+    why = 'is not finite' if rewind['loss'] is None else f'is {rewind["loss"]:.4g}'
+    usual = '' if rewind['usual'] is None else f' and was {rewind["usual"]:.4g}'
+    self.reporter.say(
+      f'a spike: the loss {why} at step {rewind["step"]}{usual}; going back to step {to}, and on '
+      f'with other data ({len(spikes.rewinds) + 1} of {self.experiment.config.rewind.most} times)'
+    )
+    with self.chrono('profile'):
+      self.trace.close()
+    self.pace = Pace(self.chrono, self.experiment.config.health.hang)
+    self.pending, self.state = None, typing.cast(Any, None)  # frees it, for the other one
+    with self.chrono('restore'):
+      self.checkpoints.wait()
+      try:
+        found = self.checkpoints.newest(self.experiment.to_restore()[0], [to])
+      except NoneSoundError as error:
+        raise RunError(
+          f'after the spike at step {rewind["step"]} the run cannot go back to step {to}: {error}. '
+          'Nothing has been deleted: another run can begin with the parameters of a later one '
+          f'(--config.init={self.workdir}?step=N)'
+        ) from error
+      self.checkpoints.drop_after(to)
+      self.state = self.experiment.split(found.state)
+    self.start, self.evaluated = to, found.extra['evaluated']
+    spikes.restore(found.extra['spikes'])
+    self.history['rewound'] = spikes.rewinds = [*spikes.rewinds, rewind]
+    if self.sessions:
+      self.sessions.lost(self.pace.usual * (rewind['step'] - to))
+    if self.metrics:
+      self.metrics.cut(to)
+    self.trunk = None  # of which all lines that count are here by now
+    self.marked = to, self._busy()
+
   def finish(self, result: dict[str, Any]) -> None:
     """Writes result.json and shows what is in it."""
-    if self.primary:
+    if self.primary and self.sessions:
+      self.sessions.note(self.experiment.total, now=True)
+      result['goodput'] = goodput(self.sessions.all, time.time())
+      self.behind.flush()  # where there is a result, nobody comes back for the rest
       self.workdir.finish(result)
       self._report()
     rows: dict[str, Any] = dict(self.scores)
@@ -264,6 +406,7 @@ class _Session:
     last = done == total
     names = [name for name, every in self.eval_every.items() if last or _due(done, every)]
     save = last or stop or done in self.save_at or _due(done, self.save_every)
+    save = save or bool(self.saves and self.saves.due(done)) or self.spikes.due(done)
     if names or save:
       with self.chrono('step'):
         self._flush()
@@ -278,7 +421,9 @@ class _Session:
       text = '  '.join(f'{name} {number(value)}' for name, value in scores.items())
       self.reporter.say(f'step {done}/{total}  {text}')
     if save:
-      self._open_metrics()  # the lines of the steps before, which may be those of a trunk
+      if self.metrics:
+        self.metrics.open()  # the lines before, which may be those of a trunk
+      before = self.chrono.seconds['checkpoint']
       with self.chrono('checkpoint'):
         described = self.experiment.described()
         extra = {
@@ -288,12 +433,19 @@ class _Session:
           'lanes': self.experiment.config.lane_count, 'recipe': self.record,
           'evaluated': self.evaluated, 'revision': revision(),
         }  # fmt: skip
+        if self.metrics and (lines := self.metrics.missing()):
+          extra['metrics'] = lines
+        if self.experiment.config.rewind.most:
+          extra['spikes'] = self.spikes.kept()
         state = self.experiment.stack(self.state)
         if not self.workdir.has_frozen:
           self.workdir.save_frozen(self.experiment.stacked_frozen())
         self.checkpoints.save(done, state, extra)
         if stop:
           self.checkpoints.wait()
+      if self.saves:
+        cost = self.chrono.seconds['checkpoint'] - before
+        self.saves.saved(done, cost, self.checkpoints.seconds)
     self.reporter.advance(done)
 
   def _evaluated(self, evaluators: Mapping[str, Any], step: int) -> dict[str, Any]:
@@ -303,7 +455,8 @@ class _Session:
       for name, found in scores.items():
         facts = self.experiment.evaluation_facts(name) | {'step': step}
         drawn = self._drawn(name, evaluators[name])
-        self.workdir.leave(name, facts, found, drawn)
+        leave = functools.partial(self.workdir.leave, name, facts, found, drawn)
+        self.behind.do(f'evals/{name}', leave)
         for number, each in enumerate(drawn):
           if self.writers:
             title = f'{name}/{each.shown.group}/{number % SHOWN}'
@@ -319,20 +472,35 @@ class _Session:
       return []
 
   def _flush(self) -> None:
-    """Brings the metrics of the last dispatched step to the host; stops the run if not finite."""
+    """Brings the metrics of the last dispatched step to the host.
+
+    Stops the run if they are not finite; raises SpikeError if it is to go back.
+    """
     if self.pending is None:
       return
     (step, metrics, hyper), self.pending = self.pending, None
     metrics = jax.device_get(metrics)
+    row = metrics.pop('skipped_in_a_row', np.int32(0))
     sound = np.isfinite(metrics['loss']) & np.isfinite(metrics['grad_norm'])
+    sound |= (row > 0) & (row < WINDOW)  # nothing has come of it
     values = {f'train/{name}': plain(value) for name, value in metrics.items()}
+    if not self.experiment.config.lane_count:
+      loss = float(metrics['loss'])
+      if self.spikes.see(step, loss, skipped=bool(row), finite=bool(sound)) and sound:
+        self.reporter.say(
+          f'a spike: the loss is {loss:.4g} at step {step}; the run goes on, as it '
+          + ('has gone back often enough' if self.spikes.rewinds else 'has nothing to go back to')
+        )
     if not sound.any():
       self._diverged(step, metrics)
     for lane in np.flatnonzero(~sound):
       self.history.setdefault('diverged', {}).setdefault(str(lane), step)
     if step == self.experiment.total or _due(step, self.log_every):
       rate = self._rate(step)
-      self._write(step, {**values, 'lr': plain(hyper.values[..., 0]), 'images_per_second': rate})
+      hosts, lines = self.pace.hosts()
+      self.reporter.lines(lines)
+      own = {'lr': plain(hyper.values[..., 0]), 'images_per_second': rate}
+      self._write(step, {**values, **own, **hosts})
       self.reporter.train(step, values, rate)
 
   def _of_sound_lanes(self, values: Any) -> Any:
@@ -364,21 +532,10 @@ class _Session:
     return self.chrono.running('step') + self.chrono.running('input')
 
   def _write(self, step: int, values: dict[str, Any]) -> None:
-    if metrics := self._open_metrics():
-      metrics.write(step, values)
+    if self.metrics:
+      self.metrics.write(step, values)
     if self.writers:
       self.writers.scalars(step, values)
-
-  def _open_metrics(self) -> MetricsFile | None:
-    """Of the primary process; made when something is written: until then nothing was trained."""
-    if self.primary and self.metrics is None:
-      source = self.trunk.metrics_path if self.trunk else None
-      self.metrics = self.workdir.metrics(after=self.start, source=source)
-      self.resources.callback(self.metrics.close)
-      if lines := ', '.join(map(str, self.metrics.damaged)):
-        path = source or self.workdir.metrics_path
-        self.reporter.say(f'{path}: line {lines} cannot be read and is left out')
-    return self.metrics
 
   def _profile(self, session_step: int) -> None:
     profile = self.experiment.config.profile
@@ -386,11 +543,29 @@ class _Session:
       options = jax.profiler.ProfileOptions()
       # Recording every call of Python in every thread slows the step down that is to be seen.
       options.python_tracer_level = 0
-      folder = str(self.workdir.path / 'profile')
+      self.trace.callback(self._keep_profile)
+      folder = str(self._local_profile())
       self.trace.enter_context(jax.profiler.trace(folder, profiler_options=options))
     if profile.steps and session_step == profile.start + profile.steps:
       jax.block_until_ready(self.state)
-      self.trace.close()
+      with self.chrono('profile'):
+        self.trace.close()
+
+  def _local_profile(self) -> paths.LocalPath:
+    """Where the profiler writes: profiles are uploaded when they are complete."""
+    path = self.workdir.path / 'profile'
+    return paths.temporary(str(path)) if isinstance(path, paths.StorePath) else path
+
+  def _keep_profile(self) -> None:
+    path, place = self.workdir.path / 'profile', self._local_profile()
+    if isinstance(path, paths.StorePath):
+
+      def write() -> None:
+        with paths.writing(path):
+          paths.upload(place, path)
+        paths.delete(place)
+
+      self.behind.do('profile', write)
 
 
 def _command() -> str:
@@ -405,6 +580,9 @@ def _devices() -> str:
   """What a run is on."""
   mesh = ' x '.join(f'{size} {axis}' for axis, size in jax.sharding.get_mesh().shape.items())
   several = f' in {jax.process_count()} processes' if jax.process_count() > 1 else ''
+  if len(slices := sharding.by_slice()) > 1:
+    several += f', {len(slices)} slices of {len(slices[0])}'
+    mesh += ' (data across the slices, the others within each)'
   return f'devices: {jax.device_count()} x {jax.devices()[0].device_kind}{several}, mesh {mesh}'
 
 
@@ -429,12 +607,16 @@ def _due(step: int, every: int) -> bool:
   return bool(every) and step % every == 0
 
 
+_boundaries = itertools.count(1)  # of all sessions of this process
+
+
 @contextlib.contextmanager
-def _stop_signal() -> Iterator[Callable[[int], bool]]:
-  """A function of the step: whether all processes are to stop there, after SIGTERM or Ctrl-C."""
+def _stop_signal() -> Iterator[Callable[[], bool]]:
+  """A function for each boundary: whether all processes stop there, after SIGTERM or Ctrl-C."""
   if jax.process_count() > 1:
-    # JAX listens for SIGTERM and agrees on a step that no process has passed.
-    yield multihost_utils.reached_preemption_sync_point
+    # JAX listens for SIGTERM and agrees on the number of a call that no process has made: none may
+    # be left out, as steps are where a run goes back.
+    yield lambda: multihost_utils.reached_preemption_sync_point(next(_boundaries))
     return
   asked = threading.Event()
   signals = (signal.SIGTERM, signal.SIGINT)
@@ -442,7 +624,7 @@ def _stop_signal() -> Iterator[Callable[[int], bool]]:
     signals = ()  # only the main thread may listen
   previous = {number: signal.signal(number, lambda *_: asked.set()) for number in signals}
   try:
-    yield lambda step: asked.is_set()
+    yield asked.is_set
   finally:
     for number, handler in previous.items():
       signal.signal(number, handler)

@@ -78,6 +78,10 @@ def _about(run: Left) -> Html:
     f', from {config["init"]}' if config.get('init') else '',
     f', forked from {forked["from"]} at step {shown(forked["step"])}' if forked else '',
     f', {len(run.lanes)} lanes side by side' if run.lanes else '',
+    *(
+      f', which went back from step {shown(back["step"])} to {shown(back["to"])} after a spike'
+      for back in run.result.get('rewound', [])
+    ),
   ]
   text = ''.join(said)
   if steps := next((s['total'] for s in reversed(run.sessions) if s.get('total')), None):

@@ -12,12 +12,14 @@ from typing import Any
 import jax
 
 from vit_jax.core import paths
+from vit_jax.core.text import plain
 from vit_jax.costs import flops
 from vit_jax.costs.chips import PEAKS
 from vit_jax.nn import sharding
 from vit_jax.training import config as config_lib
 from vit_jax.training.experiment import Experiment
 from vit_jax.training.progress import Chrono
+from vit_jax.training.state import State
 
 PACKAGES = ('vit_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 
@@ -25,7 +27,7 @@ PACKAGES = ('vit_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'gr
 def facts(
   experiment: Experiment,
   config: Mapping[str, Any],
-  model: Any,
+  state: State,
   scores: Mapping[str, Any],
   chrono: Chrono,
   history: Mapping[str, Any],
@@ -35,6 +37,7 @@ def facts(
   kind = jax.devices()[0].device_kind
   examples, lanes = experiment.total * experiment.examples, max(1, cfg.lane_count)
   steps = experiment.total - history.get('forked', {}).get('step', 0)
+  steps += sum(each['step'] - each['to'] for each in history.get('rewound', []))
   seconds = chrono.seconds['step'] + chrono.seconds['input']
   rate = steps * experiment.examples_per_step / max(seconds, 1e-9) / chips
   at_a_time = cfg.batch_size // sharding.shards('batch') // cfg.optim.accumulate
@@ -46,6 +49,7 @@ def facts(
     'epochs': examples / len(experiment.source),
     'metrics': dict(scores),
     **history,
+    **({'skipped_updates': plain(state.skipping.count)} if state.skipping else {}),
     'config_hash': config_lib.run_hash(config),
     'git': revision(),
     'python': platform.python_version(),
@@ -54,7 +58,7 @@ def facts(
     'devices': chips,
     'processes': jax.process_count(),
     'mesh': dict(jax.sharding.get_mesh().shape),
-    'parameters': sum(leaf.size for leaf in jax.tree.leaves(model)) // lanes,
+    'parameters': sum(leaf.size for leaf in jax.tree.leaves(state.model)) // lanes,
     'flops': {
       'training_per_image': per_image,
       'training_total': per_image * examples,

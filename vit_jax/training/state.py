@@ -13,6 +13,7 @@ import optax
 from vit_jax.nn import tree
 from vit_jax.nn.noise import Noise
 from vit_jax.nn.sharding import spec
+from vit_jax.optim import skipping
 from vit_jax.optim.config import OptimConfig
 from vit_jax.optim.transforms import optimizer
 from vit_jax.tasks.task import Context, average
@@ -30,6 +31,7 @@ class State:
     opt: state of the optimizer.
     ema: moving average of `model`, or None.
     extra: state of the task.
+    skipping: what decides which updates are not taken, or None.
   """
 
   step: jax.Array
@@ -37,13 +39,15 @@ class State:
   opt: Any
   ema: Any
   extra: Any
+  skipping: skipping.Skipping | None = None
 
 
 def init_state(model: Any, config: OptimConfig, task: Any, key: jax.Array) -> State:
   """The state before the first step, of trainable parameters."""
   opt = optimizer(config, model).init(model)
   ema = jax.tree.map(jnp.copy, model) if config.ema else None
-  return State(jnp.int32(0), model, opt, ema, task.start(model, key))
+  skips = skipping.start() if config.skip_above else None
+  return State(jnp.int32(0), model, opt, ema, task.start(model, key), skips)
 
 
 def train_step(
@@ -63,7 +67,8 @@ def train_step(
 
   Returns:
     The new state and a dict of float32 scalars: the sums that the task reports, divided by their
-    totals, grad_norm (of what is trained, before clipping) and skipped, or images of packed rows.
+    totals, grad_norm (of what is trained, before clipping) and skipped, or images of packed rows;
+    where updates may be skipped, how many have been, and how many just now, one after another.
   """
   named = hyper.named(names)
   augment_key, model_key = jax.random.split(
@@ -88,7 +93,15 @@ def train_step(
     metrics['skipped'] = (1 - batch['mask']).sum()
   else:  # rows have room for more images than there are
     metrics['images'] = batch['mask'].sum()
-  return State(state.step + 1, model, opt, ema, extra), metrics
+  new = State(state.step + 1, model, opt, ema, extra, state.skipping)
+  if state.skipping is not None:
+    skip, skips = skipping.judged(
+      state.skipping, state.step, metrics['grad_norm'], metrics['loss'], config.skip_above
+    )
+    new = jax.tree.map(lambda old, new: jnp.where(skip, old, new), state, new)
+    new = dataclasses.replace(new, step=state.step + 1, skipping=skips)
+    metrics |= {'skipped_updates': skips.count, 'skipped_in_a_row': skips.row}
+  return new, metrics
 
 
 def _gradient(

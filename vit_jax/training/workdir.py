@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import datetime
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
 
 from vit_jax.checkpoints import formats
 from vit_jax.checkpoints.store import Checkpoints
-from vit_jax.core import paths, schema
-from vit_jax.core.errors import RunError
+from vit_jax.core import claims, paths, schema
+from vit_jax.core.behind import Behind
+from vit_jax.core.errors import PassingError, RunError
 from vit_jax.data.fields import Field
 from vit_jax.draw import pictures
 from vit_jax.evaluators.evaluator import SHOWN, Drawn, Scores
+from vit_jax.processes import peers
 from vit_jax.training import config as config_lib
 from vit_jax.training.progress import MetricsFile
+from vit_jax.training.sessions import Sessions
 
 
 class Known(NamedTuple):
@@ -41,11 +43,14 @@ class Workdir:
 
   In it are config.json, the record of the run; metrics.jsonl; checkpoints/, one per step; frozen/,
   the parameters that are not trained, if there are any; evals/, what the last evaluations left;
-  profile/ if one was asked for; and, once the run is complete, result.json and report.html.
+  followed/, scores that `training.follow` found elsewhere; profile/ if one was asked for; health/
+  with the stacks of processes that were ended; and, once the run is complete, result.json and
+  report.html.
   """
 
   def __init__(self, folder: str | paths.Path):
     self.path = paths.at(folder)
+    self._claim: claims.Claim | None = None  # of process 0, while it trains
     self.has_frozen = False  # or there is nothing to be saved
 
   def __str__(self) -> str:
@@ -73,9 +78,11 @@ class Workdir:
         damage = f'it lacks {", ".join(missing)}'
       else:
         return whole
-    except formats.LaterFormatError:
+    except (formats.LaterFormatError, OSError, PassingError):
       raise
     except (RunError, ValueError, TypeError, AttributeError, KeyError) as error:
+      if isinstance(error.__cause__, OSError):  # it could not be read: nothing is known of it
+        raise
       damage = str(error)
     raise RunError(
       f'{path}, the record of the run, is damaged: {damage}. If it is deleted, training '
@@ -112,18 +119,52 @@ class Workdir:
       or (metrics.is_file() and metrics.stat().st_size > 0)
     )
 
-  def prepare(self) -> None:
-    """Makes the directory.
+  def probe(self) -> None:
+    """Writes to the directory, and deletes that again; before devices are looked for.
+
+    A local directory that is not there is tried by its nearest parent: nothing is made yet.
 
     Raises:
       RunError: if that is not possible.
     """
-    if jax.process_index() == 0:
+    peers.agreed('the directory of the run', lambda: self._probe())
+
+  def _probe(self) -> None:
+    place = self.path.absolute()
+    while isinstance(place, paths.LocalPath) and not place.exists():
+      place = place.parent
+    probe = place / f'.probe-{secrets.token_hex(4)}'
+    try:
+      probe.write_bytes(b'vit_jax')
+      probe.unlink(missing_ok=True)
+    except OSError as error:
+      raise paths.failure(f'cannot write to --workdir={self}', error) from error
+
+  def prepare(self) -> None:
+    """Makes the directory, for this run alone until it is closed.
+
+    Raises:
+      RunError: if that is not possible, or another run is writing there.
+    """
+
+    def make() -> None:
       try:
         self.path.mkdir(parents=True, exist_ok=True)
       except OSError as error:
-        raise RunError(f'cannot write to --workdir={self}: {error.strerror}') from None
-    multihost_utils.sync_global_devices('workdir is there')
+        raise paths.failure(f'cannot write to --workdir={self}', error) from None
+      self._claim = claims.insist(self.path / '.claim', print)
+
+    peers.agreed('the directory of the run is there', make)
+
+  def check(self) -> None:
+    """Raises RunError if another run has taken the directory over."""
+    if self._claim:
+      self._claim.check()
+
+  def close(self) -> None:
+    """Lets others have the directory."""
+    if self._claim:
+      self._claim.close()
 
   def claim(self, record: Mapping[str, Any], *, delete: bool) -> bool:
     """Makes this the directory of the run of `record`, deleting the run that is there if told to.
@@ -134,8 +175,8 @@ class Workdir:
     Raises:
       RunError: if it cannot be written.
     """
-    replaced = False
-    if jax.process_index() == 0:
+
+    def write() -> bool:
       try:
         replaced = bool(self.changes(record))
       except RunError:
@@ -145,36 +186,29 @@ class Workdir:
         # Last what says which run this is: an interrupted deletion is repeated.
         for name in (
           'result.json', 'report.html', 'command.json', 'tensorboard', 'checkpoints', 'frozen',
-          'evals', 'profile', 'metrics.jsonl', 'config.json',
+          'evals', 'followed', 'profile', 'health', 'metrics.jsonl', 'config.json',
         ):  # fmt: skip
           if delete or (new and name == 'frozen'):
             paths.delete(self.path / name)
       except OSError as error:
-        raise RunError(f'cannot delete the run in --workdir={self}: {error.strerror}') from None
+        raise paths.failure(f'cannot delete the run in --workdir={self}', error) from None
       paths.write_json(self.path / 'config.json', formats.stamped(dict(record)))
-    multihost_utils.sync_global_devices('workdir is ready')
-    return replaced
+      return replaced
+
+    return peers.agreed('the directory of the run is its own', write)
 
   @property
   def metrics_path(self) -> paths.Path:
     """Of metrics.jsonl."""
     return self.path / 'metrics.jsonl'
 
-  def metrics(self, *, after: int, source: paths.Path | None = None) -> MetricsFile:
-    """metrics.jsonl, open to be continued after a step; `source` has what comes before."""
-    return MetricsFile(self.metrics_path, after=after, source=source)
+  def metrics(self, behind: Behind, **options: Any) -> MetricsFile:
+    """metrics.jsonl, open to be continued, with the options of `MetricsFile`."""
+    return MetricsFile(self.metrics_path, behind, **options)
 
-  def note_session(self, command: str, step: int, total: int) -> None:
-    """Adds to command.json how this session was started, where it goes on, and to which step."""
-    path = self.path / 'command.json'
-    try:
-      earlier = paths.read_json(path) if path.exists() else []
-    except RunError:
-      earlier = []
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-    paths.write_json(
-      path, [*earlier, {'command': command, 'started': now, 'step': step, 'total': total}]
-    )
+  def sessions(self, *given: Any, **options: Any) -> Sessions:
+    """command.json with this session in it, by what `Sessions` is given."""
+    return Sessions(self.path / 'command.json', *given, **options)
 
   def checkpoints(self, **options: Any) -> Checkpoints:
     """The run's checkpoints, opened with the options of `Checkpoints`."""
@@ -195,7 +229,8 @@ class Workdir:
     folder.mkdir(exist_ok=True)
     if scores.arrays:
       paths.write_npz(folder / f'{name}.npz', scores.arrays)
-    paths.delete(folder / name)
+    with paths.writing(folder / name):
+      paths.delete(folder / name)
     shown = []
     for number, each in enumerate(drawn):
       (folder / name).mkdir(exist_ok=True)
@@ -261,7 +296,18 @@ class Workdir:
 
   def keep_compiled(self, directory: str) -> None:
     """Keeps compiled programs in `directory`, relative to the run's; '' leaves JAX as it is."""
-    if directory and not getattr(jax.config, 'jax_compilation_cache_dir'):  # noqa: B009
-      path = os.path.normpath(self.path.absolute() / directory)
-      jax.config.update('jax_compilation_cache_dir', path)
-      compilation_cache.reset_cache()  # or a program compiled before this would have decided
+    if not directory or getattr(jax.config, 'jax_compilation_cache_dir'):  # noqa: B009
+      return
+    path = paths.at(directory)
+    if isinstance(path, paths.LocalPath) and not path.is_absolute():
+      path = self.path.absolute() / directory
+    if isinstance(path, paths.StorePath) and path.scheme not in ('gs', 's3'):
+      if peers.index() == 0:
+        print(
+          f'compiled programs are not kept: JAX cannot write {path} (set compilation_cache to a '
+          'local directory, or one at gs:// or s3://)'
+        )
+      return
+    place = os.path.normpath(path) if isinstance(path, paths.LocalPath) else str(path)
+    jax.config.update('jax_compilation_cache_dir', place)
+    compilation_cache.reset_cache()  # or a program compiled before this would have decided

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vit_jax.core import paths
+from vit_jax.core.behind import Behind
 from vit_jax.core.errors import RunError
 
 if TYPE_CHECKING:
@@ -81,15 +82,21 @@ def check(names: Sequence[str]) -> None:
 class Writers:
   """Several writers as one that never stops a run: one that fails is left alone, and that is said.
 
-  With lanes, numbers have the name of their lane behind them.
+  With lanes, numbers have the name of their lane behind them. What they write for a run in an
+  object store is written on this machine first, and copied there behind the run.
   """
 
   def __init__(
-    self, names: Sequence[str], folder: paths.Path, start: int, say: Callable[[str], None]
-  ):
+    self, names: Sequence[str], folder: paths.Path, start: int, say: Callable[[str], None],
+    behind: Behind,
+  ):  # fmt: skip
     """Raises RunError if one cannot be made."""
-    self._writers = {name: WRITERS[name](folder, start) for name in names}
-    self._say = say
+    self._folder = self._place = folder
+    if isinstance(folder, paths.StorePath):
+      self._place = paths.temporary(f'{folder} for writers')
+      paths.delete(self._place)
+    self._writers = {name: WRITERS[name](self._place, start) for name in names}
+    self._say, self._behind = say, behind
 
   def scalars(self, step: int, values: Mapping[str, Any]) -> None:
     """Numbers by name, or lists of them over lanes."""
@@ -116,3 +123,11 @@ class Writers:
       except Exception as error:
         del self._writers[name]
         self._say(f'log.writers: {name} is left alone from here on: {error}')
+    if self._place != self._folder and self._writers:
+      self._behind.do('what other writers write', self._copy)
+
+  def _copy(self) -> None:
+    assert isinstance(self._place, paths.LocalPath)
+    assert isinstance(self._folder, paths.StorePath)
+    with paths.writing(self._folder):
+      paths.upload(self._place, self._folder)
