@@ -128,16 +128,16 @@ class _Health:
       'waits': now - place.since, 'limit': place.limit,
       'seconds': {name: self.seconds.get(name, 0.0) for name in ('input', 'step')},
     }  # fmt: skip
-    _client().key_value_set(f'vit_jax/health/{peers.index()}', json.dumps(said), True)
+    peers.client().key_value_set(f'vit_jax/health/{peers.index()}', json.dumps(said), True)
 
   def _read(self, name: str) -> dict[str, Any] | None:
-    found = _client().key_value_dir_get(f'vit_jax/{name}')
+    found = peers.client().key_value_dir_get(f'vit_jax/{name}')
     return json.loads(found[0][1]) if found else None
 
   def _listen(self, now: float) -> None:
     """Process 0 to all, and all others to it."""
     which = 'vit_jax/health/0' if peers.index() else 'vit_jax/health'
-    for key, text in _client().key_value_dir_get(which):
+    for key, text in peers.client().key_value_dir_get(which):
       number, said = int(key.rpartition('/')[2]), json.loads(text)
       self.others[number] = said
       if self._heard[number][0] != said['beat']:
@@ -257,9 +257,9 @@ def others() -> dict[int, dict[str, Any]]:
 def tell(verdict: Mapping[str, Any]) -> dict[str, Any]:
   """Makes something the end of all processes; of several such things, the first."""
   with contextlib.suppress(jax.errors.JaxRuntimeError):  # there is one already
-    _client().key_value_set('vit_jax/verdict/first', json.dumps(verdict))
+    peers.client().key_value_set('vit_jax/verdict/first', json.dumps(verdict))
   with contextlib.suppress(jax.errors.JaxRuntimeError):
-    if found := _client().key_value_dir_get('vit_jax/verdict'):
+    if found := peers.client().key_value_dir_get('vit_jax/verdict'):
       return json.loads(found[0][1])
   return dict(verdict)
 
@@ -305,7 +305,3 @@ def _leave(code: int) -> None:
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)
-
-
-def _client() -> Any:
-  return peers.client()

@@ -38,13 +38,13 @@ from vit_jax.evaluators.evaluator import SHOWN
 from vit_jax.nn import sharding
 from vit_jax.optim.config import WINDOW
 from vit_jax.processes import health, peers
-from vit_jax.training import checks, fork, lanes, report, writers
 from vit_jax.training import config as config_lib
+from vit_jax.training import fork, lanes, report, writers
 from vit_jax.training.experiment import Experiment
 from vit_jax.training.hyper import Hyper
 from vit_jax.training.pace import Pace, Saves
 from vit_jax.training.progress import Chrono, MetricsFile, Reporter, say
-from vit_jax.training.result import facts, revision
+from vit_jax.training.result import facts, revision, versions
 from vit_jax.training.sessions import Sessions, goodput
 from vit_jax.training.spikes import SpikeError, Spikes
 from vit_jax.training.workdir import Workdir
@@ -78,7 +78,7 @@ def train(
   started = time.time()
   cfg: config_lib.Config = schema.build(config_lib.Config, record)
   workdir.probe()
-  peers.same('the run', checks.versions() | {'configuration': config_lib.run_hash(record)})
+  peers.same('the run', versions() | {'configuration': config_lib.run_hash(record)})
   workdir.keep_compiled(cfg.compilation_cache)
   with contextlib.closing(workdir), jax.set_mesh(sharding.make_mesh(cfg.mesh)):
     with chrono('init'):

@@ -21,6 +21,7 @@ from vit_jax.training.experiment import Experiment
 from vit_jax.training.progress import Chrono
 from vit_jax.training.state import State
 
+COMPUTES = ('jax', 'jaxlib', 'libtpu', 'flax', 'optax')
 PACKAGES = ('vit_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 
 
@@ -68,6 +69,12 @@ def facts(
     'images_per_second_per_chip': rate,
     'mfu': rate * per_image / peak if peak else None,
   }
+
+
+def versions() -> dict[str, Any]:
+  """Of what computes, by name: with others, devices would wait for each other."""
+  own = {'Python': platform.python_version(), 'vit_jax': revision()}
+  return own | {name: _version(name) for name in COMPUTES}
 
 
 def _version(package: str) -> str | None:
