@@ -33,11 +33,6 @@ class Behind:
       self._thread = threading.Thread(target=self._work, daemon=True, name='behind')
       self._thread.start()
 
-  @property
-  def is_thread(self) -> bool:
-    """Whether things are done later."""
-    return self._thread is not None
-
   def do(self, key: str, work: Callable[[], None]) -> None:
     """Does `work`, or takes it instead of what waits under the same key.
 
