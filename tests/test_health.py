@@ -382,7 +382,7 @@ def test_a_run_with_a_host_that_is_slow(digits, tmp_path):
   assert codes == [0, 0], ends
   assert 'process 1 (host' in ends[0][0]
   assert 'keeps the others waiting: it waits 0.' in ends[0][0]
-  found = [row for row in runs.lines(tmp_path / 'run') if 'hosts/input_slowest' in row]
-  assert found
+  rows = map(json.loads, (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines())
+  found = [row for row in rows if 'hosts/input_slowest' in row]
   assert found[-1]['hosts/input_slowest'] == 1.0
   assert found[-1]['hosts/input_max'] > 0.2 > found[-1]['hosts/step_median'] - 0.3

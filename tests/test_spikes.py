@@ -331,7 +331,6 @@ def test_kills_change_nothing_of_it(tmp_path, digits, bad_batches):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason='continued by two processes, one loses the other: not understood yet')
 def test_two_processes_go_back_together(tmp_path, digits):
   """And a signal to one of them stops both, although their steps began again."""
   config = spiking(digits, **BACK)

@@ -128,7 +128,8 @@ class _Health:
       'waits': now - place.since, 'limit': place.limit,
       'seconds': {name: self.seconds.get(name, 0.0) for name in ('input', 'step')},
     }  # fmt: skip
-    peers.client().key_value_set(f'vit_jax/health/{peers.index()}', json.dumps(said), True)
+    # A directory of each one's own, which can be asked for alone.
+    peers.client().key_value_set(f'vit_jax/health/{peers.index()}/said', json.dumps(said), True)
 
   def _read(self, name: str) -> dict[str, Any] | None:
     found = peers.client().key_value_dir_get(f'vit_jax/{name}')
@@ -138,7 +139,7 @@ class _Health:
     """Process 0 to all, and all others to it."""
     which = 'vit_jax/health/0' if peers.index() else 'vit_jax/health'
     for key, text in peers.client().key_value_dir_get(which):
-      number, said = int(key.rpartition('/')[2]), json.loads(text)
+      number, said = int(key.split('/')[2]), json.loads(text)
       self.others[number] = said
       if self._heard[number][0] != said['beat']:
         self._heard[number] = said['beat'], now
