@@ -140,11 +140,11 @@ def test_waiting_is_no_hanging(tmp_path, monkeypatch, capsys):
     own._alone(clock.now)
 
   with pytest.raises(RunError, match='nowhere is not complete'):
-    follow(str(tmp_path / 'nowhere'), wait=3 * health.LONG, pause=pause)
-  assert clock.now >= 3 * health.LONG
+    follow(str(tmp_path / 'nowhere'), wait=3 * health.WAIT, pause=pause)
+  assert clock.now >= 3 * health.WAIT
   assert own.place.phase == 'wait'
   assert 'no progress' not in capsys.readouterr().err
-  pause(2 * health.LONG)
+  pause(2 * health.WAIT)
   assert 'no progress in wait' in capsys.readouterr().err
 
 

@@ -67,6 +67,10 @@ RUNS = {
     'optim.mu_dtype': 'bfloat16', 'optim.clip_by': 'part', 'optim.layer_decay': 0.8,
   },
   'muon': {'optim.name': 'muon', 'optim.accumulate': 2, 'lanes': {'momentum': (0.9, 0.95)}},
+  # Since format 5.
+  'grouped': {
+    'model.kv_heads': 2, 'model.head_dim': 8, 'model.softcap': 20.0, 'model.attention': 'h*,full',
+  },
 }  # fmt: skip
 AT = {'fork': 8}
 UNSET = ('depth', 'width', 'mlp_dim', 'num_heads', 'in_channels', 'image_size')

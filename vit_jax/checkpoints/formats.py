@@ -13,7 +13,7 @@ from typing import Any
 
 from vit_jax.core.errors import RunError
 
-FORMAT = 5
+FORMAT = 6
 
 
 class LaterFormatError(RunError):
@@ -66,11 +66,15 @@ def _with_fields(record: dict[str, Any]) -> None:
 
 
 def _with_attention(record: dict[str, Any]) -> None:
-  """4 to 5: images of any number of axes, attention along them, fewer heads of keys; ills."""
+  """4 to 5: images of any number of axes, attention along them, fewer heads of keys."""
   _with_axes(record.get('model', {}))
+
+
+def _with_health(record: dict[str, Any]) -> None:
+  """5 to 6: when what does not get on is ended, skipped, or gone back from."""
   record.get('optim', {})['skip_above'] = 0.0
   record['rewind'] = dict(most=0, above=1.5, patience=20, back='100 steps')
-  record['health'] = dict(hang=0.0)
+  record['health'] = dict(hang=0.0, wait=0.0, silent=60.0)
   record['checkpoint']['mtbf'] = 12.0
 
 
@@ -128,11 +132,13 @@ def _axes_known(facts: dict[str, Any]) -> None:
 
 # What turns a configuration of format i into one of format i + 1.
 RECORDS: tuple[Callable[[dict[str, Any]], None], ...] = (
-  _numbered, _with_hyperparameters, _with_parts, _with_fields, _with_attention
+  _numbered, _with_hyperparameters, _with_parts, _with_fields, _with_attention,
+  _with_health,
 )  # fmt: skip
 # The same for what checkpoints say of themselves.
 FACTS: tuple[Callable[[dict[str, Any]], None], ...] = (
-  _decided, lambda facts: None, lambda facts: None, _fields_known, _axes_known
+  _decided, lambda facts: None, lambda facts: None, _fields_known, _axes_known,
+  lambda facts: None,
 )  # fmt: skip
 
 

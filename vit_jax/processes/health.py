@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import faulthandler
 import json
+import math
 import os
 import platform
 import sys
@@ -35,14 +36,15 @@ with epy.lazy_imports():
   import jax
 
 BEAT = 2.0  # seconds between two signs of life
-QUIET = 20.0  # seconds without one after which a process is taken for dead
-LONG = peers.LONG  # that a phase may take which is no step: compiling, restoring, evaluating
+# Until a run says otherwise: seconds without one after which a process is taken for dead, and that
+# a phase may take which is no step.
+SILENT, WAIT = 20.0, peers.LONG
 ENDED = 'ended'
 # What a device or the network says when a person must act, not when a peer is gone.
 _REPEATS = ('RESOURCE_EXHAUSTED', 'INVALID_ARGUMENT', 'UNIMPLEMENTED')
 
 
-_SILENT = dict(host='unknown', phase='init', step=0, waits=0.0, limit=LONG, seconds={})
+_UNHEARD = dict(host='unknown', phase='init', step=0, waits=0.0, limit=WAIT, seconds={})
 
 
 @dataclasses.dataclass
@@ -59,12 +61,13 @@ class _Health:
   """Of this process."""
 
   def __init__(self):
-    self.place = _Place('init', 0, time.monotonic(), LONG)
+    self.silent, self.wait = SILENT, WAIT
+    self.place = _Place('init', 0, time.monotonic(), WAIT)
     self.folder: paths.Path = paths.temporary('health')  # until it is known
     self.seconds: Mapping[str, float] = {}
     # What they said last; at first that they are there, or they would not have been found.
     known = range(peers.count() if peers.index() == 0 else 1)
-    self.others: dict[int, dict[str, Any]] = {number: dict(_SILENT) for number in known}
+    self.others: dict[int, dict[str, Any]] = {number: dict(_UNHEARD) for number in known}
     self._said = 0.0
     self._beats = 0
     # Of each process: its last beat, and when that was heard.
@@ -82,7 +85,7 @@ class _Health:
     self._stop.set()
     self._thread.join()
     if peers.count() > 1:
-      self.place = _Place(ENDED, self.place.step, time.monotonic(), LONG)
+      self.place = _Place(ENDED, self.place.step, time.monotonic(), self.wait)
       with contextlib.suppress(jax.errors.JaxRuntimeError):
         self._speak()
 
@@ -148,8 +151,8 @@ class _Health:
     """What ends the run, if anything does."""
     going = {n: said for n, said in self.others.items() if said['phase'] != ENDED}
     for number, said in going.items():
-      if now - self._heard[number][1] > QUIET:
-        return _verdict(number, said, f'gave no sign of life for {QUIET:.0f} s')
+      if now - self._heard[number][1] > self.silent:
+        return _verdict(number, said, f'gave no sign of life for {self.silent:.0f} s')
     if peers.index() or not any(said['waits'] > said['limit'] for said in going.values()):
       return None
     # The one that is furthest behind keeps the others waiting.
@@ -231,21 +234,34 @@ def stop() -> None:
     _own = None
 
 
-def configure(folder: paths.Path, seconds: Mapping[str, float]) -> None:
+def configure(
+  folder: paths.Path, seconds: Mapping[str, float], *, silent: float = SILENT, wait: float = WAIT
+) -> None:
   """Says what a run is like.
 
   Args:
     folder: of the run; stacks are written to health/ in it.
     seconds: by phase, which the run goes on to count.
+    silent: seconds without a sign of life after which a process is taken for dead.
+    wait: seconds that a phase may take; 0 for as long as it takes.
   """
   if _own is not None:
     _own.folder, _own.seconds = folder, seconds
+    _own.silent, _own.wait = silent, wait or math.inf
+    _own.place = dataclasses.replace(_own.place, limit=_own.wait)
 
 
-def reached(phase: str, step: int = -1, limit: float = LONG) -> None:
-  """Says where this process is: its time begins again. `step` stays what it was if not given."""
+def reached(phase: str, step: int = -1, limit: float | None = None) -> None:
+  """Says where this process is: its time begins again.
+
+  Args:
+    phase: it has come to.
+    step: of the run; that of the call before if not given.
+    limit: seconds that this may take, instead of `wait` of `configure`.
+  """
   if _own is not None:
     step = _own.place.step if step < 0 else step
+    limit = _own.wait if limit is None else limit
     _own.place = _Place(phase, step, time.monotonic(), limit)
 
 

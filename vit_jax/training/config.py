@@ -76,13 +76,21 @@ class HealthConfig:
   Attributes:
     hang: seconds that a step, or the wait for its input, may take; ten usual steps, if that is
       more; 0: as long as it takes. A process alone is not ended: it says so.
+    wait: seconds that anything else may take at a time: compiling, restoring, evaluating; 0: as
+      long as it takes.
+    silent: seconds without a sign of life, from 10 to 60, after which a process is taken for dead.
   """
 
   hang: float = 60.0
+  wait: float = 1800.0
+  silent: float = 20.0
 
   def __post_init__(self):
-    if self.hang < 0:
-      raise RunError(f'health.hang={self.hang} must be seconds, or 0')
+    for name in ('hang', 'wait'):
+      if (value := getattr(self, name)) < 0:
+        raise RunError(f'health.{name}={value} must be seconds, or 0')
+    if not 10 <= self.silent <= 60:  # five signs of life; JAX's own patience
+      raise RunError(f'health.silent={self.silent} must be from 10 to 60 seconds')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -98,7 +98,9 @@ def train(
         known = Workdir(cfg.fork).known()
       experiment = lanes.experiment(cfg, known, wishes or {})
       workdir.prepare()
-      health.configure(workdir.path, chrono.seconds)
+      health.configure(
+        workdir.path, chrono.seconds, silent=cfg.health.silent, wait=cfg.health.wait
+      )
     session = _Session(experiment, workdir, record, chrono, started, delete=bool(delete))
     result = None
     with session:
@@ -106,7 +108,7 @@ def train(
         result = facts(experiment, record, session.state, session.scores, chrono, session.history)
         session.finish(result)
     # Process 0 has more to write; without it the others would be ended.
-    peers.meet('the end of the run', seconds=health.LONG)
+    peers.meet('the end of the run')
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 import statistics
 import time
 from typing import Any
@@ -22,7 +23,7 @@ class Pace:
 
   def __init__(self, chrono: Chrono, hang: float):
     """`hang`: of the configuration."""
-    self._chrono, self._hang = chrono, hang or float('inf')
+    self._chrono, self._hang = chrono, hang
     self._times = collections.deque[float](maxlen=50)
     self._last = time.monotonic()
     self._before: dict[int, dict[str, Any]] = {}
@@ -34,11 +35,11 @@ class Pace:
     return statistics.median(self._times) if len(self._times) >= FEW else 0.0
 
   @property
-  def limit(self) -> float:
-    """Seconds after which a step hangs."""
-    if self._hang == float('inf'):
-      return self._hang
-    return max(self._hang, TIMES * self.usual) if self.usual else health.LONG
+  def limit(self) -> float | None:
+    """Seconds after which a step hangs; None while nobody knows how long one takes."""
+    if not self._hang:
+      return math.inf
+    return max(self._hang, TIMES * self.usual) if self.usual else None
 
   def step(self, *, compiled: bool) -> None:
     """One is over; the first, which was `compiled` on the way, does not count."""

@@ -142,14 +142,14 @@ class Chrono:
 
   def __init__(self, seconds: Mapping[str, float] | None = None):
     self.seconds: dict[str, float] = collections.defaultdict(float, seconds or {})
-    self.limits: dict[str, float] = {}  # seconds that a phase may take at a time; see `health`
+    self.limits: dict[str, float | None] = {}  # seconds a phase may take at a time; see `health`
     self._open: dict[str, float] = {}
 
   @contextlib.contextmanager
   def __call__(self, phase: str) -> Iterator[None]:
     """Adds the time spent inside to `phase`."""
     faults.reached(f'in {phase}')
-    health.reached(phase, limit=self.limits.get(phase, health.LONG))
+    health.reached(phase, limit=self.limits.get(phase))
     self._open[phase] = time.perf_counter()
     try:
       yield
