@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -33,7 +34,7 @@ def there():
     return str(root)
 
   yield copy
-  stores.delete(root)
+  fsspec.filesystem('memory').rm('/bucket', recursive=True)  # it has directories, too
 
 
 def everything(source, start):

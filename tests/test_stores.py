@@ -154,7 +154,7 @@ def test_long_listings(folder, monkeypatch):
 def script(code, changes):
   """Runs it with `root`, a path of each store; what it printed as JSON."""
   head = """
-    import json, time
+    import json, pathlib, resource, tempfile, time
     from vit_jax.core import stores
     roots = [stores.parse(f'{scheme}://bucket/run') for scheme in ('gs', 's3')]
   """
@@ -171,9 +171,12 @@ def script(code, changes):
 def test_both_stores():
   code = """
     found = []
+    here = pathlib.Path(tempfile.mkdtemp())
+    for i in range(40):
+      (here / str(i % 7)).mkdir(exist_ok=True)
+      (here / f'{i % 7}/{i}').write_bytes(b'x' * i)
     for root in roots:
-      names = {f'{i % 7}/{i}': b'x' * i for i in range(40)}
-      stores.put(root, names.get, list(names))
+      stores.put(root, here, [str(path.relative_to(here)) for path in here.rglob('*/*')])
       (root / 'c').write_bytes(b'one')
       (root / 'c').write_bytes(b'other')
       (root / 'lock').make(b'1')
@@ -200,6 +203,25 @@ def test_both_stores():
       assert names == [*'0123456', 'c', 'lock']
       assert read == ['other', 10, True, False, True, 42, 6, False]
       assert not left
+
+
+@pytest.mark.slow
+def test_large_files_go_in_pieces():
+  code = """
+    with tempfile.NamedTemporaryFile() as file:
+      file.truncate(512 * 2**20)
+      found = []
+      for root in roots:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        (root / 'large').upload(pathlib.Path(file.name))
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        found.append([root.scheme, grown / 1024, (root / 'large').stat().st_size])
+    print(json.dumps(found))
+  """
+  with emulators.stores() as changes:
+    for scheme, grown, size in script(code, changes):
+      assert size == 512 * 2**20
+      assert grown < 256, scheme  # MiB
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ facts: what the caller says, a checksum of every array, and a digest of all that
 
 Orbax writes, and `reading` reads. In an object store, where nothing can be renamed, a directory is
 a checkpoint when its facts are there, which are written last and deleted first. Orbax writes to
-gs:// itself; for all other stores it writes to a directory of this machine, which is then uploaded.
+gs:// itself; what goes to other stores is staged (`staging`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import itertools
 import json
 import logging
 import re
-import secrets
 import time
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -34,11 +33,12 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from vit_jax.checkpoints import formats, reading
+from vit_jax.checkpoints.staging import FACTS, Staging, patiently
 from vit_jax.core import faults, paths
 from vit_jax.core.errors import PassingError, RunError
 from vit_jax.core.misfits import misfits, refuse
 from vit_jax.nn import sharding, tree
-from vit_jax.processes import peers
+from vit_jax.processes import exchange
 
 # A failed save or restore is raised as an exception, with a message of ours; Orbax logs each of its
 # threads' tracebacks as well.
@@ -46,13 +46,10 @@ logging.getLogger('absl').addFilter(
   lambda record: record.levelno < logging.ERROR or 'orbax' not in record.pathname
 )
 
-FACTS = '_CHECKPOINT_METADATA'  # in the directory of a checkpoint, as Orbax names it
-_PATIENCE = 900.0  # seconds that a store may not serve, as TensorStore has it by default
 _SMALL = 2**20  # bytes of an array that one replica writes alone
 # As TensorStore says of an object store that it does not serve, for now or to this account.
 _PASSING = '(ABORTED|UNAVAILABLE|DEADLINE_EXCEEDED)'
 _DENIED = '(PERMISSION_DENIED|UNAUTHENTICATED)'
-_LOCK = '__lock'  # of TensorStore, in names of files
 # Directories that a kill leaves behind.
 _PARTIAL = ('.orbax-checkpoint-tmp', '.deleted')
 
@@ -106,7 +103,7 @@ class Checkpoints:
     """
     self.directory = directory.absolute()
     self._keep, self._at, self._held = keep, frozenset(at), held
-    self._staging: paths.LocalPath | None = None
+    self._staging: Staging | None = None
     self._begun = 0.0
     self.seconds = 0.0  # that the last save took, from its beginning to its end in the background
     self._pending: tuple[int, concurrent.futures.Future[None]] | None = None
@@ -127,28 +124,7 @@ class Checkpoints:
             paths.delete(self.directory / name)
     multihost_utils.sync_global_devices('checkpoints can be written')
     if isinstance(self.directory, paths.StorePath) and self.directory.scheme != 'gs':
-      self._staging = self._stage(self.directory.scheme)
-
-  def _stage(self, scheme: str) -> paths.LocalPath:
-    """An empty directory of this machine that all processes see."""
-    place = paths.temporary(str(self.directory))
-    proof = place / 'proof'
-
-    def empty() -> str:
-      with paths.writing(place):
-        paths.delete(place)
-        place.mkdir(parents=True)
-      text = secrets.token_hex()
-      paths.write_text(proof, text)
-      return text
-
-    text = peers.agreed('a directory for checkpoints', empty)
-    if _worst(int(not proof.is_file() or proof.read_text() != text)):
-      raise RunError(
-        f'{self.directory}: checkpoints go to {scheme}:// through a directory that '
-        f'all processes see, which {place} is not: set TMPDIR to one, or use gs://'
-      )
-    return place
+      self._staging = Staging(self.directory)
 
   @property
   def latest(self) -> int | None:
@@ -157,11 +133,7 @@ class Checkpoints:
 
   def agreed(self) -> int | None:
     """As `latest`, the same for all processes, whatever is saved meanwhile."""
-    latest = self.latest
-    if jax.process_count() == 1:
-      return latest
-    found = int(multihost_utils.broadcast_one_to_all(np.int64(-1 if latest is None else latest)))
-    return None if found < 0 else found
+    return exchange.from_first(lambda: self.latest)
 
   @property
   def steps(self) -> list[int]:
@@ -201,7 +173,7 @@ class Checkpoints:
       leaves |= {n: sharding.on_hosts(leaves[n], turn) for turn, n in enumerate(layers)}
     try:
       with context:
-        place = (self._staging or self.directory) / str(step)
+        place = (self._staging.place if self._staging else self.directory) / str(step)
         response = ocp.save_async(str(place), leaves, custom_metadata=facts)
     except Exception as error:
       raise self._failure(step, error) from error
@@ -211,39 +183,16 @@ class Checkpoints:
     """In the background: waits until all processes have written, then deletes what is too old."""
     response.result()
     if self._staging:
-      self._upload(step, self._staging / str(step))
+      self._staging.upload(step)
     self.seconds = time.monotonic() - self._begun
     if jax.process_index() == 0:
-      _patiently(self._rotate)
+      patiently(self._rotate)
 
   def _rotate(self) -> None:
     steps = self.steps
     for old in steps[: -self._keep]:
       if old not in self._at and not self._held(old, steps[-1]):
         self._delete(old)
-
-  def _upload(self, step: int, staged: paths.LocalPath) -> None:
-    """Each process uploads a part of what all have written; process 0 what makes it count."""
-    target = self.directory / str(step)
-    assert isinstance(target, paths.StorePath)
-    part = slice(jax.process_index(), None, jax.process_count())
-    rest = lambda name: name != FACTS and not name.endswith(_LOCK)  # noqa: E731
-    _patiently(lambda: paths.upload(staged, target, rest, part))
-    peers.meet(f'the upload of {target}', seconds=4 * _PATIENCE)
-    if jax.process_index() == 0:
-      # Files that a process did not see are nobody's part.
-      _patiently(lambda: self._complete(staged, target, rest))
-      _patiently(lambda: paths.upload(staged, target, lambda name: name == FACTS))
-      _cleared(staged)
-
-  def _complete(
-    self, staged: paths.LocalPath, target: paths.StorePath, which: Callable[[str], bool]
-  ) -> None:
-    """Uploads what is not there, or not as long as it should be."""
-    there = target.files()
-    for name in paths.below(staged):
-      if which(name.rpartition('/')[2]) and there.get(name) != (staged / name).stat().st_size:
-        paths.upload(staged / name, target / name)
 
   def _delete(self, step: int) -> None:
     path = self.directory / str(step)
@@ -364,8 +313,8 @@ class Checkpoints:
       self.wait()
     finally:
       self._worker.shutdown(wait=self._pending is not None)
-      if self._staging and jax.process_index() == 0:
-        _cleared(self._staging)
+      if self._staging:
+        self._staging.close()
 
   def _or_name_a_good_one(self, step: int | None, read: Callable[[int], Any]) -> Any:
     """`read(step)`; if that checkpoint is damaged, the error says which one is not."""
@@ -421,7 +370,9 @@ class Checkpoints:
     except RunError as error:
       problem = error
     # Before anything that all processes do together: one of them alone may have a problem.
-    worst = _worst(0 if problem is None else 1 if isinstance(problem, DamagedError) else 2)
+    worst = exchange.largest(
+      0 if problem is None else 1 if isinstance(problem, DamagedError) else 2
+    )
     if worst == 1 and problem is None:
       problem = self._damaged(step, 'another process could not read it')
     if worst == 2 and (problem is None or isinstance(problem, DamagedError)):
@@ -431,10 +382,10 @@ class Checkpoints:
     if saved is not None:
       read = _added(own)
       bad = [name for name, value in read.items() if value != saved[name]]
-      if _worst(len(bad)):
+      if exchange.largest(len(bad)):
         which = _listed(bad) if bad else 'arrays that another process reads'
         raise self._damaged(step, f'{which}: not the numbers that were written')
-    if finite and _worst(len(odd)):
+    if finite and exchange.largest(len(odd)):
       name = odd[0] if odd else 'an array'
       raise RunError(f'{self.directory}/{step}: {name} has values that are not finite')
     return leaves, facts
@@ -499,25 +450,6 @@ class Checkpoints:
     )
 
 
-def _cleared(path: paths.LocalPath) -> None:
-  """Deletes files that do not last; whatever of them is left is deleted the next time."""
-  with contextlib.suppress(OSError):  # TensorStore takes its locks away later than it says
-    paths.delete(path)
-
-
-def _patiently(work: Callable[[], Any]) -> None:
-  """Does it, in the background, as often as it takes a store to serve."""
-  end = time.monotonic() + _PATIENCE
-  while True:
-    try:
-      work()
-      return
-    except TimeoutError:
-      if time.monotonic() > end:
-        raise
-    time.sleep(5)
-
-
 def _is_step(name: str) -> bool:
   return name.isdecimal() and str(int(name)) == name
 
@@ -552,11 +484,6 @@ def _added(own: Mapping[str, int]) -> dict[str, int]:
     return dict(own)
   every = multihost_utils.process_allgather(np.array(list(own.values()), np.uint32))
   return dict(zip(own, every.sum(0, dtype=np.uint32).tolist(), strict=True))
-
-
-def _worst(own: int) -> int:
-  """The largest of what all processes say."""
-  return own if jax.process_count() == 1 else int(multihost_utils.process_allgather(own).max())
 
 
 def _first_line(error: BaseException) -> str:

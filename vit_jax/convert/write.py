@@ -12,7 +12,8 @@ import numpy as np
 
 from vit_jax.architecture import Composition, TwoTowersArchitecture, ViTArchitecture, encoders
 from vit_jax.architecture.card import Card, about
-from vit_jax.checkpoints.store import FACTS, Checkpoints
+from vit_jax.checkpoints.staging import FACTS
+from vit_jax.checkpoints.store import Checkpoints
 from vit_jax.convert import (
   files,
   forms,

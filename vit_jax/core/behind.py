@@ -9,7 +9,9 @@ from collections.abc import Callable
 from vit_jax.core import paths
 from vit_jax.core.errors import PassingError, RunError
 
-SPACING = 5.0  # seconds between two writes of the same object; a store may refuse more than one
+# Seconds between two writes of the same object, and how many times what the last one took: a store
+# may refuse more than one a second, and what grows is written whole.
+SPACING, TIMES = 5.0, 20.0
 AGAIN = 10.0  # seconds after which what a store did not take is tried again
 LAST = 60.0  # seconds that `close` waits
 
@@ -100,12 +102,13 @@ class Behind:
           if key is None:
             self._change.wait(min(due.values(), default=None))
         work, self._busy = self._waiting.pop(key), True
-      pause = SPACING
+      began = time.monotonic()
       try:
         work()
+        pause = max(SPACING, TIMES * (time.monotonic() - began))
       except Exception as error:
+        pause = AGAIN
         if isinstance(error, PassingError) or paths.is_passing(error):
-          pause = AGAIN
           with self._change:
             self._waiting.setdefault(key, work)
         elif isinstance(error, RunError):

@@ -40,7 +40,12 @@ _EVENTS = {
   'os.mkdir': ('mkdir', 0, 2), 'open': ('open', 0, None), 'os.rename': ('rename', 1, 3),
   'os.remove': ('remove', 0, 1), 'os.rmdir': ('rmdir', 0, 1),
 }  # fmt: skip
-_STORE = {'pipe_file': 'put', 'cp_file': 'put', 'rm_file': 'remove'}  # methods of fsspec
+_STORE = {
+  'pipe_file': 'put',
+  'put_file': 'put',
+  'cp_file': 'put',
+  'rm_file': 'remove',
+}  # methods of fsspec
 _OPERATIONS = ('any', 'put', *(operation for operation, _, _ in _EVENTS.values()))
 
 

@@ -281,10 +281,10 @@ def upload(
   """A file, or a `part` of those in a directory whose names are `which`."""
   if source.is_file():
     if which(source.name):
-      path.write_bytes(source.read_bytes())
+      path.upload(source)
     return
   names = sorted(name for name in below(source) if which(os.path.basename(name)))
-  stores.put(path, lambda name: (source / name).read_bytes(), names[part])
+  stores.put(path, source, names[part])
 
 
 @contextlib.contextmanager

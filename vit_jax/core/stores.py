@@ -14,6 +14,7 @@ import errno
 import functools
 import io
 import logging
+import pathlib
 import posixpath
 import re
 import sys
@@ -40,7 +41,8 @@ _WEB, _LISTINGS = ('http', 'https', 'ftp'), ('ls', 'find')
 _PAGES: dict[str, dict[str, Any]] = {
   'gs': {'requests_timeout': 30},
   'gcs': {'requests_timeout': 30},
-  's3': {'config_kwargs': {'connect_timeout': 10, 'read_timeout': 30}},
+  # Of large files so many parts of 50 MiB are in memory.
+  's3': {'config_kwargs': {'connect_timeout': 10, 'read_timeout': 30}, 'max_concurrency': 2},
 }
 _lock = threading.Lock()
 _retries = 0
@@ -196,6 +198,10 @@ class StorePath:
     """Makes an object, or another one of it."""
     _ask(self, 'pipe_file', data, size=len(data))
 
+  def upload(self, source: pathlib.Path) -> None:
+    """Makes an object of a local file, in pieces: files of any size."""
+    _ask(self, 'put_file', str(source), size=source.stat().st_size)
+
   def make(self, data: bytes) -> None:
     """Makes an object that is not there yet; of several who do this at once, one.
 
@@ -276,9 +282,9 @@ def parse(text: str) -> StorePath | None:
   return StorePath(scheme, key)
 
 
-def put(path: StorePath, read: Callable[[str], bytes], names: Sequence[str]) -> None:
-  """Writes objects into a directory, several at once; returns when all are there."""
-  _each(lambda name: (path / name).write_bytes(read(name)), names)
+def put(path: StorePath, source: pathlib.Path, names: Sequence[str]) -> None:
+  """Uploads files of a directory, several at once; returns when all are there."""
+  _each(lambda name: (path / name).upload(source / name), names)
 
 
 def delete(path: StorePath, first: str = '') -> None:
@@ -395,10 +401,11 @@ def _once(path: StorePath, name: str, args: Any, options: Any, timeout: float) -
   import fsspec.asyn
 
   system = _filesystem(path.scheme)
+  args = (*args, path.key) if name == 'put_file' else (path.key, *args)
   if not system.async_impl:
-    return getattr(system, name)(path.key, *args, **options)
+    return getattr(system, name)(*args, **options)
   call = getattr(system, f'_{name}')
-  return fsspec.asyn.sync(system.loop, call, path.key, *args, timeout=max(timeout, 0.1), **options)
+  return fsspec.asyn.sync(system.loop, call, *args, timeout=max(timeout, 0.1), **options)
 
 
 class BusyError(PassingError, TimeoutError):

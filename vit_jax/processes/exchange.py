@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -26,8 +26,7 @@ def from_first(make: Callable[[], _T]) -> _T:
   if jax.process_count() == 1:
     return make()
   if jax.process_index():
-    packed = _broadcast(None)
-    value, error = pickle.loads(packed)
+    value, error = pickle.loads(_broadcast(b''))
     if error:
       raise error
     return value
@@ -41,35 +40,47 @@ def from_first(make: Callable[[], _T]) -> _T:
   return value
 
 
-def _broadcast(packed: bytes | None) -> bytes:
-  """Bytes of the first process; the others have none."""
-  # Numbers of more than 32 bits do not get through, nor arrays that fill a device.
-  own = np.array(divmod(len(packed or b''), _CHUNK), np.int32)
-  chunks, rest = map(int, multihost_utils.broadcast_one_to_all(own))
-  parts = []
-  for number, size in enumerate([*[_CHUNK] * chunks, rest]):
-    part = np.zeros(size, np.uint8)
-    if packed is not None:
-      part = np.frombuffer(packed, np.uint8, size, number * _CHUNK)
-    parts.append(np.asarray(multihost_utils.broadcast_one_to_all(part)).tobytes())
-  return b''.join(parts)
-
-
 def gathered(own: Any) -> list[Any]:
   """What all processes have, of each; it must be possible to pickle it."""
   if jax.process_count() == 1:
     return [own]
-  packed = np.frombuffer(pickle.dumps(own), np.uint8)
-  halves = multihost_utils.process_allgather(np.array(divmod(packed.size, _CHUNK), np.int32))
-  sizes = [int(chunks) * _CHUNK + int(rest) for chunks, rest in halves]
-  parts: list[list[np.ndarray]] = [[] for _ in sizes]
-  for first in range(0, max(sizes), _CHUNK):
-    padded = np.zeros(min(_CHUNK, max(sizes) - first), np.uint8)
-    here = packed[first : first + len(padded)]
-    padded[: len(here)] = here
-    for part, found in zip(parts, multihost_utils.process_allgather(padded), strict=True):
-      part.append(found)
+  packed = pickle.dumps(own)
+  sizes = [_size(halves) for halves in multihost_utils.process_allgather(_halves(packed))]
+  parts = [multihost_utils.process_allgather(part) for part in _pieces(packed, max(sizes))]
   return [
-    pickle.loads(np.concatenate(part)[:size].tobytes())
-    for part, size in zip(parts, sizes, strict=True)
+    pickle.loads(np.concatenate([part[number] for part in parts])[:size].tobytes())
+    for number, size in enumerate(sizes)
   ]
+
+
+def largest(own: int) -> int:
+  """The largest number that a process has."""
+  return own if jax.process_count() == 1 else int(multihost_utils.process_allgather(own).max())
+
+
+def _broadcast(packed: bytes) -> bytes:
+  """Bytes of the first process; what the others have does not count."""
+  size = _size(multihost_utils.broadcast_one_to_all(_halves(packed)))
+  parts = [multihost_utils.broadcast_one_to_all(part) for part in _pieces(packed, size)]
+  return b''.join(np.asarray(part).tobytes() for part in parts)
+
+
+# Numbers of more than 32 bits do not get through, nor arrays that fill a device.
+
+
+def _halves(packed: bytes) -> np.ndarray:
+  return np.array(divmod(len(packed), _CHUNK), np.int32)
+
+
+def _size(halves: Any) -> int:
+  chunks, rest = map(int, halves)
+  return chunks * _CHUNK + rest
+
+
+def _pieces(packed: bytes, total: int) -> Iterator[np.ndarray]:
+  """Arrays of bytes that are `total` together, zeros behind `packed`."""
+  for first in range(0, total, _CHUNK):
+    part = np.zeros(min(_CHUNK, total - first), np.uint8)
+    here = np.frombuffer(packed, np.uint8)[first : first + part.size]
+    part[: here.size] = here
+    yield part

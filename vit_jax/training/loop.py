@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import math
-import shlex
 import signal
-import sys
 import threading
 import time
 import typing
@@ -30,22 +27,20 @@ from ml_collections import ConfigDict
 
 from vit_jax.architecture import ViTArchitecture, variants
 from vit_jax.checkpoints.store import Found, NoneSoundError
-from vit_jax.core import faults, paths, schema
-from vit_jax.core.behind import Behind
+from vit_jax.core import faults, schema
 from vit_jax.core.errors import DivergedError, PassingError, RunError
 from vit_jax.core.text import number, plain
-from vit_jax.evaluators.evaluator import SHOWN
 from vit_jax.nn import sharding
 from vit_jax.optim.config import WINDOW
 from vit_jax.processes import health, peers
 from vit_jax.training import config as config_lib
-from vit_jax.training import fork, lanes, report, writers
+from vit_jax.training import fork, lanes, writers
+from vit_jax.training.books import Books
 from vit_jax.training.experiment import Experiment
 from vit_jax.training.hyper import Hyper
 from vit_jax.training.pace import Pace, Saves
-from vit_jax.training.progress import Chrono, MetricsFile, Reporter, say
+from vit_jax.training.progress import Chrono, Reporter, say
 from vit_jax.training.result import facts, revision, versions
-from vit_jax.training.sessions import Sessions, goodput
 from vit_jax.training.spikes import SpikeError, Spikes
 from vit_jax.training.workdir import Workdir
 
@@ -98,9 +93,7 @@ def train(
         known = Workdir(cfg.fork).known()
       experiment = lanes.experiment(cfg, known, wishes or {})
       workdir.prepare()
-      health.configure(
-        workdir.path, chrono.seconds, silent=cfg.health.silent, wait=cfg.health.wait
-      )
+      health.configure(workdir.path, chrono.seconds, silent=cfg.health.silent, wait=cfg.health.wait)
     session = _Session(experiment, workdir, record, chrono, started, delete=bool(delete))
     result = None
     with session:
@@ -143,8 +136,6 @@ class _Session:
     self.record, self.started, self.delete = record, started, delete
     self.start, self.primary = 0, jax.process_index() == 0
     self.trunk: Workdir | None = None
-    self.sessions: Sessions | None = None
-    self.metrics: MetricsFile | None = None
     cfg, steps = experiment.config, experiment.steps
     self.log_every = steps(cfg.log.every, 'log.every')
     self.pace = Pace(chrono, cfg.health.hang)
@@ -161,16 +152,15 @@ class _Session:
     self.eval_every = {k: steps(e.every, f'evals.{k}.every') for k, e in cfg.evals.items()}
     self.scores: dict[str, Any] = {}
     self.evaluated: list[dict[str, Any]] = []  # in all sessions: steps and scores
-    self.writers: writers.Writers | None = None
     # In all sessions: where the run was forked, which lanes diverged when, where it went back.
     self.history: dict[str, Any] = {}
     self.pending: tuple[int, Any, Hyper] | None = None
-    self.behind = Behind(workdir.path)
     self.carried: dict[str, Any] = {}
     self.before: dict[str, float] = {}  # seconds by phase, of earlier sessions
     self.step_fn: Any = None
     self.resources = contextlib.ExitStack()
-    self.resources.callback(self.behind.close)
+    self.books = Books(workdir, lambda text: self.reporter.say(text))
+    self.resources.callback(self.books.close)
     self.trace = contextlib.ExitStack()
     self.resources.callback(self.trace.close)
 
@@ -211,31 +201,16 @@ class _Session:
         )
       self.checkpoints.prepare()
       if self.primary:
-        self.sessions = self.workdir.sessions(
-          self.behind, self.chrono.seconds, command=_command(), step=self.start,
-          total=experiment.total, started=self.started, before=self.before,
+        self.books.begin(
+          self.chrono, cfg, step=self.start, total=experiment.total, started=self.started,
+          before=self.before, trunk=self.trunk, carried=self.carried,
         )  # fmt: skip
-        self.writers = writers.Writers(
-          cfg.log.writers, self.workdir.path, self.start, self.reporter.say, self.behind
-        )
-        self.resources.callback(self.writers.close)
-        self._read_metrics()
       self.resources = self.resources.pop_all()
     for step, reason in found.damage.items() if found else ():
       done = f' It is renamed to {aside[step]}, and its steps are repeated.' if aside else ''
       self.reporter.say(f'the checkpoint of step {step} is damaged: {reason}.{done}')
     self.marked = self.start, self._busy()
     return self
-
-  def _read_metrics(self) -> None:
-    source = self.trunk.metrics_path if self.trunk else None
-    self.metrics = self.workdir.metrics(
-      self.behind, after=self.start, source=source, carried=self.carried
-    )
-    self.resources.callback(self.metrics.close)
-    if lines := ', '.join(map(str, self.metrics.damaged)):
-      path = source or self.workdir.metrics_path
-      self.reporter.say(f'{path}: line {lines} cannot be read and is left out')
 
   def _found(self) -> Found | None:
     """The state to begin with, if it is in a checkpoint."""
@@ -300,19 +275,14 @@ class _Session:
           self._flush()
           self.pending = step + 1, metrics, hyper
         self.checkpoints.wait(timeout=0)  # a failed save is news at once
-        self.behind.check()
-        self._check_claim()
+        self.books.check()
         faults.reached(f'at step {step + 1}', self.checkpoints.wait)
         self.pace.step(compiled=step > self.start)
-        if self.sessions:
-          self.sessions.note(step)
+        self.books.note(step)
         stop = stopped()
         self._boundary(step + 1, stop)
         if stop and step + 1 < total:
-          if self.sessions:
-            self.sessions.note(step + 1, now=True)
-            self.behind.flush()
-            self._report()
+          self.books.stopped(step + 1)
           self.reporter.say(
             f'stopped by a signal at step {step + 1} of {total}, which is saved: '
             'run the same command to continue'
@@ -324,14 +294,6 @@ class _Session:
     with chrono('checkpoint'):
       self.checkpoints.wait()
     return True
-
-  def _check_claim(self) -> None:
-    """Raises RunError if another run has taken the directory over: it is not ours to write to."""
-    try:
-      self.workdir.check()
-    except RunError:
-      self.behind.drop()
-      raise
 
   def _remember(self, extra: Mapping[str, Any]) -> None:
     """What a checkpoint says of spikes."""
@@ -355,6 +317,7 @@ class _Session:
     )
     with self.chrono('profile'):
       self.trace.close()
+    lost = self.pace.usual * (rewind['step'] - to)
     self.pace = Pace(self.chrono, self.experiment.config.health.hang)
     self.pending, self.state = None, typing.cast(Any, None)  # frees it, for the other one
     with self.chrono('restore'):
@@ -372,21 +335,13 @@ class _Session:
     self.start, self.evaluated = to, found.extra['evaluated']
     spikes.restore(found.extra['spikes'])
     self.history['rewound'] = spikes.rewinds = [*spikes.rewinds, rewind]
-    if self.sessions:
-      self.sessions.lost(self.pace.usual * (rewind['step'] - to))
-    if self.metrics:
-      self.metrics.cut(to)
+    self.books.back(to, lost)
     self.trunk = None  # of which all lines that count are here by now
     self.marked = to, self._busy()
 
   def finish(self, result: dict[str, Any]) -> None:
     """Writes result.json and shows what is in it."""
-    if self.primary and self.sessions:
-      self.sessions.note(self.experiment.total, now=True)
-      result['goodput'] = goodput(self.sessions.all, time.time())
-      self.behind.flush()  # where there is a result, nobody comes back for the rest
-      self.workdir.finish(result)
-      self._report()
+    self.books.complete(self.experiment.total, result)
     rows: dict[str, Any] = dict(self.scores)
     rows['parameters'] = f'{result["parameters"]:,}'
     rows['images/s per chip'] = result['images_per_second_per_chip']
@@ -394,13 +349,6 @@ class _Session:
       rows['MFU'] = f'{result["mfu"]:.1%}'
     rows['seconds'] = ', '.join(f'{k} {v:.1f}' for k, v in result['seconds'].items())
     self.reporter.table(f'{self.workdir}: {result["step"]} steps', rows)
-
-  def _report(self) -> None:
-    """Writes report.html; what goes wrong with it does not stop a run."""
-    try:
-      report.write(self.workdir.path)
-    except Exception as error:
-      self.reporter.say(f'report.html is not written: {type(error).__name__}: {error}')
 
   def _boundary(self, done: int, stop: bool) -> None:
     """After `done` steps: evaluates and saves where that is due, in this order."""
@@ -419,12 +367,11 @@ class _Session:
       scores = {name: self._of_sound_lanes(values) for name, values in scores.items()}
       self.scores |= scores
       self.evaluated.append({'step': done, **scores})
-      self._write(done, scores)
+      self.books.scalars(done, scores)
       text = '  '.join(f'{name} {number(value)}' for name, value in scores.items())
       self.reporter.say(f'step {done}/{total}  {text}')
     if save:
-      if self.metrics:
-        self.metrics.open()  # the lines before, which may be those of a trunk
+      carried = self.books.unwritten()
       before = self.chrono.seconds['checkpoint']
       with self.chrono('checkpoint'):
         described = self.experiment.described()
@@ -435,8 +382,8 @@ class _Session:
           'lanes': self.experiment.config.lane_count, 'recipe': self.record,
           'evaluated': self.evaluated, 'revision': revision(),
         }  # fmt: skip
-        if self.metrics and (lines := self.metrics.missing()):
-          extra['metrics'] = lines
+        if carried:
+          extra['metrics'] = carried
         if self.experiment.config.rewind.most:
           extra['spikes'] = self.spikes.kept()
         state = self.experiment.stack(self.state)
@@ -457,12 +404,7 @@ class _Session:
       for name, found in scores.items():
         facts = self.experiment.evaluation_facts(name) | {'step': step}
         drawn = self._drawn(name, evaluators[name])
-        leave = functools.partial(self.workdir.leave, name, facts, found, drawn)
-        self.behind.do(f'evals/{name}', leave)
-        for number, each in enumerate(drawn):
-          if self.writers:
-            title = f'{name}/{each.shown.group}/{number % SHOWN}'
-            self.writers.picture(step, title, each.picture)
+        self.books.evaluated(step, name, facts, found, drawn)
     return values
 
   def _drawn(self, name: str, evaluation: Any) -> list[Any]:
@@ -502,7 +444,7 @@ class _Session:
       hosts, lines = self.pace.hosts()
       self.reporter.lines(lines)
       own = {'lr': plain(hyper.values[..., 0]), 'images_per_second': rate}
-      self._write(step, {**values, **own, **hosts})
+      self.books.scalars(step, {**values, **own, **hosts})
       self.reporter.train(step, values, rate)
 
   def _of_sound_lanes(self, values: Any) -> Any:
@@ -533,49 +475,14 @@ class _Session:
   def _busy(self) -> float:
     return self.chrono.running('step') + self.chrono.running('input')
 
-  def _write(self, step: int, values: dict[str, Any]) -> None:
-    if self.metrics:
-      self.metrics.write(step, values)
-    if self.writers:
-      self.writers.scalars(step, values)
-
   def _profile(self, session_step: int) -> None:
     profile = self.experiment.config.profile
     if profile.steps and session_step == profile.start:
-      options = jax.profiler.ProfileOptions()
-      # Recording every call of Python in every thread slows the step down that is to be seen.
-      options.python_tracer_level = 0
-      self.trace.callback(self._keep_profile)
-      folder = str(self._local_profile())
-      self.trace.enter_context(jax.profiler.trace(folder, profiler_options=options))
+      self.trace.enter_context(self.books.profile())
     if profile.steps and session_step == profile.start + profile.steps:
       jax.block_until_ready(self.state)
       with self.chrono('profile'):
         self.trace.close()
-
-  def _local_profile(self) -> paths.LocalPath:
-    """Where the profiler writes: profiles are uploaded when they are complete."""
-    path = self.workdir.path / 'profile'
-    return paths.temporary(str(path)) if isinstance(path, paths.StorePath) else path
-
-  def _keep_profile(self) -> None:
-    path, place = self.workdir.path / 'profile', self._local_profile()
-    if isinstance(path, paths.StorePath):
-
-      def write() -> None:
-        with paths.writing(path):
-          paths.upload(place, path)
-        paths.delete(place)
-
-      self.behind.do('profile', write)
-
-
-def _command() -> str:
-  """The command line of this process, if it is one of ours."""
-  spec = getattr(sys.modules['__main__'], '__spec__', None)
-  if spec is None or not spec.name.startswith('vit_jax.'):
-    return ''
-  return f'python -m {spec.name} {shlex.join(sys.argv[1:])}'
 
 
 def _devices() -> str:

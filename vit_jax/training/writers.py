@@ -69,6 +69,7 @@ class TensorBoard:
     self._writer.close()
 
 
+_COPY = 'what other writers write'  # a name for what is done behind the run
 WRITERS: dict[str, Any] = {'tensorboard': TensorBoard}
 
 
@@ -115,6 +116,8 @@ class Writers:
   def close(self) -> None:
     """See `Writer`."""
     self._tell(lambda writer: writer.close())
+    if self._place != self._folder:
+      self._behind.do(_COPY, self._move)
 
   def _tell(self, call: Callable[[Any], None]) -> None:
     for name, writer in list(self._writers.items()):
@@ -124,10 +127,14 @@ class Writers:
         del self._writers[name]
         self._say(f'log.writers: {name} is left alone from here on: {error}')
     if self._place != self._folder and self._writers:
-      self._behind.do('what other writers write', self._copy)
+      self._behind.do(_COPY, self._copy)
 
   def _copy(self) -> None:
     assert isinstance(self._place, paths.LocalPath)
     assert isinstance(self._folder, paths.StorePath)
     with paths.writing(self._folder):
       paths.upload(self._place, self._folder)
+
+  def _move(self) -> None:
+    self._copy()
+    paths.delete(self._place)
