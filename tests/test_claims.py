@@ -1,6 +1,8 @@
 """Claims: one process at a time, on local file systems and in object stores."""
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -200,3 +202,18 @@ def test_of_two_who_see_the_same_one_wins(store, clock, monkeypatch):
   monkeypatch.setattr(claims._Lease, '_look', look)
   with pytest.raises(claims.HeldError, match='came first'):
     claims.take(store)
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+  """The run goes on, and says that nobody watches."""
+
+  def flock(*_):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+  monkeypatch.setattr(claims.fcntl, 'flock', flock)
+  said = []
+  claims.insist(tmp_path / '.claim', said.append)
+  assert said == [
+    f'{tmp_path} is on a file system without locks (No locks available): nobody notices if another '
+    'run writes there'
+  ]

@@ -37,6 +37,7 @@ from vit_jax.checkpoints.staging import FACTS, Staging, patiently
 from vit_jax.core import faults, paths
 from vit_jax.core.errors import PassingError, RunError
 from vit_jax.core.misfits import misfits, refuse
+from vit_jax.core.text import first_line
 from vit_jax.nn import sharding, tree
 from vit_jax.processes import exchange
 
@@ -424,7 +425,7 @@ class Checkpoints:
     except (MemoryError, jax.errors.JaxRuntimeError):
       raise
     except Exception as error:
-      reason = _first_line(error)
+      reason = _said(error)
       if _is_out_of_reach(error):
         raise RunError(f'cannot read the checkpoint {path}: {reason}') from error
       raise self._damaged(step, reason) from error
@@ -446,7 +447,7 @@ class Checkpoints:
       how = 'See to the store'
     return kind(
       f'the checkpoint of step {step} could not be written to {self.directory}; {last}.\n'
-      f'{_first_line(error)}\n{how}, then run the same command again.'
+      f'{_said(error)}\n{how}, then run the same command again.'
     )
 
 
@@ -486,10 +487,9 @@ def _added(own: Mapping[str, int]) -> dict[str, int]:
   return dict(zip(own, every.sum(0, dtype=np.uint32).tolist(), strict=True))
 
 
-def _first_line(error: BaseException) -> str:
+def _said(error: BaseException) -> str:
   """What an error says, of TensorStore's chains of causes the last one."""
-  text = (str(error).strip() or type(error).__name__).splitlines()[0]
-  kind, *causes = re.split(r': (?=Error )', text.partition(' [tensorstore_spec=')[0])
+  kind, *causes = re.split(r': (?=Error )', first_line(error).partition(' [tensorstore_spec=')[0])
   return f'{causes[-1]} ({kind})' if causes else kind
 
 

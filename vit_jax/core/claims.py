@@ -43,7 +43,13 @@ class HeldError(RunError):
 
 
 class Claim:
-  """What this process has, until it is closed. `check` raises RunError once it is lost."""
+  """What this process has, until it is closed. `check` raises RunError once it is lost.
+
+  Attributes:
+    note: what people should know about it, or ''.
+  """
+
+  note = ''
 
   def check(self) -> None:
     """Raises RunError if another process has taken it over."""
@@ -69,7 +75,10 @@ def insist(path: paths.Path, say: Callable[[str], None]) -> Claim:
   said = False
   while True:
     try:
-      return take(path)
+      claim = take(path)
+      if claim.note:
+        say(claim.note)
+      return claim
     except HeldError as error:
       if error.alive is not None:
         raise
@@ -94,8 +103,12 @@ class _Lock(Claim):
         who = _described(self._file.read())
         self._file.close()
         raise HeldError(path, who, alive=True) from None
-      except OSError:
-        return  # a file system without locks: nothing can be known
+      except OSError as error:
+        self.note = (
+          f'{path.parent} is on a file system without locks ({error.strerror}): nobody notices if '
+          'another run writes there'
+        )
+        return
       if self._is_there():
         break
       self._file.close()  # it was given back between opening and locking it

@@ -1,4 +1,4 @@
-"""Numbers as people and JSON read them."""
+"""Numbers and errors as people and JSON read them."""
 
 from __future__ import annotations
 
@@ -22,3 +22,8 @@ def plain(value: Any) -> Any:
   if not value.ndim:
     return float(value)
   return [float(item) if np.isfinite(item) else None for item in value]
+
+
+def first_line(error: BaseException) -> str:
+  """Of what an error says; its class if it says nothing."""
+  return (str(error).strip() or type(error).__name__).partition('\n')[0]

@@ -29,6 +29,7 @@ from etils import epy
 
 from vit_jax.core import paths
 from vit_jax.core.errors import RESTART, PassingError, RunError
+from vit_jax.core.text import first_line
 from vit_jax.processes import peers
 
 # Configurations are read before JAX is there.
@@ -292,14 +293,13 @@ def fail(error: BaseException) -> None:
     isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(_REPEATS)
   ):
     code = RESTART  # the network, or a process that is gone
-  first = str(error).strip().partition('\n')[0]
   if isinstance(error, RunError):
     text, name = str(error), ''
   else:
     text, name = traceback.format_exc(), f'{type(error).__name__}: '
   phase, step = (_own.place.phase, _own.place.step) if _own else ('init', 0)
   verdict = _verdict(peers.index(), dict(host=platform.node(), phase=phase, step=step), '', code)
-  verdict['text'] += f'failed: {name}{first}'
+  verdict['text'] += f'failed: {name}{first_line(error)}'
   known = tell(verdict)
   if known['process'] != peers.index():
     text = f'{text}\n{known["text"]}'

@@ -14,6 +14,7 @@ from typing import Any
 
 from etils import epy
 
+from vit_jax.core import text
 from vit_jax.core.errors import PassingError, RunError
 
 # Configurations are read before JAX is there.
@@ -62,7 +63,7 @@ def agreed(what: str, make: Callable[[], Any], *, seconds: float = LONG) -> Any:
     said = json.loads(client().blocking_key_value_get(key, int(seconds * 1000)))
   except jax.errors.JaxRuntimeError as error:
     raise RunError(
-      f'{what}: nothing from process 0 in {seconds:.0f} s ({_first_line(error)})'
+      f'{what}: nothing from process 0 in {seconds:.0f} s ({text.first_line(error)})'
     ) from error
   if 'error' in said:
     raise (PassingError if said['passing'] else RunError)(said['error'])
@@ -106,7 +107,7 @@ def shared(what: str, own: str, *, seconds: float = LONG) -> list[str]:
     except jax.errors.JaxRuntimeError as error:
       raise RunError(
         f'{what}: process {other} of {count()} has said nothing in {seconds:.0f} s: look at its '
-        f'output ({_first_line(error)})'
+        f'output ({text.first_line(error)})'
       ) from None
   return found
 
@@ -130,7 +131,3 @@ def _name(what: str) -> str:
   """Of a call: barriers and keys are used once."""
   _calls[what] += 1
   return f'vit_jax/{what}/{_calls[what]}'
-
-
-def _first_line(error: BaseException) -> str:
-  return str(error).strip().splitlines()[0]

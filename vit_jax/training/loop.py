@@ -32,7 +32,7 @@ from vit_jax.core.errors import DivergedError, PassingError, RunError
 from vit_jax.core.text import number, plain
 from vit_jax.nn import sharding
 from vit_jax.optim.config import WINDOW
-from vit_jax.processes import health, peers
+from vit_jax.processes import exchange, health, peers
 from vit_jax.training import config as config_lib
 from vit_jax.training import fork, lanes, writers
 from vit_jax.training.books import Books
@@ -88,9 +88,9 @@ def train(
         return result
       say(_devices())
       say(f'opening the data: {cfg.data.split} and what is evaluated on')
-      known = None if delete else workdir.known()
+      known = None if delete else exchange.from_first(workdir.known)
       if not known and cfg.fork:
-        known = Workdir(cfg.fork).known()
+        known = exchange.from_first(Workdir(cfg.fork).known)
       experiment = lanes.experiment(cfg, known, wishes or {})
       workdir.prepare()
       health.configure(workdir.path, chrono.seconds, silent=cfg.health.silent, wait=cfg.health.wait)

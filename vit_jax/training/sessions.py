@@ -41,7 +41,9 @@ class Sessions:
     """
     try:
       earlier = paths.read_json(path) if path.exists() else []
-    except RunError:
+    except RunError as error:
+      if isinstance(error.__cause__, OSError):  # it is there, and may be read the next time
+        raise
       earlier = []
     self._path, self._behind, self._seconds = path, behind, seconds
     self._before = dict(before)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -133,7 +132,7 @@ class Workdir:
     place = self.path.absolute()
     while isinstance(place, paths.LocalPath) and not place.exists():
       place = place.parent
-    probe = place / f'.probe-{secrets.token_hex(4)}'
+    probe = place / '.probe'
     try:
       probe.write_bytes(b'vit_jax')
       probe.unlink(missing_ok=True)
