@@ -212,7 +212,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
 
   monkeypatch.setattr(claims.fcntl, 'flock', flock)
   said = []
-  claims.insist(tmp_path / '.claim', said.append)
+  claims.insist(tmp_path / '.claim', said.append).close()
   assert said == [
     f'{tmp_path} is on a file system without locks (No locks available): nobody notices if another '
     'run writes there'

@@ -176,7 +176,7 @@ def test_both_stores():
       (here / str(i % 7)).mkdir(exist_ok=True)
       (here / f'{i % 7}/{i}').write_bytes(b'x' * i)
     for root in roots:
-      stores.put(root, here, [str(path.relative_to(here)) for path in here.rglob('*/*')])
+      stores.put(root, str(here), [str(path.relative_to(here)) for path in here.rglob('*/*')])
       (root / 'c').write_bytes(b'one')
       (root / 'c').write_bytes(b'other')
       (root / 'lock').make(b'1')
@@ -213,7 +213,7 @@ def test_large_files_go_in_pieces():
       found = []
       for root in roots:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        (root / 'large').upload(pathlib.Path(file.name))
+        (root / 'large').upload(file.name)
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         found.append([root.scheme, grown / 1024, (root / 'large').stat().st_size])
     print(json.dumps(found))

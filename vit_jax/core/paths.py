@@ -281,10 +281,10 @@ def upload(
   """A file, or a `part` of those in a directory whose names are `which`."""
   if source.is_file():
     if which(source.name):
-      path.upload(source)
+      path.upload(str(source))
     return
   names = sorted(name for name in below(source) if which(os.path.basename(name)))
-  stores.put(path, source, names[part])
+  stores.put(path, str(source), names[part])
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import errno
 import functools
 import io
 import logging
-import pathlib
+import os
 import posixpath
 import re
 import sys
@@ -198,9 +198,9 @@ class StorePath:
     """Makes an object, or another one of it."""
     _ask(self, 'pipe_file', data, size=len(data))
 
-  def upload(self, source: pathlib.Path) -> None:
+  def upload(self, source: str) -> None:
     """Makes an object of a local file, in pieces: files of any size."""
-    _ask(self, 'put_file', str(source), size=source.stat().st_size)
+    _ask(self, 'put_file', source, size=os.path.getsize(source))
 
   def make(self, data: bytes) -> None:
     """Makes an object that is not there yet; of several who do this at once, one.
@@ -282,9 +282,9 @@ def parse(text: str) -> StorePath | None:
   return StorePath(scheme, key)
 
 
-def put(path: StorePath, source: pathlib.Path, names: Sequence[str]) -> None:
+def put(path: StorePath, source: str, names: Sequence[str]) -> None:
   """Uploads files of a directory, several at once; returns when all are there."""
-  _each(lambda name: (path / name).upload(source / name), names)
+  _each(lambda name: (path / name).upload(os.path.join(source, name)), names)
 
 
 def delete(path: StorePath, first: str = '') -> None:
