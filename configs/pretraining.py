@@ -9,6 +9,10 @@ r"""The published recipes of three large ViTs, for TPU pods: G/14, So400m/14 and
   which is trained on 40 billion images and so takes about as much compute as their g/14.
 - 22B/14: Dehghani et al. 2023 (https://arxiv.org/abs/2302.05442), section 4.1.
 
+G/14 is read from its authors' file. Of the others, the number of images of So400m/14, and batch,
+steps, learning rate and cooldown of 22B/14 were written from memory: compare them with the papers
+before you pay for them.
+
 Behind the comma is a data set of TFDS, as in configs/tfds.py; ImageNet-21k if there is none. Where
 this differs from the papers: they train on JFT, billions of images that are not public, with
 several labels each, by the sigmoid cross-entropy of every class and with the head's bias starting

@@ -303,6 +303,21 @@ def test_what_does_not_fit_is_replaced(monkeypatch, capsys, small):
   assert '--config.model.remat=full' in out
 
 
+def test_what_is_refused_is_no_way_out(monkeypatch, small):
+  """A mesh that does not divide the model, where half the batch fits."""
+
+  def limited(config, where, hlo=''):
+    del where, hlo
+    if config.mesh == 'fsdp':
+      raise RunError('it does not divide')
+    return dataclasses.replace(small, fits=config.batch_size == 32)
+
+  monkeypatch.setattr(plan, 'plan', limited)
+  monkeypatch.setattr(plan, 'POLICIES', ('none', 'full'))
+  tried = [changes for changes, _ in plan.alternatives(config(), 'v5e:2x2')]
+  assert tried == [{'model.remat': 'full'}, {'model.remat': 'full', 'batch_size': 32}]
+
+
 @pytest.mark.slow
 def test_towers_and_lanes_are_planned():
   """Two towers without data, whose policies are looked for; lanes, which take room each."""

@@ -28,6 +28,7 @@ from vit_jax.compile import compiled as compiled_lib
 from vit_jax.compile import topology
 from vit_jax.compile.compiled import Collective, Kernel, Operation, Program
 from vit_jax.core import paths, schema
+from vit_jax.core.errors import RunError
 from vit_jax.costs import chips
 from vit_jax.data.examples import NoDataError
 from vit_jax.data.pipeline import arrays
@@ -214,7 +215,8 @@ def alternatives(config: ConfigDict, where: str) -> Iterator[tuple[dict[str, Any
   """Changes that need less memory than `config`, each with its plan, until one fits.
 
   First the policies of recomputation that keep less, then the state cut over all chips (mesh
-  'fsdp'), then smaller batches, all with the least memory that came before.
+  'fsdp'), then smaller batches, all with the least memory that came before; what is refused is left
+  out.
   """
   current: Any = config.copy_and_resolve_references()
   cfg: config_lib.Config = schema.build(config_lib.Config, config_lib.to_dict(config))
@@ -237,9 +239,15 @@ def alternatives(config: ConfigDict, where: str) -> Iterator[tuple[dict[str, Any
     steps.append({'batch_size': batch})
   changes: dict[str, Any] = {}
   for step in steps:
-    changes = {**changes, **step}
-    current.update_from_flattened_dict(step)
-    result = plan(current, where)
+    changed = current.copy_and_resolve_references()
+    changed.update_from_flattened_dict(step)
+    try:
+      result = plan(changed, where)
+    except RunError:
+      if step.keys() & {'mesh', 'batch_size'}:  # what does not divide this model is no way out
+        continue
+      raise
+    current, changes = changed, {**changes, **step}
     yield changes, result
     if result.fits:
       return
