@@ -2,8 +2,10 @@
 
 import pytest
 
-from vit_jax.core import behind, stores
+from vit_jax.core import behind, paths, stores
 from vit_jax.core.errors import PassingError, RunError
+
+STORE = stores.parse('memory://bucket/run')
 
 
 class Clock:
@@ -18,18 +20,14 @@ class Clock:
 
 @pytest.fixture
 def slow(monkeypatch):
-  """Something that writes to a store; a clock; and work that takes so long, by the clock."""
+  """What writes to a store; a clock; and work that takes so long by the clock."""
   clock = Clock()
   monkeypatch.setattr(behind, 'time', clock)
-  writing = behind.Behind(stores.parse('memory://bucket/run'))
+  writing = behind.Behind(STORE)
 
-  def work(seconds, *errors):
-    left = list(errors)
-
+  def work(seconds):
     def do():
       clock.now += seconds
-      if left:
-        raise left.pop()
 
     return do
 
@@ -53,23 +51,41 @@ def test_what_takes_long_is_written_less_often(slow):
   assert next_at(writing, 'b') == pytest.approx(clock.now + 7.0 * behind.TIMES)
 
 
-def test_what_may_pass_is_tried_again(slow):
-  writing, clock, work = slow
-  writing.do('a', work(0.0, PassingError('busy')))
-  with writing._change:
-    assert writing._change.wait_for(lambda: 'a' in writing._next, 60)
-  assert writing._next['a'] == clock.now + behind.AGAIN
-  assert 'a' in writing._waiting
-  writing.flush()
-  assert not writing._waiting
-  writing.check()
+def test_what_is_done_behind_the_run(monkeypatch):
+  """In order, the newest under each name, tried again while the store does not serve."""
+  monkeypatch.setattr(behind, 'AGAIN', 0.0)
+  done, fails = [], [2]
+  later = behind.Behind(STORE)
 
+  def work(name):
+    def act():
+      if fails[0]:
+        fails[0] -= 1
+        raise PassingError('busy')
+      done.append(name)
 
-def test_what_does_not_pass_is_said(slow):
-  writing, _, work = slow
-  writing.do('a', work(0.0, ZeroDivisionError('by mistake')))
-  with pytest.raises(RunError, match='a: ZeroDivisionError: by mistake'):
-    writing.flush()
-  with pytest.raises(RunError, match='by mistake'):
-    writing.do('b', work(0.0))
-  writing._error = None
+    return act
+
+  later.do('a', work('a'))
+  later.do('b', work('b'))
+  later.close()
+  assert sorted(done) == ['a', 'b']
+  later = behind.Behind(STORE)
+
+  def denied():
+    raise RunError('cannot write: not permitted')
+
+  later.do('a', denied)
+  with pytest.raises(RunError, match='not permitted'):
+    later.close()
+  with pytest.raises(RunError, match='not permitted'):
+    later.do('b', work('c'))
+  monkeypatch.setattr(behind, 'LAST', 0.01)
+  later, fails[0] = behind.Behind(STORE), 10**9
+  later.do('a', work('a'))
+  with pytest.raises(PassingError, match='not written after 0 s'):
+    later.close()
+  fails[0] = 0
+  at_once = behind.Behind(paths.at('/'))
+  at_once.do('a', work('now'))
+  assert done[-1] == 'now'

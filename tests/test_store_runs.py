@@ -18,7 +18,7 @@ from tests import emulators, runs
 from tests.runs import assert_bit_identical, checkpoints, lines, with_fault
 from tests.test_kills import finish, free_port
 from vit_jax.core import behind, paths, stores
-from vit_jax.core.errors import RESTART, PassingError, RunError
+from vit_jax.core.errors import RESTART
 from vit_jax.train import train
 from vit_jax.training import loop
 from vit_jax.training.progress import MetricsFile
@@ -110,46 +110,6 @@ def test_metrics_that_are_on_their_way(store, monkeypatch):
   file.write(4, {'loss': 44})
   second.work()
   assert [json.loads(line)['loss'] for line in path.read_text().splitlines()] == [1, 2, 3, 44]
-
-
-def test_what_is_done_behind_the_run(store, monkeypatch):
-  """In order, the newest under each name, tried again while the store does not serve."""
-  monkeypatch.setattr(behind, 'AGAIN', 0.0)
-  done, fails = [], [2]
-  later = behind.Behind(store)
-
-  def work(name):
-    def act():
-      if fails[0]:
-        fails[0] -= 1
-        raise PassingError('busy')
-      done.append(name)
-
-    return act
-
-  later.do('a', work('a'))
-  later.do('b', work('b'))
-  later.close()
-  assert sorted(done) == ['a', 'b']
-  later = behind.Behind(store)
-
-  def denied():
-    raise RunError('cannot write: not permitted')
-
-  later.do('a', denied)
-  with pytest.raises(RunError, match='not permitted'):
-    later.close()
-  with pytest.raises(RunError, match='not permitted'):
-    later.do('b', work('c'))
-  monkeypatch.setattr(behind, 'LAST', 0.01)
-  later, fails[0] = behind.Behind(store), 10**9
-  later.do('a', work('a'))
-  with pytest.raises(PassingError, match='not written after 0 s'):
-    later.close()
-  fails[0] = 0
-  at_once = behind.Behind(paths.at('/'))
-  at_once.do('a', work('now'))
-  assert done[-1] == 'now'
 
 
 # --- real servers, real processes ---

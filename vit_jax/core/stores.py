@@ -293,6 +293,8 @@ def delete(path: StorePath, first: str = '') -> None:
   if first and names.pop(first, None) is not None:
     (path / first).unlink(missing_ok=True)
   _each(lambda name: (path / name).unlink(missing_ok=True), list(names))
+  if not _filesystem(path.scheme).async_impl and path.is_dir():  # one that has directories
+    _ask(path, 'rm', recursive=True)
 
 
 def move(path: StorePath, target: StorePath, first: str = '') -> None:
