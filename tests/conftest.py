@@ -13,6 +13,7 @@ os.environ['JAX_COMPILATION_CACHE_DIR'] = compiling.cache()
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
+os.environ['NO_GCE_CHECK'] = 'true'  # or gs:// looks for a machine of Google's, for 15 seconds
 
 import absl.flags
 import jax
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.launch import job as job_lib
 from vit_jax.nn import sharding
 from vit_jax.training import config as config_lib
 
@@ -108,6 +110,14 @@ def typed(capsys, monkeypatch):
     return status, *capsys.readouterr()
 
   return call
+
+
+@pytest.fixture
+def paused(monkeypatch):
+  """The pauses that the launcher would have made."""
+  tries = []
+  monkeypatch.setattr(job_lib, 'pause', tries.append)
+  return tries
 
 
 @pytest.fixture(scope='session')

@@ -21,16 +21,10 @@ from collections.abc import Callable, Iterator
 import gcsfs
 import s3fs
 
+from tests.runs import free_port
 from vit_jax.core import paths
 
 BUCKET = 'bucket'
-
-
-def free_port() -> int:
-  """A port of this machine that nobody listens at."""
-  with socket.socket() as found:
-    found.bind(('127.0.0.1', 0))
-    return found.getsockname()[1]
 
 
 def environment(gcs: str, s3: str) -> dict[str, str]:

@@ -1,10 +1,14 @@
 """Whole runs in tests: started as commands, cut off at named places, and compared."""
 
+import contextlib
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 
 import jax
 import numpy as np
@@ -51,47 +55,181 @@ def assert_close(a, b):
     assert x == pytest.approx(y, rel=1e-3, abs=1e-4)
 
 
+def python(*words, devices=1, env=None):
+  """Of a Python in the checkout with so many devices: what `subprocess` is called with."""
+  changed = {**(env or {}), 'XLA_FLAGS': compiling.flags(devices), 'PYTHONPATH': str(ROOT)}
+  args = [sys.executable, *map(str, words)]
+  return dict(args=args, env={**os.environ, **changed}, text=True, cwd=ROOT)
+
+
+def written(path, config, first=''):
+  """A file of a configuration; `first` is done when it is read."""
+  path.write_text(
+    f'import json, os\n{first}\nfrom vit_jax.config import complete\n'
+    f'def get_config():\n  return complete(json.loads({config.to_json()!r}))\n'
+  )
+  return path
+
+
 def command(
   workdir, config, *flags, devices=1, module='train', fault='', first='', slices=0, configs='',
   env=None,
 ):  # fmt: skip
-  """A command line and environment; `config` is written to a file that returns it.
+  """Of a run, as `python`; `config` is written to a file, with `first` as in `written`.
 
-  `first` is run before that. The command is on so many `slices`, if there are any. The file is
-  called like `configs`, where `workdir` is in a store.
+  The run is on so many `slices`, if there are any. The file is called like `configs`, where
+  `workdir` is in a store or is another process's, too.
   """
-  path = pathlib.Path(configs or workdir).with_suffix('.py')
-  path.write_text(
-    f'import json\nfrom vit_jax.config import complete\n{first}\n'
-    f'def get_config():\n  return complete(json.loads({config.to_json()!r}))\n'
-  )
-  env = {
-    **os.environ,
-    **(env or {}),
-    'XLA_FLAGS': compiling.flags(devices),
-    'PYTHONPATH': str(ROOT),
-  }
-  if fault:
-    env[faults.VARIABLE] = fault
-  pretended = ['tests.slices', str(slices)] if slices else []
-  args = [*pretended, f'vit_jax.{module}', f'--config={path}', f'--workdir={workdir}', *flags]
-  return dict(args=[sys.executable, '-m', *args], env=env, text=True, cwd=ROOT)
+  path = written(pathlib.Path(configs or workdir).with_suffix('.py'), config, first)
+  pretended = ['tests.slices', slices] if slices else []
+  words = *pretended, f'vit_jax.{module}', f'--config={path}', f'--workdir={workdir}', *flags
+  env = {**(env or {}), **({faults.VARIABLE: fault} if fault else {})}
+  return python('-m', *words, devices=devices, env=env)
 
 
 def run(workdir, config, *flags, **kwargs):
   return subprocess.run(**command(workdir, config, *flags, **kwargs), capture_output=True)
 
 
-def start(workdir, config, *flags, **kwargs):
-  return subprocess.Popen(
-    **command(workdir, config, *flags, **kwargs), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-  )
-
-
 def killed(workdir, config, place, *flags, **kwargs):
   """Runs a command that is killed at a place, for real."""
   process = run(workdir, config, *flags, fault=f'kill {place}', **kwargs)
   assert process.returncode == -9, (place, process.stdout, process.stderr)
+
+
+# --- several processes ---
+
+
+class Process(subprocess.Popen):
+  """One that never waits for its output to be read: `out` and `err` are what it has said so far."""
+
+  def __init__(self, **options):
+    self._last = []
+    self._said = [tempfile.TemporaryFile('a+') for _ in range(2)]  # noqa: SIM115
+    super().__init__(stdout=self._said[0], stderr=self._said[1], **options)
+
+  @property
+  def out(self):
+    return self._text(0)
+
+  @property
+  def err(self):
+    return self._text(1)
+
+  def _text(self, number):
+    if self._last:
+      return self._last[number]
+    # Not by a seek: the process writes where the file stands.
+    file = self._said[number].fileno()
+    return os.pread(file, os.fstat(file).st_size, 0).decode(errors='replace')
+
+  def until(self, text, seconds=120):
+    """Returns once it has said that."""
+    end = time.monotonic() + seconds
+    while text not in self.out:
+      late = self.poll() is not None or time.monotonic() > end
+      assert not late or text in self.out, (text, self.returncode, self.out, self.err)
+      time.sleep(0.02)  # between looks; what is tested does not depend on it
+
+  def close(self):
+    """It is over now."""
+    self.kill()
+    self.wait()
+    self._last = [self._text(number) for number in range(2)]
+    for file in self._said:
+      file.close()
+
+
+@contextlib.contextmanager
+def started(*commands):
+  """Processes, of which none outlives the context; what they have said does."""
+  with contextlib.ExitStack() as stack:
+    processes = []
+    for each in commands:
+      processes.append(Process(**each))
+      stack.callback(processes[-1].close)
+    yield processes
+
+
+def finish(processes, status=0, seconds=300):
+  """Waits for all.
+
+  Args:
+    processes: that were started.
+    status: that they must end with; a list for each its own, which may be a tuple of several.
+    seconds: to wait.
+  """
+  end = time.monotonic() + seconds
+  for process in processes:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      process.wait(max(0, end - time.monotonic()))
+  codes = [process.poll() for process in processes]
+  wanted = status if isinstance(status, list) else [status] * len(processes)
+  good = [
+    code in (w if isinstance(w, tuple) else (w,)) for code, w in zip(codes, wanted, strict=True)
+  ]
+  said = ''.join(
+    f'\n== process {number}: {code}\n{process.out}\n-- stderr\n{process.err}'
+    for number, (code, process) in enumerate(zip(codes, processes, strict=True))
+  )
+  assert all(good), f'ended with {codes}, and not with {wanted}{said}'
+
+
+def free_port():
+  """A port of this machine that nobody listens at."""
+  with socket.socket() as found:
+    found.bind(('127.0.0.1', 0))
+    return found.getsockname()[1]
+
+
+def several(count, make):
+  """Commands of processes that find each other: `make` gives one for a number and more flags."""
+  found = f'--coordinator=127.0.0.1:{free_port()}', f'--num_processes={count}'
+  return [make(number, *found, f'--process_id={number}') for number in range(count)]
+
+
+# At the head of a program.
+_JOIN = """
+import sys
+from vit_jax.launch import cluster
+address, count, own = (word.partition('=')[2] for word in sys.argv[1:4])
+own, words = int(own), sys.argv[4:]
+cluster.join(address, int(count), own)
+"""
+
+
+def programs(code, *words, count=2, devices=1):
+  """Commands of a program that has joined the others, is number `own`, and is told `words`."""
+  make = lambda _, *found: python('-c', _JOIN + code, *found, *words, devices=devices)  # noqa: E731
+  return several(count, make)
+
+
+def together(workdir, config, *flags, count=2, devices=8, fault='', configs='', status=0, **kwargs):
+  """Processes of one run, which have ended.
+
+  Args:
+    workdir: of the run.
+    config: of all of them, or a list: of each.
+    *flags: more arguments.
+    count: processes.
+    devices: of all of them together.
+    fault: of the last one.
+    configs: as in `command`.
+    status: as in `finish`.
+    **kwargs: of `command`.
+  """
+
+  def make(number, *found):
+    own = config[number] if isinstance(config, list) else config
+    file, last = f'{configs or workdir}-{number}', number == count - 1
+    return command(
+      workdir, own, *flags, *found, devices=devices // count, configs=file,
+      fault=fault if last else '', **kwargs,
+    )  # fmt: skip
+
+  with started(*several(count, make)) as processes:
+    finish(processes, status)
+  return processes
 
 
 class CutOff(BaseException):

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 
-from tests.test_kills import free_port
+from tests.runs import free_port
 
 PROGRAMS = ('munged', 'slurmctld', 'slurmd', 'sbatch')
 # A job that is put back waits until its credentials have expired: two minutes, if nothing is said.

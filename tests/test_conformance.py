@@ -13,7 +13,6 @@ import vit_jax
 from tests import runs, toy_tasks
 from tests.conftest import tiers
 from tests.test_costs import products, traced
-from tests.test_kills import finish, start_several
 from vit_jax import tasks
 from vit_jax.compile.plan import plan
 from vit_jax.core import schema
@@ -405,7 +404,7 @@ def test_two_processes_leave_what_one_does(data_dir, tmp_path):
   given |= {'model': dict(name='vit', image_size=(8, 8), num_heads=2, drop_path=0.2),
             'init': f'{tmp_path}/first.npz', 'mesh': '1x8x1'}  # fmt: skip
   config, first = config_lib.complete(given), 'import tests.toy_tasks as t; t.register()'
-  finish(start_several(tmp_path / 'two', config, first=first))
+  runs.together(tmp_path / 'two', config, first=first)
   train(config, str(tmp_path / 'one'))
   results = [json.loads((tmp_path / n / 'result.json').read_text()) for n in ('one', 'two')]
   assert [result['processes'] for result in results] == [1, 2]

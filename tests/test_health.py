@@ -1,18 +1,14 @@
 """Processes that die, hang, fail or are slow: who it was is said, and nobody waits for them."""
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 
 from tests import runs
-from tests.test_kills import free_port
 from vit_jax.core.behind import Behind
 from vit_jax.core.errors import RESTART
 from vit_jax.processes import health, peers
@@ -23,15 +19,14 @@ from vit_jax.training.sessions import Sessions, goodput, interval
 
 # Of a process of two: it does what `own` says, a few lines of Python.
 PROCESS = """
-import os, signal, sys, threading, time
-port, number, folder, role = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
-from vit_jax.launch import cluster
-cluster.join(f'127.0.0.1:{port}', 3, number)
+import os, threading, time
 from vit_jax.core import paths
 from vit_jax.core.errors import RunError
 from vit_jax.processes import health, peers
+folder, beat, silent, *roles = words
+role, health.BEAT = roles[own], float(beat)
 health.start()
-health.configure(paths.at(folder), {})
+health.configure(paths.at(folder), {}, silent=float(silent))
 health.reached('step', 7, limit=5.0)
 if role in ('holds', 'hangs'):
   health.reached('input', 7, limit=600.0 if role == 'holds' else 5.0)
@@ -67,54 +62,48 @@ except Exception as error:
 """
 
 
-def together(folder, roles, do=lambda processes: None):
-  """Starts three processes, does something once all are there; their statuses and errors."""
-  port, env = free_port(), {**os.environ, 'PYTHONPATH': str(runs.ROOT), 'JAX_PLATFORMS': 'cpu'}
-  processes = [
-    subprocess.Popen(
-      [sys.executable, '-c', PROCESS, str(port), str(i), str(folder), role], env=env, text=True,
-      stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )
-    for i, role in enumerate(roles)
-  ]  # fmt: skip
-  try:
+# Seconds: between two signs of life, and without any; not to wait for those that runs have.
+BEAT, SILENT = 0.5, 5.0
+
+
+def together(folder, roles, act=lambda processes: None, status=RESTART, times=(BEAT, SILENT)):
+  """Three processes to their end; `act` is told of them once all are there."""
+  with runs.started(*runs.programs(PROCESS, folder, *times, *roles, count=3)) as processes:
     for process in processes:
-      assert process.stdout.readline() == 'ready\n'
+      process.until('ready\n')
     began = time.monotonic()
-    do(processes)
-    errors = [process.communicate(timeout=120)[1] for process in processes]
+    act(processes)
+    runs.finish(processes, status)
     assert time.monotonic() - began < 60
-    return [process.returncode for process in processes], errors
-  finally:
-    for process in processes:
-      process.kill()
+  return processes
 
 
-def told(errors, number):
-  return [line for line in errors[number].splitlines() if line.startswith('error: ')]
+def told(process):
+  """The one error that it names."""
+  (line,) = [line for line in process.err.splitlines() if line.startswith('error: ')]
+  return line
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('way', [signal.SIGKILL, 'holds'])
-def test_a_process_that_is_gone(tmp_path, way):
+@pytest.mark.parametrize(
+  ('way', 'times'), [('killed', (health.BEAT, health.SILENT)), ('holds', (BEAT, SILENT))]
+)
+def test_a_process_that_is_gone(tmp_path, way, times):
   """Killed, or stuck where not even its own watch can speak."""
-  kill = way == signal.SIGKILL
-  roles = ['works', 'works' if kill else 'holds', 'works']
-  ends = lambda processes: processes[1].send_signal(way) if kill else watch(processes)  # noqa: E731
 
-  def watch(processes):
-    processes[0].wait(60)
+  def act(processes):
+    if way == 'holds':
+      processes[0].wait(60)
     processes[1].kill()
 
-  codes, errors = together(tmp_path, roles, ends)
-  assert codes[1:] == [-signal.SIGKILL, RESTART], errors
-  assert codes[0] in (RESTART, -signal.SIGABRT), errors  # JAX's own end, when the others have gone
-  phase, step = ('step', 8) if kill else ('input', 7)
+  roles = ['works', 'holds' if way == 'holds' else 'works', 'works']
+  # JAX's own end, when the others have gone, is as good.
+  status = [(RESTART, -signal.SIGABRT), -signal.SIGKILL, RESTART]
+  processes = together(tmp_path, roles, act, status, times)
+  where = 'input at step 7' if way == 'holds' else 'step at step 8'
   for number in (0, 2):
-    (line,) = told(errors, number)
-    assert (
-      f'process 1 of 3 (host {socket.gethostname()}), in {phase} at step {step}, gave no' in line
-    )
+    line = told(processes[number])
+    assert f'process 1 of 3 (host {socket.gethostname()}), in {where}, gave no' in line
     assert f'process {number} was in step at step 8: the stacks of its threads are in' in line
     stacks = (tmp_path / 'health' / f'stacks-{number}.txt').read_text()
     assert 'Current thread' in stacks
@@ -125,17 +114,14 @@ def test_a_process_that_is_gone(tmp_path, way):
 @pytest.mark.slow
 def test_a_process_that_hangs(tmp_path):
   """It is named although all of them wait; it leaves its stacks, too."""
-  codes, errors = together(tmp_path, ['waits', 'waits', 'hangs'])
-  assert codes == [RESTART] * 3, errors
-  for number in range(3):
-    (line,) = told(errors, number)
-    assert 'process 2 of 3' in line
-    assert 'in input at step 7, has not got on for' in line
+  processes = together(tmp_path, ['waits', 'waits', 'hangs'])
+  for number, process in enumerate(processes):
+    assert 'process 2 of 3' in told(process)
+    assert 'in input at step 7, has not got on for' in told(process)
     assert (tmp_path / 'health' / f'stacks-{number}.txt').exists()
   assert 'wait' in (tmp_path / 'health' / 'stacks-2.txt').read_text()
-  codes, errors = together(tmp_path, ['waits', 'waits', 'waits'])
-  assert codes == [RESTART] * 3
-  assert 'and all others: has not got on' in told(errors, 1)[0]
+  processes = together(tmp_path, ['waits', 'waits', 'waits'])
+  assert 'and all others: has not got on' in told(processes[1])
 
 
 @pytest.mark.slow
@@ -143,13 +129,11 @@ def test_a_process_that_hangs(tmp_path):
   ('refuses', 'error: process 1: the disk is full'), ('breaks', 'ZeroDivisionError: by mistake'),
 ])  # fmt: skip
 def test_a_process_that_fails(tmp_path, role, said):
-  codes, errors = together(tmp_path, ['works', role, 'works'])
-  assert codes == [1, 1, 1], errors
-  assert said in errors[1]
+  processes = together(tmp_path, ['works', role, 'works'], status=1)
+  assert said in processes[1].err
   for number in (0, 2):
-    (line,) = told(errors, number)
-    assert 'process 1 of 3' in line
-    assert 'failed: ' in line
+    assert 'process 1 of 3' in told(processes[number])
+    assert 'failed: ' in told(processes[number])
 
 
 @pytest.mark.slow
@@ -158,14 +142,13 @@ def test_a_process_that_has_ended_is_not_dead(tmp_path):
 
   def later(processes):
     processes[1].wait(60)
-    end = time.monotonic() + health.SILENT + 5 * health.BEAT
+    end = time.monotonic() + SILENT + 5 * BEAT
     while time.monotonic() < end:
       assert processes[0].poll() is None
-      time.sleep(1)
+      time.sleep(BEAT)
     processes[2].kill()
 
-  codes, _ = together(tmp_path, ['works', 'ends', 'works'], later)
-  assert codes[0] == RESTART
+  together(tmp_path, ['works', 'ends', 'works'], later, [RESTART, 0, -signal.SIGKILL])
 
 
 def test_a_process_alone_is_not_ended(tmp_path, capfd, monkeypatch):
@@ -307,35 +290,30 @@ def test_limits_follow_the_usual_step(monkeypatch):
 @pytest.mark.slow
 def test_runs_of_two_that_differ_say_so(digits, tmp_path):
   """Another configuration, or a second run in a directory: both end, and soon."""
-  port = free_port()
-  flags = f'--coordinator=127.0.0.1:{port}', '--num_processes=2'
-  processes = [
-    runs.start(tmp_path / 'run', digits(seed=i), *flags, f'--process_id={i}', devices=1,
-               configs=tmp_path / f'{i}')
-    for i in range(2)
-  ]  # fmt: skip
-  ends = [process.communicate(timeout=120) for process in processes]
-  assert [process.returncode for process in processes] == [1, 1], ends
-  assert all('the run: process 1 has configuration' in err for _, err in ends)
+  each = [digits(seed=number) for number in range(2)]
+  for process in runs.together(tmp_path / 'run', each, devices=2, status=1):
+    assert 'the run: process 1 has configuration' in process.err
 
 
 @pytest.mark.slow
 def test_a_second_run_is_refused(digits, tmp_path):
   config = digits(total='1e9 steps', optim__schedule='wsd')
-  first = runs.start(tmp_path / 'run', config, devices=1, configs=tmp_path / 'a')
-  for line in first.stdout:
-    if line.startswith('step 1/'):
-      break
-  second = runs.run(tmp_path / 'run', config, devices=1, configs=tmp_path / 'b')
-  first.send_signal(signal.SIGTERM)
-  first.communicate(timeout=60)
+  command = runs.command(tmp_path / 'run', config, configs=tmp_path / 'a')
+  with runs.started(command) as (first,):
+    first.until('\nstep 1/')
+    second = runs.run(tmp_path / 'run', config, configs=tmp_path / 'b')
+    first.send_signal(signal.SIGTERM)
+    runs.finish([first], RESTART)
   assert second.returncode == 1
   assert f'{tmp_path}/run/.claim is in use by process {first.pid} on' in second.stderr
 
 
+# Done by a configuration: the second of two processes does something to its input.
 FORGED = """
 import sys, time
+from vit_jax.processes import health
 from vit_jax.training import experiment
+health.BEAT = {beat}
 _batches = experiment.Experiment.batches
 def batches(self, start):
   for number, batch in enumerate(_batches(self, start)):
@@ -346,42 +324,30 @@ experiment.Experiment.batches = batches
 """
 
 
-def forged(tmp_path, digits, what, **changes):
-  """Two processes, the second of which does something to its input; how they end."""
-  flags = f'--coordinator=127.0.0.1:{free_port()}', '--num_processes=2'
+def forged(tmp_path, digits, what, status, **changes):
   config = digits(mesh='data', health__hang=3.0, checkpoint__every='0', **changes)
-  processes = [
-    runs.start(tmp_path / 'run', config, *flags, f'--process_id={i}', devices=1,
-               configs=tmp_path / f'{i}', first=FORGED.format(what=what))
-    for i in range(2)
-  ]  # fmt: skip
-  ends = [process.communicate(timeout=200) for process in processes]
-  return [process.returncode for process in processes], ends
+  first = FORGED.format(what=what, beat=BEAT)
+  return runs.together(tmp_path / 'run', config, devices=2, first=first, status=status)
 
 
 @pytest.mark.slow
 def test_a_run_with_a_host_that_hangs(digits, tmp_path):
-  codes, ends = forged(
-    tmp_path, digits, 'if number == 30: time.sleep(10**6)', total='1e6 steps',
+  processes = forged(
+    tmp_path, digits, 'if number == 30: time.sleep(10**6)', RESTART, total='1e6 steps',
     optim__schedule='wsd', evals__test__every='0',
   )  # fmt: skip
-  assert codes == [RESTART, RESTART], ends
-  for number, (_, err) in enumerate(ends):
-    (line,) = [line for line in err.splitlines() if line.startswith('error: ')]
-    assert 'process 1 of 2' in line
-    assert 'in input at step 30, has not got on for' in line
+  for number, process in enumerate(processes):
+    assert 'process 1 of 2' in told(process)
+    assert 'in input at step 30, has not got on for' in told(process)
     stacks = (tmp_path / 'run' / 'health' / f'stacks-{number}.txt').read_text()
     assert ('in batches' in stacks) == (number == 1)
 
 
 @pytest.mark.slow
 def test_a_run_with_a_host_that_is_slow(digits, tmp_path):
-  codes, ends = forged(
-    tmp_path, digits, 'time.sleep(0.25)', total='80 steps', log__every='10 steps'
-  )
-  assert codes == [0, 0], ends
-  assert 'process 1 (host' in ends[0][0]
-  assert 'keeps the others waiting: it waits 0.' in ends[0][0]
+  first, _ = forged(tmp_path, digits, 'time.sleep(0.25)', 0, total='40 steps', log__every='5 steps')
+  assert 'process 1 (host' in first.out
+  assert 'keeps the others waiting: it waits 0.' in first.out
   rows = map(json.loads, (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines())
   found = [row for row in rows if 'hosts/input_slowest' in row]
   assert found[-1]['hosts/input_slowest'] == 1.0

@@ -4,17 +4,13 @@ import json
 import os
 import pickle
 import random
-import subprocess
-import sys
 import tracemalloc
 
 import jax
 import numpy as np
 import pytest
 
-from tests import compiling, toys
-from tests.runs import ROOT
-from tests.test_kills import free_port
+from tests import runs, toys
 from vit_jax.core import schema
 from vit_jax.data import files, pipeline
 from vit_jax.data.examples import Source
@@ -196,10 +192,9 @@ def test_one_opens_for_all(tmp_path):
 
 
 TWO = """
-import json, sys
+import json
 import jax
 from vit_jax.data import files
-from vit_jax.launch.cluster import join
 from vit_jax.nn import sharding
 from vit_jax.processes import exchange
 from vit_jax.core import schema
@@ -207,8 +202,7 @@ from vit_jax.core.errors import RunError
 from vit_jax.training import config as config_lib
 from vit_jax.training.experiment import Experiment
 exchange._CHUNK = 1000  # bytes at a time: less than a source takes
-config, port, own = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-join(f'127.0.0.1:{port}', 2, own)
+config = json.loads(words[0])
 listed, plain = [], files.images
 files.images = lambda root, passed: listed.append(str(root)) or plain(root, passed)
 with jax.set_mesh(sharding.make_mesh('data')):
@@ -233,19 +227,11 @@ def test_one_of_two_processes_lists(tmp_path):
   """
   root = toys.toy(tmp_path / 'data')
   config = toys.config(root, evals__test__batch_size=6, mesh='data')
-  env = {**os.environ, 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': compiling.flags(2)}
-  args = [sys.executable, '-c', TWO, config.to_json(), str(free_port())]
-  processes = [
-    subprocess.Popen(
-      [*args, str(i)], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    for i in range(2)
-  ]
-  outputs = [process.communicate() for process in processes]
-  assert [process.returncode for process in processes] == [0, 0], outputs
+  with runs.started(*runs.programs(TWO, config.to_json(), devices=2)) as processes:
+    runs.finish(processes)
   first, second = (
     json.loads(line.removeprefix('found '))
-    for out, _ in outputs for line in out.splitlines() if line.startswith('found ')
+    for each in processes for line in each.out.splitlines() if line.startswith('found ')
   )  # fmt: skip
   assert (first[0], second[0]) == (6, 0)
   assert first[1:] == second[1:]

@@ -1,19 +1,14 @@
 """Runs that are killed, stopped and continued at places that `core.faults` names, not by clocks."""
 
 import json
-import os
 import random
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 
 import pytest
 
-from tests import compiling
+from tests import runs
 from tests.runs import (
-  ROOT,
   assert_bit_identical,
   assert_close,
   checkpoints,
@@ -21,7 +16,7 @@ from tests.runs import (
   killed,
   lines,
   run,
-  start,
+  together,
   with_fault,
 )
 from vit_jax.core import faults
@@ -162,37 +157,12 @@ def test_faults_are_announced_and_count(tmp_path, monkeypatch, finished, capsys)
 # --- several processes ---
 
 
-def free_port():
-  with socket.socket() as s:
-    s.bind(('127.0.0.1', 0))
-    return s.getsockname()[1]
-
-
-def start_several(workdir, config, *flags, count=2, fault='', **kwargs):
-  """Processes with eight devices together; the last one gets the fault."""
-  flags = *flags, f'--coordinator=127.0.0.1:{free_port()}', f'--num_processes={count}'
-  return [
-    start(
-      workdir, config, *flags, f'--process_id={i}', devices=8 // count,
-      fault=fault if i == count - 1 else '', **kwargs,
-    )
-    for i in range(count)
-  ]  # fmt: skip
-
-
-def finish(processes, status=0):
-  outputs = [process.communicate() for process in processes]
-  for process, (out, err) in zip(processes, outputs, strict=True):
-    assert process.returncode == status, (out, err)
-  return outputs[0][0]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('mesh', ['4x2x1', '1x1x8'])
 def test_two_processes_get_the_losses_of_one(finished, tmp_path, digits, mesh):
   """Each with half of the rows of a batch, and (1x1x8) both with all of them."""
   workdir, result, _ = finished
-  finish(start_several(tmp_path / 'two', digits(mesh=mesh)))
+  together(tmp_path / 'two', digits(mesh=mesh))
   two = json.loads((tmp_path / 'two' / 'result.json').read_text())
   assert two['processes'] == 2
   assert_close(tmp_path / 'two', workdir)
@@ -204,13 +174,12 @@ def test_one_process_continues_what_two_began(tmp_path, digits):
   endless = dict(
     total='1e9 steps', optim__schedule='wsd', checkpoint__every='0', evals__test__every='0'
   )
-  out = finish(
-    start_several(tmp_path / 'run', digits(**endless, mesh='4x2x1'), fault='sigterm at step 3'),
-    RESTART,
+  first, _ = together(
+    tmp_path / 'run', digits(**endless, mesh='4x2x1'), fault='sigterm at step 3', status=RESTART
   )
   (saved,) = map(int, checkpoints(tmp_path / 'run'))
   assert saved >= 3
-  assert f'stopped by a signal at step {saved} of 1000000000' in out
+  assert f'stopped by a signal at step {saved} of 1000000000' in first.out
   for name in ('run', 'whole'):
     with_fault(tmp_path / name, digits(**endless), f'sigterm at step {saved + 3}')
   one, two = lines(tmp_path / 'whole'), lines(tmp_path / 'run')
@@ -224,7 +193,7 @@ def test_two_slices_of_two_processes_get_the_losses_of_one(finished, tmp_path, d
   """Stopped in the middle and continued, then evaluated, all on two slices."""
   workdir, result, _ = finished
   config, four = digits(mesh='fsdp'), dict(count=4, slices=2)
-  out = finish(start_several(tmp_path / 'whole', config, **four))
+  out = together(tmp_path / 'whole', config, **four)[0].out
   assert (
     '8 x cpu in 4 processes, 2 slices of 4, mesh 2 data x 4 fsdp x 1 tensor (data across' in out
   )
@@ -232,23 +201,21 @@ def test_two_slices_of_two_processes_get_the_losses_of_one(finished, tmp_path, d
   whole = json.loads((tmp_path / 'whole' / 'result.json').read_text())
   assert whole['processes'] == 4
   assert whole['metrics'] == pytest.approx(result['metrics'], rel=1e-3)
-  out = finish(start_several(tmp_path / 'run', config, **four, fault='sigterm at step 5'), RESTART)
-  assert 'stopped by a signal at step' in out
-  assert 'continuing' in finish(start_several(tmp_path / 'run', config, **four))
+  stopped = together(tmp_path / 'run', config, **four, fault='sigterm at step 5', status=RESTART)
+  assert 'stopped by a signal at step' in stopped[0].out
+  assert 'continuing' in together(tmp_path / 'run', config, **four)[0].out
   assert_bit_identical(tmp_path / 'run', tmp_path / 'whole')
-  found = finish(start_several(tmp_path / 'run', config, **four, module='evaluate'))
+  found = together(tmp_path / 'run', config, **four, module='evaluate')[0].out
   top1 = whole['metrics']['test/top1']
   assert f'{top1:.4g}' in found
 
 
 HALVES = """
-import pathlib, shutil, sys
+import pathlib, shutil
 import jax, jax.numpy as jnp, numpy as np
 from vit_jax.checkpoints.store import Checkpoints
-from vit_jax.launch.cluster import join
 from vit_jax.nn import sharding
-folder, port, own = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-join(f'127.0.0.1:{port}', 2, own)
+folder = pathlib.Path(words[0])
 with jax.set_mesh(sharding.make_mesh('fsdp')) as mesh:
   layout = jax.sharding.NamedSharding(jax.sharding.get_mesh(), jax.sharding.PartitionSpec('fsdp'))
   make = lambda step: step * np.arange(512 * 64, dtype=np.float32).reshape(512, 64)
@@ -275,16 +242,7 @@ with jax.set_mesh(sharding.make_mesh('fsdp')) as mesh:
 @pytest.mark.slow
 def test_damage_that_one_of_two_processes_sees(tmp_path):
   """Both go back to the same checkpoint, and neither waits for the other in vain."""
-  env = {**os.environ, 'PYTHONPATH': str(ROOT)}
-  env['XLA_FLAGS'] = compiling.flags(4)
-  args = [sys.executable, '-c', HALVES, str(tmp_path), str(free_port())]
-  processes = [
-    subprocess.Popen(
-      [*args, str(i)], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    for i in range(2)
-  ]
-  outputs = [process.communicate() for process in processes]
-  assert [process.returncode for process in processes] == [0, 0], outputs
-  assert "0 4 {8: 'another process could not read it'}" in outputs[0][0]
-  assert "1 4 {8: 'Error reading" in outputs[1][0]
+  with runs.started(*runs.programs(HALVES, tmp_path, devices=4)) as processes:
+    runs.finish(processes)
+  assert "0 4 {8: 'another process could not read it'}" in processes[0].out
+  assert "1 4 {8: 'Error reading" in processes[1].out

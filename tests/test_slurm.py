@@ -40,17 +40,6 @@ def launch(env, tmp_path):
   return call
 
 
-def written(folder, config, name='config', first=''):
-  """A configuration file; `first` is done when it is read."""
-  path = folder / f'{name}.py'
-  path.write_text(
-    f'import json, os\n{first}\n'
-    f'from vit_jax.config import complete\n'
-    f'def get_config():\n  return complete(json.loads({config.to_json()!r}))\n'
-  )
-  return path
-
-
 def log(workdir, name='slurm'):
   path = workdir / 'launch' / f'{name}.log'
   return path.read_text() if path.exists() else ''
@@ -97,13 +86,13 @@ def test_a_killed_and_preempted_run_ends_as_if_nothing_had_happened(env, launch,
   )  # fmt: skip
   ask = ('--engine=slurm', '--tasks_per_node=2', '--submit')
   whole, cut = tmp_path / 'whole', tmp_path / 'cut'
-  file = written(tmp_path, config)
+  file = runs.written(tmp_path / 'config.py', config)
   launch(*ask, f'--config={file}', f'--workdir={whole}', '--partition=high')
   ended(env, whole)
   assert json.loads((whole / 'result.json').read_text())['processes'] == 2, everything(whole)
   assert '2 x cpu, 1 in each of 2 processes' in log(whole, 'process-0')  # said the doctor
 
-  ask = (*ask, f'--config={written(tmp_path, config, "dies", DIES)}', f'--workdir={cut}')
+  ask = (*ask, f'--config={runs.written(tmp_path / "dies.py", config, DIES)}', f'--workdir={cut}')
   launch(*ask, '--partition=low')
   assert 'end that first' in launch(*ask, status=1)
   # One task dies, and Slurm ends the other; the job is put back and gets on: now somebody more
@@ -130,7 +119,8 @@ def test_a_killed_and_preempted_run_ends_as_if_nothing_had_happened(env, launch,
 
 def test_a_mistake_is_not_repeated(env, launch, tmp_path, digits):
   """One of two tasks fails: the job ends, although Slurm ends the other one by a signal."""
-  run, file = tmp_path / 'run', written(tmp_path, digits(total='10 steps'), first=FAILS)
+  file = runs.written(tmp_path / 'config.py', digits(total='10 steps'), FAILS)
+  run = tmp_path / 'run'
   launch(f'--config={file}', '--engine=slurm', '--tasks_per_node=2', '--submit', f'--workdir={run}')
   ended(env, run)
   assert 'ended with status 1\n' in log(run), everything(run)
@@ -141,11 +131,9 @@ def test_a_mistake_is_not_repeated(env, launch, tmp_path, digits):
 
 def test_restarts_in_vain_come_to_an_end(env, launch, tmp_path, digits, monkeypatch):
   monkeypatch.setitem(env, 'VIT_JAX_FAULT', 'kill at step 3')
+  file = runs.written(tmp_path / 'config.py', digits(total='10 steps'))
   run = tmp_path / 'run'
-  launch(
-    f'--config={written(tmp_path, digits(total="10 steps"))}', '--engine=slurm',
-    f'--workdir={run}', '--submit', '--max_restarts=2',
-  )  # fmt: skip
+  launch(f'--config={file}', '--engine=slurm', f'--workdir={run}', '--submit', '--max_restarts=2')
   ended(env, run)
   assert log(run).count('ended with status 137') == 3, everything(run)
   assert '3 attempts in a row have brought no new checkpoint' in log(run)
@@ -156,7 +144,7 @@ def test_stop_saves(env, launch, tmp_path, digits):
     total='1000000 steps', optim__schedule='wsd', checkpoint__every='0', evals__test__every='0'
   )
   run = tmp_path / 'run'
-  file = written(tmp_path, config)
+  file = runs.written(tmp_path / 'config.py', config)
   launch(f'--config={file}', '--engine=slurm', f'--workdir={run}', '--submit')
   waits(env, run, lambda: (run / 'metrics.jsonl').exists())
   launch(f'--workdir={run}', '--stop')
@@ -167,11 +155,8 @@ def test_stop_saves(env, launch, tmp_path, digits):
 
 def test_tasks_that_do_not_find_each_other_are_refused(env, tmp_path, digits):
   """Without srun a job of two tasks would be one process that thinks it is alone."""
-  done = subprocess.run(
-    [sys.executable, '-m', 'vit_jax.train', f'--config={written(tmp_path, digits())}',
-     f'--workdir={tmp_path}/run'],
-    env={**env, 'SLURM_NTASKS': '2', 'SLURM_JOB_ID': '7'}, cwd=ROOT, capture_output=True, text=True,
-  )  # fmt: skip
+  env = {**env, 'SLURM_NTASKS': '2', 'SLURM_JOB_ID': '7'}
+  done = runs.run(tmp_path / 'run', digits(), env=env)
   assert done.returncode == 1
   assert 'SLURM_NTASKS=2, but JAX has found 1 process here' in done.stderr
   assert not (tmp_path / 'run').exists()

@@ -18,8 +18,8 @@ from tests.runs import (
   cut_off,
   lines,
   run,
+  together,
 )
-from tests.test_kills import finish, start_several
 from vit_jax.core.errors import RESTART, DivergedError, RunError
 from vit_jax.data import pipeline
 from vit_jax.nn import tree
@@ -336,10 +336,11 @@ def test_two_processes_go_back_together(tmp_path, digits):
   config = spiking(digits, **BACK)
   first = PATCH % BAD
   assert run(tmp_path / 'one', config, devices=8, first=first).returncode == 0
-  finish(start_several(tmp_path / 'two', config, fault='sigterm at step 95', first=first), RESTART)
+  stop = dict(fault='sigterm at step 95', status=RESTART)
+  together(tmp_path / 'two', config, first=first, **stop)
   assert not (tmp_path / 'two' / 'result.json').exists()
   assert '83' not in checkpoints(tmp_path / 'two')
-  finish(start_several(tmp_path / 'two', config, first=first))
+  together(tmp_path / 'two', config, first=first)
   one, two = (json.loads((tmp_path / n / 'result.json').read_text()) for n in ('one', 'two'))
   assert two['processes'] == 2
   places = [[(r['step'], r['to'], r['batch']) for r in each['rewound']] for each in (one, two)]

@@ -16,7 +16,6 @@ import pytest
 
 from tests import emulators, runs
 from tests.runs import assert_bit_identical, checkpoints, lines, with_fault
-from tests.test_kills import finish, free_port
 from vit_jax.core import behind, paths, stores
 from vit_jax.core.errors import RESTART
 from vit_jax.train import train
@@ -151,11 +150,11 @@ def test_kills_at_any_request(servers, small, tmp_path, scheme):
   rng, url = random.Random(0), f'{scheme}://bucket/kills'
   kills = 0
   for number in itertools.count():
-    process, limit = [], rng.randint(5, 150) if number < 8 else 10**9
+    running, limit = [], rng.randint(5, 150) if number < 8 else 10**9
 
-    def look(count, *_, process=process, limit=limit):
-      if count >= limit and process and process[0].poll() is None:
-        process[0].kill()
+    def look(count, *_, running=running, limit=limit):
+      if count >= limit:
+        [process.kill() for process in running]
       return None
 
     context, environment = through(servers, scheme, look)
@@ -163,14 +162,15 @@ def test_kills_at_any_request(servers, small, tmp_path, scheme):
     elsewhere.mkdir()
     with context as address:
       env = {**environment(address), 'TMPDIR': str(elsewhere)}
-      process.append(runs.start(url, small, configs=tmp_path / f'{number}', env=env))
-      out, err = process[0].communicate()
-    if process[0].returncode == 0:
+      command = runs.command(url, small, configs=tmp_path / f'{number}', env=env)
+      with runs.started(command) as (process,):
+        running.append(process)
+        runs.finish([process], [(0, -9)])
+    if process.returncode == 0:
       break
-    assert process[0].returncode == -9, (out, err)
     kills += 1
   assert kills >= 4, kills
-  assert 'continuing' in out
+  assert 'continuing' in process.out
   assert_bit_identical(url, whole)
   left = paths.at(url).files()
   steps = {name.split('/')[1] for name in left if name.startswith('checkpoints/')}
@@ -210,13 +210,8 @@ def test_a_store_that_stops_serving(servers, small, tmp_path, scheme):
 def test_two_processes_in_a_store(servers, digits, tmp_path, scheme):
   """They share what is saved; one continues what both began."""
   config = digits(mesh='1x8x1', compilation_cache='')
-  url, port = f'{scheme}://bucket/two', free_port()
-  flags = f'--coordinator=127.0.0.1:{port}', '--num_processes=2'
-  finish([
-    runs.start(url, config, *flags, f'--process_id={i}', devices=4, env=servers,
-               configs=tmp_path / f'{i}', fault='sigterm at step 6' if i else '')
-    for i in range(2)
-  ], RESTART)  # fmt: skip
+  url, stop = f'{scheme}://bucket/two', dict(fault='sigterm at step 6', status=RESTART)
+  runs.together(url, config, env=servers, configs=tmp_path / 'two', **stop)
   saved = max(map(int, checkpoints(url)))
   halves = {
     n.split('/')[1] for n in (paths.at(url) / f'checkpoints/{saved}').files() if '.process' in n

@@ -1,13 +1,9 @@
 """Sweeps: expanded, interrupted, shared by several workers, with their failures on record."""
 
 import dataclasses
-import functools
 import json
-import os
 import pathlib
-import signal
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,7 +12,7 @@ from experiments.launch import job as job_lib
 from experiments.sweep import launched, load
 from experiments.sweeps import worker
 from experiments.sweeps.jobs import Sweep, expand
-from tests import compiling
+from tests import runs
 from tests.conftest import make_digits
 from tests.sweeps import BASE, SMALL, sweep_of
 from vit_jax.core import faults
@@ -287,21 +283,18 @@ assert worker.work(pathlib.Path(folder), expand(rebuilt(path))[: int(jobs)], pol
 """
 
 
-def begin(folder, path, fault='', jobs=8):
-  """A worker in a process of its own, which takes the first jobs only."""
-  env = {**os.environ, 'XLA_FLAGS': compiling.flags(8), 'PYTHONPATH': str(ROOT)}
-  return subprocess.Popen(
-    [sys.executable, '-c', PROGRAM, str(folder), str(path), str(jobs)], cwd=ROOT, text=True,
-    env={**env, faults.VARIABLE: fault}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-  )  # fmt: skip
+def work(folder, path, fault='', jobs=8, workers=1):
+  """Workers in processes of their own, which take the first jobs only."""
+  env = {faults.VARIABLE: fault}
+  command = runs.python('-c', PROGRAM, folder, path, jobs, devices=8, env=env)
+  with runs.started(*[command] * workers) as processes:
+    runs.finish(processes, -9 if fault else 0)
 
 
 def test_what_a_killed_worker_has_begun_is_done_by_another(sweep, done, tmp_path):
   path, folder = tmp_path / 'config.json', tmp_path / 'shared'
   path.write_text(sweep.base.to_json())
-  doomed = begin(folder, path, 'kill before rename */result.json', jobs=2)
-  _, errors = doomed.communicate()
-  assert doomed.returncode == -signal.SIGKILL, errors
+  work(folder, path, 'kill before rename */result.json', jobs=2)
   jobs = expand(sweep)[:2]
   assert worker.work(folder, jobs, say=lambda text: None)
   got, want = record(folder), record(done)
@@ -315,12 +308,8 @@ def test_workers_share_a_sweep_and_survive_each_other(sweep, done, tmp_path):
   path, folder = tmp_path / 'config.json', tmp_path / 'shared'
   path.write_text(sweep.base.to_json())
   for place in ('at step 3', 'in compile', 'before rename */result.json'):
-    doomed = begin(folder, path, f'kill {place}')
-    _, errors = doomed.communicate()
-    assert doomed.returncode == -signal.SIGKILL, errors
-  for process in [begin(folder, path), begin(folder, path)]:
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    work(folder, path, f'kill {place}')
+  work(folder, path, workers=2)
   got, want = record(folder), record(done)
   assert got.keys() == want.keys()
   assert all(same(got[name], want[name]) for name in want)
@@ -373,12 +362,12 @@ def test_the_command_measures_and_trains(sweep, tmp_path):
   path, study, folder = tmp_path / 'config.json', tmp_path / 'study.py', tmp_path / 'x'
   path.write_text(sweep.base.to_json())
   study.write_text(SWEEP)
-  command = [sys.executable, '-m', 'experiments.sweep', f'{study}:{path}', f'--dir={folder}']
-  run = functools.partial(
-    subprocess.run, cwd=ROOT, text=True, capture_output=True,
-    env={**os.environ, 'XLA_FLAGS': compiling.flags(8), 'PYTHONPATH': str(ROOT)},
-  )  # fmt: skip
-  done = run([*command, '--calibrate'])
+
+  def run(*flags):
+    words = '-m', 'experiments.sweep', f'{study}:{path}', f'--dir={folder}', '--calibrate', *flags
+    return subprocess.run(**runs.python(*words, devices=8), capture_output=True)
+
+  done = run()
   assert done.returncode == 0, done.stderr
   machine = cost.Machine.from_json((folder / 'machine.json').read_text())
   assert min(machine.seconds) >= 0 < machine.fixed
@@ -386,7 +375,7 @@ def test_the_command_measures_and_trains(sweep, tmp_path):
   assert [row['status'] for row in rows] == ['finished'] * 2
   for row in rows:  # on a machine that has other things to do as well
     assert 0.1 < row['seconds'] / row['predicted_seconds'] < 10
-  elsewhere = run([*command, '--calibrate', '--engine=slurm'])
+  elsewhere = run('--engine=slurm')
   assert 'leave --engine out' in elsewhere.stderr
 
 

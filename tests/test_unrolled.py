@@ -10,8 +10,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from tests import test_step
-from tests.runs import assert_close, lines
-from tests.test_kills import finish, start_several
+from tests.runs import assert_close, lines, together
 from vit_jax.checkpoints import store
 from vit_jax.evaluate import restore
 from vit_jax.nn import sharding, tree
@@ -178,7 +177,7 @@ def test_two_processes_save_what_one_continues(finished, tmp_path, digits):
   """Unrolled, with parameters cut and copied over both; then one process, scanned."""
   workdir, _, _ = finished
   config = digits(mesh='4x2x1', model__scan=False)
-  finish(start_several(tmp_path / 'two', config))
+  together(tmp_path / 'two', config)
   assert json.loads((tmp_path / 'two' / 'result.json').read_text())['processes'] == 2
   assert_close(tmp_path / 'two', workdir)
   (tmp_path / 'two' / 'result.json').unlink()

@@ -143,6 +143,12 @@ def complaint(words, table):
   return f'{tool} {command} has no {", ".join(wrong)}' if wrong else ''
 
 
+def check(tool):
+  """The table is what this version of a tool says, if it was made of the same."""
+  found, kept = accepted(tool), table()[tool]
+  assert found['version'] != kept['version'] or found == kept
+
+
 def table():
   return json.loads(GOLDEN.read_text())
 
