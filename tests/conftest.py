@@ -1,4 +1,5 @@
 import functools
+import gc
 import os
 import pathlib
 import runpy
@@ -27,6 +28,8 @@ from vit_jax.training import config as config_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 
+# Tracing makes so many objects that an eighth of all time would go into looking for garbage.
+gc.set_threshold(100_000, 50, 100)
 jax.devices()  # now the flags are read, for the rest of this process
 os.environ['XLA_FLAGS'] = compiling.ANY
 

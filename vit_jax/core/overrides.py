@@ -66,7 +66,7 @@ def _set(cls: type, tree: dict[str, Any], path: list[str], text: str, where: str
   fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
   if name not in fields:
     raise RunError(f'unknown field {where}.{name}: {suggest(name, fields)}')
-  field, kind = fields[name], typing.get_type_hints(cls)[name]
+  field, kind = fields[name], schema.types_of(cls)[name]
   where = f'{where}.{name}'
   if {'tuples', 'texts'} & {*field.metadata}:
     _set_named(tree.setdefault(name, {}), rest, text, where, texts='texts' in field.metadata)

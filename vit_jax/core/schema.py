@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import typing
 from collections.abc import Callable, Mapping
 from types import UnionType
@@ -41,6 +42,10 @@ def tuples() -> Any:
 def texts() -> Any:
   """A dataclass field holding a dict of texts."""
   return dataclasses.field(metadata={'texts': True}, default_factory=dict)
+
+
+# Of a dataclass the types of its fields, which do not change and take long to find out.
+types_of = functools.cache(typing.get_type_hints)
 
 
 class StandIns(typing.NamedTuple):
@@ -77,7 +82,7 @@ def complete(
   for name in given:
     if name not in fields:
       raise RunError(f'unknown field {path}.{name}: {suggest(name, fields)}')
-  types = typing.get_type_hints(cls)
+  types = types_of(cls)
   tree = {}
   for name, field in fields.items():
     where, default = f'{path}.{name}', field.metadata.get('default')
@@ -140,7 +145,7 @@ def _over(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 def build(cls: type, given: Mapping[str, Any], path: str = 'config') -> Any:
   """An instance of `cls` from a nested mapping; raises as `complete` does."""
   tree = complete(cls, given, path)
-  types = typing.get_type_hints(cls)
+  types = types_of(cls)
   for field in dataclasses.fields(cls):
     where = f'{path}.{field.name}'
     if 'choices' in field.metadata:
@@ -205,7 +210,7 @@ def filled(section: Any, known: Mapping[str, Any]) -> Any:
   """
   if isinstance(section, dict):
     return {n: filled(value, known[n]) if n in known else value for n, value in section.items()}
-  types, changes = typing.get_type_hints(type(section)), {}
+  types, changes = types_of(type(section)), {}
   for name, value in _items(section):
     if name in known and value is None:
       changes[name] = _checked(known[name], types[name], name)
