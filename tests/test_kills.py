@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from tests import runs
+from tests.conftest import tiers
 from tests.runs import (
   assert_bit_identical,
   assert_close,
@@ -24,17 +25,19 @@ from vit_jax.core.errors import RESTART, RunError
 from vit_jax.train import train
 
 # Where one run is killed, place after place, and what is then in its directory of checkpoints.
+# Each costs a start: in saving and in deleting first, where most can be left behind.
 PLACES = {
-  'before open */4.orbax-checkpoint-tmp/_CHECKPOINT_METADATA': {'4.orbax-checkpoint-tmp'},
   'before rename */checkpoints/4': {'4.orbax-checkpoint-tmp'},
+  'before rmdir */checkpoints/4.deleted/state': {'4.deleted', '8', '12'},
+}
+MORE = {
+  'before open */4.orbax-checkpoint-tmp/_CHECKPOINT_METADATA': {'4.orbax-checkpoint-tmp'},
   'before mkdir */checkpoints/8.*': {'4'},
   'in restore': {'4'},
   'at step 7': {'4'},
-  'before rmdir */checkpoints/4.deleted/state': {'4.deleted', '8', '12'},
   'before rename */result.json': {'8', '12'},
 }
-# These cost a start each, and show less.
-LONG = {
+LAST = {
   'before rename */config.json': set(),
   'in compile': set(),
   'before open */metrics.jsonl': set(),
@@ -44,9 +47,12 @@ LONG = {
 }
 
 
-@pytest.mark.parametrize('places', [PLACES, pytest.param(LONG, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('places', tiers([PLACES, MORE, LAST], 0))
 def test_kills_change_nothing(finished, tmp_path, places):
-  """SIGKILL to the process of a run, start-up, saving and deleting included, then the next."""
+  """SIGKILL to the process of a run, start-up, saving and deleting included, then the next.
+
+  More than ten seconds: three processes.
+  """
   workdir, _, config = finished
   for place, left in places.items():
     killed(tmp_path / 'run', config, place, devices=8)
