@@ -44,6 +44,7 @@ SLOW = {
   'docs/how-to/train.md': 'two runs',
   'docs/how-to/your-own-data.md': 'two runs, and a source of every kind',
   'docs/reference/files-of-a-run.md': 'a run, and its model',
+  'docs/reference/models.md': 'four programs that start JAX',
 }
 BLOCK = re.compile(r'^```(\w*)\n(.*?)^```\n', re.M | re.S)
 README_LINES = 110

@@ -8,13 +8,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import traceback
 
 import fsspec.asyn
 import pytest
 
 from tests import emulators, runs
+from tests.conftest import make_digits
 from tests.runs import assert_bit_identical, checkpoints, lines, with_fault
 from vit_jax.core import behind, paths, stores
 from vit_jax.core.errors import RESTART
@@ -132,21 +132,34 @@ def through(changes, scheme, look):
   }  # fmt: skip
 
 
-@pytest.fixture
-def small(digits):
+@pytest.fixture(scope='module')
+def small(data_dir):
   """A run with many saves."""
-  return digits(
-    total='60 steps', mesh='data', checkpoint__every='4 steps', checkpoint__keep=2,
+  return make_digits(
+    data_dir, total='60 steps', mesh='data', checkpoint__every='4 steps', checkpoint__keep=2,
     evals__test__every='20 steps', compilation_cache='',
   )  # fmt: skip
 
 
+@pytest.fixture(scope='module')
+def whole(small, tmp_path_factory):
+  """That run in a local directory."""
+  path = tmp_path_factory.mktemp('store') / 'whole'
+  assert runs.run(path, small).returncode == 0
+  return path
+
+
+# Done by a configuration: a store that does not serve is not asked again for as long as always.
+IMPATIENT = """
+from vit_jax.core import behind, stores
+stores.TOGETHER, stores.ONE, behind.LAST = 4.0, 2.0, 10.0
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('scheme', SCHEMES)
-def test_kills_at_any_request(servers, small, tmp_path, scheme):
+def test_kills_at_any_request(servers, small, whole, tmp_path, scheme):
   """SIGKILL before a request drawn by lot, whoever makes it; continued elsewhere."""
-  whole = tmp_path / 'whole'
-  assert runs.run(whole, small).returncode == 0
   rng, url = random.Random(0), f'{scheme}://bucket/kills'
   kills = 0
   for number in itertools.count():
@@ -180,25 +193,21 @@ def test_kills_at_any_request(servers, small, tmp_path, scheme):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('scheme', SCHEMES)
-def test_a_store_that_stops_serving(servers, small, tmp_path, scheme):
+def test_a_store_that_stops_serving(servers, small, whole, tmp_path, scheme):
   """For a while: it is asked again, and the run goes on. For good: one sentence."""
-  whole = tmp_path / 'whole'
-  assert runs.run(whole, small).returncode == 0
 
   def go(name, status, numbers):
     context, environment = through(
       servers, scheme, lambda count, *_: status if count in numbers else None
     )
     with context as address:
-      began = time.monotonic()
-      done = runs.run(f'{scheme}://bucket/{name}', small, configs=tmp_path / name,
+      return runs.run(f'{scheme}://bucket/{name}', small, configs=tmp_path / name,
                       env=environment(address))  # fmt: skip
-      return done, time.monotonic() - began
 
-  done, _ = go('busy', 503, range(40, 60))
+  done = go('busy', 503, range(40, 60))
   assert done.returncode == 0, done.stderr
   assert_bit_identical(f'{scheme}://bucket/busy', whole)
-  done, _ = go('denied', 403, range(60, 10**9))
+  done = go('denied', 403, range(60, 10**9))
   assert done.returncode == 1, (done.stdout, done.stderr)
   (line,) = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
   assert 'could not be written' in line or 'cannot write' in line
@@ -309,7 +318,8 @@ def test_a_store_that_does_not_serve_at_a_restart(servers, small, tmp_path, sche
       servers, scheme, lambda count, *_, first=first: 503 if count >= first else None
     )
     with context as address:
-      done = runs.run(url, small, '--overwrite', configs=tmp_path / 'b', env=environment(address))
+      done = runs.run(url, small, '--overwrite', configs=tmp_path / 'b', env=environment(address),
+                      first=IMPATIENT)  # fmt: skip
     found[first] = done.returncode, done.stderr
     assert done.returncode == RESTART, found
     assert '/vit_jax/' not in done.stderr
