@@ -4,6 +4,7 @@ Exit status 1 if there is no use in another one; else this process becomes the c
 one. Of the pods of a JobSet the first counts.
 """
 
+import functools
 import os
 import sys
 
@@ -17,6 +18,7 @@ if __name__ == '__main__':
   workdir, *words = sys.argv[1:]
   if all(os.environ.get(name, '0') == '0' for name in PLACE):
     with command.errors():
-      job.begin(job.load(workdir), lambda text: print(text, flush=True))
+      say = functools.partial(print, flush=True)
+      job.begin(job.patiently(lambda: job.load(workdir), say), say)
   if words:
     os.execvp(words[0], words)

@@ -12,14 +12,15 @@ import itertools
 import re
 import shlex
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from vit_jax.core import paths
 from vit_jax.core.errors import RESTART, PassingError, RunError
 
 # Of all engines: TensorFlow, where somebody has installed it, is not to open our files.
 ENVIRONMENT = {'EPATH_USE_TF': '0'}
+_T = TypeVar('_T')
 _NAME = re.compile(r'[a-z]([-a-z0-9]{0,26}[a-z0-9])?')
 
 
@@ -166,18 +167,25 @@ def begin(job: Job, say: Any = print) -> None:
   Raises:
     RunError: if the last ones have brought the job no further, or the store serves no longer.
   """
-  vain = None
+  if vain := patiently(lambda: _count(job, say), say, job.max_restarts):
+    pause(vain)
+
+
+def patiently(ask: Callable[[], _T], say: Any = print, most: int = Job.max_restarts) -> _T:
+  """What a store answers, with longer and longer pauses while it does not serve.
+
+  Raises:
+    RunError: after so many tries.
+  """
   for tries in itertools.count(1):
     try:
-      vain = _count(job, say)
-      break
+      return ask()
     except (PassingError, TimeoutError) as error:
-      if tries > job.max_restarts:
-        raise RunError(f'{job.workdir}: {error}, {tries} times in a row') from None
-      say(f'cannot count the attempt yet: {error}')
+      if tries > most:
+        raise RunError(f'{error}, {tries} times in a row') from None
+      say(f'an attempt cannot begin yet: {error}')
       pause(tries)
-  if vain:
-    pause(vain)
+  raise AssertionError
 
 
 def _count(job: Job, say: Any) -> int:
