@@ -32,7 +32,7 @@ def build(**changes):
     total='9', batch_size=16,
     model=dict(variant='mu/4', image_size=(8, 8), in_channels=1, depth=2, width=16, mlp_dim=32,
                num_heads=2, pool='map', remat='names'),
-    task=dict(label_smoothing=0.1, mixup=0.3, flip=True),
+    task=dict(label_smoothing=0.1, mixup=0.3, cutmix=1.0, mix_prob=0.9, mix_mode='elem', flip=True),
     data=dict(source=dict(name='synthetic', num_classes=4, image_size=(8, 8))),
     optim=dict(lr=1e-2, weight_decay=0.1, warmup='2', ema=0.5, clip=0.7, eps=1e-3),
   )  # fmt: skip
@@ -49,6 +49,7 @@ def batch_of(cfg, step):
     'image': rng.integers(0, 256, (cfg.batch_size, 8, 8, 1), dtype=np.uint8),
     'label': rng.integers(0, 4, cfg.batch_size, dtype=np.int32),
     'mask': mask,
+    'erased': rng.integers(0, 5, (cfg.batch_size, 1, 4), dtype=np.int32),  # by noise
   }
 
 
@@ -188,7 +189,7 @@ def test_the_state_is_donated():
 
 
 def test_masked_examples_count_for_nothing():
-  experiment = Experiment(build(task__mixup=0.0))
+  experiment = Experiment(build(task__mixup=0.0, task__cutmix=0.0))
   step_fn = experiment.train_step()
   results = []
   for filler in (0, 255):

@@ -51,7 +51,7 @@ ONLY = {
   'tensorboardX': ('training.writers',),
   'sklearn': ('data.builders', 'data.generators', 'evaluators'),
   'safetensors': ('convert.files',),
-  'PIL': ('data.preprocess', 'data.masks', 'draw'),
+  'PIL': ('data.preprocess', 'data.operators', 'data.masks', 'draw'),
   'pathlib': ('core.paths',),
   'shutil': ('core.paths',),
   'tempfile': ('core.paths',),

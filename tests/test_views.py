@@ -9,6 +9,8 @@ import pytest
 
 from vit_jax.core.errors import RunError
 from vit_jax.data import crops, masks, pipeline, preprocess
+from vit_jax.data.changes import Reading, Tone
+from vit_jax.data.colours import Colour
 from vit_jax.data.examples import Source
 from vit_jax.data.fields import Boxes, Field, Masks
 from vit_jax.data.misfit import MisfitError
@@ -16,19 +18,38 @@ from vit_jax.data.order import Keyed
 from vit_jax.data.rows.columns import Columns, Image, Instances, Label, Labels, Map, Points, Vector
 from vit_jax.data.views import FLIPS, View
 
+
+class Moving(Colour):
+  """Only what moves pixels of RandAugment and AutoAugment, and turns by little."""
+
+  moves = True
+
+  def draw(self, size, rng):
+    one, other = Reading('bilinear', (0,)), Reading('bilinear', (0,), by_index=True)
+    angle, level, shift = rng.uniform(-1, 1, 3)
+    changes = one.rotate(20 * angle, size), other.shear(1, 0.2 * level), one.translate(0, 4 * shift)
+    return (changes[0], Tone('contrast', 1.0), *changes[1:])
+
+
 SIZE = 40, 56
 VIEWS = [
-  View(crop, flip, size)
-  for crop, flip, size in itertools.product(
+  View(crop, flip, size, colour)
+  for (crop, colour), flip, size in itertools.product(
     (
-      crops.Resize(), crops.Center(0.7), crops.RandomResized(min_area=0.3), crops.Affine(),
-      crops.Resize(method='bicubic'), crops.Center(0.8, method='bilinear'),
-      crops.published('bicubic', 0.9, 'transformers'),
+      *((crop, Colour()) for crop in (
+        crops.Resize(), crops.Center(0.7), crops.RandomResized(min_area=0.3), crops.Affine(),
+        crops.Resize(method='bicubic'), crops.Center(0.8, method='bilinear'),
+        crops.published('bicubic', 0.9, 'transformers'), crops.Simple(method='linear'),
+      )),
+      (crops.RandomResized(0.3, dialect='big_vision'), Moving()),
     ),
     ('none', 'both'), (SIZE, (90, 33)),
   )
 ]  # fmt: skip
-IDS = [f'{type(v.crop).__name__}-{v.crop.method}-{v.flip}-{v.size[0]}' for v in VIEWS]
+IDS = [
+  f'{type(v.crop).__name__}-{v.crop.method}-{v.flip}-{v.size[0]}{"-moved" * v.colour.moves}'
+  for v in VIEWS
+]
 HEIGHT, WIDTH = 61, 83
 
 
@@ -66,7 +87,8 @@ def test_a_mask_of_boxes_in_view_is_that_of_the_boxes_in_view(view):
       apart = cv2.pointPolygonTest(corners.astype(np.float32), (x + 0.5, y + 0.5), True)
       assert abs(apart) <= np.linalg.norm(scale) + 1e-3
     inside, share = placement.boxes(box)
-    if placement.matrix is None and share[0] > 0.5 and np.prod(inside[0, 2:] - inside[0, :2]) > 200:
+    straight = placement.matrix is None and not placement.changes
+    if straight and share[0] > 0.5 and np.prod(inside[0, 2:] - inside[0, :2]) > 200:
       y, x = np.nonzero(got)
       found = [x.min(), y.min(), x.max() + 1, y.max() + 1]
       np.testing.assert_allclose(found, inside[0], atol=scale.max() + 1)
@@ -103,7 +125,8 @@ def test_and_back(view):
     np.testing.assert_allclose(placement.back(placement.points(points)), points, atol=1e-9)
     corners = random_boxes(rng, 20)
     inside, share = placement.boxes(corners)
-    if placement.matrix is None:
+    straight = placement.matrix is None and not placement.changes
+    if straight:
       whole = share > 1 - 1e-9
       np.testing.assert_allclose(placement.back_boxes(inside[whole]), corners[whole], atol=1e-9)
     smooth = cv2.resize(rng.integers(0, 5, (4, 5), np.uint8), (WIDTH, HEIGHT), interpolation=0)
@@ -111,11 +134,11 @@ def test_and_back(view):
     assert back.shape == smooth.shape
     seen = back != 255
     assert (back == smooth)[seen].mean() > 0.9
-    if placement.matrix is None and isinstance(view.crop, crops.Resize):
+    if straight and isinstance(view.crop, crops.Resize):
       assert seen.all()
     outside = placement.back(np.array([[0.0, 0], [view.size[1], view.size[0]]]))
     y, x = np.nonzero(~seen)
-    if placement.matrix is None and len(x):
+    if straight and len(x):
       low, high = outside.min(0), outside.max(0)
       away = (x + 0.5 < low[0] + 1) | (x + 0.5 > high[0] - 1)
       assert (away | (y + 0.5 < low[1] + 1) | (y + 0.5 > high[1] - 1)).all()

@@ -76,6 +76,17 @@ def _with_health(record: dict[str, Any]) -> None:
   record['rewind'] = dict(most=0, above=1.5, patience=20, back='100 steps')
   record['health'] = dict(hang=0.0, wait=0.0, silent=60.0)
   record['checkpoint']['mtbf'] = 12.0
+  _with_augmentation(record)
+
+
+def _with_augmentation(record: dict[str, Any]) -> None:
+  """Images were cut and mirrored, and mixed by mixup; nothing else."""
+  data, task = record.get('data', {}), record.get('task', {})
+  data |= dict(colour={'name': 'none'}, erase={'name': 'none'}, repeats=1)
+  if data.get('crop', {}).get('name') == 'random_resized':
+    data['crop'] |= dict(max_area=1.0, dialect='vit_jax')
+  if 'mixup' in task:
+    task |= dict(cutmix=0.0, mix_prob=1.0, mix_switch=0.5, mix_mode='batch')
 
 
 def _with_axes(model: Any) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError, suggest
+from vit_jax.data.colours import COLOURS
 from vit_jax.data.crops import CROPS, UNSET
+from vit_jax.data.erasing import ERASURES
 from vit_jax.data.examples import Source
 from vit_jax.data.sources import SOURCES, open_split
 from vit_jax.data.views import View
@@ -30,6 +32,11 @@ class DataConfig:
     crop: how images are brought to the model's size; see `crops`.
     flip: mirror images, and all that belongs to them: 'horizontal' half of them left to right,
       'vertical' half of them upside down, 'both' each independently.
+    colour: what is done to the pixels of training after crop and flip; see `colours`. Where that
+      moves pixels, all that belongs to an image moves with them.
+    erase: boxes of training images that are erased; see `erasing`.
+    repeats: views of each image in a batch (Hoffer et al. 2020, 'repeated augmentation'): a batch
+      has that many times fewer images, and an epoch as many views as there are images.
     order: how the order of the examples is drawn. Unset: 'keyed', in constant memory; 'permutation'
       is that of runs of formats up to 3, and needs 8 bytes for each example, twice.
     on_corrupt: an image that cannot be used (it does not decode, or has other channels than the
@@ -47,6 +54,9 @@ class DataConfig:
   split: str = 'train'
   crop: Any = schema.choice(CROPS, 'resize')
   flip: str = 'none'
+  colour: Any = schema.choice(COLOURS, 'none')
+  erase: Any = schema.choice(ERASURES, 'none')
+  repeats: int = 1
   order: str = UNSET
   on_corrupt: str = 'error'
   audit: int = 1000
@@ -61,12 +71,14 @@ class DataConfig:
 
     if self.order not in (None, *ORDERS):
       raise RunError(f'unknown data.order {self.order!r}: {suggest(self.order, ORDERS)}')
+    if self.repeats < 1:
+      raise RunError(f'data.repeats={self.repeats} must be at least 1')
     self.view  # noqa: B018
 
   @property
   def view(self) -> View:
     """Of training, without a size."""
-    return View(self.crop, self.flip)
+    return View(self.crop, self.flip, colour=self.colour, erase=self.erase)
 
   def open(self, split: str) -> Source:
     """The examples of a split, or of a part of it."""

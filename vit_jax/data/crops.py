@@ -12,9 +12,11 @@ if TYPE_CHECKING:
   import numpy as np
 
 Box = tuple[int, int, int, int]  # top, left, height, width
-# How pixels are resampled: averaged over areas, or as Pillow does with antialiasing.
-METHODS = ('area', 'bilinear', 'bicubic')
+# How pixels are resampled: averaged over areas, as Pillow does with antialiasing, or without it.
+METHODS = ('area', 'bilinear', 'bicubic', 'linear')
 UNSET: Any = None
+# Tries of a random crop until the whole image, or the middle of it, is taken instead.
+_TRIES, _TRIES_BIG_VISION = 10, 100
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,8 +24,9 @@ class Crop:
   """A choice of a part of an image, and how that is brought to the model's size.
 
   Attributes:
-    method: 'area', or 'bilinear' or 'bicubic' with antialiasing as in Pillow. Unset: that of the
-      checkpoint that the run starts from, or 'area', which is the fastest.
+    method: 'area'; 'bilinear' or 'bicubic' with antialiasing as in Pillow; or 'linear', between the
+      four nearest pixels, without antialiasing, as TensorFlow resizes if nobody asks it not to.
+      Unset: that of the checkpoint that the run starts from, or 'area'.
     exact: whether every pixel of the part contributes. Scaled decoding would change those of
       evaluation by 1 to 5 of 255 levels on average, so only random crops do without.
     area: by how much a part must shrink for its pixels to be averaged; below, it is interpolated.
@@ -54,6 +57,26 @@ class Crop:
   def whole(self) -> bool:
     """Whether the whole image is resized first, as others do it for evaluation."""
     return self.central and self.method not in (None, 'area')
+
+  def at(self, rng: Any) -> tuple[float, float]:
+    """Where a frame is cut from an image that is resized first: shares of the room for it."""
+    del rng
+    return 0.5, 0.5
+
+  def window(
+    self, have: tuple[int, int], size: tuple[int, int], at: tuple[float, float]
+  ) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Of an image that is resized first its size then, and the top and left edge of the frame.
+
+    Args:
+      have: height and width of the image.
+      size: of the frame.
+      at: as `at` gave it.
+    """
+    del at
+    if not self.fraction:
+      return size, (0, 0)
+    return sides(have, size, self.fraction, down=self.down)
 
   def box(self, height: int, width: int, size: tuple[int, int], rng: Any) -> Box:
     """The part of an image of this height and width that is wanted."""
@@ -100,39 +123,138 @@ class RandomResized(Crop):
   """A random crop of random area and aspect ratio (Szegedy et al. 2015, 'Inception crop').
 
   Attributes:
-    min_area: smallest share of the image's area; the largest is 1.
-    max_aspect: aspect ratios are log-uniform between 1 / max_aspect and max_aspect.
+    min_area, max_area: smallest and largest share of the image's area.
+    max_aspect: aspect ratios are between 1 / max_aspect and max_aspect.
+    dialect: of the law by which a part is drawn. 'torchvision': its area evenly, the logarithm of
+      its aspect ratio evenly; if ten tries do not fit into the image, the largest middle part whose
+      ratio is allowed. 'big_vision', that of TensorFlow: the aspect ratio evenly, then the height
+      evenly between those of the smallest and the largest area, which favours smaller parts; if 100
+      tries do not fit, the whole image. 'vit_jax': that of torchvision, but the part begins and
+      ends where an image can be decoded at a fraction of its size, which is faster, and what never
+      fits becomes the largest middle part of the model's aspect ratio.
   """
 
   min_area: float = 0.08
+  max_area: float = 1.0
   max_aspect: float = 4 / 3
-  exact = False
+  dialect: str = 'vit_jax'
   random = True
   area = 2.0  # bilinear down to half the size, where it still reads every pixel
 
   def __post_init__(self):
     super().__post_init__()
-    if not (0 < self.min_area <= 1 <= self.max_aspect):
+    if not (0 < self.min_area <= self.max_area <= 1 <= self.max_aspect):
       raise RunError(
-        f'a random crop needs 0 < min_area <= 1 and max_aspect >= 1: {self.min_area}, '
-        f'{self.max_aspect}'
+        'a random crop needs 0 < min_area <= max_area <= 1 and max_aspect >= 1: '
+        f'{self.min_area}, {self.max_area}, {self.max_aspect}'
       )
+    if self.dialect not in _LAWS:
+      raise RunError(
+        f'unknown dialect of a random crop {self.dialect!r}: {suggest(self.dialect, _LAWS)}'
+      )
+
+  @property
+  def exact(self) -> bool:
+    """See `Crop`."""
+    return self.dialect != 'vit_jax'
 
   def box(self, height: int, width: int, size: tuple[int, int], rng: Any) -> Box:
     """See `Crop`."""
-    for _ in range(10):
-      area, aspect, top, left = rng.random(4).tolist()
-      area = height * width * (self.min_area + (1 - self.min_area) * area)
-      aspect = self.max_aspect ** (2 * aspect - 1)
-      rows, columns = round((area / aspect) ** 0.5), round((area * aspect) ** 0.5)
-      if 0 < rows <= height and 0 < columns <= width:
-        top, left = int(top * (height - rows + 1)), int(left * (width - columns + 1))
-        break
-    else:
-      top, left, rows, columns = Center(1.0).box(height, width, size, rng)
+    found = _LAWS[self.dialect](self, height, width, rng)
+    if self.exact:
+      return found or (0, 0, height, width)
+    top, left, rows, columns = found or Center(1.0).box(height, width, size, rng)
     # Whole pixels of an image that is decoded at a fraction of its size.
     grid = octaves(rows, columns, size)
     return top // grid * grid, left // grid * grid, rows // grid * grid, columns // grid * grid
+
+
+def _by_area(crop: RandomResized, height: int, width: int, rng: Any) -> Box | None:
+  """As torchvision draws a part; None if none fits."""
+  for _ in range(_TRIES):
+    area, aspect, top, left = rng.random(4).tolist()
+    area = height * width * (crop.min_area + (crop.max_area - crop.min_area) * area)
+    aspect = crop.max_aspect ** (2 * aspect - 1)
+    rows, columns = round((area / aspect) ** 0.5), round((area * aspect) ** 0.5)
+    if 0 < rows <= height and 0 < columns <= width:
+      return int(top * (height - rows + 1)), int(left * (width - columns + 1)), rows, columns
+  return None
+
+
+def _by_area_or_middle(crop: RandomResized, height: int, width: int, rng: Any) -> Box:
+  """`_by_area`, or torchvision's middle part."""
+  if found := _by_area(crop, height, width, rng):
+    return found
+  rows = min(height, round(width * crop.max_aspect))
+  columns = min(width, round(height * crop.max_aspect))
+  return (height - rows) // 2, (width - columns) // 2, rows, columns
+
+
+def _by_height(crop: RandomResized, height: int, width: int, rng: Any) -> Box | None:
+  """As TensorFlow's kernel of sample_distorted_bounding_box draws a part; None if none fits."""
+  least, most = crop.min_area * height * width, crop.max_area * height * width
+  low, high = 1 / crop.max_aspect, crop.max_aspect
+  for _ in range(_TRIES_BIG_VISION):
+    aspect, tall, top, left = rng.random(4).tolist()
+    aspect = low + (high - low) * aspect
+    first, last = (round(math.sqrt(area / aspect)) for area in (least, most))
+    if round(last * aspect) > width:
+      last = int((width + 0.5) / aspect)
+      last -= round(last * aspect) > width
+    last = min(last, height)
+    rows = min(first, last)
+    rows += int(tall * (last - rows + 1))
+    # What rounding has put outside of the range is moved by one row.
+    rows += rows * round(rows * aspect) < least
+    rows -= rows * round(rows * aspect) > most
+    columns = round(rows * aspect)
+    if least <= rows * columns <= most and 0 < rows <= height and 0 < columns <= width:
+      # The last row and column that would be possible never are the first ones.
+      return int(top * (height - rows)), int(left * (width - columns)), rows, columns
+  return None
+
+
+_LAWS = {'vit_jax': _by_area, 'torchvision': _by_area_or_middle, 'big_vision': _by_height}
+
+
+@dataclasses.dataclass(frozen=True)
+class Simple(Crop):
+  """The whole image at the model's size, and of that, its border mirrored, a part of that size.
+
+  The 'simple random crop' of DeiT III (Touvron et al. 2022, section 3.2): the shorter side gets the
+  size of the model, the aspect ratio stays.
+
+  Attributes:
+    pad: pixels that are mirrored at each edge.
+  """
+
+  pad: int = 4
+  random = True
+  fraction: ClassVar[float] = 1.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.pad < 0:
+      raise RunError(f'the border of a simple crop is at least 0 pixels: pad={self.pad}')
+
+  @property
+  def whole(self) -> bool:
+    """See `Crop`: the border needs all of the image at its new size."""
+    return True
+
+  def at(self, rng: Any) -> tuple[float, float]:
+    """See `Crop`."""
+    top, left = rng.random(2).tolist()
+    return top, left
+
+  def window(
+    self, have: tuple[int, int], size: tuple[int, int], at: tuple[float, float]
+  ) -> tuple[tuple[int, int], tuple[int, int]]:
+    """See `Crop`; the edges of the frame may lie in the border, which is around the image."""
+    whole, _ = sides(have, size, 1.0)
+    room = (side + 2 * self.pad - wanted + 1 for side, wanted in zip(whole, size, strict=True))
+    top, left = (int(share * each) - self.pad for share, each in zip(at, room, strict=True))
+    return whole, (top, left)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +308,8 @@ def published(method: str, fraction: float, dialect: str = '') -> Crop:
 
 
 CROPS = {
-  'resize': Resize, 'center': Center, 'random_resized': RandomResized, 'affine': Affine
+  'resize': Resize, 'center': Center, 'random_resized': RandomResized, 'simple': Simple,
+  'affine': Affine,
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ the model takes the other; nothing is made up, and everything else is a `MisfitE
 from __future__ import annotations
 
 import io
+import math
 import re
 import struct
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from vit_jax.data import crops, exif, jpeg, kinds, tiff
+from vit_jax.data import exif, jpeg, kinds, operators, tiff
 from vit_jax.data.crops import Box, Crop, octaves
 from vit_jax.data.misfit import MisfitError
 from vit_jax.data.views import Placement, View
@@ -120,9 +121,10 @@ class Opened:
     """
     crop, size = placement.crop, placement.size
     if crop.whole:
-      pixels = published(self.decoded(), size, crop.fraction, crop.method, down=crop.down)
-      return placement.mirrored(pixels)
-    return placement.mirrored(_fit(crop, self._part(placement), size, placement.matrix))
+      pixels = _windowed(self.decoded(), size, crop.method or 'area', *placement.window)
+    else:
+      pixels = _fit(crop, self._part(placement), size, placement.matrix)
+    return operators.changed(placement.mirrored(pixels), placement.changes)
 
   def decoded(self) -> np.ndarray:
     """All of it, kept: views to come are cut from this. Raises as `decode`."""
@@ -168,26 +170,40 @@ def prepare(
   return opened.within(view.place(*opened.size, rng))
 
 
-def published(
-  image: np.ndarray, size: tuple[int, int], fraction: float, method: str, *, down: bool = False
-) -> np.ndarray:
-  """An image as timm and transformers bring it to the size of a model.
+def _windowed(
+  image: np.ndarray, size: tuple[int, int], method: str, whole: tuple[int, int],
+  corner: tuple[int, int],
+) -> np.ndarray:  # fmt: skip
+  """The whole image at some size, and of that a part, which may reach beyond it into a mirror.
 
   Args:
-    image: uint8 (height, width, channels).
-    size: (height, width) wanted.
-    fraction: of the shorter side that the central crop keeps; 0 resizes the whole image.
-    method: 'bilinear' or 'bicubic'.
-    down: whether a middle between two pixels is rounded down, as transformers does.
+    image: (height, width, channels).
+    size: height and width wanted.
+    method: of resampling.
+    whole: height and width of the image before the part is cut out.
+    corner: top and left edge of the part in that.
 
   Returns:
-    uint8 (*size, channels).
+    (*size, channels).
   """
-  if not fraction:
-    return _pillow(image, size, method)
-  whole, (top, left) = crops.sides(image.shape[:2], size, fraction, down=down)
-  image = _pillow(image, whole, method)
+  image = _resampled(image, whole, method)
+  beyond = [
+    (max(0, -first), max(0, first + wanted - side))
+    for first, wanted, side in zip(corner, size, whole, strict=True)
+  ]
+  if np.any(beyond):
+    image = np.pad(image, (*beyond, (0, 0)), mode='reflect')
+  top, left = (first + before for first, (before, _) in zip(corner, beyond, strict=True))
   return image[top : top + size[0], left : left + size[1]]
+
+
+def _resampled(
+  image: np.ndarray, size: tuple[int, int], method: str, *, area: float = 1.0
+) -> np.ndarray:
+  """An image at another size, by one of `crops.METHODS`."""
+  if method in ('area', 'linear'):
+    return resize(image, size, area=area if method == 'area' else math.inf)
+  return _pillow(image, size, method)
 
 
 def _pillow(image: np.ndarray, size: tuple[int, int], method: str) -> np.ndarray:
@@ -203,7 +219,10 @@ def _pillow(image: np.ndarray, size: tuple[int, int], method: str) -> np.ndarray
 
 
 def resize(image: np.ndarray, size: tuple[int, int], *, area: float = 1.0) -> np.ndarray:
-  """To (height, width), averaging over pixels when shrinking by more than `area`, else bilinear."""
+  """To (height, width), averaging over pixels when shrinking by more than `area`, else bilinear.
+
+  Bilinear is between the four nearest pixels, however much an image shrinks.
+  """
   if image.shape[:2] == size:
     return image
   shrinks = max(image.shape[0] / size[0], image.shape[1] / size[1]) > area
@@ -219,11 +238,7 @@ def cut(image: np.ndarray, box: Box) -> np.ndarray:
 
 def _fit(crop: Crop, part: np.ndarray, size: tuple[int, int], matrix: np.ndarray | None):
   """The part that a crop has chosen, at the model's size."""
-  pixels = (
-    resize(part, size, area=crop.area)
-    if crop.method in (None, 'area')
-    else _pillow(part, size, crop.method)
-  )
+  pixels = _resampled(part, size, crop.method or 'area', area=crop.area)
   if matrix is None:
     return pixels
   return _by_channels(

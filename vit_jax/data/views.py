@@ -10,7 +10,10 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from vit_jax.core.errors import RunError, suggest
-from vit_jax.data.crops import Box, Crop, Resize, sides
+from vit_jax.data import erasing
+from vit_jax.data.changes import Change, Move
+from vit_jax.data.colours import Colour
+from vit_jax.data.crops import Box, Crop, Resize
 
 if TYPE_CHECKING:
   import numpy as np
@@ -29,11 +32,15 @@ class View:
     flip: 'horizontal' mirrors half of the images left to right, 'vertical' upside down, 'both' both
       ways independently.
     size: height and width that the model takes; a task sets it.
+    colour: what is done to pixels after that; see `colours`.
+    erase: which boxes are erased at last; see `erasing`.
   """
 
   crop: Crop = dataclasses.field(default_factory=Resize)
   flip: str = 'none'
   size: tuple[int, int] = (1, 1)
+  colour: Colour = dataclasses.field(default_factory=Colour)
+  erase: Any = dataclasses.field(default_factory=erasing.NoErasing)
 
   def __post_init__(self):
     if self.flip not in FLIPS:
@@ -54,7 +61,14 @@ class View:
     matrix = self.crop.matrix(self.size, rng)
     mirror = lambda *ways: self.flip in ways and rng is not None and bool(rng.random() < 0.5)  # noqa: E731
     across, down = mirror('horizontal', 'both'), mirror('vertical', 'both')
-    return Placement((height, width), self.size, self.crop, box, matrix, across, down)
+    at = self.crop.at(rng)
+    changes, erased = (), ()
+    if rng is not None:
+      changes = self.colour.draw(self.size, rng)
+      erased = self.erase.draw(self.size, rng) if self.erase.count else ()
+    return Placement(
+      (height, width), self.size, self.crop, box, matrix, across, down, at, changes, erased
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,7 +84,10 @@ class Placement:
     box: that part of the image.
     matrix: a warp of the part once it has the size of the frame, float64 (2, 3), of the centres of
       pixels; or None.
-    across, down: whether it is mirrored at last left to right, and upside down.
+    across, down: whether it is mirrored then left to right, and upside down.
+    at: where the frame is cut from an image that is resized first; see `Crop`.
+    changes: of the pixels of the frame after that, some of which move them.
+    erased: boxes of the frame: top, left, height and width.
   """
 
   source: tuple[int, int]
@@ -80,6 +97,9 @@ class Placement:
   matrix: np.ndarray | None = None
   across: bool = False
   down: bool = False
+  at: tuple[float, float] = (0.5, 0.5)
+  changes: tuple[Change, ...] = ()
+  erased: tuple[erasing.Box, ...] = ()
 
   @property
   def affine(self) -> np.ndarray:
@@ -97,15 +117,25 @@ class Placement:
       if mirrored:
         found[axis] *= -1
         found[axis, 2] += side
+    for change in self.changes:
+      if isinstance(change, Move):
+        matrix = change.matrix
+        found = matrix[:, :2] @ found
+        found[:, 2] += matrix[:, 2]
     return found
 
   def _part(self) -> tuple[float, float, float, float]:
     """Top, left, height and width of what fills the frame, in pixels of the image."""
-    if not self.crop.whole or not self.crop.fraction:
+    if not self.crop.whole:
       return self.box
-    whole, (top, left) = sides(self.source, self.size, self.crop.fraction, down=self.crop.down)
+    whole, (top, left) = self.window
     y, x = (have / side for have, side in zip(self.source, whole, strict=True))
     return top * y, left * x, self.size[0] * y, self.size[1] * x
+
+  @property
+  def window(self) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Of an image that is resized first: its size then, and the top and left edge of the frame."""
+    return self.crop.window(self.source, self.size, self.at)
 
   def points(self, points: np.ndarray) -> np.ndarray:
     """Points of the image, (n, 2), in the frame; they may lie outside of it."""
@@ -169,7 +199,7 @@ class Placement:
     )
 
   def mirrored(self, pixels: np.ndarray) -> np.ndarray:
-    """An image of the frame, (height, width, ...), turned at last; a view."""
+    """An image of the frame, (height, width, ...), mirrored; a view."""
     return pixels[:: -1 if self.down else 1, :: -1 if self.across else 1]
 
 

@@ -131,6 +131,12 @@ def whole(x: jax.Array) -> jax.Array:
   return x if mesh.empty else jax.sharding.reshard(x, P(*(None,) * x.ndim))
 
 
+def reshard(x: jax.Array, *axes: str | None) -> jax.Array:
+  """`x` laid out as its logical axes say."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return x if mesh.empty else jax.sharding.reshard(x, spec(*axes))
+
+
 def device() -> Any:
   """What kind of device the mesh in context is made of: has `platform` and `device_kind`."""
   abstract = jax.sharding.get_abstract_mesh().abstract_device

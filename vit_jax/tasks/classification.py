@@ -14,6 +14,7 @@ from vit_jax.data.examples import Example
 from vit_jax.data.rows import Rows
 from vit_jax.data.rows.columns import Label
 from vit_jax.data.views import View
+from vit_jax.tasks import mixing
 from vit_jax.tasks.images import Images
 from vit_jax.tasks.task import Batch, Context, Fields, Prediction, Seen, Sums, picture_of
 
@@ -32,14 +33,24 @@ class Classification(Images):
 
   Attributes:
     label_smoothing: probability mass spread evenly over all classes (Szegedy et al. 2016).
-    mixup: alpha of the Beta distribution of mixing coefficients, one per batch; 0 does not mix
-      (Zhang et al. 2018).
+    mixup: alpha of the Beta distribution of the shares in which pairs of images are mixed; 0 does
+      not mix (Zhang et al. 2018). big_vision's takes the larger share, which makes no difference
+      here: of a pair both mixes are in the batch.
+    cutmix: alpha of the Beta distribution of the share of an image that stays where a box is
+      replaced by that of another image; 0 does not cut (Yun et al. 2019).
+    mix_prob: probability that images are mixed or cut.
+    mix_switch: where mixup and cutmix are both given, the probability of cutmix.
+    mix_mode: whether these are drawn for each 'batch', each 'pair' of it, or each example, 'elem'.
     flip: mirror half of the training images left to right on the devices, as runs of formats up to
       3 did; new ones say data.flip, which works for every task.
   """
 
   label_smoothing: float = 0.0
   mixup: float = 0.0
+  cutmix: float = 0.0
+  mix_prob: float = 1.0
+  mix_switch: float = 0.5
+  mix_mode: str = 'batch'
   flip: bool = False
   classed = 'label'
 
@@ -47,8 +58,12 @@ class Classification(Images):
     super().__post_init__()
     if not 0 <= self.label_smoothing < 1:
       raise RunError(f'task.label_smoothing={self.label_smoothing} must be in [0, 1)')
-    if self.mixup < 0:
-      raise RunError(f'task.mixup={self.mixup} must not be negative')
+    self.mix  # noqa: B018
+
+  @property
+  def mix(self) -> mixing.Mix:
+    """How images of a batch are mixed."""
+    return mixing.Mix(self.mixup, self.cutmix, self.mix_prob, self.mix_switch, self.mix_mode)
 
   def adapt(self, model: Any, fields: Fields) -> Any:
     """See `Task`: a logit for each class, unless the model has a number of them."""
@@ -122,18 +137,12 @@ class Classification(Images):
     if key is None:
       return batch
     flip_key, mix_key = jax.random.split(key)
-    image = batch['image']
     if self.flip:
+      image = batch['image']
       sharding = jax.typeof(batch['mask']).sharding
       mirrored = jax.random.bernoulli(flip_key, shape=image.shape[:1], out_sharding=sharding)
-      image = jnp.where(mirrored[:, None, None, None], image[:, :, ::-1], image)
-    if self.mixup:
-      share = jax.random.beta(mix_key, self.mixup, self.mixup)
-      # The partner of each example is its mirror position: a layout-preserving permutation.
-      image = share * image + (1 - share) * image[::-1]
-      batch['label2'], batch['mask'] = batch['label'][::-1], batch['mask'] * batch['mask'][::-1]
-      batch['share'] = jnp.full_like(batch['mask'], share)
-    return {**batch, 'image': image}
+      batch['image'] = jnp.where(mirrored[:, None, None, None], image[:, :, ::-1], image)
+    return self.mix(batch, mix_key) if self.mix else batch
 
   def targets(self, batch: Batch, num_classes: int) -> jax.Array:
     """(batch, num_classes) probabilities."""

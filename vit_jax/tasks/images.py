@@ -14,6 +14,7 @@ from vit_jax.architecture.card import Card
 from vit_jax.core.errors import RunError
 from vit_jax.data.rows.columns import Column, Columns, Image
 from vit_jax.data.views import View
+from vit_jax.tasks import mixing
 from vit_jax.tasks.task import Batch, Fields, Task
 
 # Configurations are checked before JAX is there.
@@ -85,9 +86,10 @@ class Images(Task):
     return Columns(view.sized(_seeing(model).image_size), (image_of(model, fields),), others)
 
   def augment(self, batch: Batch, key: jax.Array | None, hyper: Mapping[str, Any]) -> Batch:
-    """See `Task`: normalises `image`."""
-    del key, hyper
-    return {**batch, 'image': self.normalize(batch['image'])}
+    """See `Task`: normalises `image`, and erases the boxes that its view has drawn."""
+    del hyper
+    batch = {**batch, 'image': self.normalize(batch['image'])}
+    return mixing.erased(batch, key) if key is not None and 'erased' in batch else batch
 
   def card(self, model: Any, crop: Any, fields: Fields) -> Card:
     """See `Task`."""

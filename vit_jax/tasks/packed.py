@@ -51,8 +51,8 @@ class PackedClassification(Classification):
 
   def __post_init__(self):
     super().__post_init__()
-    if self.mixup or self.flip:
-      raise RunError('task.mixup and task.flip are of images of one size: use data.flip')
+    if self.mix or self.flip:
+      raise RunError('task.mixup, cutmix and flip are of images of one size: use data.flip')
     if min(self.group, self.slots) < 1 or not 0 < self.full <= 1.5:
       raise RunError(
         'task.group and task.slots must be at least 1, task.full above 0 and up to 1.5'

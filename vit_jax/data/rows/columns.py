@@ -10,6 +10,7 @@ import numpy as np
 
 from vit_jax.core.errors import RunError
 from vit_jax.data import masks, preprocess
+from vit_jax.data.colours import Colour
 from vit_jax.data.examples import Example
 from vit_jax.data.misfit import MisfitError
 from vit_jax.data.rows import Array
@@ -44,11 +45,25 @@ class Columns:
     view: of the images; all fields are seen through it.
     images: of which the first decides how large the example is; the others have its size.
     columns: of the other fields.
+
+  Where the view erases, there are also `erased`, int32 (boxes, 4): top, left, height and width, 0
+  for none; and `erased_colour`, float32 (boxes, channels), unless it is noise that goes there.
   """
 
   view: View
   images: tuple[Image, ...]
   columns: tuple[Column, ...] = ()
+
+  def __post_init__(self):
+    for image in self.images:
+      colour, kind = self.view.colour, (image.dtype, image.channels)
+      if type(colour) is not Colour and kind not in (('uint8', 1), ('uint8', 3)):
+        raise RunError(
+          f'data.colour.name={type(colour).__name__.lower()} is for images of uint8 with one or '
+          f'three channels, and {image.field} is {image.dtype} with {image.channels}: none'
+        )
+    if self.view.erase.count and [image.field for image in self.images] != ['image']:
+      raise RunError('data.erase is for examples with one image')
 
   @property
   def needs(self) -> dict[str, str]:
@@ -64,6 +79,10 @@ class Columns:
     found: dict[str, Array] = {}
     for each in self._all:
       found |= each.arrays(self.view.size)
+    if boxes := self.view.erase.count:
+      found['erased'] = Array((boxes, 4), np.int32)
+      if self.view.erase.mode != 'pixel':
+        found['erased_colour'] = Array((boxes, self.images[0].channels), np.float32)
     return found
 
   def make(self, example: Example, rng: np.random.Generator) -> dict[str, Any]:
@@ -75,7 +94,21 @@ class Columns:
       row[image.field] = pixels.within(placement)
     for column in self.columns:
       row |= column.make(example, placement)
-    return row
+    return row | self._erased(placement, rng)
+
+  def _erased(self, placement: Placement, rng: np.random.Generator) -> dict[str, Any]:
+    """Which boxes are erased, and by which colours of normalised images."""
+    erase = self.view.erase
+    if not erase.count:
+      return {}
+    boxes = np.zeros((erase.count, 4), np.int32)
+    boxes[: len(placement.erased)] = np.reshape(placement.erased, (-1, 4))
+    if erase.mode == 'pixel':
+      return {'erased': boxes}
+    colours = np.zeros((erase.count, self.images[0].channels), np.float32)
+    if erase.mode == 'rand':
+      colours[:] = rng.standard_normal(colours.shape)
+    return {'erased': boxes, 'erased_colour': colours}
 
   def _placed(self, opened: list[preprocess.Opened], rng: Any) -> Placement:
     size = opened[0].size

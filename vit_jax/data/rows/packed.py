@@ -71,6 +71,11 @@ class Packed:
       raise RunError(
         f'images of {self.least} to {self.most} patches do not go into rows of {self.tokens}'
       )
+    if self.view.colour.moves or self.view.erase.count:
+      raise RunError(
+        'data.colour that moves pixels and data.erase are drawn for images of one size: rows of '
+        'many sizes need another colour, such as three_augment or jitter, and no erase'
+      )
 
   @property
   def needs(self) -> dict[str, str]:
@@ -111,7 +116,7 @@ class Packed:
     if placement.crop.whole or min(h / s for h, s in zip(placement.box[2:], size, strict=True)) < 1:
       opened.decoded()
       return opened, placement
-    part = dataclasses.replace(placement, size=size, across=False, down=False)
+    part = dataclasses.replace(placement, size=size, across=False, down=False, changes=())
     pixels = opened.within(part)
     whole = dataclasses.replace(placement, source=size, box=(0, 0, *size))
     return preprocess.Opened(pixels, self.image.channels, self.image.dtype), whole
