@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from scipy import stats
 
-from tests.golden import FOLDER
+from tests.golden import FOLDER, make_big_vision
 from vit_jax.core.errors import RunError
 from vit_jax.data import colours, crops, erasing, operators, pipeline, preprocess
 from vit_jax.data.changes import Move, Reading, Tone
@@ -162,6 +162,24 @@ def test_operators_are_those_of_big_vision(name):
       most = max(1, np.ceil(abs(value - 1))) if name == 'Sharpness' else 1
       assert apart.max() <= most, level
       assert (apart > 1).mean() < 0.01
+
+
+@pytest.mark.parametrize('magnitude', [5, 10, 15])
+def test_randaugment_is_that_of_big_vision(magnitude):
+  """As a whole: images that it changed differ as much, and in the same ways."""
+  image = make_big_vision.picture(96, 128)
+  colour, rng = colours.RandAugment('big_vision', magnitude), np.random.default_rng(0)
+  ours = [
+    make_big_vision.measured(operators.changed(image, colour.draw((96, 128), rng)))
+    for _ in range(1000)
+  ]
+  # Blurred, as single values are common, and a little different where pixels were rounded.
+  ours, theirs = (
+    np.array(x, float) + rng.uniform(-1, 1, (1000, 5))
+    for x in (ours, THEIRS[f'randaugment/{magnitude}'])
+  )
+  for at in range(5):
+    assert stats.ks_2samp(ours[:, at], theirs[:, at]).pvalue > 1e-3, at
 
 
 def test_cutouts_are_around_a_pixel_of_the_frame():

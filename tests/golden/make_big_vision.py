@@ -10,12 +10,12 @@ import pathlib
 import sys
 
 import numpy as np
-import tensorflow as tf
 
 LEVELS = (0, 2, 9, 10, 15, 20)
 SIZES = ((375, 500), (64, 64), (90, 400))
 CENTRE = (5, 21)  # of what is cut out
 DRAWS = 4000
+MAGNITUDES = (5, 10, 15)
 RESIZED = (13, 40)
 
 
@@ -27,12 +27,21 @@ def picture(height=20, width=27):
   return np.clip(smooth + noise, 0, 255).astype(np.uint8)
 
 
+def measured(image):
+  """What is compared of images that are changed at random."""
+  x = np.asarray(image, float)
+  steps = np.abs(np.diff(x, axis=1)).mean()
+  return [x.mean(), x.std(), x[..., 0].mean() - x[..., 2].mean(), steps, x[:9, :9].std()]
+
+
 def main(checkout):
   sys.path.insert(0, checkout)
+  import tensorflow as tf
   from big_vision.pp import autoaugment, ops_image
 
   image = picture()
   found = {'image': image}
+  negate = autoaugment._randomly_negate_tensor
   autoaugment._randomly_negate_tensor = lambda value: value
   place = iter(())
   uniform = tf.compat.v1.random_uniform
@@ -49,9 +58,15 @@ def main(checkout):
       found[f'{name}/{level}'] = next(iter(run)).numpy()
       if args and not isinstance(args[0], list):
         found[f'{name}/{level}/value'] = np.float64(args[0])
-  autoaugment.tf.random_uniform = uniform
+  autoaugment.tf.random_uniform, autoaugment._randomly_negate_tensor = uniform, negate
   found['linear'] = ops_image.get_resize(RESIZED)({'image': tf.constant(image)})['image'].numpy()
   tf.random.set_seed(0)
+
+  large = picture(96, 128)
+  for magnitude in MAGNITUDES:
+    many = tf.data.Dataset.from_tensors(large).repeat(DRAWS // 4)
+    many = many.map(lambda x, m=magnitude: autoaugment.distort_image_with_randaugment(x, 2, m))
+    found[f'randaugment/{magnitude}'] = np.float32([measured(each) for each in many])
 
   def box(_):
     begin, size, _ = tf.image.sample_distorted_bounding_box(

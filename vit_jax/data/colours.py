@@ -407,7 +407,7 @@ def _torchvision(how: _How, name: str, share: float) -> Tone:
   if name == 'Posterize':
     return Tone('posterize', 8 - round(4 * share))
   if name == 'Solarize':
-    return Tone('solarize', 255 * (1 - share))
+    return Tone('solarize', 255 - 255 * share)
   return Tone(_TONES[name], 1 + how.signed(0.9 * share))
 
 
