@@ -20,7 +20,7 @@ import pytest
 
 import vit_jax
 from tests import compiling
-from tests.conftest import ROOT, tiers
+from tests.conftest import ROOT
 from tests.golden import make_runs
 from vit_jax.architecture import TwoTowersArchitecture
 from vit_jax.architecture.card import Card
@@ -59,24 +59,38 @@ def record(folder):
   return json.loads((folder / 'expected.json').read_text())
 
 
-@pytest.mark.parametrize('made', tiers(FORMATS, 0, len(FORMATS) - 1))
-def test_golden_runs_go_on(place, made):
+def brought(place, made, names):
+  """Copies golden runs of a format; what is to come of each."""
+  for name in names:
+    shutil.copytree(GOLDEN / made / name, place / name)
+  return {name: record(place / name) for name in names}
+
+
+@pytest.mark.parametrize('made', FORMATS)
+def test_golden_runs_are_read(place, made):
+  """Their records are those of the same configurations today, and their arrays are there."""
+  for name, expected in brought(place, made, runs_of(made)).items():
+    config, _ = config_lib.started(make_runs.configuration(name), ())
+    assert not Workdir(place / name).changes(config_lib.to_dict(config)), name
+    step = expected['step']
+    restored = make_runs.arrays(place / name / 'checkpoints', step)
+    digests = {n: make_runs.digest(a) for n, a in restored.items()}
+    assert digests == expected['arrays'][str(step)], name
+
+
+@pytest.mark.parametrize(
+  ('made', 'names'),
+  [
+    (FORMATS[0], ('lanes', 'plain')), (FORMATS[-1], ('fork', 'grouped')),
+    *(pytest.param(made, None, marks=pytest.mark.slow) for made in FORMATS),
+  ],
+)  # fmt: skip
+def test_golden_runs_go_on(place, made, names):
   """More than ten seconds: a process of their own, with the flags of XLA that made them.
 
-  All of one format in one process, for the sake of its start.
+  All that are named, or all of one format, in one process, for the sake of its start.
   """
-  expected = {}
-  for name in runs_of(made):
-    folder = place / name
-    shutil.copytree(GOLDEN / made / name, folder)
-    expected[name] = record(folder)
-    config, _ = config_lib.started(make_runs.configuration(name), ())
-    assert not Workdir(folder).changes(config_lib.to_dict(config)), name
-    step = expected[name]['step']
-    restored = make_runs.arrays(folder / 'checkpoints', step)
-    assert {n: make_runs.digest(a) for n, a in restored.items()} == expected[name]['arrays'][
-      str(step)
-    ], name
+  expected = brought(place, made, names or runs_of(made))
   (flags,) = {each['machine']['flags'] for each in expected.values()}
   if any(each['machine']['jaxlib'] != jaxlib.__version__ for each in expected.values()):
     flags = compiling.CPU  # other flags, other rounding

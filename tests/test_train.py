@@ -332,8 +332,9 @@ def test_compiled_programs_are_kept(tmp_path, digits):
 
 def test_a_profile_is_written(tmp_path, digits):
   """As people do, not after hundreds of programs: the profiler sometimes crashes there."""
-  config = digits(total='6 steps', profile__start=2, profile__steps=2)
-  alone(TRAIN, config.to_json(), tmp_path / 'run')
+  config = digits(total='4 steps', model__depth=1, profile__start=2, profile__steps=1)
+  environment = {**os.environ, 'XLA_FLAGS': compiling.flags(1)}
+  alone(TRAIN, config.to_json(), tmp_path / 'run', env=environment)
   assert list((tmp_path / 'run' / 'profile').rglob('*.xplane.pb'))
 
 
