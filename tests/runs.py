@@ -99,6 +99,9 @@ def killed(workdir, config, place, *flags, **kwargs):
 
 # --- several processes ---
 
+# Seconds after which processes of a test hang, however slow the machine is.
+PATIENCE = 1200
+
 
 class Process(subprocess.Popen):
   """One that never waits for its output to be read: `out` and `err` are what it has said so far."""
@@ -123,7 +126,7 @@ class Process(subprocess.Popen):
     file = self._said[number].fileno()
     return os.pread(file, os.fstat(file).st_size, 0).decode(errors='replace')
 
-  def until(self, text, seconds=120):
+  def until(self, text, seconds=PATIENCE):
     """Returns once it has said that."""
     end = time.monotonic() + seconds
     while text not in self.out:
@@ -151,13 +154,13 @@ def started(*commands):
     yield processes
 
 
-def finish(processes, status=0, seconds=300):
+def finish(processes, status=0, seconds=PATIENCE):
   """Waits for all.
 
   Args:
     processes: that were started.
     status: that they must end with; a list for each its own, which may be a tuple of several.
-    seconds: to wait.
+    seconds: to wait; what has not ended then is shown, too.
   """
   end = time.monotonic() + seconds
   for process in processes:
