@@ -26,6 +26,7 @@ SLOW = {
   'docs/getting-started/first-run.md': 'three runs and a picture',
   'docs/getting-started/notebook.md': 'a run',
   'docs/getting-started/your-own-images.md': 'a run and its predictions',
+  'docs/how-to/augmentation.md': 'a run',
   'docs/how-to/convert-checkpoints.md': 'six programs that start JAX',
   'docs/how-to/evaluate.md': 'a run and three evaluations',
   'docs/how-to/fine-tune.md': 'two runs from a checkpoint',
