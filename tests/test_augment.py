@@ -13,7 +13,9 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from scipy import stats
 
+from experiments.augmentation import recipes
 from tests.golden import FOLDER, make_big_vision
+from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.data import colours, crops, erasing, operators, pipeline, preprocess
 from vit_jax.data.changes import Move, Reading, Tone
@@ -606,6 +608,20 @@ def test_shares_and_boxes_follow_timms_law(mixed):
   assert stats.kstest(share[blended], stats.beta(0.8, 0.8).cdf).pvalue > 1e-3
   assert (whole == 1).all()  # without mixup there is nothing to switch to
   assert (box[2] > box[0]).mean() == pytest.approx(there.mean(), abs=0.02)
+
+
+# --- recipes ---
+
+
+@pytest.mark.parametrize('name', recipes.RECIPES)
+def test_published_recipes_are_configurations(name):
+  """Sections of a run as they stand there, and views of the size that is asked for."""
+  recipe = recipes.RECIPES[name]
+  schema.build(Classification, recipe.get('task', {}), 'task')
+  view = recipes.data(name).view.sized((40, 48))
+  for seed in range(4):
+    got = preprocess.prepare(picture(), view, 3, np.random.default_rng(seed))
+    assert (got.shape, got.dtype) == ((40, 48, 3), np.uint8)
 
 
 # --- mistakes ---

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from experiments.augmentation import recipes
 from experiments.benchmarks import attention, memory, plan, report, timing, train_step
 from experiments.benchmarks import compile as compile_
 from vit_jax.costs import flops
@@ -279,6 +280,18 @@ def test_the_page_on_large_data_sets_has_the_numbers_of_the_results():
   assert round(space) == 9
   assert 3.5 < of['vit_jax, packed BMP'] / of['vit_jax, packed JPEG'] < 4
   assert f'waited for {100 * results["waiting"]:.1f} % of it' in page
+
+
+def test_the_page_on_augmentation_has_the_numbers_of_the_results():
+  results = json.loads((report.RESULTS / 'augment.json').read_text())
+  page = (PAGES / 'augmentation.md').read_text()
+  head = '| recipe | images per CPU-second | ' + ' | '.join(f'cores, {c}' for c in results['rates'])
+  assert f'{head} |' in page
+  lines = page.partition(f'{head} |')[2].splitlines()[2:]
+  assert {row['recipe'] for row in results['rows']} >= {*recipes.RECIPES}
+  for row, line in zip(results['rows'], lines, strict=False):
+    cores = ' | '.join(f'{row[f"cores, {chip}"]:.1f}' for chip in results['rates'])
+    assert line == f'| {row["recipe"]} | {row["images per CPU-second"]:,.0f} | {cores} |'
 
 
 def test_the_page_on_checkpoints_has_the_numbers_of_the_results():
