@@ -11,7 +11,7 @@ import pathlib
 import re
 import typing
 
-from vit_jax.architecture import ViTArchitecture, variants
+from vit_jax.architecture import MODELS, named, names, variants
 from vit_jax.architecture.vit import Sides
 from vit_jax.core.schedule import Schedule
 from vit_jax.costs import flops
@@ -34,10 +34,10 @@ def described(cls):
   for parent in reversed(cls.__mro__):
     # Python 3.13 takes the indentation away itself.
     _, _, attributes = inspect.cleandoc(parent.__doc__ or '').partition('Attributes:\n')
-    for names, text in re.findall(
+    for several, text in re.findall(
       r'^ {2}(\w[\w, ]*): (.*?)(?=^ {2}\w|\Z)', attributes, re.M | re.S
     ):
-      found |= dict.fromkeys(names.split(', '), ' '.join(text.split()))
+      found |= dict.fromkeys(several.split(', '), ' '.join(text.split()))
   return found
 
 
@@ -116,11 +116,12 @@ def models():
   """Sizes and costs of every variant, without a head."""
   lines = ['| variant | width | depth | MLP | heads | image | parameters | GMACs |',
            '|---|---|---|---|---|---|---|---|']  # fmt: skip
-  for name in variants.names():
-    config = ViTArchitecture(name).resolve()
+  for name in names():
+    kind, variant = named(name)
+    config = MODELS[kind](variant).resolve()
     cost = flops.costs(config)
     sides = 'x'.join(map(str, config.image_size))
-    numbers = ' | '.join(str(getattr(config, field)) for field in variants.NUMBERS)
+    numbers = ' | '.join(str(getattr(config, field, '')) for field in variants.NUMBERS)
     lines.append(
       f'| `{name}` | {numbers} | {sides} | {cost.parameters():,} | {cost.total("macs") / 1e9:.2f} |'
     )

@@ -336,7 +336,7 @@ def test_models_are_listed_with_what_they_cost(typed):
   assert list(rows) == ['dinov2:S/14', 'dinov2:B/14', 'dinov2:L/14', 'dinov2:g/14']
   assert rows['dinov2:S/14'][1] == '22,056,576'
   assert float(rows['dinov2:S/14'][2]) == pytest.approx(46.76, rel=2e-3)
-  status, _, err = typed('vit_jax.models', 'resnet')
+  status, _, err = typed('vit_jax.models', 'inception')
   assert status == 1
   assert 'no model is called like' in err
 

@@ -30,12 +30,13 @@ __getattr__ = lazy.getter(
 
 
 def create(variant: str, *, seed: int = 0, **config) -> ViT:
-  """A freshly initialised Vision Transformer.
+  """A freshly initialised Vision Transformer, or another network of images.
 
   Args:
-    variant: 'S/16', 'dinov2:S/14', 'R50+B/16'; see `vit_jax.architecture.variants`.
+    variant: 'S/16', 'dinov2:S/14', 'R50+B/16', see `vit_jax.architecture.variants`; or
+      'resnet:R50x1', 'convnext:T', 'mixer:B/16', 'convnet:small', see `architecture.backbones`.
     seed: of the random initialisation.
-    **config: any other field of `vit_jax.architecture.ViTArchitecture`.
+    **config: any other field of `vit_jax.architecture.ViTArchitecture`, or of that of the kind.
 
   Returns:
     The model, callable on float images of shape (batch, height, width, in_channels).
@@ -46,8 +47,10 @@ def create(variant: str, *, seed: int = 0, **config) -> ViT:
   import jax
   from flax import nnx
 
+  from vit_jax import models
+  from vit_jax.architecture import named
   from vit_jax.core import schema
-  from vit_jax.models.vit import ViTConfig
 
-  model = schema.build(ViTConfig, {'variant': variant, **config}, 'vit_jax.create')
+  kind, own = named(variant)
+  model = schema.build(models.config_of(kind), {'variant': own, **config}, 'vit_jax.create')
   return jax.jit(lambda key: model.create(nnx.Rngs(key)))(jax.random.key(seed))

@@ -7,6 +7,8 @@ import json
 import re
 from typing import Any
 
+from vit_jax.architecture import MODELS, Backbone, named
+from vit_jax.architecture.backbones import REMAT
 from vit_jax.architecture.towers import (
   Composition,
   TextArchitecture,
@@ -41,7 +43,7 @@ def model(variant: str, image: str, classes: int | None, text: bool, changes: di
   """The resolved description of the model that a command line names.
 
   Args:
-    variant: of `architecture.variants`.
+    variant: of `architecture.variants`, or of another kind, 'convnext:T'.
     image: side of the images, or height and width, '224x384', after frames if there are some; ''
       for the variant's own.
     classes: of the head; None for 1000, and for the width of the shared space with `text`.
@@ -62,7 +64,11 @@ def model(variant: str, image: str, classes: int | None, text: bool, changes: di
     fields['image_size'] = sides if len(sides) > 1 else sides * 2
   if classes is not None or not text:
     fields['num_classes'] = 1000 if classes is None else classes
-  for kind, given in ((ViTArchitecture, fields), (TextArchitecture, words)):
+  name, variant = named(variant)
+  image_kind = MODELS[name]
+  if text and image_kind is not ViTArchitecture:
+    raise RunError(f'--text is beside a ViT, not a {name}')
+  for kind, given in ((image_kind, fields), (TextArchitecture, words)):
     known = [field.name for field in dataclasses.fields(kind)]
     for name, value in given.items():
       if name not in known:
@@ -70,7 +76,7 @@ def model(variant: str, image: str, classes: int | None, text: bool, changes: di
       if isinstance(value, list):
         given[name] = tuple(value)
   if not text:
-    return schema.build(ViTArchitecture, {'variant': variant, **fields}, 'model').resolve()
+    return schema.build(image_kind, {'variant': variant, **fields}, 'model').resolve()
   towers = (
     schema.build(ViTArchitecture, {'variant': '', **fields}, 'model'),
     schema.build(TextArchitecture, {'variant': '', **words}, 'text'),
@@ -81,19 +87,24 @@ def model(variant: str, image: str, classes: int | None, text: bool, changes: di
 def record(config: Any, batch: int, images: float) -> dict[str, Any]:
   """Everything that the command says, as plain types."""
   cost = costs(config, examples=batch)
-  policies = {}
-  for policy in POLICIES:
+  by_policy = {}
+  for policy in policies(config):
     changed = _with_remat(config, policy)
     held = memory(changed, batch)
     step = costs(changed, examples=batch).total('train_exact')
-    policies[policy] = {**held._asdict(), 'total': held.total, 'train_exact': step}
+    by_policy[policy] = {**held._asdict(), 'total': held.total, 'train_exact': step}
   return {
     'model': dataclasses.asdict(config), 'tokens': cost.tokens,
     'parameters': cost.parameters(),
     'parts': [part._asdict() for part in cost.parts],
-    'conventions': {name: cost.total(name) for name in CONVENTIONS},
-    'images': images, 'batch': batch, 'memory': policies,
+    'conventions': {name: cost.total(name) for name in cost.conventions},
+    'images': images, 'batch': batch, 'memory': by_policy,
   }  # fmt: skip
+
+
+def policies(config: Any) -> tuple[str, ...]:
+  """Those of `POLICIES` that a model has."""
+  return REMAT if isinstance(config, Backbone) else POLICIES
 
 
 def _with_remat(config: Any, policy: str) -> Any:
@@ -160,7 +171,9 @@ if __name__ == '__main__':
       'siglip:B/16 --text --dtype=bfloat16 --registers=4 --json',
     ),
   )
-  parser.add_argument('variant', help="like S/16 or dinov2:B/14; '' takes sizes from fields only")
+  parser.add_argument(
+    'variant', help="like S/16, dinov2:B/14 or convnext:T; '' takes sizes from fields only"
+  )
   parser.add_argument('--image', default='', help='side of the images, or 224x384, 8x224x224')
   parser.add_argument('--classes', type=int, help='of the head; 1000 if not given')
   parser.switch('--text', 'with the text tower of CLIP or SigLIP')

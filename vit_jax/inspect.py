@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from etils import epy
 
-from vit_jax.architecture import Composition, ViTArchitecture, variants
+from vit_jax.architecture import Backbone, Composition, ViTArchitecture, variants
+from vit_jax.architecture.backbones import ConvNetArchitecture, receptive_field
 from vit_jax.convert import arguments
 from vit_jax.core import command
 from vit_jax.core.errors import RunError
@@ -28,6 +29,14 @@ def describe(config: Any) -> list[str]:
       f'{name:<6} {line}' for name, tower in config.towers.items() for line in describe(tower)
     ]
     return [*lines, *(f'{name} {value}' for name, value in config.own.items())]
+  if isinstance(config, Backbone):
+    name = f'{config.kind}:{config.name}' if config.name else config.kind
+    fields = {n: value for n, value in dataclasses.asdict(config).items() if n != 'variant'}
+    lines = [f'variant {name}', *(f'{field} {value}' for field, value in fields.items())]
+    if isinstance(config, ConvNetArchitecture):
+      seen = receptive_field(config.layers)
+      lines.append(f'receptive field {seen.size}x{seen.size}, one every {seen.stride} pixels')
+    return lines
   if not isinstance(config, ViTArchitecture):
     text = dataclasses.asdict(config)
     shown = ('width', 'depth', 'mlp_dim', 'num_heads', 'mlp', 'vocab_size', 'context_length',

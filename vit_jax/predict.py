@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from etils import epy
 
-from vit_jax.architecture import ViTArchitecture, encoders
+from vit_jax.architecture import SINGLE, ViTArchitecture, encoders
 from vit_jax.architecture.card import Card
 from vit_jax.convert import arguments
 from vit_jax.core import command, paths
@@ -316,7 +316,7 @@ def main(
 def _check_head(opened: Any) -> None:
   """Raises RunError unless a checkpoint has a head that was trained, where it needs one."""
   config, changes = opened.config, opened.changes
-  if not isinstance(config, ViTArchitecture):
+  if not isinstance(config, SINGLE):
     if not opened.card.task:
       raise RunError(f'{opened.where} holds a model of the kind {config.kind}, and does not say '
                      'what it was trained for')  # fmt: skip

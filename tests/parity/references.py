@@ -18,6 +18,8 @@ import timm  # noqa: E402
 import timm.models  # noqa: E402
 import transformers as hf  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
+from timm.models.mlp_mixer import _create_mixer  # noqa: E402
+from timm.models.resnetv2 import _create_resnetv2_bit  # noqa: E402
 
 BLOCK = re.compile(r'(?:.*\.)?(?:blocks|layers|layer|resblocks)\.(\d+)')
 SECOND_NORM = re.compile(r'(?:.*\.)?(?:norm2|layernorm_after|layer_norm2|ln_2)')
@@ -186,6 +188,43 @@ TIMM: dict[str, Reference] = {
   'hybrid-r': vision('vit_tiny_r_s16_p8_224', 64, **T),
 }  # fmt: skip
 REFERENCES = {f'hf/{k}': v for k, v in HF.items()} | {f'timm/{k}': v for k, v in TIMM.items()}
+
+
+def staged(module, x):
+  """The output, and the maps that stages give; the last one of a ResNet is normed later."""
+  maps = module.forward_intermediates(x, intermediates_only=True)
+  first = len(maps) - len(getattr(module, 'stages', maps))
+  last = len(maps) - first - (first > 0)
+  name = 'stage{}' if hasattr(module, 'stages') else 'block{:02d}'
+  found = {name.format(i): y.permute(0, 2, 3, 1) for i, y in enumerate(maps[first:][:last])}
+  if not hasattr(module, 'stages'):
+    found = {n: y.flatten(1, 2) for n, y in found.items()}
+  return {'output': module(x), **found}
+
+
+def network(make, name, dialect, image, **kwargs):
+  return Reference(lambda: make(name, num_classes=5, **kwargs), dialect, staged, save_timm, image)
+
+
+# No transformers.
+NETWORKS = {
+  'networks/resnet': network(
+    _create_resnetv2_bit, 'resnetv2_50x1_bit', 'big_vision', (57, 70, 3), layers=[2, 1, 2, 1],
+    width_factor=0.5,
+  ),
+  'networks/convnext': network(
+    timm.create_model, 'convnext_tiny', 'timm', (67, 72, 3), depths=(1, 2, 3, 1),
+    dims=(16, 24, 32, 48),
+  ),
+  'networks/convnext-plain': network(
+    timm.create_model, 'convnext_tiny', 'timm', (32, 48, 1), depths=(1, 1, 2, 1),
+    dims=(8, 16, 16, 24), ls_init_value=None, kernel_sizes=5, patch_size=3, in_chans=1,
+  ),
+  'networks/mixer': network(
+    _create_mixer, 'mixer_b16_224', 'big_vision', (32, 32, 3), img_size=32, patch_size=8,
+    num_blocks=3, embed_dim=48,
+  ),
+}  # fmt: skip
 
 
 def watch(module: torch.nn.Module, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:

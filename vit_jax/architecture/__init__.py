@@ -1,5 +1,13 @@
 """What models are made of, by name and by field, in plain Python."""
 
+from vit_jax.architecture import variants
+from vit_jax.architecture.backbones import (
+  Backbone,
+  ConvNetArchitecture,
+  ConvNeXtArchitecture,
+  MixerArchitecture,
+  ResNetArchitecture,
+)
 from vit_jax.architecture.segmenter import SegmenterArchitecture
 from vit_jax.architecture.towers import (
   Composition,
@@ -11,16 +19,46 @@ from vit_jax.architecture.vit import EncoderConfig, ViTArchitecture
 
 # By the names that configurations choose from.
 MODELS = {
-  'vit': ViTArchitecture, 'two_towers': TwoTowersArchitecture, 'segmenter': SegmenterArchitecture
+  'vit': ViTArchitecture, 'two_towers': TwoTowersArchitecture, 'segmenter': SegmenterArchitecture,
+  'resnet': ResNetArchitecture, 'convnext': ConvNeXtArchitecture, 'mixer': MixerArchitecture,
+  'convnet': ConvNetArchitecture,
 }  # fmt: skip
+
+# Models that give one vector for each image.
+SINGLE = (ViTArchitecture, Backbone)
 
 __all__ = [
   'MODELS',
+  'SINGLE',
+  'Backbone',
   'Composition',
+  'ConvNeXtArchitecture',
+  'ConvNetArchitecture',
   'EncoderConfig',
+  'MixerArchitecture',
+  'ResNetArchitecture',
   'SegmenterArchitecture',
   'TextArchitecture',
   'TwoTowersArchitecture',
   'ViTArchitecture',
   'encoders',
+  'named',
+  'names',
 ]
+
+
+def names() -> list[str]:
+  """Of all variants of networks of images, as `named` takes them."""
+  kinds = [kind for kind in MODELS.values() if issubclass(kind, Backbone)]
+  return [
+    *variants.names(), *(f'{kind.kind}:{variant}' for kind in kinds for variant in kind.VARIANTS)
+  ]  # fmt: skip
+
+
+def named(variant: str) -> tuple[str, str]:
+  """The kind and the variant that a name stands for: 'convnext:T' is ('convnext', 'T').
+
+  Names without a kind of their own, 'S/16' and 'dinov2:S/14', are those of ViTs.
+  """
+  kind, _, own = variant.partition(':')
+  return (kind, own) if kind in MODELS and issubclass(MODELS[kind], Backbone) else ('vit', variant)

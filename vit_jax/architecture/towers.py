@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, ClassVar, Self
 
 from vit_jax.architecture import variants
+from vit_jax.architecture.backbones import Backbone
 from vit_jax.architecture.vit import OPTIONS, UNSET, EncoderConfig, ViTArchitecture
 from vit_jax.core.errors import RunError
 
@@ -68,7 +69,7 @@ class Composition:
     """The towers by name."""
     return {
       name: value for name, value in vars(self).items()
-      if isinstance(value, EncoderConfig | Composition)
+      if isinstance(value, EncoderConfig | Backbone | Composition)
     }  # fmt: skip
 
   @property

@@ -23,7 +23,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from vit_jax.architecture import encoders
+from vit_jax.architecture import Backbone, encoders
+from vit_jax.architecture.backbones import REMAT
 from vit_jax.compile import compiled as compiled_lib
 from vit_jax.compile import topology
 from vit_jax.compile.compiled import Collective, Kernel, Operation, Program
@@ -142,7 +143,7 @@ def plan(config: ConfigDict, where: str, hlo: str = '') -> Plan:
       topology=where, chips=len(devices), slices=len(sharding.by_slice(devices)),
       mesh='x'.join(map(str, mesh.shape.values())), batch_size=cfg.batch_size,
       remat=', '.join(dict.fromkeys(t.remat for t in towers)),
-      scan=all(tower.scan for tower in towers),
+      scan=all(getattr(tower, 'scan', False) for tower in towers),
       parameters=held((state.model, frozen)), optimizer=held((state.opt, state.ema, state.extra)),
       activations=_activations(experiment, state, frozen, batch, mesh), capacity=capacity,
     )  # fmt: skip
@@ -220,16 +221,14 @@ def alternatives(config: ConfigDict, where: str) -> Iterator[tuple[dict[str, Any
   """
   current: Any = config.copy_and_resolve_references()
   cfg: config_lib.Config = schema.build(config_lib.Config, config_lib.to_dict(config))
-  towers = encoders(cfg.model)
-  kept = {
-    f'model.{name.replace("/", ".")}.remat'.replace('..', '.'):
-    POLICIES.index(tower.remat) if tower.remat in POLICIES else 1
-    for name, tower in towers.items()
-  }  # fmt: skip
-  steps: list[dict[str, Any]] = [
-    {name: policy for name, at in kept.items() if at < number}
-    for number, policy in enumerate(POLICIES) if number > min(kept.values())
-  ]  # fmt: skip
+  smaller, steps = {}, []
+  for name, tower in encoders(cfg.model).items():
+    policies = REMAT if isinstance(tower, Backbone) else POLICIES
+    at = policies.index(tower.remat) if tower.remat in policies else 1
+    smaller[f'model.{name.replace("/", ".")}.remat'.replace('..', '.')] = policies[at + 1 :]
+  for policy in POLICIES:
+    wanted = {name: policy for name, policies in smaller.items() if policy in policies}
+    steps += [wanted] if wanted else []
   if current.mesh != 'fsdp':
     steps.append({'mesh': 'fsdp'})
   batch = current.batch_size

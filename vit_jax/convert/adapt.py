@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from vit_jax import models
-from vit_jax.architecture import Composition, ViTArchitecture
+from vit_jax.architecture import SINGLE, Backbone, Composition, MixerArchitecture, ViTArchitecture
 from vit_jax.architecture.card import Card
 from vit_jax.architecture.vit import on_axes
 from vit_jax.core.errors import RunError
@@ -55,20 +55,21 @@ def adapt(
       leaves |= {f'{name}/{n}': leaf for n, leaf in own.items()}
     return config, card, leaves
   new = changed(config, changes)
-  if not isinstance(config, ViTArchitecture):
+  if not isinstance(config, SINGLE):
     if new != config:
       _replace_head(new, leaves)
     return new, card, leaves
-  if new.patch_size != config.patch_size:
+  if isinstance(config, ViTArchitecture) and new.patch_size != config.patch_size:
     kernel = np.asarray(leaves['embed/proj/kernel'])
     leaves['embed/proj/kernel'] = np.asarray(
       resample_patches(jnp.asarray(kernel), new.patch, patch_method)
     )
   if new.in_channels != config.in_channels:
-    name = 'stem/root/kernel' if config.stem_width else 'embed/proj/kernel'
+    name = getattr(config, 'FIRST', 'embed/proj/kernel')
+    name = 'stem/root/kernel' if getattr(config, 'stem_width', 0) else name
     leaves[name] = adapt_channels(np.asarray(leaves[name]), new.in_channels)
     card = card_for_channels(card, new.in_channels)
-  if new.grid != config.grid:
+  if isinstance(config, ViTArchitecture) and new.grid != config.grid:
     _resample_positions(config, new, leaves)
   if new.num_classes != config.num_classes:
     _replace_head(new, leaves)
@@ -92,6 +93,10 @@ def changed(config: Any, changes: Mapping[str, Any]) -> Any:
     if 'patch_size' in changes:
       own = on_axes(changes['patch_size'], axes)
       changes['patch_size'] = own[0] if len(set(own)) == 1 else own
+  elif isinstance(config, Backbone):
+    if isinstance(size := changes.get('image_size'), int):
+      changes['image_size'] = (size, size)
+    _refuse(config, changes)
   changes = {
     k: v for k, v in changes.items()
     if k in CHANGES and hasattr(config, k) and v != getattr(config, k)
@@ -105,11 +110,22 @@ def changed(config: Any, changes: Mapping[str, Any]) -> Any:
         f'image_size={size} has {len(size)} axes, and the model is for images of '
         f'{len(config.image_size)}, {config.image_size}'
       )
-  elif 'patch_size' in changes and not resized and config.posemb != 'none':
-    patch, times = changes['patch_size'], config.stride[0] // config.patch[0]
+  elif isinstance(config, ViTArchitecture) and not resized and config.posemb != 'none':
+    patch, times = changes.get('patch_size', config.patch_size), config.stride[0] // config.patch[0]
     sides = zip(config.grid, on_axes(patch, len(config.grid)), strict=True)
     changes['image_size'] = tuple(count * side * times for count, side in sides)
   return dataclasses.replace(config, **changes).resolve()
+
+
+def _refuse(config: Backbone, changes: Mapping[str, Any]) -> None:
+  """Raises RunError for changes that the weights of such a network do not allow."""
+  for name in ('patch_size', *(('image_size',) if isinstance(config, MixerArchitecture) else ())):
+    old = getattr(config, name, None)
+    if name in changes and changes[name] != old:
+      raise RunError(
+        f'a {config.kind} with {name}={old} cannot be changed to {changes[name]}: train one '
+        'of that size'
+      )
 
 
 def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:

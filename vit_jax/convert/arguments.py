@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from vit_jax.architecture import MODELS, ViTArchitecture
+from vit_jax.architecture import MODELS, Backbone, ViTArchitecture
 from vit_jax.core import command
 
 
@@ -25,6 +25,7 @@ def run(parser: command.Parser, main: Callable[..., int | None]) -> None:
     '--ignore', default='', metavar='REGEX',
     help='names that may be missing, unexpected or misshapen',
   )  # fmt: skip
-  fields = [field.name for field in dataclasses.fields(ViTArchitecture)]
+  single = [ViTArchitecture, *(kind for kind in MODELS.values() if issubclass(kind, Backbone))]
+  fields = [field.name for kind in single for field in dataclasses.fields(kind)]
   towers = [name for model in MODELS.values() for name in getattr(model(), 'towers', ())]
-  command.run(parser, main, fields=(*fields, *dict.fromkeys(towers)))
+  command.run(parser, main, fields=tuple(dict.fromkeys((*fields, *towers))))

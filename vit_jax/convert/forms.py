@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.architecture import ViTArchitecture
+from vit_jax.architecture import Backbone, ViTArchitecture
 from vit_jax.convert.adapt import Leaves, abstract
 from vit_jax.core.errors import RunError
 from vit_jax.models.vit import ViTConfig
@@ -301,6 +301,8 @@ _FREE = (
 
 def signature(config: Any) -> dict[str, Any]:
   """What decides the function of a model, apart from its parameters."""
+  if isinstance(config, Backbone):
+    return {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE}
   found = {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE}
   found['eps'] = max(config.eps, 1e-6)  # smaller ones cannot be told from rounding
   without = set(config.without)

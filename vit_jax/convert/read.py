@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from vit_jax import models
-from vit_jax.architecture import MODELS, TextArchitecture, ViTArchitecture
+from vit_jax.architecture import MODELS, Backbone, TextArchitecture, ViTArchitecture
 from vit_jax.architecture.card import Card
 from vit_jax.architecture.vit import INTERPOLATIONS
 from vit_jax.checkpoints.store import Checkpoints
@@ -337,8 +337,12 @@ def _checked(changes: Mapping[str, Any], tower: str = '') -> dict[str, Any]:
   if 'image_size' in changes:
     changes['image_size'] = _size(changes['image_size'])
   # Whether the model in question has these fields is known when it is.
-  kinds = {f.name: kind for kind in (ViTArchitecture, TextArchitecture)
-           for f in dataclasses.fields(kind)}  # fmt: skip
+  kinds: dict[str, Any] = {
+    field.name: kind
+    for kind in (*(kind for kind in MODELS.values() if issubclass(kind, Backbone)),
+                 ViTArchitecture, TextArchitecture)
+    for field in dataclasses.fields(kind)
+  }  # fmt: skip
   for name, value in changes.items():
     if name not in kinds:
       field = f'{tower}.{name}' if tower else repr(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.architecture.card import Card
@@ -297,6 +298,18 @@ def _card(source: Source, name: str, given: dict, config: ViTConfig, meta: bool)
   card: dict[str, Any] = dict(dialect='timm', size=config.image_size, mean=mean, std=std, crop=0.9)
   if meta:
     card |= dict(dialect='dinov3' if config.rope == 'unit' else 'dinov2', crop=0.875)
+  return told(source, given, card, config.num_classes)
+
+
+def told(source: Source, given: Mapping[str, Any], card: dict[str, Any], classes: int) -> Card:
+  """A card with what the configuration next to the weights says of images and classes.
+
+  Args:
+    source: of the model.
+    given: its pretrained_cfg.
+    card: what is assumed without.
+    classes: that the model has.
+  """
   if given.get('mean') and given.get('std'):
     card |= dict(mean=tuple(given['mean']), std=tuple(given['std']))
   if given.get('crop_pct'):
@@ -310,7 +323,7 @@ def _card(source: Source, name: str, given: dict, config: ViTConfig, meta: bool)
   elif given.get('interpolation'):
     source.notes.append(f'interpolation={given["interpolation"]!r} is not supported: bicubic')
   labels = given.get('label_names') or source.config.get('label_names') or ()
-  if len(labels) == config.num_classes:
+  if len(labels) == classes:
     card['class_names'] = tuple(map(str, labels))
   return Card(**card)
 

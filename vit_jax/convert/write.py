@@ -10,11 +10,12 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from vit_jax.architecture import Composition, TwoTowersArchitecture, ViTArchitecture, encoders
+from vit_jax.architecture import SINGLE, Backbone, Composition, TwoTowersArchitecture, encoders
 from vit_jax.architecture.card import Card, about
 from vit_jax.checkpoints.staging import FACTS
 from vit_jax.checkpoints.store import Checkpoints
 from vit_jax.convert import (
+  backbones,
   files,
   forms,
   layout,
@@ -140,6 +141,8 @@ def _plan(model: Any, leaves: Leaves, card: Card, dialect: str) -> _Plan:
   """How a model is written; raises RunError if it cannot be."""
   config: Any
   two = isinstance(model, TwoTowersArchitecture)
+  if isinstance(model, Backbone):
+    return _plan_backbone(model, leaves, card, dialect)
   if not two and isinstance(model, Composition):
     raise RunError(f'{dialect} has no models of the kind {model.kind}')
   if two and dialect in ('timm', 'dinov2', 'dinov3'):
@@ -174,6 +177,19 @@ def _plan(model: Any, leaves: Leaves, card: Card, dialect: str) -> _Plan:
   read, its_card = _read_back(config, made, beside, dialect)
   found += _differences(model, config, read, card, its_card, dialect, told=bool(beside))
   return _Plan(config, leaves, made, beside, facts, found)
+
+
+def _plan_backbone(config: Backbone, leaves: Leaves, card: Card, dialect: str) -> _Plan:
+  """As `_plan`, of a network that is no transformer."""
+  style = backbones.style_for(config, dialect)
+  if len(card.class_names) != config.num_classes:
+    card = dataclasses.replace(card, class_names=())
+  shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
+  made = backbones.make_rules(config, shapes, style)
+  beside = {'config.json': backbones.sidecar(config, card)} if dialect == 'timm' else {}
+  read, its_card = _read_back(config, made, beside, dialect)
+  found = _differences(config, config, read, card, its_card, dialect, told=bool(beside))
+  return _Plan(config, leaves, made, beside, {}, found)
 
 
 def _read_back(
@@ -216,6 +232,8 @@ def _differences(
   """Notes on what a written model is told otherwise, or is not told."""
   found = []
   ours, written, theirs = (getattr(c, 'image', c) for c in (model, config, back))
+  if isinstance(ours, Backbone):
+    return found + _differences_of_images(ours, theirs, card, its_card, dialect, told=told)
   if ours.posemb != written.posemb:
     sides = 'x'.join(map(str, ours.grid))
     found.append(f'posemb={ours.posemb!r} is written as a learned table of {sides} '
@@ -232,6 +250,14 @@ def _differences(
       f'interpolation={ours.interpolation!r} of positions, for images of other sizes, becomes '
       f'{theirs.interpolation!r}'
     )
+  return found + _differences_of_images(ours, theirs, card, its_card, dialect, told=told)
+
+
+def _differences_of_images(
+  ours: Any, theirs: Any, card: Card, its_card: Card, dialect: str, *, told: bool
+) -> list[str]:
+  """As `_differences`, of what is known of every network of images."""
+  found = []
   if ours.dtype != theirs.dtype:
     found.append(f'dtype={ours.dtype!r} of activations is dropped: other programs compute in '
                  f'{theirs.dtype} unless told otherwise')  # fmt: skip
@@ -253,7 +279,7 @@ def _differences(
 
 
 def _plain_card(config: Any) -> Card:
-  image = next(t for t in encoders(config).values() if isinstance(t, ViTArchitecture))
+  image = next(t for t in encoders(config).values() if isinstance(t, SINGLE))
   channels = image.in_channels
   return Card('vit_jax', image.image_size, (0.5,) * channels, (0.5,) * channels)
 

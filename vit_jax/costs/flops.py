@@ -37,6 +37,7 @@ CONVENTIONS = {
   '6nd_non_embedding': '6 x parameters x tokens, without the parameters of the embedding',
   'palm': '6nd + 12 x depth x width x tokens^2 for attention (Chowdhery et al. 2022, appendix B)',
 }
+_OF_TOKENS = ('6nd', '6nd_non_embedding', 'palm')
 # Parts that go by one name in `without`. 'embedding' is everything before the first block.
 GROUPS = {
   'embedding': ('stem', 'patches', 'words', 'positions', 'tokens'),
@@ -53,12 +54,17 @@ class Costs:
     training: the same for the forward pass of a training step, where patch dropout and stochastic
       depth on a subset of the batch leave something out.
     tokens: of an image in training; with two towers by the prefix of their parts, 'image/' and
-      'text/', otherwise by ''.
+      'text/', otherwise by ''; nothing of networks that are no transformers.
   """
 
   parts: tuple[Part, ...]
   training: tuple[Part, ...]
   tokens: dict[str, int]
+
+  @property
+  def conventions(self) -> tuple[str, ...]:
+    """Those of `CONVENTIONS` that the model has what they count of."""
+    return tuple(name for name in CONVENTIONS if self.tokens or name not in _OF_TOKENS)
 
   def parameters(self, without: tuple[str, ...] = ()) -> int:
     """How many there are, less those of the parts or `GROUPS` in `without`."""
@@ -73,10 +79,12 @@ class Costs:
         'attention' is what grows with the square of the tokens, scores and weighted sums.
 
     Raises:
-      RunError: for unknown names.
+      RunError: for unknown names, and for tokens where there are none.
     """
     if convention not in CONVENTIONS:
       raise RunError(f'unknown convention {convention!r}: {suggest(convention, CONVENTIONS)}')
+    if convention not in self.conventions:
+      raise RunError(f'{convention} counts tokens, which only a transformer has')
     forward, step = _without(self.parts, without), _without(self.training, without)
     macs = sum(part.macs for part in forward)
     if convention == 'macs':
@@ -119,8 +127,7 @@ def costs(config: Any, *, examples: int = 0) -> Costs:
   """What a model costs, part by part.
 
   Args:
-    config: a `ViTArchitecture` or `TwoTowersArchitecture`, resolved, for images and texts of its
-      own size.
+    config: one of `architecture.MODELS`, resolved, for images and texts of its own size.
     examples: on each device at a time, of which the subset of stochastic depth is a whole number;
       0 if not known.
   """
@@ -133,7 +140,7 @@ def forward_macs(config: Any, *, training: bool = False, examples: int = 0) -> i
   """Multiply-accumulates of the matrix products of one image's forward pass.
 
   Args:
-    config: a resolved `vit_jax.architecture.ViTArchitecture`, for images of its default size.
+    config: one of `architecture.MODELS`, resolved, for images of its default size.
     training: leave out what patch dropout and stochastic depth on a subset of the batch leave out.
     examples: as for `costs`.
   """

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from vit_jax.architecture.backbones import Backbone
 from vit_jax.architecture.towers import TextArchitecture, encoders
 from vit_jax.architecture.vit import STEM_GROUPS, EncoderConfig, ViTArchitecture
 from vit_jax.costs.parts import (
@@ -17,9 +18,7 @@ from vit_jax.costs.parts import (
   stem,
   stem_features,
 )
-
-# Of a float32, which parameters, gradients, moments and statistics are.
-FLOAT = 4
+from vit_jax.costs.pieces import FLOAT, pieces
 
 
 class Memory(NamedTuple):
@@ -29,7 +28,7 @@ class Memory(NamedTuple):
     parameters: float32.
     gradients: float32, of all parameters at once.
     optimizer: both moments of Adam, and the moving average if there is one.
-    copies: of the blocks' weights in the compute dtype.
+    copies: of the blocks' weights in the compute dtype, and what standardised ones are made from.
     activations: what the forward pass leaves for the backward pass, of the whole batch.
     recomputed: what the backward pass adds to them while it is in one block.
   """
@@ -75,6 +74,8 @@ def activations(config: Any, *, examples: int = 0) -> tuple[int, int]:
     config: one resolved tower.
     examples: as for `parts.parts`.
   """
+  if isinstance(config, Backbone):
+    return _of_pieces(config)
   run = sequence(config, training=True, examples=examples)
   total, more = of_blocks(config, run)
   if isinstance(config, TextArchitecture):
@@ -82,6 +83,16 @@ def activations(config: Any, *, examples: int = 0) -> tuple[int, int]:
     return round(total), round(more)
   total += sum(_around(config, run.tokens))
   return round(total), round(more)
+
+
+def _of_pieces(config: Backbone) -> tuple[int, int]:
+  """As `activations`, of a network that is no transformer."""
+  found = pieces(config)
+  if config.remat == 'none':
+    return sum(piece.kept for piece in found), 0
+  blocks = [piece for piece in found if piece.given]
+  kept = sum(piece.given or piece.kept for piece in found)
+  return kept, max(piece.kept - piece.given for piece in blocks)
 
 
 def of_blocks(config: EncoderConfig, run: Sequence) -> tuple[float, float]:
@@ -95,7 +106,7 @@ def of_blocks(config: EncoderConfig, run: Sequence) -> tuple[float, float]:
   return config.depth * kept, everything - kept
 
 
-def _size(config: EncoderConfig) -> int:
+def _size(config: Any) -> int:
   return 2 if config.dtype == 'bfloat16' else FLOAT
 
 
@@ -192,7 +203,10 @@ def _stem(config: ViTArchitecture) -> Iterator[float]:
 
 
 def _copies(config: Any) -> int:
-  """Of the weights of blocks and pooling, where products are not float32."""
+  """Of the weights of blocks and pooling, where products are not float32; of convolutions, all."""
+  if isinstance(config, Backbone):
+    again = config.remat == 'full'
+    return sum(piece.copies for piece in pieces(config) if not (again and piece.given))
   if config.dtype == 'float32':
     return 0
   names = ('query', 'key', 'value', 'out', 'mlp', 'pool')

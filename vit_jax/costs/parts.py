@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from vit_jax.architecture.backbones import Backbone
 from vit_jax.architecture.pattern import parse
 from vit_jax.architecture.towers import Composition, TextArchitecture, encoders
 from vit_jax.architecture.vit import EncoderConfig, ViTArchitecture, kept_names
+from vit_jax.costs.pieces import Conv, pieces, resnet_convs
 
 # `layers.add_bias` sums gradients by a product with so many columns of ones.
 BIAS_COLUMNS = 8
@@ -84,7 +87,20 @@ def parts(config: Any, *, training: bool = False, examples: int = 0) -> list[Par
     return [*found, *(Part(name, params, macs) for name, params, macs in config.rest)]
   if isinstance(config, TextArchitecture):
     return _text(config, training, examples)
+  if isinstance(config, Backbone):
+    return _pieces(config)
   return _image(config, training, examples)
+
+
+def _pieces(config: Backbone) -> list[Part]:
+  """The pieces of each part of a network that is no transformer, added up."""
+  found: dict[str, Part] = {}
+  for piece in pieces(config):
+    old = found.get(piece.part, Part(piece.part))
+    again = piece.again * (config.remat == 'full' and piece.given > 0)
+    new = (piece.params, piece.macs, piece.backward, again, piece.norms)
+    found[piece.part] = Part(piece.part, *map(operator.add, old[1:], new))
+  return list(found.values())
 
 
 def sequence(config: Any, *, training: bool = False, examples: int = 0) -> Sequence:
@@ -147,57 +163,19 @@ def blocks_on(
 
 
 def sequences(config: Any, **kwargs: Any) -> dict[str, Sequence]:
-  """Of each tower by the prefix of its parts, which is '' if it is the only one."""
+  """Of each encoder by the prefix of its parts, which is '' if it is the only one."""
   return {
     f'{name}/' if name else '': sequence(tower, **kwargs)
     for name, tower in encoders(config).items()
+    if isinstance(tower, EncoderConfig)
   }
 
 
-class Conv(NamedTuple):
-  """A convolution of a ResNet: sides of what it gives, of its window, and features."""
-
-  height: int
-  width: int
-  window: int
-  inputs: int
-  outputs: int
-
-  @property
-  def macs(self) -> int:
-    """Of its products."""
-    return self.height * self.width * self.params
-
-  @property
-  def params(self) -> int:
-    """Of its kernel."""
-    return self.window**2 * self.inputs * self.outputs
-
-  @property
-  def given(self) -> int:
-    """Numbers that it gives."""
-    return self.height * self.width * self.outputs
-
-
 def stem(config: ViTArchitecture) -> Iterator[tuple[Conv, ...]]:
-  """The convolutions of the ResNet in front: the first one, then those of each unit.
-
-  The projection of a unit's shortcut is the last of its convolutions, if there is one.
-  """
-  height, width = (-(-side // 2) for side in config.image_size)
-  yield (Conv(height, width, 7, config.in_channels, config.stem_width),)
-  height, width, inputs = -(-height // 2), -(-width // 2), config.stem_width
-  for stage, depth in enumerate(config.stem_depths):
-    inner = config.stem_width * 2**stage
-    for unit in range(depth):
-      first = Conv(height, width, 1, inputs, inner)
-      if stage and not unit:
-        height, width = -(-height // 2), -(-width // 2)
-      rest = Conv(height, width, 3, inner, inner), Conv(height, width, 1, inner, 4 * inner)
-      changed = inputs != 4 * inner or (first.height, first.width) != (height, width)
-      shortcut = (Conv(height, width, 1, inputs, 4 * inner),) if changed else ()
-      yield first, *rest, *shortcut
-      inputs = 4 * inner
+  """The convolutions of the ResNet in front; see `pieces.resnet_convs`."""
+  return resnet_convs(
+    config.image_size, config.in_channels, config.stem_width, config.stem_depths
+  )  # fmt: skip
 
 
 def stem_features(config: ViTArchitecture) -> int:

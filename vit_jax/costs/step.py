@@ -7,9 +7,10 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
-from vit_jax.architecture import Composition, encoders
+from vit_jax.architecture import Backbone, Composition, encoders
 from vit_jax.costs import flops
 from vit_jax.costs.parts import parts
+from vit_jax.costs.pieces import pieces
 
 # Products in a pass, as multiples of those of its forward pass: what is learned from it is the
 # gradient of its weights and of its activations, of the activations alone, or nothing.
@@ -72,16 +73,31 @@ def step(passes: Iterable[Pass], *, examples: int = 0) -> int:
   return round(total)
 
 
+def _partly_of(config: Backbone, own: Collection[str]) -> float:
+  """As `_partly`, of a network that is no transformer, block by block."""
+  total, behind = 0.0, False
+  for number, piece in enumerate(pieces(config)):
+    learns = [name for name in own if re.fullmatch(piece.names, name)]
+    through = behind or (bool(learns) and (piece.within or not number))
+    kernels = sum(name.endswith('kernel') for name in learns)
+    total += piece.macs * (1 + through + min(1, kernels / piece.products))
+    behind = behind or bool(learns)
+  return total
+
+
 def _partly(model: Any, trained: Collection[str], examples: int) -> int:
   """Products of a pass in which only some parameters are trained.
 
   A part has gradients of its matrices if they are trained, and of its input if anything before it
   is; within blocks everything counts as before everything. Of pooling all is trained or nothing.
   """
-  total = 0
+  total = 0.0
   for tower, config in encoders(model).items():
     behind, first, prefix = False, True, f'{tower}/' if tower else ''
     own = [name.removeprefix(prefix) for name in trained if name.startswith(prefix)]
+    if isinstance(config, Backbone):
+      total += _partly_of(config, own)
+      continue
     inside = {part.name: part for part in parts(config, training=True, examples=examples)}
     for stage in _STAGES:
       here = [inside[name] for name in stage if name in inside]

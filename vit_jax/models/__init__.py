@@ -1,4 +1,4 @@
-"""Models: thin compositions over the encoder."""
+"""Models: thin compositions over the encoder, and networks that have none."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from typing import Any
 
 from vit_jax.architecture import (
   MODELS,
+  ConvNetArchitecture,
+  ConvNeXtArchitecture,
+  MixerArchitecture,
+  ResNetArchitecture,
   SegmenterArchitecture,
   TextArchitecture,
   TwoTowersArchitecture,
@@ -20,6 +24,10 @@ MODULES: dict[type, str] = {
   TextArchitecture: 'vit_jax.models.text:Text',
   TwoTowersArchitecture: 'vit_jax.models.two_towers:TwoTowers',
   SegmenterArchitecture: 'vit_jax.models.segmenter:Segmenter',
+  ResNetArchitecture: 'vit_jax.models.resnet:ResNet',
+  ConvNeXtArchitecture: 'vit_jax.models.convnext:ConvNeXt',
+  MixerArchitecture: 'vit_jax.models.mixer:Mixer',
+  ConvNetArchitecture: 'vit_jax.models.convnet:ConvNet',
 }
 
 

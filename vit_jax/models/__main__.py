@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 
-from vit_jax.architecture import ViTArchitecture, variants
+from vit_jax.architecture import MODELS, named, names
 from vit_jax.core import command
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.costs import flops
@@ -14,21 +14,22 @@ from vit_jax.costs import flops
 def main(pattern: str) -> None:
   """Prints a table."""
   wanted = pattern if set(pattern) & set('*?[') else f'*{pattern}*'
-  names = [name for name in variants.names() if fnmatch.fnmatchcase(name, wanted)]
-  if not names:
-    raise RunError(f'no model is called like {pattern!r}: {suggest(pattern, variants.names())}')
+  found = [name for name in names() if fnmatch.fnmatchcase(name, wanted)]
+  if not found:
+    raise RunError(f'no model is called like {pattern!r}: {suggest(pattern, names())}')
   print(f'{"model":<24}{"parameters":>15}{"GMACs":>10}{"tokens":>8}{"width":>7}{"depth":>7}  image')
-  for name in names:
-    config = ViTArchitecture(name).resolve()
-    found = flops.costs(config)
-    tokens = math.prod(config.grid) + config.prefix
+  for name in found:
+    kind, variant = named(name)
+    config = MODELS[kind](variant).resolve()
+    cost = flops.costs(config)
+    shape = f'{"":>22}'
+    if kind == 'vit':
+      tokens = math.prod(config.grid) + config.prefix
+      shape = f'{tokens:>8}{config.width:>7}{config.depth:>7}'
     side = 'x'.join(map(str, config.image_size))
-    print(
-      f'{name:<24}{found.parameters():>15,}{found.total("macs") / 1e9:>10.2f}{tokens:>8}'
-      f'{config.width:>7}{config.depth:>7}  {side}'
-    )
+    print(f'{name:<24}{cost.parameters():>15,}{cost.total("macs") / 1e9:>10.2f}{shape}  {side}')
   print(
-    'Without a head, at the image size of their training. Other sizes of patches by name, S/8; any '
+    'Without a head, at the image size of their training. Other patches of ViTs by name, S/8; any '
     'other field: python -m vit_jax.flops --help'
   )
 

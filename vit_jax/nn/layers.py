@@ -14,7 +14,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from vit_jax.nn.positions import resize_weights
 from vit_jax.nn.remat import keep
-from vit_jax.nn.sharding import device, einsum, gather, param, spec
+from vit_jax.nn.sharding import device, einsum, gather, param, per_shard, shards, spec
 
 
 def zeros(key: jax.Array, shape, sharding) -> jax.Array:
@@ -315,6 +315,60 @@ class PatchEmbed(nnx.Module):
     kernel = resample_patches(self.proj.kernel[...], patch)
     y = einsum(eqn, x, kernel, out=out)
     return y + self.proj.bias[...].astype(y.dtype) if hasattr(self.proj, 'bias') else y
+
+
+class Conv(nnx.Module):
+  """A convolution over rows and columns.
+
+  Its kernel is cut like other matrices, by its outputs, where the mesh divides them.
+
+  Args:
+    window: side of the kernel.
+    inputs, outputs: features.
+    stride: places from one output to the next.
+    dilation: places from one row or column of the kernel to the next.
+    pad: zeros before and behind along each axis; 'SAME', as few as give ceil(side / stride) places.
+    groups: of features that see only each other; as many as there are, a depthwise convolution.
+    init: of the kernel; LeCun normal if not given.
+    bias: whether there is one.
+  """
+
+  def __init__(
+    self, window: int, inputs: int, outputs: int, rngs: nnx.Rngs, *, stride: int = 1,
+    dilation: int = 1, pad: str | tuple[int, int] = (0, 0), groups: int = 1, init=None,
+    bias: bool = True,
+  ):  # fmt: skip
+    shape = (window, window, inputs // groups, outputs)
+    self.axes = (None, None, None, None if outputs % shards('embed') else 'embed')
+    self.kernel = param(init or normal(math.prod(shape[:3]) ** -0.5), rngs, shape, self.axes)
+    if bias:
+      self.bias = param(zeros, rngs, (outputs,), (None,))
+    self.stride, self.dilation, self.groups = stride, dilation, groups
+    self.pad = pad if isinstance(pad, str) else (pad, pad)
+
+  def weights(self) -> jax.Array:
+    """What is multiplied, float32 (window, window, inputs / groups, outputs)."""
+    return self.kernel[...]
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """(batch, height, width, inputs) -> (batch, height, width, outputs), in the dtype of `x`."""
+
+    def convolved(x, w):
+      return jax.lax.conv_general_dilated(
+        x, w, (self.stride,) * 2, self.pad, rhs_dilation=(self.dilation,) * 2,
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=self.groups,
+      )  # fmt: skip
+
+    if self.groups > 1:
+      # Left to itself XLA adds up the gradients of such a kernel that devices have of the same
+      # examples, and gathers the batch (openxla/xla#47945).
+      batch, kernel = (
+        ('batch', None, None, None),
+        self.axes if shards('embed') == 1 else (None,) * 4,
+      )
+      convolved = per_shard(convolved, (batch, kernel), batch)
+    y = convolved(x, gather(self.weights().astype(x.dtype), *self.axes))
+    return y + self.bias[...].astype(x.dtype) if hasattr(self, 'bias') else y
 
 
 def resample_patches(

@@ -70,3 +70,18 @@ class Noise:
 def noise(key: jax.Array | Noise) -> Noise:
   """A key as `Noise` for a batch that is whole."""
   return key if isinstance(key, Noise) else Noise(key)
+
+
+def dropped(y: jax.Array, key: Noise | None, rate: float) -> jax.Array:
+  """What a branch adds, (batch, ...), left out of some examples: stochastic depth.
+
+  Args:
+    y: of each example.
+    key: without one nothing is dropped, as in evaluation.
+    rate: share of the examples; the others get 1 / (1 - rate) times as much (Huang et al. 2016).
+  """
+  if key is None or not rate:
+    return y
+  bernoulli = lambda key, shape, **layout: jax.random.bernoulli(key, 1 - rate, shape, **layout)  # noqa: E731
+  kept = key.draw(bernoulli, y.shape[0], *(1,) * (y.ndim - 1))
+  return y * (kept / (1 - rate)).astype(y.dtype)

@@ -8,14 +8,13 @@ from typing import Any
 
 from etils import epy
 
-from vit_jax.architecture import ViTArchitecture
 from vit_jax.core.errors import RunError
 from vit_jax.data.examples import Example
 from vit_jax.data.rows import Rows
 from vit_jax.data.rows.columns import Label
 from vit_jax.data.views import View
 from vit_jax.tasks import mixing
-from vit_jax.tasks.images import Images
+from vit_jax.tasks.images import Images, insist_on_single
 from vit_jax.tasks.task import Batch, Context, Fields, Prediction, Seen, Sums, picture_of
 
 # Configurations are checked before JAX is there.
@@ -166,10 +165,8 @@ def headed(task: Images, model: Any, fields: Fields) -> Any:
   """A model with a logit for each class of the field that a task classifies, unless it has some.
 
   Raises:
-    RunError: for another model than a ViT.
+    RunError: for a model that does not give one vector for each image.
   """
-  if not isinstance(model, ViTArchitecture):
-    name = type(task).__name__.lower()
-    raise RunError(f'task.name={name} needs model.name=vit, not {model.kind}')
+  insist_on_single(type(task).__name__.lower(), model)
   names = fields[task.classed].names if task.classed in fields else ()
   return dataclasses.replace(model, num_classes=model.num_classes or len(names))

@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epy
 
-from vit_jax.architecture import encoders
+from vit_jax.architecture import MODELS, SINGLE, encoders
 from vit_jax.architecture.card import Card
 from vit_jax.core.errors import RunError
 from vit_jax.data.rows.columns import Column, Columns, Image
@@ -104,6 +104,13 @@ class Images(Task):
 def _seeing(model: Any) -> Any:
   """The tower of a model that gets images."""
   return next(each for each in encoders(model).values() if hasattr(each, 'image_size'))
+
+
+def insist_on_single(task: str, model: Any) -> None:
+  """Raises RunError unless a model gives one vector for each image, as a task needs it."""
+  if not isinstance(model, SINGLE):
+    able = ', '.join(name for name, kind in MODELS.items() if issubclass(kind, SINGLE))
+    raise RunError(f'task.name={task} needs model.name={able}, not {model.kind}')
 
 
 def image_of(model: Any, fields: Fields) -> Image:

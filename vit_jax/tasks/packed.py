@@ -8,6 +8,7 @@ from typing import Any
 
 from etils import epy
 
+from vit_jax.architecture import ViTArchitecture
 from vit_jax.core.errors import RunError
 from vit_jax.costs.step import Pass
 from vit_jax.data.rows import Rows
@@ -60,6 +61,8 @@ class PackedClassification(Classification):
 
   def adapt(self, model: Any, fields: Fields) -> Any:
     """See `Task`."""
+    if not isinstance(model, ViTArchitecture):
+      raise RunError(f'rows of patches need model.name=vit, not {model.kind}')
     model = super().adapt(model, fields)
     if model.prefix or model.pool not in ('mean', 'map') or model.stem_width:
       raise RunError(

@@ -8,13 +8,12 @@ from typing import Any, Self
 
 from etils import epy
 
-from vit_jax.architecture import ViTArchitecture
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.data.examples import Example
 from vit_jax.data.rows import Rows
 from vit_jax.data.rows.columns import Vector
 from vit_jax.data.views import View
-from vit_jax.tasks.images import Images
+from vit_jax.tasks.images import Images, insist_on_single
 from vit_jax.tasks.task import Batch, Context, Fields, Prediction, Seen, Sums, picture_of
 
 # Configurations are checked before JAX is there.
@@ -74,8 +73,7 @@ class Regression(Images):
 
   def adapt(self, model: Any, fields: Fields) -> Any:
     """See `Task`: an output for each number."""
-    if not isinstance(model, ViTArchitecture):
-      raise RunError(f'task.name=regression needs model.name=vit, not {model.kind}')
+    insist_on_single('regression', model)
     count = len(fields['target'].names) if 'target' in fields else 0
     if count and model.num_classes not in (0, count):
       raise RunError(f'model.num_classes={model.num_classes}, and the target has {count} numbers')

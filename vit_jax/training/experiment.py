@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from vit_jax import models, tasks
-from vit_jax.architecture import Composition, encoders
+from vit_jax.architecture import Composition, EncoderConfig, encoders
 from vit_jax.architecture.card import Card, about
 from vit_jax.convert import read
 from vit_jax.core import schema
@@ -151,6 +151,12 @@ class Experiment:
       self.notes.append(
         f'optim.lr_scale is 0 for {", ".join(still)}: that still has a gradient and optimizer '
         'state, which task.frozen saves'
+      )
+    towers = encoders(self.config.model).values()
+    if cfg.optim.layer_decay < 1 and not any(isinstance(t, EncoderConfig) for t in towers):
+      raise RunError(
+        f'optim.layer_decay={cfg.optim.layer_decay}: a {self.config.model.kind} has no encoder '
+        'whose layers it could count; optim.lr_scale is for any parameters by name'
       )
     task = type(cfg.task)
     if cfg.optim.accumulate > 1 and task.coupled and not issubclass(task, Coupled):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.architecture import Composition, ViTArchitecture, encoders
+from vit_jax.architecture import SINGLE, Composition, encoders
 from vit_jax.architecture.card import Card
 from vit_jax.convert import adapt, notes, read
 from vit_jax.convert.opened import Opened
@@ -135,7 +135,7 @@ class Start:
       Names of the classes by label: the checkpoint's, where all of its classes are kept because the
       run sets their number and it knows those of the data.
     """
-    if self.tower or not isinstance(self.model, ViTArchitecture):
+    if self.tower or not isinstance(self.model, SINGLE):
       return tuple(names)
     theirs, count = self.card.class_names, self._config.num_classes
     wanted, names = self.model.num_classes, tuple(names)
@@ -173,7 +173,7 @@ class Start:
     Returns:
       Fields of the task without which a head that is kept would be read in another scale.
     """
-    if self.tower or not isinstance(self.model, ViTArchitecture):
+    if self.tower or not isinstance(self.model, SINGLE):
       return {}
     theirs = self.card.fields.get('target', {})
     same = (

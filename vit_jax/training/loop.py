@@ -25,7 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from vit_jax.architecture import ViTArchitecture, variants
+from vit_jax.architecture import Backbone, ViTArchitecture, variants
 from vit_jax.checkpoints.store import Found, NoneSoundError
 from vit_jax.core import faults, schema
 from vit_jax.core.errors import DivergedError, PassingError, RunError
@@ -508,6 +508,9 @@ def _described(experiment: Experiment) -> str:
       f', images of {side}x{model.in_channels}, {tokens} tokens of '
       f'{model.width}, depth {model.depth}'
     )
+  elif isinstance(cfg.model, Backbone):
+    name = f'{name}:{cfg.model.name}' if cfg.model.name else name
+    size = f', images of {"x".join(map(str, cfg.model.image_size))}x{cfg.model.in_channels}'
   left = f', and {frozen:,} that are not trained' if frozen else ''
   return f'model: {name}, {trained:,} parameters{left}{size}'
 
