@@ -51,6 +51,7 @@ ONLY = {
   'tensorboardX': ('training.writers',),
   'sklearn': ('data.builders', 'data.generators', 'evaluators'),
   'safetensors': ('convert.files',),
+  'huggingface_hub': ('convert.hub',),
   'PIL': ('data.preprocess', 'data.operators', 'data.masks', 'draw'),
   'pathlib': ('core.paths',),
   'shutil': ('core.paths',),

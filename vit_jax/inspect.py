@@ -95,6 +95,8 @@ def main(
   for at, (name, inside) in enumerate(opened.parts.items()):
     chosen = ' (this one)' if name == opened.part else ''
     print(f'{"" if at else "parts":<13} {name}, {inside} arrays{chosen}')
+  if opened.revision:
+    print(f'commit        {opened.revision}')
   if opened.prefix:
     print(f'prefix        {opened.prefix}')
   for at, line in enumerate(describe(opened.config)):

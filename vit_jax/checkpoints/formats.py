@@ -71,11 +71,15 @@ def _with_attention(record: dict[str, Any]) -> None:
 
 
 def _with_health(record: dict[str, Any]) -> None:
-  """5 to 6: when what does not get on is ended, skipped, or gone back from."""
+  """5 to 6: when what does not get on is ended, skipped, or gone back from; low-rank changes."""
   record.get('optim', {})['skip_above'] = 0.0
   record['rewind'] = dict(most=0, above=1.5, patience=20, back='100 steps')
   record['health'] = dict(hang=0.0, wait=0.0, silent=60.0)
   record['checkpoint']['mtbf'] = 12.0
+  record['lora'] = dict(
+    rank=0, alpha=16.0, patterns=['.*attn/(query|value)/kernel'],
+    train=['(.*/)?(distill_)?head/.*'],
+  )  # fmt: skip
   _with_augmentation(record)
 
 

@@ -61,6 +61,7 @@ class Opened:
     fresh: wanted names that are ignored and missing or misshapen; a fresh model has their values.
     fetch: of our own checkpoints, in place of rules: reads arrays as `read` does, in their type.
     run: what a checkpoint of a run says of it: recipe, revision, step, evaluations.
+    revision: of a repository of the hub, the commit.
   """
 
   dialect: str
@@ -78,6 +79,7 @@ class Opened:
   fresh: tuple[str, ...] = ()
   fetch: Callable[[Wanted], dict[str, Any]] | None = None
   run: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  revision: str = ''
 
   @property
   def wanted(self) -> dict[str, tuple[int, ...]]:

@@ -8,7 +8,7 @@ import copy
 import dataclasses
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from vit_jax.architecture import MODELS, Backbone, TextArchitecture, ViTArchitec
 from vit_jax.architecture.card import Card
 from vit_jax.architecture.vit import INTERPOLATIONS
 from vit_jax.checkpoints.store import Checkpoints
-from vit_jax.convert import adapt, files, notes, parts
+from vit_jax.convert import adapt, files, hub, notes, parts
 from vit_jax.convert.dialects import SIDECARS
 from vit_jax.convert.opened import Opened, Unread, Wanted
 from vit_jax.convert.recognise import UnrecognisedError, search, with_hints
@@ -42,8 +42,8 @@ def load(
   What is chosen, guessed or left out on the way is logged as a warning; see `notes`.
 
   Args:
-    path: an npz, safetensors or PyTorch file; a folder of transformers, timm or OpenCLIP; or the
-      directory of a run of this project.
+    path: an npz, safetensors or PyTorch file; a folder of transformers, timm or OpenCLIP; the
+      directory of a run of this project; or hf:OWNER/NAME of the Hugging Face hub, see `hub`.
     step: of a run: which of its checkpoints; the newest if not given.
     part: entry of the file's outermost dict ('state_dict', 'teacher'), or of a run ('model',
       'ema'); if not given, averages come before what they are averages of, see `parts.ORDER`.
@@ -134,7 +134,7 @@ def open_checkpoint(
   """Recognises the dialect and the architecture of a checkpoint without reading its arrays.
 
   Args:
-    path: a file, or a folder of transformers, timm, OpenCLIP or a run of this project.
+    path: a file, a folder of transformers, timm, OpenCLIP or a run of this project, or hf:NAME.
     step, part, prefix, ignore: as for `load`.
     **hints: fields of the model that the checkpoint cannot know, such as num_heads, and changes
       that `model_of` will make.
@@ -142,7 +142,11 @@ def open_checkpoint(
   Raises:
     RunError: if it is missing, damaged, of no known dialect, or contradicts itself.
   """
-  path, hints = paths.at(path), _checked(hints)
+  text, hints, revision = str(path), _checked(hints), ''
+  if text.startswith(hub.PREFIX):
+    path, revision = hub.fetched(text)
+    notes.say(f'{text}: commit {revision}')
+  path = paths.at(path)
   try:
     re.compile(ignore)
   except re.error as error:
@@ -156,6 +160,8 @@ def open_checkpoint(
     raise RunError(f'step={step} picks a checkpoint of a run, but {path} is not the folder of one')
   else:
     opened, source = _open_file(path, hints, part, prefix, ignore)
+  if revision:
+    opened = dataclasses.replace(opened, where=text, revision=revision)
   opened = _with_right_names(opened)
   _say_what_is_read(opened, source)
   if opened.rules is not None:
@@ -224,6 +230,9 @@ def _open_run(path: paths.Path, hints: Mapping[str, Any], part: str, step: int |
       'cannot be loaded separately: train the one you want without config.lanes'
     )
   inside = _parts(shapes, extra, frozen)
+  for places in inside.values():  # what low-rank changes are added to
+    bases = {tree.whole(name) for name in places}
+    places |= {name: f'frozen/{name}' for name in bases if name in frozen}
   if part and part not in inside:
     raise RunError(f'{path} has no part {part!r}: {suggest(part, inside)}')
   chosen = part or next(iter(inside))
@@ -234,7 +243,7 @@ def _open_run(path: paths.Path, hints: Mapping[str, Any], part: str, step: int |
     )
   places = inside[chosen]
 
-  def fetch(wanted: Wanted) -> dict[str, Any]:
+  def fetched(wanted: Wanted) -> dict[str, Any]:
     there = {places[name]: (name, struct) for name, struct in wanted.items()}
     found = {}
     for store, prefix, at in ((checkpoints, '', step), (frozen_store, 'frozen/', None)):
@@ -245,6 +254,9 @@ def _open_run(path: paths.Path, hints: Mapping[str, Any], part: str, step: int |
         found |= {own[name][0]: array for name, array in read.items()}
     return found
 
+  scale = extra.get('lora', {}).get('scale', 0.0)
+  arrays = {own: all_shapes[name] for own, name in places.items()}
+  arrays, fetch = with_changes(arrays, fetched, scale)
   if extra['kind'] not in MODELS:
     raise RunError(f'{path} holds a model of the kind {extra["kind"]!r}, which is not known here: '
                    f'{suggest(extra["kind"], MODELS)}')  # fmt: skip
@@ -254,11 +266,43 @@ def _open_run(path: paths.Path, hints: Mapping[str, Any], part: str, step: int |
     raise RunError(f'{path} does not say what model it holds: it lacks {", ".join(missing)}')
   config = with_hints(schema.build(kind, extra['model'], 'the model'), hints, str(path)).resolve()
   counts = {part: len(names) for part, names in inside.items()}
-  arrays = {own: all_shapes[name] for own, name in places.items()}
   about = ('recipe', 'revision', 'evaluated', 'seconds')
   run = {'step': step, **{name: extra[name] for name in about if name in extra}}
   return Opened('vit_jax', config, Card.from_dict(extra['card']), arrays, None, '', str(path),
                 changes=hints, parts=counts, part=chosen, fetch=fetch, run=run)  # fmt: skip
+
+
+def with_changes(
+  arrays: Mapping[str, Any], fetch: Callable[[Wanted], dict[str, Any]], scale: float
+) -> tuple[dict[str, Any], Callable[[Wanted], dict[str, Any]]]:
+  """The parameters of a model where arrays have low-rank changes of some; see `tree.LowRank`.
+
+  Args:
+    arrays: with shapes and dtypes, by name.
+    fetch: reads them, as `Opened.fetch`.
+    scale: of the changes.
+
+  Returns:
+    Both, of whole parameters.
+  """
+  changed = {tree.whole(name) for name in arrays if tree.whole(name) != name}
+  plain = {name: array for name, array in arrays.items() if tree.whole(name) == name}
+  plain |= {n: jax.ShapeDtypeStruct(plain[n].shape, np.float32) for n in changed}
+
+  def whole(wanted: Wanted) -> dict[str, Any]:
+    asked = {n: s.update(dtype=arrays[n].dtype) if n in changed else s for n, s in wanted.items()}
+    for name in changed & wanted.keys():
+      for factor in tree.FACTORS:  # small, and whole on every device
+        own = arrays[f'{name}/{factor}']
+        asked[f'{name}/{factor}'] = jax.ShapeDtypeStruct(own.shape, own.dtype)
+    found = fetch(asked)
+    for name in changed & wanted.keys():
+      low = tree.LowRank(*(found.pop(f'{name}/{factor}') for factor in tree.FACTORS), scale)
+      add = low.added_to if wanted[name].sharding is None else jax.jit(low.added_to)
+      found[name] = add(found[name])
+    return found
+
+  return plain, whole
 
 
 def _parts(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.core.errors import RunError, suggest
@@ -55,9 +56,62 @@ def is_layers(node: Any) -> bool:
   return isinstance(node, Layers)
 
 
+FACTORS = ('lora_a', 'lora_b')
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=[*FACTORS], meta_fields=['scale'])
+@dataclasses.dataclass
+class LowRank:
+  """What is trained of a parameter that is frozen: scale * lora_a @ lora_b is added to it.
+
+  Hu et al. 2021, section 4.1; there A is `lora_b` and B `lora_a`, transposed as their weights are.
+
+  Attributes:
+    lora_a: (*inputs, rank), the axes of the parameter that are summed over; with an axis over the
+      layers in front, where the parameter has one.
+    lora_b: (rank, *outputs), likewise.
+    scale: alpha / rank.
+  """
+
+  lora_a: Any
+  lora_b: Any
+  scale: float
+
+  def added_to(self, base: Any) -> Any:
+    """The parameter as it is used, laid out like `base`; NumPy's if all are."""
+    stacked = self.lora_a.ndim + self.lora_b.ndim - 2 - base.ndim
+    layer = 'l' * stacked
+    ins = 'abcd'[: self.lora_a.ndim - 1 - stacked]
+    outs = 'xyz'[: self.lora_b.ndim - 1 - stacked]
+    equation = f'{layer}{ins}r,{layer}r{outs}->{layer}{ins}{outs}'
+    if isinstance(base, np.ndarray):
+      product = np.einsum(equation, self.lora_a, self.lora_b)
+      return base.astype(product.dtype) + np.float32(self.scale) * product
+    layout = None if jax.sharding.get_abstract_mesh().empty else jax.typeof(base).sharding
+    product = jnp.einsum(
+      equation, self.lora_a, self.lora_b, precision='highest', out_sharding=layout
+    )
+    return base.astype(product.dtype) + self.scale * product
+
+
+def is_low_rank(node: Any) -> bool:
+  """Whether a node of a tree stands for a parameter that is frozen."""
+  return isinstance(node, LowRank)
+
+
+def whole(name: str) -> str:
+  """The name of a parameter, from its own or that of one of its factors."""
+  head, _, last = name.rpartition('/')
+  return head if last in FACTORS else name
+
+
 def name(path: tuple[Any, ...]) -> str:
   """The name of a leaf, from its key path; how Flax stores a parameter does not show in it."""
-  return jax.tree_util.keystr(path, simple=True, separator='/').removesuffix('/value')
+  found = jax.tree_util.keystr(path, simple=True, separator='/')
+  head, _, last = found.rpartition('/')
+  if last in FACTORS:
+    return f'{head.removesuffix("/value")}/{last}'
+  return found.removesuffix('/value')
 
 
 def group(path: tuple[Any, ...]) -> str:
@@ -122,10 +176,14 @@ def partition(tree: Any, patterns: Iterable[str], field: str = 'patterns') -> tu
 
 
 def merge(one: Any, other: Any) -> Any:
-  """The inverse of `partition`."""
-  return jax.tree.map(
-    lambda a, b: b if a is None else a, one, other, is_leaf=lambda leaf: leaf is None
-  )
+  """The inverse of `partition`; what is `LowRank` in `one` is added to what `other` has there."""
+
+  def both(a, b):
+    if is_low_rank(a):
+      return a.added_to(b)
+    return b if a is None else a
+
+  return jax.tree.map(both, one, other, is_leaf=lambda leaf: leaf is None or is_low_rank(leaf))
 
 
 def flatten(tree: Any) -> dict[str, Any]:

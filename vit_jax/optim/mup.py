@@ -87,6 +87,9 @@ def factors(config: Any, name: str) -> Factors:
   """
   width = config.width / config.mup_width if config.mup_width else 1.0
   depth = config.depth / config.mup_depth if config.mup_depth else 1.0
+  if tree.whole(name) != name:
+    raise RunError('model.mup_width and model.mup_depth have no rule for low-rank changes: set '
+                   'lora.rank=0, or both of them to 0')  # fmt: skip
   fan_in, is_head = 1.0, name.startswith(('head/', 'distill_head/'))
   if config.mup_width and re.fullmatch(_READERS, name):
     # Behind a hidden representation the head's input does not grow.

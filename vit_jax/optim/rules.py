@@ -162,6 +162,8 @@ def muon(config: config_lib.Muon, decay: Any, adamw: Rule) -> Rule:
 
   def init(params):
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    if any(tree.whole(tree.name(path)) != tree.name(path) for path in paths):
+      raise RunError('optim.name=muon has no rule for low-rank changes (lora.rank): use adamw')
     if not any(re.fullmatch(matrix, tree.group(path)) for path in paths):
       raise RunError('optim.name=muon: no matrix of a block is trained: use adamw')
     others, matrices = rest(params)

@@ -128,6 +128,39 @@ class RewindConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """Low-rank changes of frozen matrices are trained instead of these (LoRA, Hu et al. 2021).
+
+  All else but `train` is frozen, as by task.frozen: saved once, without gradient and optimizer
+  state. What task.frozen names itself gets no change either. The model is the sum of both wherever
+  it is evaluated, saved or exported.
+
+  Attributes:
+    rank: of the changes; 0 for none.
+    alpha: a change is alpha / rank times the product of its factors. Rank-stabilised scaling
+      (Kalajdzievski 2023), alpha / sqrt(rank), is alpha * sqrt(rank) here.
+    patterns: regular expressions of whole names of matrices that are changed.
+    train: likewise of parameters that are trained in full: whatever no checkpoint has.
+  """
+
+  rank: int = 0
+  alpha: float = 16.0
+  patterns: tuple[str, ...] = ('.*attn/(query|value)/kernel',)
+  train: tuple[str, ...] = ('(.*/)?(distill_)?head/.*',)
+
+  def __post_init__(self):
+    if self.rank < 0:
+      raise RunError(f'lora.rank={self.rank} must be at least 0')
+    if not 0 < self.alpha < math.inf:
+      raise RunError(f'lora.alpha={self.alpha} must be more than 0')
+
+  @property
+  def scale(self) -> float:
+    """Of the product of factors."""
+    return self.alpha / self.rank
+
+
+@dataclasses.dataclass(frozen=True)
 class ProfileConfig:
   """A jax.profiler trace of `steps` steps after the first `start` ones of this process; 0: none."""
 
@@ -176,6 +209,7 @@ class Config:
   init: str = ''
   inits: dict[str, str] = schema.texts()
   fork: str = ''
+  lora: LoraConfig
   lanes: dict[str, Any] = schema.tuples()
   compilation_cache: str = '../compilation_cache'
   log: LogConfig

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
+import zlib
 from collections.abc import Generator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +17,7 @@ from flax import nnx
 from vit_jax import models, tasks
 from vit_jax.architecture import Composition, EncoderConfig, encoders
 from vit_jax.architecture.card import Card, about
-from vit_jax.convert import read
+from vit_jax.convert import notes, read
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.costs.step import Pass
@@ -33,7 +35,7 @@ from vit_jax.data.sources import opened_by
 from vit_jax.data.views import View
 from vit_jax.evaluators import EVALUATORS
 from vit_jax.evaluators.evaluator import Evaluation, Scores, prepare
-from vit_jax.nn import sharding, tree
+from vit_jax.nn import lora, sharding, tree
 from vit_jax.nn.encoder import is_unrolled, split_layers, stack_layers
 from vit_jax.nn.sharding import BatchLayout
 from vit_jax.optim import schedules
@@ -46,6 +48,7 @@ from vit_jax.training.initial import said, starts
 from vit_jax.training.state import State, init_state, train_step
 from vit_jax.training.workdir import Known
 
+_FACTORS = zlib.crc32(b'lora')  # of the key that draws them
 # What was said of data in this process, by what they are.
 _AUDITED: dict[str, list[str]] = {}
 
@@ -130,6 +133,7 @@ class Experiment:
         check_classes(self.source)
     self.abstract_state: State
     self.abstract_state, self.frozen = jax.eval_shape(self._init, self._seeds())
+    self._check_new()
     self._about_data: list[str] = []
     if training:
       self._prepare_training(cfg)
@@ -262,16 +266,33 @@ class Experiment:
     """The argument of `_init`."""
     return np.uint32(self.config.seed)
 
+  def _check_new(self) -> None:
+    """Raises RunError if low-rank changes freeze what has never been trained."""
+    if not self.config.lora.rank or not self._starts:
+      return
+    known = {name for start in self._starts for name in start.leaves()}
+    own = set(tree.flatten(self.frozen)) - known
+    if new := [n for n in own if not any(re.fullmatch(p, n) for p in self.config.task.frozen)]:
+      raise RunError(
+        f'lora.rank={self.config.lora.rank} would freeze what is new, and has random values: '
+        f'{notes.names(sorted(new))}. Name it in lora.train, which is {self.config.lora.train}'
+      )
+
   def _init(self, seed: Any, taken: Mapping[str, jax.Array] = MappingProxyType({})) -> Any:
     """The initial state, and the frozen parameters; those of `taken` are not drawn."""
     cfg = self.config
-    model, frozen = self._divided(self._model(seed, taken))
+    model, frozen = self._divided(self._model(seed, taken), seed)
     return init_state(model, cfg.optim, cfg.task, jax.random.key(seed)), frozen
 
-  def _divided(self, model: Any) -> tuple[Any, Any]:
+  def _divided(self, model: Any, seed: Any = 0) -> tuple[Any, Any]:
     """Parameters that are trained, and frozen ones in the type in which they are kept."""
-    task = self.config.task
+    task, change = self.config.task, self.config.lora
     model, frozen = tree.partition(model, task.frozen, 'task.frozen')
+    if change.rank:
+      model, frozen = lora.divided(
+        model, frozen, rank=change.rank, scale=change.scale, patterns=change.patterns,
+        train=change.train, key=jax.random.fold_in(jax.random.key(seed), _FACTORS),
+      )  # fmt: skip
     return model, jax.tree.map(lambda leaf: leaf.astype(task.frozen_dtype), frozen)
 
   def _model(self, seed: Any = 0, taken: Mapping[str, jax.Array] = MappingProxyType({})) -> Any:
@@ -306,7 +327,8 @@ class Experiment:
     """
     model, passes = self.config.model, self.config.task.passes(self.config.model)
     leaves = jax.tree_util.tree_leaves_with_path(self.abstract_state.model)
-    trained = {tree.group(path): leaf for path, leaf in leaves}
+    # The gradient of a factor is made of that of the whole matrix.
+    trained = {tree.whole(tree.group(path)): leaf for path, leaf in leaves}
 
     def own(one: Pass) -> Pass:
       """With the names of what is trained, where it is of the model or one of its towers."""
@@ -315,7 +337,13 @@ class Experiment:
           return one._replace(trained=tree.inside(trained, name))
       return one
 
-    return step_flops(map(own, passes) if self.config.task.frozen else passes, examples=examples)
+    some = self.config.task.frozen or self.config.lora.rank
+    return step_flops(map(own, passes) if some else passes, examples=examples)
+
+  @property
+  def origins(self) -> dict[str, str]:
+    """Commits of the checkpoints on the hub that the run starts from, by the field of each."""
+    return {start.field: start.revision for start in self._starts if start.revision}
 
   @property
   def card(self) -> Card:
@@ -328,12 +356,16 @@ class Experiment:
 
   def described(self) -> dict[str, Any]:
     """What a checkpoint says: the model that is judged, where its arrays are, task and rows."""
-    state = tree.renamed(str, self.abstract_state)
+    state = jax.tree_util.tree_map_with_path(
+      lambda path, _: tree.name(path), self.abstract_state, is_leaf=tree.is_low_rank
+    )
     frozen = tree.renamed('frozen/{}'.format, stack_layers(self.frozen))
     model = self.config.task.judged(state, frozen)
     where = [there.removesuffix(own) for own, there in tree.flatten(model).items()]
+    change = self.config.lora
     return {
-      **about(model.config, self.card), 'judged': list(dict.fromkeys(where)), **self._purpose()
+      **about(model.config, self.card), 'judged': list(dict.fromkeys(where)), **self._purpose(),
+      **({'lora': {'scale': change.scale}} if change.rank else {}),
     }  # fmt: skip
 
   def _purpose(self) -> dict[str, Any]:

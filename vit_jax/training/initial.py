@@ -79,6 +79,8 @@ class Start:
       one of several towers has no head, unless the run says how many classes it has.
     card: what the checkpoint says of images and classes.
     notes: what was decided, a line each.
+    field: of the configuration, that names it.
+    revision: of a checkpoint on the hub, the commit.
   """
 
   def __init__(self, path: str, fields: Any, tower: str = ''):
@@ -93,21 +95,22 @@ class Start:
       RunError: if the checkpoint cannot be read, or cannot be changed like that.
     """
     self.tower, self.notes = tower, []
-    self._field = f'inits.{tower}' if tower else 'init'
-    self.path, choice = chosen(path, self._field)
+    self.field = f'inits.{tower}' if tower else 'init'
+    self.path, choice = chosen(path, self.field)
     try:
-      opened, name = _open(self.path, choice, fields, tower, self._field)
+      opened, name = _open(self.path, choice, fields, tower, self.field)
       refuse(opened.problems(), self.path)
     except RunError as error:
-      ways = _ways_out(str(error), self.path, self._field, _given(fields))
+      ways = _ways_out(str(error), self.path, self.field, _given(fields))
       raise RunError(f'{error}{ways}') from None
+    self.revision = opened.revision
     self._config, self._leaves = opened.config, opened.leaves()
     # What a tower projects to stays; a single model has the classes of its own data.
     keep = isinstance(self._config, Composition) and (tower or isinstance(fields, Composition))
     if name:
-      self.notes.append(f'{self._field}: of {self.path} the tower {name!r} is read')
+      self.notes.append(f'{self.field}: of {self.path} the tower {name!r} is read')
       self._config, self._leaves = encoders(self._config)[name], tree.inside(self._leaves, name)
-    _refuse_own(fields, self._config, self._field, self.path)
+    _refuse_own(fields, self._config, self.field, self.path)
     self.model: Any = adapt.changed(self._config, _given(fields, keep=bool(keep)))
     self.card: Card = opened.card
     channels = [t.in_channels for t in encoders(self.model).values() if hasattr(t, 'in_channels')]
@@ -217,7 +220,7 @@ class Start:
     new = [n for n in adapt.abstract(model) if n not in self._leaves and not n.startswith(said)]
     if new:
       self.notes.append(
-        f'{self._field}: new, because {self.path} has nothing that fits: {notes.names(new)}'
+        f'{self.field}: new, because {self.path} has nothing that fits: {notes.names(new)}'
       )
     self._settled = model
 

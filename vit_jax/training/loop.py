@@ -152,7 +152,8 @@ class _Session:
     self.eval_every = {k: steps(e.every, f'evals.{k}.every') for k, e in cfg.evals.items()}
     self.scores: dict[str, Any] = {}
     self.evaluated: list[dict[str, Any]] = []  # in all sessions: steps and scores
-    # In all sessions: where the run was forked, which lanes diverged when, where it went back.
+    # In all sessions: where the run was forked, which lanes diverged when, where it went back, and
+    # the commits of checkpoints on the hub that it started from.
     self.history: dict[str, Any] = {}
     self.pending: tuple[int, Any, Hyper] | None = None
     self.carried: dict[str, Any] = {}
@@ -185,6 +186,8 @@ class _Session:
         self.carried = found.extra.get('metrics', {})
         self.evaluated = found.extra.get('evaluated', [])
         self._remember(found.extra)
+      elif experiment.origins:
+        self.history['origins'] = experiment.origins
       self.state = experiment.split(found.state if found else experiment.init())
       if found:
         _, frozen = experiment.to_restore()

@@ -76,6 +76,7 @@ def _about(run: Left) -> Html:
     f', trained on {where[0]}, split {data.get("split")}' if where else '',
     f', for {total} in batches of {config.get("batch_size")}' if total else '',
     f', from {config["init"]}' if config.get('init') else '',
+    *(f' (commit {commit[:12]})' for commit in run.result.get('origins', {}).values()),
     f', forked from {forked["from"]} at step {shown(forked["step"])}' if forked else '',
     f', {len(run.lanes)} lanes side by side' if run.lanes else '',
     *(

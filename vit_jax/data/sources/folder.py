@@ -19,6 +19,9 @@ from vit_jax.data.examples import (
 from vit_jax.data.fields import Field
 
 
+WHOLE = 'all'  # the split of a directory without any
+
+
 @dataclasses.dataclass(frozen=True)
 class Folder:
   """A directory of images, one directory per split and in it one per class.
@@ -30,7 +33,8 @@ class Folder:
 
   Attributes:
     dir: holds {split}/{class}/, with images at any depth. It may be a zip file, or in one; links
-      in zip files are passed over.
+      in zip files are passed over. Where there are no splits, {class}/ alone, that is the split
+      'all'.
   """
 
   dir: str
@@ -46,6 +50,8 @@ class Folder:
     if not given.is_dir():
       raise NoDataError(f'there is no directory {given}: set data.source.dir')
     root = files.entered(given, (split, 'train'))
+    if split == WHOLE and not (root / split).is_dir():
+      return FolderSource(*_whole(root))
     if not (root / split).is_dir():
       there = files.folders(root, files.Passed())
       has = f'it has {files.few(there)}' if there else 'it is empty'
@@ -53,15 +59,23 @@ class Folder:
         f'no directory {root / split}: images are expected in {root / split}/CLASS/, but {has}'
       )
     said = '' if root == given else f'{given}: its only directory, {root.name}, is entered'
-    return FolderSource(root, split, said)
+    return FolderSource(root / split, root / 'train', said)
+
+
+def _whole(root: paths.AnyPath) -> tuple[paths.AnyPath, paths.AnyPath, str]:
+  """What `FolderSource` is given of a directory of classes; of a zip file of its only directory."""
+  inner = files.folders(root, files.Passed())
+  if not isinstance(root, paths.ZipPath) or root.inner or len(inner) != 1:
+    return root, root, ''
+  place = root / inner[0]
+  return place, place, f'{root}: its only directory, {inner[0]}, is entered'
 
 
 class FolderSource(Source):
-  """See `Folder`; `said` is one more line of the summary."""
+  """See `Folder`; classes are those of `train`, `said` is one more line of the summary."""
 
-  def __init__(self, root: paths.AnyPath, split: str, said: str = ''):
+  def __init__(self, folder: paths.AnyPath, train: paths.AnyPath, said: str = ''):
     self._said = said
-    folder, train = root / split, root / 'train'
     self.name, self._passed = files.printable(str(folder)), files.Passed()
     own = files.folders(folder, self._passed)
     classes = files.folders(train, files.Passed()) if train.is_dir() else own

