@@ -171,7 +171,7 @@ def test_costs_and_plans_know_what_is_trained(data_dir):
     (dict(lora__patterns=('.*querry/kernel',)), r"lora\.patterns: '.*querry/kernel' matches no"),
     (dict(lora__train=('haed/.*',)), r"lora\.train: 'haed/\.\*' matches no parameter"),
     (dict(lora__patterns=('.*norm1/scale',)), 'norm1/scale, which is no matrix'),
-    (dict(lora__patterns=('head/kernel',)), 'train both match head/kernel: it is trained in full'),
+    (dict(lora__patterns=('head/kernel',)), r"lora\.patterns: 'head/kernel' matches no parameter"),
     (dict(lora__rank=-1), r'lora\.rank=-1 must be at least 0'),
     (dict(lora__alpha=0.0), r'lora\.alpha=0\.0 must be more than 0'),
     (dict(model__mup_width=8), r'mup_depth have no rule for low-rank changes'),
@@ -185,3 +185,93 @@ def test_what_does_not_go_together_is_refused(changes, message, data_dir):
 def test_muon_is_refused(data_dir):
   with one_device(), pytest.raises(RunError, match='muon has no rule for low-rank changes'):
     built(configured('toy_set', data_dir, 'muon', **LORA))
+
+
+LEARNED = dict(variant='mu/4', image_size=(16, 16), in_channels=1, depth=2, width=16, mlp_dim=32,
+               num_heads=2)  # fmt: skip
+
+
+@pytest.fixture
+def based(tmp_path, data_dir):
+  """A checkpoint of larger images, and a run that changes it: by name of the task's fields."""
+  base = vit_jax.create(**LEARNED)
+  rng = np.random.default_rng(0)
+  base = jax.tree.map(lambda x: np.asarray(rng.normal(0, 0.2, x.shape), np.float32), base)
+  vit_jax.save(base, tmp_path / 'base.npz', 'vit')
+
+  def run(name, **changes):
+    config = configured('toy_set', data_dir).to_dict()
+    config |= dict(init=str(tmp_path / 'base.npz'), task=dict(name='classification'))
+    config |= dict(model=dict(name='vit', image_size=(8, 8), num_heads=2))
+    config |= dict(evals=dict(test=dict(every='100%', batch_size=64)), total='3 steps')
+    config['optim']['warmup'] = '0'
+    config = config_lib.complete(config).unlock()
+    config.update_from_flattened_dict({n.replace('__', '.'): v for n, v in changes.items()})
+    return train(config_lib.complete(config.to_dict()), str(tmp_path / name))
+
+  return run
+
+
+def test_a_file_of_changes_is_a_checkpoint(based, tmp_path, typed, capsys):
+  """Of low-rank changes and a head, and of a head alone: each is the run, and much smaller."""
+  frozen = ('embed/.*', 'encoder/.*', 'posemb', 'token')
+  runs_of = {
+    'low': based('low', lora__rank=2), 'probe': based('probe', task__frozen=frozen),
+    'half': based('half', lora__rank=1, task__frozen_dtype='bfloat16'),
+  }  # fmt: skip
+  for name in runs_of:
+    status, out, err = typed(
+      'vit_jax.convert', tmp_path / name, tmp_path / f'{name}.safetensors', '--to=changes'
+    )
+    assert status == 0, err
+    got, want = (tree.flatten(vit_jax.load(tmp_path / each))
+                 for each in (f'{name}.safetensors', name))  # fmt: skip
+    assert got.keys() == want.keys()
+    for path, leaf in want.items():
+      near = 1e-2 if name == 'half' else 1e-6
+      np.testing.assert_allclose(got[path], leaf, rtol=near, atol=near, err_msg=path)
+    assert vit_jax.load(tmp_path / f'{name}.safetensors').card.class_names == tuple('0123456789')
+  assert (tmp_path / 'probe.safetensors').stat().st_size < 6000
+  # It goes on, is evaluated and inspected as any checkpoint.
+  low = str(tmp_path / 'low.safetensors')
+  again = based('again', init=low, total='1 step')
+  assert 'head: kept' in capsys.readouterr().out
+  assert again['metrics']['test/examples'] == 360
+  status, out, _ = typed('vit_jax.inspect', low, '--no-names')
+  assert 'everything fits' in out
+  # Its base may move, and may not be another one.
+  (tmp_path / 'base.npz').rename(tmp_path / 'moved.npz')
+  with pytest.raises(RunError, match=r'which cannot be read: .*\n.*--base=PATH'):
+    vit_jax.load(low)
+  moved = tmp_path / 'moved.npz'
+  vit_jax.load(low, base=str(moved))
+  based('moved', init=f'{low}?base={moved}', total='1 step')
+  other = vit_jax.load(moved)
+  other = jax.tree.map(lambda x: np.asarray(x) * 1.01, other)
+  vit_jax.save(other, tmp_path / 'other.npz', 'vit')
+  with pytest.raises(RunError, match=r'is not the checkpoint that was changed: its .* has a norm'):
+    vit_jax.load(low, base=str(tmp_path / 'other.npz'))
+  with pytest.raises(RunError, match=r'of a file of changes, and .* is none'):
+    vit_jax.load(moved, base='x')
+
+
+def test_what_has_no_changes_is_refused(based, data_dir, tmp_path):
+  based('whole', total='1 step')
+  train(low_rank(data_dir, total='1 step', optim__warmup='0'), str(tmp_path / 'random'))
+  for name, message in (
+    ('whole', 'has trained all of its parameters'),
+    ('random', 'started from no checkpoint'),
+    ('base.npz', 'is not the directory of a run'),
+  ):
+    with pytest.raises(RunError, match=message):
+      vit_jax.convert.read.save_changes(tmp_path / name, tmp_path / 'x.safetensors')
+
+
+def test_what_is_new_is_not_frozen(based, tmp_path):
+  """A pooling that the checkpoint has not would keep its random values."""
+  pooled = dict(init=f'{tmp_path}/base.npz?ignore=MAPHead_0/.*', model__pool='map')
+  with pytest.raises(RunError, match=r'lora\.rank=2 would freeze what is new.*map_head'):
+    based('new', lora__rank=2, **pooled)
+  result = based('named', lora__rank=2, total='1 step', lora__train=('head/.*', 'map_head/.*'),
+                 **pooled)  # fmt: skip
+  assert np.isfinite(result['metrics']['test/loss'])

@@ -78,7 +78,7 @@ def _leaves(tree: Mapping[str, Any], path: str = '') -> dict[str, Any]:
 
 def main(
   checkpoint: str, names: bool, changes: dict, step: int | None = None, part: str = '',
-  prefix: str | None = None, ignore: str = '', recipe: bool = False,
+  prefix: str | None = None, ignore: str = '', base: str = '', recipe: bool = False,
 ) -> int:  # fmt: skip
   """Prints dialect, architecture, names, shapes, dtypes and what would not fit."""
   if wrong := [name for name in changes if name in adapt.CHANGES and name != 'patch_size']:
@@ -87,7 +87,7 @@ def main(
     )
   with notes.printed():
     opened = read.open_checkpoint(
-      checkpoint, step=step, part=part, prefix=prefix, ignore=ignore, **changes
+      checkpoint, step=step, part=part, prefix=prefix, ignore=ignore, base=base, **changes
     )
   card, arrays = opened.card, opened.arrays
   count = sum(map(math.prod, adapt.abstract(opened.config).values()))

@@ -265,7 +265,7 @@ def _flat(value: Any, name: str = '') -> dict[str, Any]:
 def main(
   checkpoint: str, image: list[str], top: int, batch_size: int, labels: str | None, changes: dict,
   out: str = '', format: str = 'json', attention: bool = False, step: int | None = None,
-  part: str = '', prefix: str | None = None, ignore: str = '',
+  part: str = '', prefix: str | None = None, ignore: str = '', base: str = '',
 ) -> int:  # fmt: skip
   """Prints, and perhaps writes, what is predicted for each image."""
   if top < 1 or batch_size < 1:
@@ -276,7 +276,7 @@ def main(
   with jax.set_mesh(sharding.make_mesh('data')):
     with notes.printed(sys.stderr):
       opened = read.open_checkpoint(
-        checkpoint, step=step, part=part, prefix=prefix, ignore=ignore, **changes
+        checkpoint, step=step, part=part, prefix=prefix, ignore=ignore, base=base, **changes
       )
       _check_head(opened)
       model = read.model_of(opened)

@@ -7,6 +7,7 @@ from etils import epy
 from vit_jax.convert import arguments
 from vit_jax.convert.dialects import DIALECTS
 from vit_jax.core import command
+from vit_jax.core.errors import RunError
 
 # Arguments are checked before JAX is there.
 with epy.lazy_imports():
@@ -16,11 +17,22 @@ with epy.lazy_imports():
 def main(
   source: str, target: str, to: str, changes: dict, dtype: str = 'float32',
   overwrite: bool = False, step: int | None = None, part: str = '', prefix: str | None = None,
-  ignore: str = '',
+  ignore: str = '', base: str = '',
 ) -> None:  # fmt: skip
   """Reads `source`, changes it, and writes `target`; prints what is not the same in both."""
+  if to == 'changes':
+    given = {**changes, 'prefix': prefix, 'ignore': ignore, 'base': base,
+             'dtype': dtype.removeprefix('float32')}  # fmt: skip
+    if wrong := [name for name, value in given.items() if value]:
+      raise RunError(f'--to=changes writes what a run holds as it is: leave out --{wrong[0]}')
+    with notes.printed():
+      read.save_changes(source, target, part=part, step=step, overwrite=overwrite)
+    print(f'{target}: what {source} has changed of its checkpoint')
+    return
   with notes.printed():
-    model = read.load(source, step=step, part=part, prefix=prefix, ignore=ignore, **changes)
+    model = read.load(
+      source, step=step, part=part, prefix=prefix, ignore=ignore, base=base, **changes
+    )
     write.save(model, target, to, dtype=dtype, overwrite=overwrite)
   print(f'{target}: {to}, from {model.card.dialect}')
 
@@ -35,7 +47,11 @@ if __name__ == '__main__':
   parser.add_argument('source', help='npz, safetensors or PyTorch file; folder; run directory')
   parser.add_argument('target', help='file or folder, depending on the dialect')
   parser.add_argument(
-    '--to', required=True, choices=DIALECTS, metavar='DIALECT', help=', '.join(DIALECTS)
+    '--to',
+    required=True,
+    choices=[*DIALECTS, 'changes'],
+    metavar='DIALECT',
+    help=f'{", ".join(DIALECTS)}; of a run, changes: what it has trained of its checkpoint',
   )
   parser.add_argument(
     '--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'), metavar='DTYPE',

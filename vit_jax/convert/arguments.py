@@ -10,9 +10,9 @@ from vit_jax.core import command
 
 
 def run(parser: command.Parser, main: Callable[..., int | None]) -> None:
-  """As `command.run`; `main` also gets `step`, `part`, `prefix` and `ignore` of `read.load`.
+  """As `command.run`; `main` also gets what `read.load` is told of a file.
 
-  Its `changes` are fields of the model.
+  These are `step`, `part`, `prefix`, `ignore` and `base`. Its `changes` are fields of the model.
   """
   parser.add_argument(
     '--step', type=int, metavar='N', help='of a run: which checkpoint, if not the newest'
@@ -24,6 +24,10 @@ def run(parser: command.Parser, main: Callable[..., int | None]) -> None:
   parser.add_argument(
     '--ignore', default='', metavar='REGEX',
     help='names that may be missing, unexpected or misshapen',
+  )  # fmt: skip
+  parser.add_argument(
+    '--base', default='', metavar='PATH',
+    help='of a file of changes: the checkpoint that is changed, if it has moved',
   )  # fmt: skip
   single = [ViTArchitecture, *(kind for kind in MODELS.values() if issubclass(kind, Backbone))]
   fields = [field.name for kind in single for field in dataclasses.fields(kind)]

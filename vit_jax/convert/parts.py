@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from vit_jax.convert.files import Arrays
 from vit_jax.core.errors import RunError, suggest
@@ -21,6 +22,30 @@ _MARK = re.compile(
   r'|blocks\.0\.mlp_tokens\.fc1\.weight|resnet/root_block/standardized_conv2d/kernel'
   r'|root_block/conv_root/kernel|MixerBlock_0/token_mixing/Dense_0/kernel)'
 )
+
+
+# What may be said behind a path; see `read.load`.
+CHOICE = ('part', 'prefix', 'ignore', 'step', 'tower', 'base')
+
+
+def chosen(text: str, field: str = 'init') -> tuple[str, dict[str, Any]]:
+  """A path, and what of it to read, from 'PATH?part=teacher&prefix=module.&ignore=head.*&step=9'.
+
+  Raises:
+    RunError: for other names, or a step that is no number.
+  """
+  path, _, query = text.partition('?')
+  choice: dict[str, Any] = {}
+  for item in query.split('&') if query else ():
+    name, _, value = item.partition('=')
+    if name not in CHOICE:
+      raise RunError(f'{field}={text}: unknown {name!r} behind the path: {suggest(name, CHOICE)}')
+    choice[name] = value
+  if not str(choice.get('step', '0')).isdigit():
+    raise RunError(f'{field}={text}: step must be a number')
+  if 'step' in choice:
+    choice['step'] = int(choice['step'])
+  return path, choice
 
 
 def pick(parts: Mapping[str, Arrays], part: str, where: str) -> str:

@@ -9,7 +9,7 @@ import dataclasses
 import operator
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,7 +20,8 @@ from vit_jax.architecture import MODELS, Backbone, TextArchitecture, ViTArchitec
 from vit_jax.architecture.card import Card
 from vit_jax.architecture.vit import INTERPOLATIONS
 from vit_jax.checkpoints.store import Checkpoints
-from vit_jax.convert import adapt, files, hub, notes, parts
+from vit_jax.convert import adapt, delta, files, hub, notes, parts
+from vit_jax.convert import changes as changes_lib
 from vit_jax.convert.dialects import SIDECARS
 from vit_jax.convert.opened import Opened, Unread, Wanted
 from vit_jax.convert.recognise import UnrecognisedError, search, with_hints
@@ -35,7 +36,7 @@ JAX = ('vit', 'vit-linen', 'big_vision', 'big_vision-scan')
 
 def load(
   path: str | paths.Path, *, step: int | None = None, part: str = '', prefix: str | None = None,
-  ignore: str = '', patch_method: str = 'bilinear', **changes: Any,
+  ignore: str = '', base: str = '', patch_method: str = 'bilinear', **changes: Any,
 ) -> Any:  # fmt: skip
   """A model from a checkpoint of any known dialect.
 
@@ -50,6 +51,7 @@ def load(
     prefix: of the names to read ('model.'); if not given, the one with which a model fits.
     ignore: regular expression of names, without the prefix, that may be missing, unexpected or
       misshapen. Parameters that are not read for that get the values of a fresh model.
+    base: of a file of changes (see `delta`) the checkpoint that is changed, if it has moved.
     patch_method: how the patch embedding is resampled if patch_size is changed; see
       `layers.resample_patches`.
     **changes: fields of the model's configuration. num_classes replaces the head by a fresh one (0
@@ -64,7 +66,9 @@ def load(
   Raises:
     RunError: if the checkpoint is missing, damaged, not recognised, or does not fit.
   """
-  opened = open_checkpoint(path, step=step, part=part, prefix=prefix, ignore=ignore, **changes)
+  opened = open_checkpoint(
+    path, step=step, part=part, prefix=prefix, ignore=ignore, base=base, **changes
+  )
   return model_of(opened, patch_method)
 
 
@@ -129,13 +133,13 @@ def placed(
 
 def open_checkpoint(
   path: str | paths.Path, *, step: int | None = None, part: str = '', prefix: str | None = None,
-  ignore: str = '', **hints: Any,
+  ignore: str = '', base: str = '', **hints: Any,
 ) -> Opened:  # fmt: skip
   """Recognises the dialect and the architecture of a checkpoint without reading its arrays.
 
   Args:
     path: a file, a folder of transformers, timm, OpenCLIP or a run of this project, or hf:NAME.
-    step, part, prefix, ignore: as for `load`.
+    step, part, prefix, ignore, base: as for `load`.
     **hints: fields of the model that the checkpoint cannot know, such as num_heads, and changes
       that `model_of` will make.
 
@@ -156,6 +160,13 @@ def open_checkpoint(
       raise RunError(f'{path} is a run, whose parameters have no prefix: choose with part')
     opened = _open_run(path, hints, part, step).ignoring(ignore)
     source = Source(str(path), dict(opened.arrays))
+  elif (changed := delta.facts_of(path)) is not None:
+    if part or prefix or step is not None:
+      raise RunError(f'{path} holds what was changed of a checkpoint, whole: it has no parts')
+    opened = delta.opened(path, changed, hints, base, open_checkpoint).ignoring(ignore)
+    source = Source(str(path), dict(opened.arrays))
+  elif base:
+    raise RunError(f'base={base} is of a file of changes, and {path} is none')
   elif step is not None:
     raise RunError(f'step={step} picks a checkpoint of a run, but {path} is not the folder of one')
   else:
@@ -216,6 +227,49 @@ def _others(whole: Mapping[str, Any], chosen: str) -> str:
 
 
 def _open_run(path: paths.Path, hints: Mapping[str, Any], part: str, step: int | None) -> Opened:
+  stored = _stored(path, part, step)
+  extra = stored.facts
+  arrays, fetch = changes_lib.applied(
+    stored.shapes, stored.fetch, extra.get('lora', {}).get('scale', 0.0)
+  )
+  if extra['kind'] not in MODELS:
+    raise RunError(f'{path} holds a model of the kind {extra["kind"]!r}, which is not known here: '
+                   f'{suggest(extra["kind"], MODELS)}')  # fmt: skip
+  kind = models.config_of(extra['kind'])
+  whole = schema.complete(kind, extra['model'], 'the model')
+  if missing := schema.missing(extra['model'], whole):  # of which today's default says nothing
+    raise RunError(f'{path} does not say what model it holds: it lacks {", ".join(missing)}')
+  config = with_hints(schema.build(kind, extra['model'], 'the model'), hints, str(path)).resolve()
+  about = ('recipe', 'revision', 'evaluated', 'seconds')
+  run = {'step': stored.step, **{name: extra[name] for name in about if name in extra}}
+  return Opened('vit_jax', config, Card.from_dict(extra['card']), arrays, None, '', str(path),
+                changes=hints, parts=stored.counts, part=stored.part, fetch=fetch,
+                run=run)  # fmt: skip
+
+
+class _Stored(NamedTuple):
+  """One of the models in the checkpoints of a run.
+
+  Attributes:
+    step: of the checkpoint.
+    part: its name.
+    counts: of the arrays of all parts.
+    places: where its arrays are, by their names in the model.
+    shapes: of them, by these names.
+    fetch: reads them.
+    facts: of the checkpoint.
+  """
+
+  step: int | None
+  part: str
+  counts: dict[str, int]
+  places: dict[str, str]
+  shapes: dict[str, Any]
+  fetch: Callable[[Wanted], dict[str, Any]]
+  facts: dict[str, Any]
+
+
+def _stored(path: paths.Path, part: str, step: int | None) -> _Stored:
   checkpoints = Checkpoints(path / 'checkpoints')
   step = checkpoints.agreed() if step is None else step  # the run may go on while this one is read
   shapes, extra = checkpoints.peek(step)
@@ -243,7 +297,7 @@ def _open_run(path: paths.Path, hints: Mapping[str, Any], part: str, step: int |
     )
   places = inside[chosen]
 
-  def fetched(wanted: Wanted) -> dict[str, Any]:
+  def fetch(wanted: Wanted) -> dict[str, Any]:
     there = {places[name]: (name, struct) for name, struct in wanted.items()}
     found = {}
     for store, prefix, at in ((checkpoints, '', step), (frozen_store, 'frozen/', None)):
@@ -254,55 +308,33 @@ def _open_run(path: paths.Path, hints: Mapping[str, Any], part: str, step: int |
         found |= {own[name][0]: array for name, array in read.items()}
     return found
 
-  scale = extra.get('lora', {}).get('scale', 0.0)
-  arrays = {own: all_shapes[name] for own, name in places.items()}
-  arrays, fetch = with_changes(arrays, fetched, scale)
-  if extra['kind'] not in MODELS:
-    raise RunError(f'{path} holds a model of the kind {extra["kind"]!r}, which is not known here: '
-                   f'{suggest(extra["kind"], MODELS)}')  # fmt: skip
-  kind = models.config_of(extra['kind'])
-  whole = schema.complete(kind, extra['model'], 'the model')
-  if missing := schema.missing(extra['model'], whole):  # of which today's default says nothing
-    raise RunError(f'{path} does not say what model it holds: it lacks {", ".join(missing)}')
-  config = with_hints(schema.build(kind, extra['model'], 'the model'), hints, str(path)).resolve()
-  counts = {part: len(names) for part, names in inside.items()}
-  about = ('recipe', 'revision', 'evaluated', 'seconds')
-  run = {'step': step, **{name: extra[name] for name in about if name in extra}}
-  return Opened('vit_jax', config, Card.from_dict(extra['card']), arrays, None, '', str(path),
-                changes=hints, parts=counts, part=chosen, fetch=fetch, run=run)  # fmt: skip
+  counts = {part: len({*map(tree.whole, names)}) for part, names in inside.items()}
+  own = {name: all_shapes[there] for name, there in places.items()}
+  return _Stored(step, chosen, counts, places, own, fetch, extra)
 
 
-def with_changes(
-  arrays: Mapping[str, Any], fetch: Callable[[Wanted], dict[str, Any]], scale: float
-) -> tuple[dict[str, Any], Callable[[Wanted], dict[str, Any]]]:
-  """The parameters of a model where arrays have low-rank changes of some; see `tree.LowRank`.
+def save_changes(
+  path: str | paths.Path, target: str | paths.Path, *, part: str = '', step: int | None = None,
+  overwrite: bool = False,
+) -> None:  # fmt: skip
+  """Writes what a run has changed of the checkpoint that it started from; see `delta`.
 
   Args:
-    arrays: with shapes and dtypes, by name.
-    fetch: reads them, as `Opened.fetch`.
-    scale: of the changes.
+    path: of the run.
+    target: a file that ends in .safetensors.
+    part, step: as for `load`.
+    overwrite: replace what is there.
 
-  Returns:
-    Both, of whole parameters.
+  Raises:
+    RunError: if it is no such run.
   """
-  changed = {tree.whole(name) for name in arrays if tree.whole(name) != name}
-  plain = {name: array for name, array in arrays.items() if tree.whole(name) == name}
-  plain |= {n: jax.ShapeDtypeStruct(plain[n].shape, np.float32) for n in changed}
-
-  def whole(wanted: Wanted) -> dict[str, Any]:
-    asked = {n: s.update(dtype=arrays[n].dtype) if n in changed else s for n, s in wanted.items()}
-    for name in changed & wanted.keys():
-      for factor in tree.FACTORS:  # small, and whole on every device
-        own = arrays[f'{name}/{factor}']
-        asked[f'{name}/{factor}'] = jax.ShapeDtypeStruct(own.shape, own.dtype)
-    found = fetch(asked)
-    for name in changed & wanted.keys():
-      low = tree.LowRank(*(found.pop(f'{name}/{factor}') for factor in tree.FACTORS), scale)
-      add = low.added_to if wanted[name].sharding is None else jax.jit(low.added_to)
-      found[name] = add(found[name])
-    return found
-
-  return plain, whole
+  path = paths.at(path)
+  if not (path / 'checkpoints').is_dir():
+    raise RunError(f'{path} is not the directory of a run, of which changes are known')
+  stored = _stored(path, part, step)
+  delta.of_run(
+    str(path), target, stored.places, stored.fetch, stored.shapes, stored.facts, overwrite
+  )
 
 
 def _parts(

@@ -29,7 +29,8 @@ def divided(
     frozen: the others.
     rank: of the change.
     scale: its factor.
-    patterns: regular expressions of whole names of matrices that are changed.
+    patterns: regular expressions of whole names of matrices that are changed, of those that are
+      not trained in full.
     train: likewise of what is trained in full.
     key: of the factors.
 
@@ -37,21 +38,16 @@ def divided(
     Both, in the tree of the model: in the first one `tree.LowRank` where a matrix is changed.
 
   Raises:
-    RunError: for a pattern that matches nothing, or no matrix, or something that `train` does.
+    RunError: for a pattern that matches nothing, or no matrix.
   """
   rest, trained = tree.partition(model, train, 'lora.train')
-  _, chosen = tree.partition(model, patterns, 'lora.patterns')
+  _, chosen = tree.partition(rest, patterns, 'lora.patterns')
   inputs = _inputs(model)
-  whole = {tree.group(path) for path, _ in jax.tree_util.tree_leaves_with_path(trained)}
 
   def factors(path: Any, leaf: Any, own: Any) -> Any:
     if leaf is None:
       return own
     name, stacked = tree.group(path), int(tree.is_stacked(path))
-    if name in whole:
-      raise RunError(
-        f'lora.patterns and lora.train both match {name}: it is trained in full or not'
-      )
     if leaf.ndim - stacked < 2:
       raise RunError(f'lora.patterns match {name}, which is no matrix: {leaf.shape}')
     last = stacked + inputs.get(name, leaf.ndim - stacked - 1)

@@ -11,6 +11,7 @@ import numpy as np
 
 from vit_jax import tasks
 from vit_jax.convert import notes, read
+from vit_jax.convert.parts import chosen
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.core.misfits import refuse
@@ -22,7 +23,7 @@ from vit_jax.nn import sharding
 from vit_jax.processes import exchange
 from vit_jax.tasks.task import Fields
 from vit_jax.training import config as config_lib
-from vit_jax.training import initial, lanes
+from vit_jax.training import lanes
 from vit_jax.training.experiment import Experiment
 from vit_jax.training.progress import Reporter
 from vit_jax.training.workdir import Workdir
@@ -78,7 +79,7 @@ def evaluate_checkpoint(
       classes that it does not know.
   """
   cfg: config_lib.Config = schema.build(config_lib.Config, config)
-  path, choice = initial.chosen(checkpoint, '--checkpoint')
+  path, choice = chosen(checkpoint, '--checkpoint')
   with jax.set_mesh(sharding.make_mesh(cfg.mesh)), opened_by(exchange.from_first):
     with notes.printed():
       opened = read.open_checkpoint(path, **choice)

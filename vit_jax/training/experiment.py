@@ -270,7 +270,7 @@ class Experiment:
     """Raises RunError if low-rank changes freeze what has never been trained."""
     if not self.config.lora.rank or not self._starts:
       return
-    known = {name for start in self._starts for name in start.leaves()}
+    known = {name for start in self._starts for name in start.trained}
     own = set(tree.flatten(self.frozen)) - known
     if new := [n for n in own if not any(re.fullmatch(p, n) for p in self.config.task.frozen)]:
       raise RunError(

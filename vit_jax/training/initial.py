@@ -13,6 +13,7 @@ from vit_jax.architecture import SINGLE, Composition, encoders
 from vit_jax.architecture.card import Card
 from vit_jax.convert import adapt, notes, read
 from vit_jax.convert.opened import Opened
+from vit_jax.convert.parts import CHOICE, chosen
 from vit_jax.convert.recognise import HintsError
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError, suggest
@@ -22,8 +23,6 @@ from vit_jax.data.files import few
 from vit_jax.nn import tree
 from vit_jax.training.config import OWN, Config
 
-# What may be said behind a path; see `read.load`.
-_CHOICE = ('part', 'prefix', 'ignore', 'step', 'tower')
 # Fields that no checkpoint can be loaded with other values of.
 _SIZES = ('width', 'depth', 'mlp_dim', 'num_heads')
 _HEADS = ('head/', 'distill_head/')
@@ -103,13 +102,14 @@ class Start:
     except RunError as error:
       ways = _ways_out(str(error), self.path, self.field, _given(fields))
       raise RunError(f'{error}{ways}') from None
-    self.revision = opened.revision
+    self.revision, self._untrained = opened.revision, opened.untrained
     self._config, self._leaves = opened.config, opened.leaves()
     # What a tower projects to stays; a single model has the classes of its own data.
     keep = isinstance(self._config, Composition) and (tower or isinstance(fields, Composition))
     if name:
       self.notes.append(f'{self.field}: of {self.path} the tower {name!r} is read')
       self._config, self._leaves = encoders(self._config)[name], tree.inside(self._leaves, name)
+      self._untrained = {n.removeprefix(f'{name}/') for n in self._untrained}
     _refuse_own(fields, self._config, self.field, self.path)
     self.model: Any = adapt.changed(self._config, _given(fields, keep=bool(keep)))
     self.card: Card = opened.card
@@ -224,6 +224,11 @@ class Start:
       )
     self._settled = model
 
+  @property
+  def trained(self) -> set[str]:
+    """Names, in the whole model, of what is taken over and has been trained."""
+    return {f'{self.tower}/{name}'.lstrip('/') for name in self._leaves.keys() - self._untrained}
+
   def leaves(self) -> dict[str, Any]:
     """What is taken over, by its name in the whole model: arrays, or `Unread` ones."""
     changes = _changes(self._settled)
@@ -310,26 +315,6 @@ def _changes(model: Any) -> dict[str, Any]:
   return {name: getattr(model, name) for name in fields}
 
 
-def chosen(text: str, field: str = 'init') -> tuple[str, dict[str, Any]]:
-  """A path, and what of it to read, from 'PATH?part=teacher&prefix=module.&ignore=head.*&step=9'.
-
-  Raises:
-    RunError: for other names, or a step that is no number.
-  """
-  path, _, query = text.partition('?')
-  choice: dict[str, Any] = {}
-  for item in query.split('&') if query else ():
-    name, _, value = item.partition('=')
-    if name not in _CHOICE:
-      raise RunError(f'{field}={text}: unknown {name!r} behind the path: {suggest(name, _CHOICE)}')
-    choice[name] = value
-  if not str(choice.get('step', '0')).isdigit():
-    raise RunError(f'{field}={text}: step must be a number')
-  if 'step' in choice:
-    choice['step'] = int(choice['step'])
-  return path, choice
-
-
 def _ways_out(error: str, path: str, field: str, hints: Mapping[str, Any]) -> str:
   """What to add to the message of a checkpoint that cannot be read."""
   text = ''
@@ -340,7 +325,7 @@ def _ways_out(error: str, path: str, field: str, hints: Mapping[str, Any]) -> st
     text = f'\nThe checkpoint decides the model. Leave out what contradicts it: {given}' * bool(
       given
     )
-  if 'does not fit' in error or any(f'--{name}' in error for name in _CHOICE):
+  if 'does not fit' in error or any(f'--{name}' in error for name in CHOICE):
     text += f"\nA run chooses behind the path: --config.{field}='{path}?ignore=REGEX' names what "
     text += 'may differ; part=, prefix= and step= are written likewise, joined by &.'
   return text

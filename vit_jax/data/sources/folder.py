@@ -18,7 +18,6 @@ from vit_jax.data.examples import (
 )  # fmt: skip
 from vit_jax.data.fields import Field
 
-
 WHOLE = 'all'  # the split of a directory without any
 
 
