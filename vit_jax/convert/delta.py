@@ -51,16 +51,20 @@ def write(
   path = paths.at(path)
   if path.suffix != '.safetensors':
     raise RunError(f'a file of changes ends in .safetensors, not {path.name}')
-  place, query, rest = base.partition('?')
-  if not place.startswith('hf:') and isinstance(local := paths.at(place), paths.LocalPath):
-    place = str(local.absolute())
   facts = {
-    **about(config, card), 'base': f'{place}{query}{rest}', 'scale': scale,
-    'norms': dict(norms or {}), 'dtype': dtype,
+    **header(config, card, base), 'scale': scale, 'norms': dict(norms or {}), 'dtype': dtype,
   }  # fmt: skip
   held = {name: np.ascontiguousarray(np.asarray(jax.device_get(a))) for name, a in arrays.items()}
   with paths.target(path, overwrite=overwrite) as target:
     files.write_safetensors(target, held, {KEY: json.dumps(facts)})
+
+
+def header(config: Any, card: Card, base: str) -> dict[str, Any]:
+  """What a file says of the model and its base; arguments as for `write`."""
+  place, query, rest = base.partition('?')
+  if not place.startswith('hf:') and isinstance(local := paths.at(place), paths.LocalPath):
+    place = str(local.absolute())
+  return {**about(config, card), 'base': f'{place}{query}{rest}'}
 
 
 def of_run(

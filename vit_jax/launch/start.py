@@ -88,10 +88,17 @@ def _configured(
     items.append((name.removeprefix('config.'), text))
   if file is None:
     return dict(config=None, overrides=items, wishes={})
-  config = config_lib.override(config_lib.load(file), items)
-  config, wishes = config_lib.started(config, {name for name, _ in items})
-  config_lib.check(config)
+  config, wishes = configured(file, items)
   return dict(config=config, overrides=items, wishes=wishes)
+
+
+def configured(file: str, items: list[tuple[str, str]]) -> tuple[Any, dict[str, Any]]:
+  """The configuration of a file with fields set by text, checked; and `config.started`'s wishes."""
+  loaded = config_lib.load(file)
+  given = {name for name, _ in items} | config_lib.insisted(loaded)
+  config, wishes = config_lib.started(config_lib.override(loaded, items), given)
+  config_lib.check(config)
+  return config, wishes
 
 
 def _start(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:

@@ -237,10 +237,17 @@ FREE = (
 )  # fmt: skip
 
 
-def complete(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
+def complete(
+  config: Mapping[str, Any], insisted: Collection[str] = ()
+) -> ml_collections.ConfigDict:
   """The locked ConfigDict of a whole run from the fields a config file sets.
 
   Every field of `Config` is present, so that each can be changed on the command line.
+
+  Args:
+    config: the fields.
+    insisted: dotted names of those in which the file comes before a checkpoint that the run starts
+      from, as the command line does.
   """
   # Fields keep the type that they have, but for those that are numbers or texts.
   stand = schema.StandIns(
@@ -251,7 +258,16 @@ def complete(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
     if 'variant' in section:
       section['variant'] = ''  # the checkpoint takes its place
   tree = ml_collections.ConfigDict(tree)
+  object.__setattr__(tree, _INSISTED, tuple(insisted))  # it is no field
   return tree.lock()
+
+
+_INSISTED = '_insisted'
+
+
+def insisted(config: ml_collections.ConfigDict) -> set[str]:
+  """The second argument of `complete`, of what `load` gives."""
+  return set(vars(config).get(_INSISTED, ()))
 
 
 def load(name: str) -> ml_collections.ConfigDict:
@@ -259,7 +275,8 @@ def load(name: str) -> ml_collections.ConfigDict:
   found = modules.call(name, 'get_config')
   if not isinstance(found, Mapping | ml_collections.ConfigDict):
     raise RunError(f'{name}: get_config returns {found!r}, not the result of `complete`')
-  return complete(_plain(found))
+  own = insisted(found) if isinstance(found, ml_collections.ConfigDict) else ()
+  return complete(_plain(found), own)
 
 
 def override(config: Any, items: Sequence[tuple[str, str]]) -> ml_collections.ConfigDict:
@@ -294,13 +311,13 @@ def _sections(tree: Any, name: str) -> list[tuple[str, Any]]:
 
 
 def started(
-  config: ml_collections.ConfigDict, insisted: Collection[str]
+  config: ml_collections.ConfigDict, given: Collection[str]
 ) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
   """With `init` the checkpoint decides what the model is, and the command line what changes.
 
   Args:
     config: of a file, with the fields of the command line set.
-    insisted: dotted names of these fields.
+    given: dotted names of these fields, and of those in which the file insists.
 
   Returns:
     The configuration without what the checkpoint decides, and what the file said of that: wishes,
@@ -311,7 +328,7 @@ def started(
   if any('image_size' in section for _, section, _ in sections):
     sections.append(('task', {name: tree['task'].get(name) for name in _TAKEN}, ''))
   for section, fields, where in sections:
-    if f'{section}.variant' in insisted:
+    if f'{section}.variant' in given:
       raise RunError(
         f'{section}.variant and {where} contradict each other: the checkpoint decides the '
         'architecture; leave one of them out'
@@ -322,7 +339,7 @@ def started(
       name = f'{section}.{field}'
       # What a composition has beside its towers is compared when the checkpoint is open.
       own = field in OWN or (several and field != 'variant')
-      if name not in insisted and value is not None and not (own and section != 'task'):
+      if name not in given and value is not None and not (own and section != 'task'):
         node[field] = '' if field == 'variant' else None
         if field != 'variant':
           wishes[name] = value

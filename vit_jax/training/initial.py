@@ -80,6 +80,7 @@ class Start:
     notes: what was decided, a line each.
     field: of the configuration, that names it.
     revision: of a checkpoint on the hub, the commit.
+    named: the path with all that was chosen, for others to read the same.
   """
 
   def __init__(self, path: str, fields: Any, tower: str = ''):
@@ -96,6 +97,7 @@ class Start:
     self.tower, self.notes = tower, []
     self.field = f'inits.{tower}' if tower else 'init'
     self.path, choice = chosen(path, self.field)
+    self.named = path
     try:
       opened, name = _open(self.path, choice, fields, tower, self.field)
       refuse(opened.problems(), self.path)
@@ -106,7 +108,11 @@ class Start:
     self._config, self._leaves = opened.config, opened.leaves()
     # What a tower projects to stays; a single model has the classes of its own data.
     keep = isinstance(self._config, Composition) and (tower or isinstance(fields, Composition))
+    if self.revision:
+      self.named = self.named.replace(self.path, f'{self.path.partition("@")[0]}@{self.revision}')
     if name:
+      if 'tower=' not in self.named:
+        self.named += f'{"&" if "?" in self.named else "?"}tower={name}'
       self.notes.append(f'{self.field}: of {self.path} the tower {name!r} is read')
       self._config, self._leaves = encoders(self._config)[name], tree.inside(self._leaves, name)
       self._untrained = {n.removeprefix(f'{name}/') for n in self._untrained}
@@ -223,6 +229,11 @@ class Start:
         f'{self.field}: new, because {self.path} has nothing that fits: {notes.names(new)}'
       )
     self._settled = model
+
+  @property
+  def kept(self) -> bool:
+    """Whether the head of a single model is kept, as `set_classes` has decided."""
+    return not self._fresh_head
 
   @property
   def trained(self) -> set[str]:

@@ -1,0 +1,96 @@
+"""Which source reads what a person points at: a folder, a zip file, a table, Parquet, TFDS."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from vit_jax.core import overrides, paths, schema
+from vit_jax.core.errors import RunError
+from vit_jax.data import files
+from vit_jax.data.config import DataConfig
+from vit_jax.data.examples import NoSplitError, Source
+from vit_jax.data.sources import SOURCES, open_split
+from vit_jax.data.sources.folder import WHOLE
+
+TABLES = ('.csv', '.tsv', '.jsonl', '.ndjson')
+# Names of splits that may be tested on, the first that is there.
+TESTS = ('test', 'validation', 'valid', 'val', 'dev', 'eval')
+
+
+class Guess(NamedTuple):
+  """How data are read.
+
+  Attributes:
+    source: fields of `data.source`.
+    split: to train on.
+    test: to test on; '' if there is no such split.
+    opened: the split to train on.
+  """
+
+  source: dict[str, Any]
+  split: str
+  test: str
+  opened: Source
+
+
+def guess(text: str, given: Sequence[tuple[str, str]]) -> Guess:
+  """What reads `text`, opened.
+
+  Args:
+    text: a directory or zip file of images in folders by class, with a folder for each split or
+      without; a table (CSV, TSV, JSON lines) or a directory with one; a directory of Parquet files;
+      or the name of a data set of TFDS.
+    given: fields of the source, dotted names of the configuration and texts.
+
+  Raises:
+    RunError: if nothing reads it; or it cannot be read.
+  """
+  tree = overrides.apply(DataConfig, {'source': _kind(text)}, [
+    (name.removeprefix('data.'), value) for name, value in given
+  ])  # fmt: skip
+  fields = tree['source']
+  kind = fields.pop('name')
+  config = schema.build(schema.pick(SOURCES, kind, 'data.source'), fields, 'data.source')
+  try:
+    split, opened = 'train', open_split(config, 'train')
+  except NoSplitError:
+    if kind != 'folder':
+      raise
+    split, opened = WHOLE, open_split(config, WHOLE)
+  test = next((name for name in TESTS if split != WHOLE and _is_there(config, name)), '')
+  return Guess({'name': kind, **fields}, split, test, opened)
+
+
+def _kind(text: str) -> dict[str, Any]:
+  """Fields of the source, of its name one."""
+  place = paths.inside(text)
+  if place.is_dir():
+    names = [entry.name for entry in paths.entries(place) if not files.is_hidden(entry.name)]
+    inside = [n for n in ('', 'data') if not n or n in names]
+    if not isinstance(place, paths.ZipPath) and any(
+      entry.name.endswith('.parquet') for name in inside for entry in paths.entries(place / name)
+    ):
+      return {'name': 'parquet', 'dir': text}
+    tables = [name for name in names if name.lower().endswith(TABLES)]
+    if len(tables) == 1:
+      return {'name': 'manifest', 'file': f'{text.rstrip("/")}/{tables[0]}'}
+    return {'name': 'folder', 'dir': text}
+  if place.is_file():
+    if place.suffix.lower() in TABLES:
+      return {'name': 'manifest', 'file': text}
+    if place.suffix.lower() == '.parquet':
+      raise RunError(f'{text} is one of the files of a data set: give its directory')
+    raise RunError(f'{text} is neither a directory, nor a zip file, nor one of {", ".join(TABLES)}')
+  if re.fullmatch(r'[a-z][a-z0-9_]*(/[\w.]+)?', text):
+    return {'name': 'tfds', 'dataset': text}
+  raise RunError(f'there is no {text}: give a directory, a zip file, a table, or a name of TFDS')
+
+
+def _is_there(config: Any, split: str) -> bool:
+  try:
+    open_split(config, split)
+  except NoSplitError:
+    return False
+  return True
