@@ -6,6 +6,7 @@ its weights come from.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import pathlib
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from typing import Any
 
 import cv2
 import numpy as np
@@ -88,12 +90,48 @@ def stamps(folder: pathlib.Path) -> pathlib.Path:
     for kind in KINDS:
       (made / kind).mkdir(parents=True)
       for path in sorted((root / kind).rglob('*.png')):
-        image = on_white(cv2.imread(str(path), cv2.IMREAD_UNCHANGED))
+        image: Any = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        image = on_white(image)
         digest = hashlib.sha256(image.tobytes()).hexdigest()
         if digest not in seen:
           name = '-'.join(path.relative_to(root / kind).parts)
           cv2.imwrite(str(made / kind / name), image)
         seen.add(digest)
+  made.rename(target)
+  return target
+
+
+def fashion(folder: pathlib.Path, count: int, test: int = 1000) -> pathlib.Path:
+  """Fashion-MNIST as files: the first `count` training images, the first `test` of the others.
+
+  As many of each class; FOLDER/fashion-COUNT/{train,test}/CLASS/N.png.
+
+  Args:
+    folder: where they are kept.
+    count: of all classes together.
+    test: likewise.
+  """
+  target, made = folder / f'fashion-{count}', folder / f'.fashion-{count}'
+  if target.exists():
+    return target
+  with tempfile.TemporaryDirectory() as place:
+    root = pathlib.Path('/usr/share/datasets/fashion-mnist')
+    if not root.exists():
+      subprocess.run(['apt-get', 'download', '-qq', 'dataset-fashion-mnist'], cwd=place, check=True)
+      (package,) = pathlib.Path(place).glob('*.deb')
+      subprocess.run(['dpkg-deb', '-x', package.name, 'out'], cwd=place, check=True)
+      root = pathlib.Path(place) / 'out' / root.relative_to('/')
+    shutil.rmtree(made, ignore_errors=True)
+    for split, file, most in (('train', 'train', count), ('test', 't10k', test)):
+      images, labels = (
+        np.frombuffer(gzip.open(root / f'{file}-{kind}-ubyte.gz').read(), np.uint8, offset=offset)
+        for kind, offset in (('images-idx3', 16), ('labels-idx1', 8))
+      )
+      for label in range(10):
+        (made / split / str(label)).mkdir(parents=True)
+        for number in np.flatnonzero(labels == label)[: most // 10].tolist():
+          pixels = images.reshape(-1, 28, 28)[number]
+          cv2.imwrite(str(made / split / str(label) / f'{number:05}.png'), pixels)
   made.rename(target)
   return target
 

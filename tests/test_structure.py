@@ -49,7 +49,7 @@ ONLY = {
   'simplejpeg': ('data.jpeg',),
   'pyarrow': ('data.sources',),
   'tensorboardX': ('training.writers',),
-  'sklearn': ('data.builders', 'data.generators', 'evaluators'),
+  'sklearn': ('data.builders', 'data.generators', 'evaluators', 'training.probe'),
   'safetensors': ('convert.files',),
   'huggingface_hub': ('convert.hub',),
   'PIL': ('data.preprocess', 'data.operators', 'data.masks', 'draw'),

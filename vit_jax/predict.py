@@ -121,14 +121,15 @@ class Predictor:
     self.batch_size = -(-batch_size // devices) * devices
     if attention and 'image' not in rows.arrays():
       raise RunError('a model that sees rows of patches has no attention that can be drawn')
-    self._model, self._tower = model, _looking(model) if attention else None
+    if attention:
+      maps.looking(model.config)
+    self._model = model
 
     def predict(model: Any, batch: Any) -> Any:
       batch = self.task.augment(batch, None, {})
       outputs = dict(self.task.predict(model, batch))
-      if self._tower is not None:
-        tower = getattr(model, self._tower) if self._tower else model
-        outputs['attention'] = maps.rollout(tower, batch['image'])
+      if attention:
+        outputs['attention'] = maps.drawn_on(model, batch['image'])
       return outputs
 
     self._predict = jax.jit(predict)
@@ -167,20 +168,7 @@ class Predictor:
     picture = self.task.draw(predicted.prediction, predicted.example, self.seen)
     if 'attention' not in predicted.outputs:
       return picture
-    view = pictures.shown(predicted.image)
-    view = pictures.resized(view, pictures.scale(*view.shape[:2]))
-    return pictures.beside(picture, pictures.heat(view, predicted.outputs['attention']))
-
-
-def _looking(model: Any) -> str:
-  """The name of the tower of a model whose attention is shown; '' for the model itself."""
-  towers = encoders(model.config)
-  found = [name for name, tower in towers.items() if isinstance(tower, ViTArchitecture)]
-  if not found:
-    raise RunError(f'a model of the kind {model.config.kind} has no attention over patches')
-  if (pattern := towers[found[0]].attention) != 'full':
-    raise RunError(f'attention={pattern!r} is not of all patches, and has no picture of them')
-  return found[0]
+    return pictures.beside(picture, pictures.seen(predicted.image, predicted.outputs['attention']))
 
 
 def images_in(paths: Iterable[str]) -> list[AnyPath]:

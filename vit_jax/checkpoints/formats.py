@@ -76,6 +76,8 @@ def _with_health(record: dict[str, Any]) -> None:
   record['rewind'] = dict(most=0, above=1.5, patience=20, back='100 steps')
   record['health'] = dict(hang=0.0, wait=0.0, silent=60.0)
   record['checkpoint']['mtbf'] = 12.0
+  for evaluation in record.get('evals', {}).values():
+    evaluation['attention'] = False
   record['lora'] = dict(
     rank=0, alpha=16.0, patterns=['.*attn/(query|value)/kernel'],
     train=['(.*/)?(distill_)?head/.*'],

@@ -37,7 +37,8 @@ def applied(
         asked[f'{name}/{factor}'] = jax.ShapeDtypeStruct(own.shape, own.dtype)
     found = fetch(asked)
     for name in changed & wanted.keys():
-      low = tree.LowRank(*(found.pop(f'{name}/{factor}') for factor in tree.FACTORS), scale)
+      a, b = (found.pop(f'{name}/{factor}') for factor in tree.FACTORS)
+      low = tree.LowRank(a, b, scale)
       add = low.added_to if wanted[name].sharding is None else jax.jit(low.added_to)
       found[name] = add(found[name])
     return found

@@ -108,6 +108,12 @@ def heat(picture: np.ndarray, values: np.ndarray) -> np.ndarray:
   return np.clip(grey + warm * (0.25 + 0.75 * strength), 0, 255).astype(np.uint8)
 
 
+def seen(image: np.ndarray, attention: np.ndarray) -> np.ndarray:
+  """An image (height, width, channels), as a model saw it, under what it drew on."""
+  view = shown(image)
+  return heat(resized(view, scale(*view.shape[:2])), attention)
+
+
 def regions(picture: np.ndarray, labels: np.ndarray, *, share: float = 0.55) -> np.ndarray:
   """A picture with the classes of its pixels as colours; negative ones are none."""
   palette = np.array([colour(number) for number in range(int(labels.max(initial=0)) + 1)])

@@ -17,7 +17,7 @@ from vit_jax.data import rows as rows_lib
 from vit_jax.data.classes import matched
 from vit_jax.data.config import DataConfig
 from vit_jax.data.crops import CROPS
-from vit_jax.data.examples import Example, NoSplitError, Source, read
+from vit_jax.data.examples import Example, NoSplitError, Source, Wrapped, read
 from vit_jax.data.fields import Field, require
 from vit_jax.data.views import View
 from vit_jax.processes import health
@@ -29,6 +29,8 @@ with epy.lazy_imports():
   import jax.numpy as jnp
 
   from vit_jax.data import pipeline
+  from vit_jax.draw import pictures
+  from vit_jax.explore import attention as maps
   from vit_jax.nn import sharding
   from vit_jax.processes import exchange
 
@@ -121,6 +123,8 @@ class Evaluator:
     crop: as for training data.
     every: how often; the end of the run always.
     batch_size: 0 uses that of training.
+    attention: whether pictures of predictions show beside them which patches they drew on; of
+      models with attention over patches.
     score: what `badness` is, in a word.
     of: arrays of a batch that it reads.
     from_batch: whether `record` gets the rows of the batch in place of the example, which is then
@@ -134,6 +138,7 @@ class Evaluator:
   crop: Any = schema.choice(CROPS, 'resize')
   every: str = '10%'
   batch_size: int = 0
+  attention: bool = False
 
   def splits(self) -> dict[str, str]:
     """Names of passes over data, each with its split."""
@@ -213,6 +218,8 @@ class Evaluation:
         picture = self._task.draw(prediction, example, self._seen)
       except NotImplementedError:  # a task that does not say what its outputs mean
         return []
+      if shown.number in last.looked:
+        picture = pictures.beside(picture, pictures.seen(*last.looked[shown.number]))
       drawn.append(Drawn(shown, str(example['name']), prediction.facts, picture))
     return drawn
 
@@ -248,6 +255,10 @@ def prepare(
       f'name={type(evaluator).__name__.lower()} needs {lacking[0]}, which the task '
       f'{type(task).__name__.lower()} does not have: choose an evaluation of that task'
     )
+  if evaluator.attention:
+    maps.looking(model)
+    if 'image' not in rows.arrays():
+      raise RunError('attention=True: a model that sees rows of patches has none that can be drawn')
   asked = evaluator.batch_size or batch_size
   layout = sharding.BatchLayout.of_at_least(asked, together=rows_lib.group(rows)[1])
   skip = pipeline.log if data.on_corrupt == 'skip' else None
@@ -293,10 +304,11 @@ class _Pass:
   Attributes:
     source: the split.
     shown: predictions of the last pass that are worth a look, on every process.
+    looked: of these by number the image as it was seen, and which patches were drawn on.
   """
 
   def __init__(self, evaluator, task, source, batches, layout, workers, lanes, judged, seen):
-    self.source, self.shown = source, []
+    self.source, self.shown, self.looked = source, [], {}
     self._evaluator, self._batches = evaluator, batches
     self._layout, self._workers, self._lanes, self._seen = layout, workers, lanes, seen
     self._sums: bool | None = None
@@ -311,6 +323,11 @@ class _Pass:
       # What nobody asks for stays on the devices until the next batch.
       return None if lanes and self._sums else outputs, sums, bad
 
+    self._look = jax.jit(
+      lambda state, frozen, batch: maps.drawn_on(
+        judged(state, frozen), task.augment(batch, None, {})['image']
+      )
+    )
     self._compute = jax.jit(jax.vmap(compute, in_axes=(0, None, None)) if lanes else compute)
 
   def __call__(self, state: Any, frozen: Any) -> Found:
@@ -342,6 +359,8 @@ class _Pass:
     for item in pending:
       settle(*item)
     self.shown = extremes.gathered()
+    if self._evaluator.attention and not self._lanes:
+      self.looked = self._looked(state, frozen)
     totals = {name: np.asarray(v, np.int64) for name, v in jax.device_get(whole).items()} | parts
     if self._sums:
       return Found(self.source, totals, [], np.zeros(0, np.int64), totals.pop('examples'))
@@ -349,6 +368,21 @@ class _Pass:
     order = sorted(records)
     count = np.full(self._lanes, len(order)) if self._lanes else len(order)
     return Found(self.source, {}, [records[index] for index in order], np.array(order), count)
+
+  def _looked(self, state: Any, frozen: Any) -> dict[int, Any]:
+    """What `looked` is."""
+    numbers = sorted({shown.number for shown in self.shown})
+    if not numbers:
+      return {}
+    layout, rows = sharding.BatchLayout.of_at_least(2 * SHOWN), self._seen.rows
+    batches = pipeline.eval_batches(rows, _Some(self.source, numbers), layout.batch_size,
+                                    layout.rows)  # fmt: skip
+    own: dict[int, Any] = {}
+    for batch in pipeline.iterate(batches):
+      found = layout.local(self._look(state, frozen, layout.place(batch)))
+      for at in np.flatnonzero(batch['mask'] > 0):
+        own[numbers[int(batch['index'][at])]] = batch['image'][at], found[at]
+    return {number: each for part in exchange.gathered(own) for number, each in part.items()}
 
   def _keep(self, records: dict[int, Any], batch: Any, outputs: Any) -> None:
     """Records of the examples of a batch that this process has; with lanes a list for each."""
@@ -371,6 +405,21 @@ class _Pass:
 
     with concurrent.futures.ThreadPoolExecutor(pipeline.cores()) as pool:
       records |= dict(zip(wanted, pool.map(record, places, examples), strict=True))
+
+
+class _Some(Wrapped):
+  """Some examples of a source, by number."""
+
+  def __init__(self, source: Source, numbers: Sequence[int]):
+    super().__init__(source)
+    self._numbers, self.labels = numbers, None
+
+  def __len__(self) -> int:
+    return len(self._numbers)
+
+  def read(self, indices: Sequence[int]) -> list[Example]:
+    """See `Source`."""
+    return self.source.read([self._numbers[index] for index in indices])
 
 
 def _add(parts: dict[str, np.ndarray], computed: Mapping[str, Any]) -> None:

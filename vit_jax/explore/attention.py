@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from vit_jax.architecture import ViTArchitecture, encoders
+from vit_jax.core.errors import RunError
 from vit_jax.models.vit import ViT
 from vit_jax.nn.attention import Context, Memory
 from vit_jax.nn.encoder import layer_of
 from vit_jax.nn.sharding import spec
+
+
+def looking(config: Any) -> str:
+  """The name of the tower of a model whose attention can be shown; '' for the model itself.
+
+  Raises:
+    RunError: if it has none.
+  """
+  towers = encoders(config)
+  found = [name for name, tower in towers.items() if isinstance(tower, ViTArchitecture)]
+  if not found:
+    raise RunError(f'a model of the kind {config.kind} has no attention over patches')
+  if (pattern := towers[found[0]].attention) != 'full':
+    raise RunError(f'attention={pattern!r} is not of all patches, and has no picture of them')
+  return found[0]
+
+
+def drawn_on(model: Any, images: jax.Array) -> jax.Array:
+  """`rollout` of the tower of a model that sees images."""
+  tower = looking(model.config)
+  return rollout(getattr(model, tower) if tower else model, images)
 
 
 def rollout(model: ViT, images: jax.Array) -> jax.Array:

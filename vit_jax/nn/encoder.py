@@ -480,7 +480,9 @@ def _with_blocks(encoder: Encoder, blocks: Any) -> Encoder:
 
 
 def layer_of(blocks: Any, layer: int) -> Any:
-  """One block out of the stacked ones."""
+  """One block out of the stacked ones, or of a list of them."""
+  if not isinstance(blocks, Block):
+    return blocks[layer]
   return jax.tree.map(lambda w: w[layer], blocks)
 
 

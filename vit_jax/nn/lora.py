@@ -50,7 +50,7 @@ def divided(
     name, stacked = tree.group(path), int(tree.is_stacked(path))
     if leaf.ndim - stacked < 2:
       raise RunError(f'lora.patterns match {name}, which is no matrix: {leaf.shape}')
-    last = stacked + inputs.get(name, leaf.ndim - stacked - 1)
+    last = stacked + (inputs.get(name) or leaf.ndim - stacked - 1)
     return _drawn(leaf, stacked, last, rank, scale, jax.random.fold_in(key, _number(name)))
 
   held = jax.tree_util.tree_map_with_path(

@@ -36,7 +36,7 @@ FILE, HEAD = 'finetune.py', 'start.safetensors'
 _LOOKED_AT = 200  # images
 _LEAST_SIDE = 8  # patches
 # Of how many training images so many epochs are made; between them it is interpolated.
-EPOCHS = ((300, 20), (3000, 10), (30_000, 5), (300_000, 3))
+EPOCHS = ((300, 6), (3000, 5), (30_000, 4), (300_000, 3))
 _SMALL = 1000  # examples, of which a fifth is held out
 _CACHED = 20_000  # that are kept in memory
 # Beside those of the model, what a checkpoint decides unless a file insists.
@@ -204,7 +204,7 @@ def chosen(facts: Facts) -> dict[str, Choice]:
   batch = max(min(batch, count), 1)
   batch = -(-batch // parts) * parts
   epochs = _epochs(count)
-  lr = 1e-3 if facts.lora else 1e-4
+  lr = 3e-4 if facts.lora else 2e-5
   lr *= math.sqrt(batch / 32)
   found = {
     'total': Choice(f'{epochs} epochs', f'of {count:,} images'),
@@ -219,7 +219,7 @@ def chosen(facts: Facts) -> dict[str, Choice]:
     'data.cache': Choice(count <= _CACHED, 'whether all files are kept in memory'),
     'optim.lr': Choice(
       float(f'{lr:.2g}'),
-      'for low-rank changes' if facts.lora else '1e-4 for batches of 32, more for larger ones',
+      'for low-rank changes' if facts.lora else '2e-5 for batches of 32, more for larger ones',
     ),
     'optim.layer_decay': Choice(
       1.0 if facts.lora else 0.75, 'layers near the pixels change least: they know most'
@@ -229,6 +229,9 @@ def chosen(facts: Facts) -> dict[str, Choice]:
     'evals.test.crop': Choice({'name': 'resize'}, 'the whole image, as nothing may be lost'),
     'evals.test.report': Choice(
       ('top1', 'loss', 'ece', 'balanced'), 'balanced is the mean over classes'
+    ),
+    'evals.test.attention': Choice(
+      True, 'the report shows beside the worst mistakes what they drew on'
     ),
     'evals.test.every': Choice('20%', 'five times'),
     'checkpoint.every': Choice('20%', 'likewise'),

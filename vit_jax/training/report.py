@@ -101,7 +101,10 @@ def _summary(run: Left) -> Html:
   most = 1 if len(run.evals) > 1 else 3
   for name in run.evals:
     scores = [pair for pair in run.values(name).items() if pair[0] not in _COUNTS]
-    main += [(f'{name}/{key}', _spread(value)) for key, value in scores[:most]]
+    values = run.values(name)
+    main += [
+      (f'{name}/{key}', f'{_spread(value)}{_interval(values, key)}') for key, value in scores[:most]
+    ]
   if not main and 'train/loss' in run.curves:
     main = [('train/loss', _spread(run.curves['train/loss'].values[-1].tolist()))]
   if result:
@@ -115,6 +118,27 @@ def _summary(run: Left) -> Html:
   rows['started'] = _moment(run.sessions[0])[:10] if run.sessions else ''
   strip = [(name, value) for name, value in rows.items() if value]
   return tag('div', facts(main, 'strip main'), facts(strip, 'strip'))
+
+
+# Shares of the examples of an evaluation that are right.
+_SHARES = ('top1', 'top5')
+
+
+def _interval(values: Mapping[str, Any], key: str) -> str:
+  """Of a share of examples its 95 % interval, ' (0.79 to 0.9)'; '' of anything else."""
+  share, count = values[key], values.get('examples')
+  if key not in _SHARES or not is_number(share) or not is_number(count) or not count:
+    return ''
+  return f' ({" to ".join(shown(end) for end in wilson(share, count))})'
+
+
+def wilson(share: float, count: float) -> tuple[float, float]:
+  """The score interval of a share of `count` independent examples, at 95 % (Wilson 1927)."""
+  z = 1.959963984540054
+  middle = share + z * z / (2 * count)
+  half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+  scale = 1 + z * z / count
+  return (middle - half) / scale, (middle + half) / scale
 
 
 def _command(run: Left) -> Html:
@@ -171,7 +195,7 @@ def _evaluation(run: Left, name: str) -> Html:
   draw = functools.partial(run.part, f'evals/{name}')
   arrays = run.part(f'evals/{name}.npz', lambda: run.arrays(name)) or {}
   parts += [
-    facts([(key, shown(value)) for key, value in values.items()], 'strip'),
+    facts([(key, f'{shown(v)}{_interval(values, key)}') for key, v in values.items()], 'strip'),
     draw(lambda: _figures(known, arrays)), draw(lambda: _tables(known, arrays)),
     draw(lambda: _pictures(run, known)),
   ]  # fmt: skip
