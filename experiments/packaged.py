@@ -124,7 +124,9 @@ def fashion(folder: pathlib.Path, count: int, test: int = 1000) -> pathlib.Path:
     shutil.rmtree(made, ignore_errors=True)
     for split, file, most in (('train', 'train', count), ('test', 't10k', test)):
       images, labels = (
-        np.frombuffer(gzip.open(root / f'{file}-{kind}-ubyte.gz').read(), np.uint8, offset=offset)
+        np.frombuffer(
+          gzip.decompress((root / f'{file}-{kind}-ubyte.gz').read_bytes()), np.uint8, offset=offset
+        )
         for kind, offset in (('images-idx3', 16), ('labels-idx1', 8))
       )
       for label in range(10):

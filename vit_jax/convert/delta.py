@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,7 +33,7 @@ _NEAR = {'float32': 1e-4, 'bfloat16': 2**-6}
 def write(
   path: str | paths.Path, arrays: Mapping[str, Any], config: Any, card: Card, *, base: str,
   scale: float = 0.0, norms: Mapping[str, float] | None = None, dtype: str = 'float32',
-  overwrite: bool = False,
+  said: Sequence[str] = (), overwrite: bool = False,
 ) -> None:  # fmt: skip
   """Writes a file of what is not as in `base`.
 
@@ -46,6 +46,7 @@ def write(
     scale: of low-rank changes.
     norms: of parameters of the base, by name, by which it is known again.
     dtype: in which these were compared.
+    said: lines for people, of where it comes from.
     overwrite: replace what is there.
   """
   path = paths.at(path)
@@ -53,6 +54,7 @@ def write(
     raise RunError(f'a file of changes ends in .safetensors, not {path.name}')
   facts = {
     **header(config, card, base), 'scale': scale, 'norms': dict(norms or {}), 'dtype': dtype,
+    'said': [*said],
   }  # fmt: skip
   held = {name: np.ascontiguousarray(np.asarray(jax.device_get(a))) for name, a in arrays.items()}
   with paths.target(path, overwrite=overwrite) as target:

@@ -297,25 +297,27 @@ def with_head(plan: Plan, workdir: paths.Path) -> Plan:
   plan = dataclasses.replace(plan, choices={**plan.choices, 'init': choice})
   known, own = delta.facts_of(target), delta.header(model, card, start.named)
   if known and all(known[name] == value for name, value in own.items()):
-    plan.said.append(f'{target} is there: the run begins with that head')
+    plan.said += known['said']
+    print(f'{target} is there: the run begins with that head', flush=True)
     return plan
   crop = crops.published(start.card.resize, 0.0)
   features = probe.Features(start, crop, data.opened.fields)
   print(f'computing features of {len(data.opened):,} images for the head', flush=True)
   head = probe.fitted(*features(data.opened), len(classes))
-  plan.said.append(
+  said = [
     f'head: logistic regression of frozen features, C={head.strength:g}, {head.accuracy:.1%} right '
     f'in {probe.FOLDS} folds of what is trained on'
-  )
+  ]
   test = opened(data.source, data.test)
   if test.class_names == classes:
     x, labels = features(test)
     right = float(((x @ head.kernel + head.bias).argmax(1) == labels).mean())
-    plan.said.append(f'linear probe: {right:.2%} right of {len(labels):,} images of {data.test}')
+    said.append(f'linear probe: {right:.2%} right of {len(labels):,} images of {data.test}')
+  plan.said += said
   workdir.mkdir(parents=True, exist_ok=True)
   delta.write(
     target, {'head/kernel': head.kernel, 'head/bias': head.bias}, model, card, base=start.named,
-    norms=features.norms, overwrite=True,
+    norms=features.norms, said=said, overwrite=True,
   )  # fmt: skip
   return plan
 
