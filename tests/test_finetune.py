@@ -269,3 +269,17 @@ def test_intervals_of_shares():
   for hits, count in ((0, 5), (7, 7), (83, 100), (9044, 10_000)):
     want = binomtest(hits, count).proportion_ci(method='wilson')
     assert report.wilson(hits / count, count) == pytest.approx((want.low, want.high), abs=1e-9)
+
+
+def test_splits_that_are_given_come_first(checkpoint, folder, tmp_path):
+  """What the head is fitted to is never what is tested on."""
+  given = [('data.split', 'all without fold 2/3'), ('evals.test.split', 'fold 2/3 of all')]
+  plan = finetune.planned(str(checkpoint), str(folder), given)
+  assert (plan.data.split, plan.data.test) == (given[0][1], given[1][1])
+  assert len(plan.data.opened) == plan.facts.count == 24
+  for wrong, message in (
+    ([given[0]], 'leaves nothing to test on'),
+    ([('data.split', 'all'), given[1]], 'has images of data.split=all'),
+  ):
+    with pytest.raises(RunError, match=message):
+      finetune.planned(str(checkpoint), str(folder), wrong)

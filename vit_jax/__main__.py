@@ -6,6 +6,7 @@ from vit_jax import __version__
 
 COMMANDS = {
   'train': 'train a model, or go on training it',
+  'finetune': 'fine-tune a checkpoint on images, by a recipe that is chosen and explained',
   'evaluate': 'evaluate a run, or a checkpoint of any dialect',
   'predict': 'predict on images with a checkpoint of any dialect',
   'report': 'make report.html of a run anew',

@@ -20,7 +20,7 @@ from vit_jax.convert import adapt, delta
 from vit_jax.core import overrides, paths, schema
 from vit_jax.core.errors import RunError
 from vit_jax.core.text import number
-from vit_jax.data import crops, preprocess
+from vit_jax.data import crops, folds, preprocess
 from vit_jax.data.audit import sample
 from vit_jax.data.examples import Source
 from vit_jax.data.files import few
@@ -139,7 +139,7 @@ def planned(checkpoint: str, folder: str, given: Sequence[tuple[str, str]]) -> P
       'vit_jax.finetune classifies; for other tasks vit_jax.train --config.init=PATH starts from a '
       'checkpoint'
     )
-  why, data = _with_a_test(data)
+  why, data = _with_a_test(data, dict(given))
   model = {name: value for name, value in asked['model'].items() if name != 'name'}
   start = Start(checkpoint, schema.build(ViTConfig, model, 'model'))
   if not isinstance(start.model, ViTArchitecture):
@@ -168,16 +168,25 @@ def _of(section: str, given: Sequence[tuple[str, str]]) -> list[tuple[str, str]]
   return [item for item in given if item[0].startswith(section)]
 
 
-def _with_a_test(data: Guess) -> tuple[str, Guess]:
-  """Data with something to test on, and why that."""
-  if data.test:
-    return 'is there to test on', data
-  folds = 5 if len(data.opened) < _SMALL else 10
-  split = f'{data.split} without fold 1/{folds}'
+def _with_a_test(data: Guess, given: Mapping[str, str]) -> tuple[str, Guess]:
+  """Data with something to test on, and why that; splits that are given come first."""
+  split, test = given.get('data.split'), given.get('evals.test.split')
+  if split or test or data.test:
+    data = data._replace(split=split or data.split, test=test or data.test)
+    if not data.test:
+      raise RunError(f'data.split={split} leaves nothing to test on: give evals.test.split, too')
+    if folds.overlap(data.split, data.test):
+      raise RunError(
+        f'evals.test.split={data.test} has images of data.split={data.split}: '
+        f'{folds.way_out(data.split, "evals.test.split")}'
+      )
+    return 'is there to test on', data._replace(opened=opened(data.source, data.split))
+  count = 5 if len(data.opened) < _SMALL else 10
+  split = f'{data.split} without fold 1/{count}'
   held = data._replace(
-    split=split, test=f'fold 1/{folds} of {data.split}', opened=opened(data.source, split)
+    split=split, test=f'fold 1/{count} of {data.split}', opened=opened(data.source, split)
   )
-  return f'held out, as there is no split to test on: one of {folds} folds', held
+  return f'held out, as there is no split to test on: one of {count} folds', held
 
 
 def opened(source: Mapping[str, Any], split: str) -> Source:
@@ -204,7 +213,7 @@ def chosen(facts: Facts) -> dict[str, Choice]:
   batch = max(min(batch, count), 1)
   batch = -(-batch // parts) * parts
   epochs = _epochs(count)
-  lr = 3e-4 if facts.lora else 2e-5
+  lr = 3e-4 if facts.lora else 3e-5
   lr *= math.sqrt(batch / 32)
   found = {
     'total': Choice(f'{epochs} epochs', f'of {count:,} images'),
@@ -219,13 +228,16 @@ def chosen(facts: Facts) -> dict[str, Choice]:
     'data.cache': Choice(count <= _CACHED, 'whether all files are kept in memory'),
     'optim.lr': Choice(
       float(f'{lr:.2g}'),
-      'for low-rank changes' if facts.lora else '2e-5 for batches of 32, more for larger ones',
+      'for low-rank changes' if facts.lora else '3e-5 for batches of 32, more for larger ones',
     ),
     'optim.layer_decay': Choice(
       1.0 if facts.lora else 0.75, 'layers near the pixels change least: they know most'
     ),
     'optim.weight_decay': Choice(0.05, 'as in most recipes of fine-tuning'),
     'optim.warmup': Choice('10%', 'the head is trained already, the moments of Adam are not'),
+    'optim.ema': Choice(
+      _average(epochs * count // batch), 'about the last fifth of the steps is averaged'
+    ),
     'evals.test.crop': Choice({'name': 'resize'}, 'the whole image, as nothing may be lost'),
     'evals.test.report': Choice(
       ('top1', 'loss', 'ece', 'balanced'), 'balanced is the mean over classes'
@@ -240,6 +252,11 @@ def chosen(facts: Facts) -> dict[str, Choice]:
   if facts.accelerated:
     found['model.dtype'] = Choice('bfloat16', 'for an accelerator')
   return found
+
+
+def _average(steps: int) -> float:
+  """The decay of a moving average over a fifth of so many steps."""
+  return round(min(max(1 - 5 / max(steps, 1), 0.0), 0.9999), 4)
 
 
 def _epochs(count: int) -> int:
