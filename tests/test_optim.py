@@ -51,9 +51,29 @@ def test_wsd_is_flat_between_warmup_and_cooldown():
   np.testing.assert_allclose(lr[80:], np.arange(20, 0, -1) / 10)
 
 
+def test_linear_falls_to_a_last_rate():
+  """Of vision_transformer's `create_learning_rate_schedule`, with its warm-up from 0."""
+  lr, share = rates(schedule='linear', lr_last=0.5, lr_first=0.0), np.arange(90) / 90
+  np.testing.assert_allclose(lr[:10], 2 * np.arange(10) / 10)
+  np.testing.assert_allclose(lr[10:], 0.5 + 1.5 * (1 - share))
+
+
+def test_cosine_of_timm():
+  """`CosineLRScheduler._get_lr` of timm 0.3.2: the warm-up covers the beginning of the fall."""
+  lr = rates(lr_first=1e-3, lr_last=0.1, fall_from='start')
+  np.testing.assert_allclose(lr[:10], 1e-3 + np.arange(10) * (2 - 1e-3) / 10)
+  fall = 0.1 + 0.5 * (2 - 0.1) * (1 + np.cos(np.pi * np.arange(100) / 100))
+  np.testing.assert_allclose(lr[10:], fall[10:])
+
+
 @pytest.mark.parametrize(
   ('config', 'durations', 'message'),
   [
+    (dict(lr_last=3.0), {}, 'lr_last=3.0 must be at least 0 and at most optim.lr=2.0'),
+    (dict(lr_first=1e-6), dict(warmup=0), 'where optim.warmup begins, which is 0'),
+    (dict(schedule='wsd', lr_last=0.1), {}, 'changes nothing about optim.schedule=wsd'),
+    (dict(schedule='rsqrt', fall_from='start'), {}, 'cosine and linear'),
+    (dict(fall_from='begin'), {}, 'unknown optim.fall_from'),
     (dict(schedule='cosin'), {}, 'did you mean cosine'),
     (dict(schedule='rsqrt'), dict(warmup=0), 'timescale'),
     ({}, dict(warmup=60, cooldown=50), 'exceed the total'),

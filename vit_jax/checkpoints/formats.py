@@ -83,6 +83,7 @@ def _with_health(record: dict[str, Any]) -> None:
     train=['(.*/)?(distill_)?head/.*'],
   )  # fmt: skip
   _with_augmentation(record)
+  _with_recipes(record)
 
 
 def _with_augmentation(record: dict[str, Any]) -> None:
@@ -93,6 +94,25 @@ def _with_augmentation(record: dict[str, Any]) -> None:
     data['crop'] |= dict(max_area=1.0, dialect='vit_jax')
   if 'mixup' in task:
     task |= dict(cutmix=0.0, mix_prob=1.0, mix_switch=0.5, mix_mode='batch')
+
+
+def _with_recipes(record: dict[str, Any]) -> None:
+  """Schedules fell to 0 from the end of the warm-up, losses were of the class, head biases 0."""
+  record.get('optim', {}).update(
+    lr_first=None, lr_last=0.0, fall_from='warmup', ema_warmup=True
+  )  # fmt: skip
+  if record.get('task', {}).get('name') in ('classification', 'packed'):
+    record['task']['loss_of'] = 'softmax'
+  _with_head_bias(record.get('model', {}))
+
+
+def _with_head_bias(model: Any) -> None:
+  """Of the description of a model, or of several by name."""
+  if isinstance(model, dict):
+    if 'patch_dropout' in model:
+      model['head_bias'] = 0.0
+    for part in model.values():
+      _with_head_bias(part)
 
 
 def _with_axes(model: Any) -> None:
@@ -147,6 +167,11 @@ def _axes_known(facts: dict[str, Any]) -> None:
     _with_axes(place.get('model', {}))
 
 
+def _heads_known(facts: dict[str, Any]) -> None:
+  """5 to 6: what models were."""
+  _with_head_bias(facts.get('model', {}))
+
+
 # What turns a configuration of format i into one of format i + 1.
 RECORDS: tuple[Callable[[dict[str, Any]], None], ...] = (
   _numbered, _with_hyperparameters, _with_parts, _with_fields, _with_attention,
@@ -154,8 +179,7 @@ RECORDS: tuple[Callable[[dict[str, Any]], None], ...] = (
 )  # fmt: skip
 # The same for what checkpoints say of themselves.
 FACTS: tuple[Callable[[dict[str, Any]], None], ...] = (
-  _decided, lambda facts: None, lambda facts: None, _fields_known, _axes_known,
-  lambda facts: None,
+  _decided, lambda facts: None, lambda facts: None, _fields_known, _axes_known, _heads_known,
 )  # fmt: skip
 
 

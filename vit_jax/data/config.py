@@ -35,8 +35,8 @@ class DataConfig:
     colour: what is done to the pixels of training after crop and flip; see `colours`. Where that
       moves pixels, all that belongs to an image moves with them.
     erase: boxes of training images that are erased; see `erasing`.
-    repeats: views of each image in a batch (Hoffer et al. 2020, 'repeated augmentation'): a batch
-      has that many times fewer images, and an epoch as many views as there are images.
+    repeats: views of each image, one after another (Hoffer et al. 2020, 'repeated augmentation'): a
+      batch has that many times fewer images, and an epoch as many views as there are images.
     order: how the order of the examples is drawn. Unset: 'keyed', in constant memory; 'permutation'
       is that of runs of formats up to 3, and needs 8 bytes for each example, twice.
     on_corrupt: an image that cannot be used (it does not decode, or has other channels than the

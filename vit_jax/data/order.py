@@ -14,7 +14,6 @@ from typing import Protocol
 
 import numpy as np
 
-from vit_jax.core.errors import RunError
 from vit_jax.data.examples import Source
 
 _ROUNDS = 16
@@ -130,49 +129,35 @@ class Mixed:
 
 @dataclasses.dataclass(frozen=True)
 class Repeated:
-  """Several views of each example in a batch (Hoffer et al. 2020), which has fewer examples so.
+  """Several views of each example, one after another (Hoffer et al. 2020; DeiT).
 
-  A batch goes through its examples once, then once again: examples that are mixed with others of
-  their batch seldom meet themselves.
+  So they are in one batch, but for an example at its edge where the views do not divide it. As what
+  is mixed is at mirror positions of a batch, only those in its middle meet themselves.
 
   Attributes:
     order: of the examples, without repetition.
     times: views of an example.
-    batch: examples of a batch, each view counted.
   """
 
   order: Order
   times: int
-  batch: int
-
-  def __post_init__(self):
-    if self.batch % self.times:
-      raise RunError(
-        f'data.repeats={self.times}: a batch of {self.batch} examples is no multiple of that'
-      )
 
   def __call__(self, places: np.ndarray) -> np.ndarray:
     """See `Order`."""
-    batches, at = np.divmod(places, self.batch)
-    once = self.batch // self.times
-    return self.order(batches * once + at % once)
+    return self.order(places // self.times)
 
 
-def drawn(source: Source, seed: int, law: str, repeats: int = 1, batch: int = 0) -> Order:
+def drawn(source: Source, seed: int, law: str, repeats: int = 1) -> Order:
   """The order in which a run sees the examples of a source.
 
   Args:
     source: the parts of a mixture have orders of their own.
     seed: of the run.
     law: of `DataConfig.order`.
-    repeats: views of each example in a batch.
-    batch: examples of a batch, to be given with `repeats`.
-
-  Raises:
-    RunError: for a batch that cannot be divided so.
+    repeats: views of each example.
   """
   order = _drawn(source, seed, law)
-  return Repeated(order, repeats, batch) if repeats > 1 else order
+  return Repeated(order, repeats) if repeats > 1 else order
 
 
 def _drawn(source: Source, seed: int, law: str) -> Order:

@@ -17,7 +17,7 @@ from vit_jax.models.map_head import MapHead
 from vit_jax.nn import positions, resnet
 from vit_jax.nn.attention import Context
 from vit_jax.nn.encoder import Encoder, features_by_name, make_norm
-from vit_jax.nn.layers import Dense, PatchEmbed, normal, prepend_tokens, zeros
+from vit_jax.nn.layers import Dense, PatchEmbed, constant, normal, prepend_tokens, zeros
 from vit_jax.nn.masks import Mask
 from vit_jax.nn.noise import noise
 from vit_jax.nn.sharding import param, spec
@@ -101,7 +101,7 @@ class ViT(nnx.Module):
     if config.num_classes:
       head = functools.partial(
         Dense, rngs, (size, config.num_classes), ('embed', None), kernel_init=zeros,
-        bias='head' not in without,
+        bias='head' not in without, bias_init=constant(config.head_bias),
       )  # fmt: skip
       self.head = head()
       if config.distilled:

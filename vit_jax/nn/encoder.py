@@ -21,7 +21,7 @@ from vit_jax.core.errors import RunError
 from vit_jax.nn import remat, tree
 from vit_jax.nn.attention import Attention, Context, RelativeBias, padding
 from vit_jax.nn.groups import Groups, together
-from vit_jax.nn.layers import Mlp, Norm, flatten, ones, unflatten
+from vit_jax.nn.layers import Mlp, Norm, constant, flatten, unflatten
 from vit_jax.nn.noise import noise
 from vit_jax.nn.sharding import param, shards, spec
 
@@ -183,8 +183,9 @@ class Before(nnx.Module):
 
 def _scale(config: EncoderConfig, rngs: nnx.Rngs) -> nnx.Param | None:
   """Factors of what a branch adds, or None."""
-  full = lambda *args: config.layerscale * ones(*args)  # noqa: E731
-  return param(full, rngs, (config.width,), (None,)) if config.layerscale else None
+  if not config.layerscale:
+    return None
+  return param(constant(config.layerscale), rngs, (config.width,), (None,))
 
 
 def _add_to_subset(x, branch, context, key, rate):

@@ -29,6 +29,15 @@ def ones(key: jax.Array, shape, sharding) -> jax.Array:
   return jnp.ones(shape, out_sharding=sharding)
 
 
+def constant(value: float):
+  """The same number everywhere."""
+
+  def init(key, shape, sharding):
+    return value * ones(key, shape, sharding)
+
+  return init
+
+
 def normal(stddev: float):
   """Normal with the given standard deviation."""
 
@@ -102,11 +111,13 @@ class Dense(nnx.Module):
     contracted: how many leading axes of the kernel are summed over.
     kernel_init: Xavier uniform if not given.
     bias: whether there is one.
+    bias_init: of it.
   """
 
   def __init__(
-    self, rngs: nnx.Rngs, shape, axes, *, contracted: int = 1, kernel_init=None, bias: bool = True
-  ):
+    self, rngs: nnx.Rngs, shape, axes, *, contracted: int = 1, kernel_init=None, bias: bool = True,
+    bias_init=zeros,
+  ):  # fmt: skip
     fan_in, fan_out = math.prod(shape[:contracted]), math.prod(shape[contracted:])
     kernel_init = kernel_init or uniform(math.sqrt(6 / (fan_in + fan_out)))
     self.kernel = param(kernel_init, rngs, shape, axes)
@@ -114,7 +125,7 @@ class Dense(nnx.Module):
     if bias:
       # Biases are added to activations, whose embed axis is never sharded.
       bias_axes = tuple(None if axis == 'embed' else axis for axis in axes[contracted:])
-      self.bias = param(zeros, rngs, shape[contracted:], bias_axes)
+      self.bias = param(bias_init, rngs, shape[contracted:], bias_axes)
 
   def __call__(self, x: jax.Array, eqn: str, out: tuple[str | None, ...]) -> jax.Array:
     """Einsum `eqn` of `x` and the kernel, plus the bias if any, laid out as `out`."""

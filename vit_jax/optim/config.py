@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.core.schedule import Schedule
 
-SCHEDULES = ('cosine', 'rsqrt', 'wsd')
+SCHEDULES = ('cosine', 'linear', 'rsqrt', 'wsd')
+FALLING = ('cosine', 'linear')  # from the peak to a last learning rate
+FALLS = ('warmup', 'start')
 CLIPS = ('global', 'part', 'parameter')
 DECAYS = ('lr', 'schedule')
 DTYPES = ('float32', 'bfloat16')
 WINDOW = 128  # steps, of which the median is the usual gradient norm or loss
 Groups = tuple[tuple[str, float], ...]
+UNSET: Any = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,15 +33,23 @@ class OptimConfig:
     clip: largest norm of the gradient; 0 does not clip.
     clip_by: norm of what: 'global', of all; 'part', of everything whose name has the same
       beginning, 'image/' or 'encoder/'; 'parameter', of each parameter of each layer.
-    schedule: after a linear warm-up, 'cosine' decays to 0 at the end of the run (Loshchilov &
-      Hutter 2017), 'rsqrt' with the inverse square root of the step, the warm-up being its
-      timescale (Zhai et al. 2022, section 3.5), 'wsd' stays at the peak (warmup-stable-decay).
+    schedule: after a linear warm-up, 'cosine' falls to lr_last at the end of the run (Loshchilov &
+      Hutter 2017), and so does 'linear', evenly; 'rsqrt' falls with the inverse square root of the
+      step, the warm-up being its timescale (Zhai et al. 2022, section 3.5), 'wsd' stays at the peak
+      (warmup-stable-decay).
     warmup: duration of the linear rise.
     cooldown: duration of the linear fall to 0 at the end, on top of any schedule.
+    lr_first: learning rate of the first step, from which it rises to that of step number `warmup`:
+      0 in big_vision, 1e-6 in DeiT. Unset: it rises from 0 before the first step, one step earlier.
+    lr_last: learning rate that 'cosine' and 'linear' would have behind the last step.
+    fall_from: where their fall begins: 'warmup', at its end, as in big_vision; 'start', at the
+      first step, as in timm, so that the warm-up ends below lr.
     skip_above: an update whose gradient has a norm of more than this many times the median of the
       last 128 is not taken, nor is one that is not finite; 0 takes all. See `optim.skipping`.
     accumulate: batches are cut into this many equal parts, one after another, to save memory.
     ema: decay per step of the moving average of the parameters that is evaluated; 0 for none.
+    ema_warmup: whether it is less at first, (1 + step) / (10 + step), so that the average covers
+      the steps there have been; without, as in timm, initial parameters stay in it for long.
     decay: factors on weight_decay by parameter name. Each entry is a regular expression that must
       match the whole name and a factor; the first match counts, every parameter needs one and
       every entry must match something.
@@ -56,9 +67,13 @@ class OptimConfig:
   schedule: str = 'cosine'
   warmup: str = '5%'
   cooldown: str = '0'
+  lr_first: float = UNSET
+  lr_last: float = 0.0
+  fall_from: str = 'warmup'
   skip_above: float = 0.0
   accumulate: int = 1
   ema: float = 0.0
+  ema_warmup: bool = True
   decay: Groups = (('.*kernel', 1.0), ('.*', 0.0))
   lr_scale: Groups = (('.*', 1.0),)
   layer_decay: float = 1.0
@@ -68,6 +83,7 @@ class OptimConfig:
   def __post_init__(self):
     for name, choices in (
       ('schedule', SCHEDULES), ('clip_by', CLIPS), ('decay_with', DECAYS), ('mu_dtype', DTYPES),
+      ('fall_from', FALLS),
     ):  # fmt: skip
       value = getattr(self, name, choices[0])
       if value not in choices:
@@ -75,6 +91,7 @@ class OptimConfig:
     for name in ('lr', 'eps', 'clip'):
       if not 0 <= getattr(self, name, 0.0) < math.inf:
         raise RunError(f'optim.{name}={getattr(self, name)} must be at least 0')
+    self._check_ends()
     for name, below in (('weight_decay', math.inf), *((n, 1) for n in self._BELOW_ONE)):
       schedule = Schedule.of(getattr(self, name))
       schedule.check(f'optim.{name}', below=below)
@@ -87,6 +104,20 @@ class OptimConfig:
       raise RunError(f'optim.ema={self.ema} must be at least 0 and less than 1')
     if not 0 < self.layer_decay <= 1:
       raise RunError(f'optim.layer_decay={self.layer_decay} must be more than 0 and at most 1')
+
+  def _check_ends(self) -> None:
+    """Raises RunError for learning rates of the first and the last step that cannot be."""
+    for name in ('lr_first', 'lr_last'):
+      if not 0 <= (getattr(self, name) or 0.0) <= self.lr:
+        raise RunError(
+          f'optim.{name}={getattr(self, name)} must be at least 0 and at most optim.lr={self.lr}'
+        )
+    for name, default in (('lr_last', 0.0), ('fall_from', 'warmup')):
+      if self.schedule not in FALLING and (value := getattr(self, name)) != default:
+        raise RunError(
+          f'optim.{name}={value} is of the schedules {" and ".join(FALLING)}, and changes nothing '
+          f'about optim.schedule={self.schedule}: leave it out'
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

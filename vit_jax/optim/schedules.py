@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from vit_jax.core.errors import RunError
-from vit_jax.optim.config import OptimConfig
+from vit_jax.optim.config import FALLING, OptimConfig
 
 
 def learning_rate(
@@ -13,16 +13,23 @@ def learning_rate(
 ) -> float:
   """The learning rate of step `step`, counted from 0; durations in steps.
 
-  Neither the first nor the last step has a learning rate of 0.
+  Neither the first nor the last step has a learning rate of 0, unless `lr_first` is.
   """
-  rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
   fall = min(1.0, (total - step) / cooldown) if cooldown else 1.0
+  if step < warmup:
+    if config.lr_first is None:
+      return config.lr * ((step + 1) / warmup) * fall
+    return (config.lr_first + (config.lr - config.lr_first) * step / warmup) * fall
   body = 1.0
-  if config.schedule == 'cosine' and step >= warmup:
-    body = 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, total - warmup))
+  if config.schedule in FALLING:
+    begin = warmup if config.fall_from == 'warmup' else 0
+    share = (step - begin) / max(1, total - begin)
+    body = 1 - share if config.schedule == 'linear' else 0.5 + 0.5 * math.cos(math.pi * share)
   elif config.schedule == 'rsqrt':
     body = math.sqrt(warmup / max(warmup, step + 1))
-  return config.lr * rise * body * fall
+  if config.lr_last:
+    return (config.lr_last + (config.lr - config.lr_last) * body) * fall
+  return config.lr * body * fall
 
 
 def check(
@@ -42,6 +49,10 @@ def check(
     )
   if config.schedule == 'rsqrt' and not warmup:
     raise RunError('optim.schedule=rsqrt takes its timescale from optim.warmup, which is 0')
+  if config.lr_first is not None and not warmup:
+    raise RunError(
+      f'optim.lr_first={config.lr_first} is where optim.warmup begins, which is 0: leave it out'
+    )
   each = batch_size // devices
   if config.accumulate < 1 or each % config.accumulate:
     among = f', of which each of {devices} devices has {each}' if devices > 1 else ''

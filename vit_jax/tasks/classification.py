@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epy
 
-from vit_jax.core.errors import RunError
+from vit_jax.core.errors import RunError, suggest
 from vit_jax.data.examples import Example
 from vit_jax.data.rows import Rows
 from vit_jax.data.rows.columns import Label
@@ -25,12 +25,18 @@ with epy.lazy_imports():
 
   from vit_jax.draw import pictures
 
+LOSSES = ('softmax', 'sigmoid', 'binary')
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classification(Images):
-  """Softmax cross-entropy.
+  """One class for each image.
 
   Attributes:
+    loss_of: 'softmax', the cross-entropy of the class; 'sigmoid', the binary cross-entropy of every
+      class, summed, as big_vision pre-trains (Beyer et al. 2020, 'Are we done with ImageNet?',
+      section 5); 'binary', its mean over classes, of which all that are mixed into an image are
+      there fully (DeiT III, Touvron et al. 2022, section 3).
     label_smoothing: probability mass spread evenly over all classes (Szegedy et al. 2016).
     mixup: alpha of the Beta distribution of the shares in which pairs of images are mixed; 0 does
       not mix (Zhang et al. 2018). big_vision's takes the larger share, which makes no difference
@@ -44,6 +50,7 @@ class Classification(Images):
       3 did; new ones say data.flip, which works for every task.
   """
 
+  loss_of: str = 'softmax'
   label_smoothing: float = 0.0
   mixup: float = 0.0
   cutmix: float = 0.0
@@ -55,6 +62,13 @@ class Classification(Images):
 
   def __post_init__(self):
     super().__post_init__()
+    if self.loss_of not in LOSSES:
+      raise RunError(f'unknown task.loss_of {self.loss_of!r}: {suggest(self.loss_of, LOSSES)}')
+    if self.label_smoothing and self.loss_of == 'binary':
+      raise RunError(
+        f'task.label_smoothing={self.label_smoothing} leaves no class of an image out, and with '
+        'task.loss_of=binary all would be there: leave it out, or use sigmoid'
+      )
     if not 0 <= self.label_smoothing < 1:
       raise RunError(f'task.label_smoothing={self.label_smoothing} must be in [0, 1)')
     self.mix  # noqa: B018
@@ -89,12 +103,16 @@ class Classification(Images):
     return {'logits': model(batch['image'])}
 
   def decode(self, outputs: Mapping[str, np.ndarray], example: Example, seen: Seen) -> Prediction:
-    """See `Task`: the likeliest classes with their probabilities, or of one the sigmoid."""
+    """See `Task`: the likeliest classes with their probabilities.
+
+    They are sigmoids where the loss is of each class, or where there is one class only.
+    """
     del example
     logits = np.asarray(outputs['logits'], np.float64)
     names = seen.fields[self.classed].names if self.classed in seen.fields else ()
     chances = np.exp(logits - logits.max())
-    chances = chances / chances.sum() if len(logits) > 1 else 1 / (1 + np.exp(-logits))
+    together = len(logits) > 1 and self.loss_of == 'softmax'
+    chances = chances / chances.sum() if together else 1 / (1 + np.exp(-logits))
     order = np.argsort(-chances, kind='stable')[: seen.top]
     named = len(names) == len(logits)
     return Prediction({
@@ -154,11 +172,20 @@ class Classification(Images):
   def loss(self, model: Any, part: Batch, ctx: Context) -> tuple[jax.Array, Sums, dict[str, Any]]:
     """The cross-entropy; reported with it is `top1`."""
     logits = model(part['image'], key=ctx.noise)
-    loss = -jnp.sum(self.targets(part, logits.shape[-1]) * jax.nn.log_softmax(logits), axis=-1)
+    loss = self.each(logits, self.targets(part, logits.shape[-1]))
     top1 = (jnp.argmax(logits, axis=-1) == part['label']).astype(jnp.float32)
     loss, top1 = ((value * part['mask']).sum() for value in (loss, top1))
     sums = {'loss': (loss, 'examples'), 'top1': (top1, 'examples')}
     return loss / ctx.totals['examples'], sums, {}
+
+  def each(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """The loss of each example, (batch,), by (batch, classes) logits and `targets`."""
+    if self.loss_of == 'softmax':
+      return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)
+    if self.loss_of == 'binary':
+      targets = (targets > 0).astype(jnp.float32)
+    loss = -targets * jax.nn.log_sigmoid(logits) - (1 - targets) * jax.nn.log_sigmoid(-logits)
+    return loss.mean(-1) if self.loss_of == 'binary' else loss.sum(-1)
 
 
 def headed(task: Images, model: Any, fields: Fields) -> Any:

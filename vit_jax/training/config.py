@@ -288,7 +288,7 @@ def override(config: Any, items: Sequence[tuple[str, str]]) -> ml_collections.Co
 # and fields of other sections that it does.
 OWN = (
   'name', 'num_classes', 'dtype', 'scan', 'remat', 'drop_path', 'drop_path_mode', 'patch_dropout',
-  'mup_width', 'mup_depth',
+  'mup_width', 'mup_depth', 'head_bias',
 )  # fmt: skip
 _TAKEN = ('mean', 'std')
 

@@ -141,7 +141,6 @@ class Experiment:
   def _prepare_training(self, cfg: config_lib.Config) -> None:
     self.source = matched(self.source, self.fields, self.rows.needs)
     self._skip = pipeline.log if cfg.data.on_corrupt == 'skip' else None
-    self._order(cfg.seed)  # which a batch that cannot be divided does not have
     self._about_data = [*self.source.summary(), *probe(self.rows, self.source, skip=self._skip)]
     self.total = self._steps(cfg.total, 'total', total=None)
     if self.total < 1:
@@ -227,7 +226,7 @@ class Experiment:
 
   def _order(self, seed: int) -> Order:
     data = self.config.data
-    return drawn(self.source, seed, data.order, data.repeats, self.examples)
+    return drawn(self.source, seed, data.order, data.repeats)
 
   def init(self) -> State:
     """The initial state; equal seeds give equal values on any mesh. Sets `frozen`."""

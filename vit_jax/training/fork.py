@@ -18,7 +18,10 @@ from vit_jax.training.experiment import Experiment
 from vit_jax.training.workdir import Workdir
 
 # Hyperparameters may differ as long as they are the same at every step; so may what makes them.
-_DURATIONS = ('total', 'optim.schedule', 'optim.warmup', 'optim.cooldown')
+_DURATIONS = (
+  'total', 'optim.schedule', 'optim.warmup', 'optim.cooldown', 'optim.lr_first', 'optim.lr_last',
+  'optim.fall_from',
+)  # fmt: skip
 
 
 def restore(experiment: Experiment, record: dict[str, Any], there: Workdir, own: Workdir) -> Found:

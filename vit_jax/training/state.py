@@ -83,8 +83,10 @@ def train_step(
   model = optax.apply_updates(state.model, update)
   ema = state.ema
   if ema is not None:
-    # Early on the average covers the steps there have been (as in TF's ExponentialMovingAverage).
-    ema = average(ema, model, jnp.minimum(config.ema, (1 + state.step) / (10 + state.step)))
+    decay = config.ema
+    if config.ema_warmup:  # as in TF's ExponentialMovingAverage
+      decay = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
+    ema = average(ema, model, decay)
   extra = task.update(state.extra, model, seen, ctx)
   _same_kind(state.extra, extra, f'{type(task).__name__}.update gives another state than it got')
   metrics = {name: value / totals[total] for name, (value, total) in sums.items()}
