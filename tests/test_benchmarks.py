@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.augmentation import recipes
-from experiments.benchmarks import attention, memory, plan, report, timing, train_step
+from experiments.augmentation import recipes as augmentations
+from experiments.benchmarks import attention, memory, plan, recipes, report, timing, train_step
 from experiments.benchmarks import compile as compile_
 from vit_jax.costs import flops
 from vit_jax.models.vit import ViTConfig
@@ -259,6 +259,17 @@ def test_the_page_on_plans_has_the_recipes_for_pods():
     assert [cell.strip() for cell in line.split('|')] == plan.cells(row)
 
 
+def test_the_page_on_recipes_has_the_numbers_of_the_results():
+  results = json.loads((report.RESULTS / 'recipes.json').read_text())['rows']
+  page = (PAGES / 'recipes.md').read_text()
+  lines = re.findall(r'^\| (`configs/.*?\| v\d\w+:.*) \|$', page, re.M)
+  assert [[cell.strip() for cell in line.split('|')] for line in lines] == [
+    recipes.cells(row) for row in results
+  ]
+  for name, price in recipes.PRICES.items():
+    assert re.search(rf'{price:.2f} \$ [^.]*{name}', ' '.join(page.split()))
+
+
 def test_the_page_on_cpus_has_the_numbers_of_the_results():
   of = {(r['work'], r['model']): r['x timm']
         for r in json.loads((report.RESULTS / 'cpu.json').read_text())['rows']}  # fmt: skip
@@ -288,7 +299,7 @@ def test_the_page_on_augmentation_has_the_numbers_of_the_results():
   head = '| recipe | images per CPU-second | ' + ' | '.join(f'cores, {c}' for c in results['rates'])
   assert f'{head} |' in page
   lines = page.partition(f'{head} |')[2].splitlines()[2:]
-  assert {row['recipe'] for row in results['rows']} >= {*recipes.RECIPES}
+  assert {row['recipe'] for row in results['rows']} >= {*augmentations.RECIPES}
   for row, line in zip(results['rows'], lines, strict=False):
     cores = ' | '.join(f'{row[f"cores, {chip}"]:.1f}' for chip in results['rates'])
     assert line == f'| {row["recipe"]} | {row["images per CPU-second"]:,.0f} | {cores} |'

@@ -203,15 +203,16 @@ def test_masked_examples_count_for_nothing():
     np.testing.assert_array_equal(a, b)
 
 
-def test_ema_follows_the_model():
-  experiment = Experiment(build())
+@pytest.mark.parametrize('warmup', [True, False])
+def test_ema_follows_the_model(warmup):
+  experiment = Experiment(build(optim__ema_warmup=warmup))
   state, step_fn = experiment.init(), experiment.train_step()
   average = np.asarray(state.model.head.kernel[...])
   for step in range(4):
     state, _ = step_fn(
       state, experiment.frozen, batch_of(experiment.config, step), experiment.hyper(step)
     )
-    decay = min(0.5, (1 + step) / (10 + step))
+    decay = min(0.5, (1 + step) / (10 + step)) if warmup else 0.5
     average = decay * average + (1 - decay) * np.asarray(state.model.head.kernel[...])
   judged = experiment.config.task.judged(state, experiment.frozen)
   np.testing.assert_allclose(judged.head.kernel[...], average, rtol=1e-5, atol=1e-7)
@@ -250,7 +251,7 @@ def test_cross_entropy_with_smoothing_and_mixup():
 
 @pytest.mark.parametrize('loss_of', ['sigmoid', 'binary'])
 def test_a_loss_of_each_class(loss_of):
-  """big_vision's `sigmoid_xent` sums; DeiT III's `BCEWithLogitsLoss` of `targets.gt(0)` averages."""
+  """big_vision sums (`sigmoid_xent`), DeiT III averages (`BCEWithLogitsLoss`, `targets.gt(0)`)."""
   task = Classification(loss_of=loss_of)
   batch = {
     'label': jnp.array([0, 2]), 'label2': jnp.array([2, 0]), 'share': jnp.array([0.75, 1.0]),

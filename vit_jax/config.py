@@ -1,5 +1,6 @@
 """What files in `configs/` import."""
 
 from vit_jax.training.config import complete
+from vit_jax.training.recipes import big_vision, chosen, timm
 
-__all__ = ['complete']
+__all__ = ['big_vision', 'chosen', 'complete', 'timm']

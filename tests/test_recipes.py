@@ -1,0 +1,155 @@
+"""Published recipes: what configurations make of them, against a table typed from their sources."""
+
+import importlib
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from vit_jax import models
+from vit_jax.core import schema
+from vit_jax.core.errors import RunError
+from vit_jax.models.vit import ViTConfig
+from vit_jax.nn import tree
+from vit_jax.optim import schedules, transforms
+from vit_jax.training import config as config_lib
+from vit_jax.training import hyper as hyper_lib
+
+ROOT = pathlib.Path(__file__).parent.parent
+ROWS = json.loads((ROOT / 'tests' / 'golden' / 'recipes.json').read_text())['rows']
+FILES = ('vit', 'vit_s16', 'augreg', 'deit', 'deit3')
+# Images of an epoch, by split.
+EPOCHS = {'train': 1_281_167, 'train[:99%]': 1_268_355, 'full[51200:]': 13_103_041}
+
+
+def built(name):
+  """The configuration with what its file says of a model that a checkpoint may decide."""
+  file, _, argument = name.partition('.py:')
+  config = importlib.import_module(f'configs.{file}').get_config(argument).to_dict()
+  return schema.build(config_lib.Config, config)
+
+
+def durations(cfg):
+  sizes = dict(batch_size=cfg.batch_size, epoch=EPOCHS.get(cfg.data.split, 1))
+  total = config_lib.steps(cfg.total, **sizes)
+  return dict(
+    total=total, warmup=config_lib.steps(cfg.optim.warmup, **sizes, total=total), cooldown=0
+  )  # fmt: skip
+
+
+def colour(section):
+  name = {'Colour': 'none', 'RandAugment': 'randaugment', 'ThreeAugment': 'three_augment'}
+  fields = {'randaugment': ('dialect', 'magnitude', 'count'), 'three_augment': ('jitter',)}
+  kind = name[type(section).__name__]
+  return [kind, *(getattr(section, field) for field in fields.get(kind, ()))]
+
+
+def crop(section):
+  if hasattr(section, 'pad'):
+    return ['simple', section.pad, section.method]
+  dialect = 'big_vision' if section.method == 'linear' else 'torchvision'
+  assert section.dialect == dialect
+  assert section.max_aspect == pytest.approx(4 / 3)
+  return ['random_resized', section.min_area, section.method]
+
+
+# What a configuration says of each entry of a row.
+READ = {
+  'optimizer': lambda c: type(c.optim).__name__.lower(), 'b1': lambda c: c.optim.b1.constant,
+  'b2': lambda c: c.optim.b2.constant, 'eps': lambda c: c.optim.eps,
+  'momentum': lambda c: c.optim.momentum.constant, 'mu_dtype': lambda c: c.optim.mu_dtype,
+  'batch': lambda c: c.batch_size, 'clip': lambda c: c.optim.clip,
+  'epochs': lambda c: float(c.total.removesuffix(' epochs')),
+  'steps': lambda c: float(c.total.removesuffix(' steps')), 'loss': lambda c: c.task.loss_of,
+  'smoothing': lambda c: c.task.label_smoothing, 'mixup': lambda c: c.task.mixup,
+  'cutmix': lambda c: c.task.cutmix, 'colour': lambda c: colour(c.data.colour),
+  'erase': lambda c: getattr(c.data.erase, 'prob', 0.0), 'repeats': lambda c: c.data.repeats,
+  'crop': lambda c: crop(c.data.crop), 'train': lambda c: c.data.split,
+  'eval': lambda c: [
+    'center' if c.evals['test'].crop.fraction else 'resize', c.evals['test'].crop.fraction
+  ],
+  'ema': lambda c: c.optim.ema,
+}  # fmt: skip
+# And of those that are of the model as it is resolved.
+OF_MODEL = {
+  'layerscale': lambda m: m.layerscale, 'head_bias': lambda m: m.head_bias,
+  'pool': lambda m: m.pool, 'posemb': lambda m: m.posemb, 'size': lambda m: m.image_size[0],
+  'representation': lambda m: m.representation_size,
+  'drop_path': lambda m: [0.0 if m.drop_path_mode == 'linear' else m.drop_path, m.drop_path],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('row', ROWS, ids=[row['config'] for row in ROWS])
+def test_a_recipe_is_as_published(row):
+  cfg = built(row['config'])
+  found = {name: READ[name](cfg) for name in row if name in READ}
+  if cfg.init:  # the checkpoint decides the rest
+    found |= {'size': cfg.model.image_size[0]} if 'size' in row else {}
+    if 'drop_path' in row:
+      found['drop_path'] = OF_MODEL['drop_path'](cfg.model)
+  else:
+    model = cfg.model.resolve()
+    found |= {name: OF_MODEL[name](model) for name in row if name in OF_MODEL}
+  if 'decay' in row:
+    assert cfg.optim.decay_with == 'lr'
+    found['decay'] = cfg.optim.weight_decay.constant
+  assert row.keys() - found.keys() <= {'config', 'source', 'lr', 'last_lr'}
+  for name, value in found.items():
+    assert value == (pytest.approx(row[name]) if name != 'colour' else row[name]), name
+  rate = lambda step: schedules.learning_rate(step, cfg.optim, **durations(cfg))  # noqa: E731
+  for step, want in row.get('lr', {}).items():
+    assert rate(int(step)) == pytest.approx(want, rel=1e-4), step
+  if 'last_lr' in row:
+    assert rate(durations(cfg)['total']) == pytest.approx(row['last_lr'], rel=1e-6, abs=1e-12)
+
+
+OF_EACH_FAMILY = (
+  'vit_s16.py:90', 'augreg.py:B/16,1k', 'vit.py:B/16,21k', 'vit.py:B/16,cifar10', 'deit.py:B/16',
+  'deit3.py:S/16,800',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize('name', OF_EACH_FAMILY)
+def test_rates_and_decay_of_every_parameter(name):
+  """By what the optimizer of a step does to them, whatever the configuration says.
+
+  Kernels alone are decayed: in DeiT what has two axes, but for tokens and positions, in big_vision
+  `.*/kernel$`.
+  """
+  row, cfg = next(row for row in ROWS if row['config'] == name), built(name)
+  options = {f: getattr(cfg.model, f) for f in ('pool', 'posemb', 'posemb_tokens', 'layerscale')}
+  small = dict(width=8, depth=2, mlp_dim=16, num_heads=2, image_size=(32, 32), num_classes=3)
+  config = ViTConfig('mu/16', **small, **{k: v for k, v in options.items() if v is not None})
+  model = models.create(config.resolve(), nnx.Rngs(0))
+  params = jax.tree.map(lambda p: p + 0.5, model)
+  step = int(max(row['lr'], key=int))
+  table = hyper_lib.Table(cfg, int, **durations(cfg))
+  named = table(step).named(hyper_lib.names(cfg))
+  tx = transforms.optimizer(cfg.optim, params, named)
+  state, small = tx.init(params), 1e-3  # nothing is clipped
+  still, _ = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
+  moved, _ = tx.update(jax.tree.map(lambda p: jnp.full_like(p, small), params), state, params)
+  lr, values = row['lr'][str(step)], tree.flatten(params)
+  moves = tree.flatten(moved)
+  for param, update in tree.flatten(still).items():
+    decayed = bool(row['decay']) and param.endswith('kernel')
+    # LAMB makes an update as long as the parameter: with no gradient that is the parameter itself.
+    factor = (1.0 if row['optimizer'] == 'lamb' else row['decay']) * decayed
+    want = -lr * factor * np.asarray(values[param])
+    np.testing.assert_allclose(update, want, rtol=1e-3, atol=1e-12, err_msg=param)
+    if not decayed:  # Adam's first update is 1
+      want = -lr * (small if row['optimizer'] == 'sgd' else 1.0)
+      np.testing.assert_allclose(moves[param], want, rtol=1e-3, err_msg=param)
+
+
+@pytest.mark.parametrize('file', FILES)
+def test_every_recipe_is_sound_and_others_are_answered(file):
+  module = importlib.import_module(f'configs.{file}')
+  for argument in module.RECIPES:
+    config_lib.check(module.get_config(argument))
+  with pytest.raises(RunError, match=r'unknown recipe .*(did you mean|choose from)'):
+    config_lib.load(str(ROOT / 'configs' / f'{file}.py:B/17,900'))
