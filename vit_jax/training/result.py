@@ -68,7 +68,15 @@ def facts(
     'seconds': {phase: round(seconds, 3) for phase, seconds in chrono.seconds.items()},
     'images_per_second_per_chip': rate,
     'mfu': rate * per_image / peak if peak else None,
+    'peak_memory': _peak_memory(),
   }
+
+
+def _peak_memory() -> int | None:
+  """The most bytes that have been in use on a device of this process; None where nobody counts."""
+  stats = [device.memory_stats() or {} for device in jax.local_devices()]
+  peaks = [each['peak_bytes_in_use'] for each in stats if 'peak_bytes_in_use' in each]
+  return max(peaks, default=None)
 
 
 def versions() -> dict[str, Any]:
