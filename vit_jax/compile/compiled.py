@@ -236,6 +236,9 @@ class Program:
     condition = self._bodies[_called('condition', line)]
     limits = [int(m[1]) for body in condition if (m := re.search(r' constant\((\d+)\)', body))]
     if len(limits) != 1:
+      match = _INSTRUCTION.match(line)
+      if match and _bytes(re.sub(r'\{[^}]*\}', '', match[2])) <= _FEW:
+        return 1
       raise ValueError(f'a loop whose trip count is not known: {line[:80]}')
     return limits[0]
 
@@ -262,6 +265,11 @@ class Program:
       found = (_INSTRUCTION.match(line) for line in lines)
       self._shape_of = {m[1]: m[2] for m in found if m}
     return self._shape_of
+
+
+# Bytes of the state of a loop that draws a number or two again until one is accepted, as those of a
+# Beta distribution are: next to nothing, however often.
+_FEW = 1024
 
 
 def memory(compiled: Any) -> int:
