@@ -14,6 +14,11 @@ def run(parser: command.Parser, main: Callable[..., int | None]) -> None:
 
   These are `step`, `part`, `prefix`, `ignore` and `base`. Its `changes` are fields of the model.
   """
+  command.run(parser, main, fields=add(parser))
+
+
+def add(parser: command.Parser) -> tuple[str, ...]:
+  """Adds the flags of `run`; returns the names of fields of models."""
   parser.add_argument(
     '--step', type=int, metavar='N', help='of a run: which checkpoint, if not the newest'
   )
@@ -32,4 +37,4 @@ def run(parser: command.Parser, main: Callable[..., int | None]) -> None:
   single = [ViTArchitecture, *(kind for kind in MODELS.values() if issubclass(kind, Backbone))]
   fields = [field.name for kind in single for field in dataclasses.fields(kind)]
   towers = [name for model in MODELS.values() for name in getattr(model(), 'towers', ())]
-  command.run(parser, main, fields=tuple(dict.fromkeys((*fields, *towers))))
+  return tuple(dict.fromkeys((*fields, *towers)))

@@ -74,7 +74,7 @@ def run(
     if unknown:
       refuse(unknown[0], parser, fields or ())
     if 'changes' in takes:
-      arguments['changes'] = {name: _literal(value) for name, value in given}
+      arguments['changes'] = {name: literal(value) for name, value in given}
     elif 'texts' in takes:
       arguments['texts'] = dict(given)
     elif given:
@@ -128,7 +128,8 @@ def _flags(parser: argparse.ArgumentParser) -> list[str]:
   return [name for action in parser._actions for name in action.option_strings]
 
 
-def _literal(value: str) -> Any:
+def literal(value: str) -> Any:
+  """What a text says in Python, or the text itself."""
   try:
     return ast.literal_eval(value)
   except (ValueError, SyntaxError):

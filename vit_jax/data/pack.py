@@ -29,10 +29,8 @@ from vit_jax.data.config import ON_CORRUPT
 from vit_jax.data.examples import Source
 from vit_jax.data.fields import require
 from vit_jax.data.misfit import MisfitError
-from vit_jax.data.sources import open_split
-from vit_jax.data.sources.folder import Folder
-from vit_jax.data.sources.parquet import Parquet
-from vit_jax.data.sources.tfds import Tfds, versions
+from vit_jax.data.sources import found, open_split
+from vit_jax.data.sources.tfds import Tfds
 
 VERSION = '1.0.0'
 # BMP is raw pixels under a header that every reader of images knows.
@@ -157,15 +155,6 @@ def _summary(source: Source) -> list[str]:
   return source.summary()
 
 
-def _found(path: paths.Path) -> Any:
-  """The data set in a directory, or in a zip file of a folder of images."""
-  if versions(path):
-    return Tfds(dataset=path.name, dir=str(path.parent))
-  if path.is_dir() and any(name.endswith('.parquet') for name in paths.below(path)):
-    return Parquet(dir=str(path))
-  return Folder(str(path))
-
-
 def main(
   source: str, target: str, splits: str, size: int, format: str, quality: int, on_corrupt: str
 ) -> None:
@@ -173,7 +162,7 @@ def main(
   if size < 1 or not 1 <= quality <= 100:
     raise RunError('--size must be at least 1, --quality between 1 and 100')
   path = paths.at(source)
-  opened = _found(path)
+  opened = found(path)
   sources = {}
   for text in splits.split(','):
     name, _, split = text.partition('=')

@@ -1,11 +1,14 @@
 """Evaluators: measurements that are exact on every example; see `evaluator`."""
 
 from vit_jax.evaluators.classification import Classification
+from vit_jax.evaluators.imagenet import ImageNet, ImageNetC, ImageNetReal
 from vit_jax.evaluators.multilabel import MultiLabel
+from vit_jax.evaluators.probes import FewShot, Knn, Linear, Logistic
 from vit_jax.evaluators.regression import Regression
 from vit_jax.evaluators.segmentation import Segmentation
 
 EVALUATORS = {
   'classification': Classification, 'multilabel': MultiLabel, 'regression': Regression,
-  'segmentation': Segmentation,
+  'segmentation': Segmentation, 'knn': Knn, 'logistic': Logistic, 'linear': Linear,
+  'fewshot': FewShot, 'imagenet': ImageNet, 'imagenet_real': ImageNetReal, 'imagenet_c': ImageNetC,
 }  # fmt: skip

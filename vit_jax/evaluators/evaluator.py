@@ -129,11 +129,13 @@ class Evaluator:
     of: arrays of a batch that it reads.
     from_batch: whether `record` gets the rows of the batch in place of the example, which is then
       not read a second time.
+    headless: whether it looks at features, so that a model needs no head for the classes.
   """
 
   score: ClassVar[str] = ''
   of: ClassVar[tuple[str, ...]] = ()
   from_batch: ClassVar[bool] = False
+  headless: ClassVar[bool] = False
   split: str = 'test'
   crop: Any = schema.choice(CROPS, 'resize')
   every: str = '10%'
@@ -144,8 +146,25 @@ class Evaluator:
     """Names of passes over data, each with its split."""
     return {'test': self.split}
 
+  def open(self, data: DataConfig, split: str) -> Source:
+    """The examples of a split, of the data of the run if the evaluator has none of its own."""
+    return data.open(split)
+
+  def known(self, fields: Mapping[str, Field]) -> Mapping[str, Field]:
+    """The fields that the model was trained on, as this evaluation calls their classes."""
+    return fields
+
+  def rows(self, task: Any, model: Any, fields: Mapping[str, Field]) -> Any:
+    """What becomes of an example; arguments as for `Task.rows`."""
+    return task.rows(model, fields, View(self.crop), train=False)
+
+  def on(self, sources: Mapping[str, Source]) -> Evaluator:
+    """This evaluator, with what it has to know of its data: by the names of passes."""
+    del sources
+    return self
+
   def outputs(self, task: Any, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a batch as `task.rows` makes it; compiled. Leading axes are that of the batch."""
+    """Of a batch as `rows` makes it; compiled. Leading axes are that of the batch."""
     return task.predict(model, task.augment(batch, None, {}))
 
   def sums(self, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -211,6 +230,8 @@ class Evaluation:
     """Predictions of the last call that are worth a look; none if the task cannot draw."""
     (last,) = list(self._passes.values())[-1:]
     drawn = []
+    if self._evaluator.headless:  # nothing is predicted
+      return []
     for shown in last.shown:
       example = last.source[shown.number]
       try:
@@ -243,8 +264,8 @@ def prepare(
   Raises:
     RunError: if the data are not there, or cannot be used.
   """
-  judged = judged or task.judged
-  rows = task.rows(model, fields, View(evaluator.crop), train=False)
+  judged, fields = judged or task.judged, evaluator.known(fields)
+  rows = evaluator.rows(task, model, fields)
   if evaluator.crop.random:
     raise RunError(
       f'crop.name: a {type(evaluator.crop).__name__} crop is random, and what is evaluated must be '
@@ -262,25 +283,27 @@ def prepare(
   asked = evaluator.batch_size or batch_size
   layout = sharding.BatchLayout.of_at_least(asked, together=rows_lib.group(rows)[1])
   skip = pipeline.log if data.on_corrupt == 'skip' else None
-  passes, summary, seen = {}, [], Seen(rows, fields)
+  sources, summary, seen = {}, [], Seen(rows, fields)
   for name, split in evaluator.splits().items():
     try:
-      source = data.open(split)
+      source = evaluator.open(data, split)
     except NoSplitError as error:
       named = [n for n, value in vars(evaluator).items() if value == split]
       raise NoSplitError(str(error), named[0] if named else 'split') from None
     require(source.fields, rows.needs, source.name)
-    source = matched(source, fields, rows.needs)
+    sources[name] = source = matched(source, fields, rows.needs)
     summary += [*source.summary(), *pipeline.probe(rows, source, skip=skip)]
     if layout.batch_size != asked:
       summary.append(
         f'{source.name}: evaluated in batches of {layout.batch_size}; the devices cannot divide '
         f'{asked}'
       )
+  evaluator = evaluator.on(sources)
+  compute = _Compute(evaluator, task, judged, lanes)
+  passes = {}
+  for name, source in sources.items():
     batches = pipeline.eval_batches(rows, source, layout.batch_size, layout.rows, skip=skip)
-    passes[name] = _Pass(
-      evaluator, task, source, batches, layout, data.workers, lanes, judged, seen
-    )
+    passes[name] = _Pass(evaluator, compute, source, batches, layout, data.workers, lanes, seen)
   return Evaluation(evaluator, task, passes, seen, list(dict.fromkeys(summary)), lanes)
 
 
@@ -298,6 +321,39 @@ def _lane(found: Found, lane: int) -> Found:
   return found._replace(totals=totals, records=records, examples=found.examples[lane])
 
 
+class _Compute:
+  """What is compiled of an evaluator, once for all its passes.
+
+  Attributes:
+    adds: whether it gives sums; known once it was called.
+    look: what predictions of a batch draw on, by patch.
+  """
+
+  def __init__(self, evaluator: Evaluator, task: Any, judged: Any, lanes: int):
+    self.adds = False
+
+    def compute(state, frozen, batch):
+      outputs = evaluator.outputs(task, judged(state, frozen), batch)
+      sums = evaluator.sums(outputs, batch)
+      self.adds = sums is not None
+      if sums is not None:
+        sums = {**sums, 'examples': batch['mask'].sum().astype(jnp.int32)}
+      bad = None if lanes else evaluator.badness(outputs, batch)
+      # What nobody asks for stays on the devices until the next batch.
+      return None if lanes and self.adds else outputs, sums, bad
+
+    self._compiled = jax.jit(jax.vmap(compute, in_axes=(0, None, None)) if lanes else compute)
+    self.look = jax.jit(
+      lambda state, frozen, batch: maps.drawn_on(
+        judged(state, frozen), task.augment(batch, None, {})['image']
+      )
+    )
+
+  def __call__(self, state: Any, frozen: Any, batch: Any) -> Any:
+    """Outputs, sums and how bad they are, of a batch on the devices."""
+    return self._compiled(state, frozen, batch)
+
+
 class _Pass:
   """An evaluator's pass over a split.
 
@@ -307,28 +363,10 @@ class _Pass:
     looked: of these by number the image as it was seen, and which patches were drawn on.
   """
 
-  def __init__(self, evaluator, task, source, batches, layout, workers, lanes, judged, seen):
+  def __init__(self, evaluator, compute, source, batches, layout, workers, lanes, seen):
     self.source, self.shown, self.looked = source, [], {}
-    self._evaluator, self._batches = evaluator, batches
+    self._evaluator, self._compute, self._batches = evaluator, compute, batches
     self._layout, self._workers, self._lanes, self._seen = layout, workers, lanes, seen
-    self._sums: bool | None = None
-
-    def compute(state, frozen, batch):
-      outputs = evaluator.outputs(task, judged(state, frozen), batch)
-      sums = evaluator.sums(outputs, batch)
-      self._sums = sums is not None
-      if sums is not None:
-        sums = {**sums, 'examples': batch['mask'].sum().astype(jnp.int32)}
-      bad = None if lanes else evaluator.badness(outputs, batch)
-      # What nobody asks for stays on the devices until the next batch.
-      return None if lanes and self._sums else outputs, sums, bad
-
-    self._look = jax.jit(
-      lambda state, frozen, batch: maps.drawn_on(
-        judged(state, frozen), task.augment(batch, None, {})['image']
-      )
-    )
-    self._compute = jax.jit(jax.vmap(compute, in_axes=(0, None, None)) if lanes else compute)
 
   def __call__(self, state: Any, frozen: Any) -> Found:
     whole: dict[str, Any] = {}
@@ -362,7 +400,7 @@ class _Pass:
     if self._evaluator.attention and not self._lanes:
       self.looked = self._looked(state, frozen)
     totals = {name: np.asarray(v, np.int64) for name, v in jax.device_get(whole).items()} | parts
-    if self._sums:
+    if self._compute.adds:
       return Found(self.source, totals, [], np.zeros(0, np.int64), totals.pop('examples'))
     records = {index: found for part in exchange.gathered(records) for index, found in part.items()}
     order = sorted(records)
@@ -379,7 +417,7 @@ class _Pass:
                                     layout.rows)  # fmt: skip
     own: dict[int, Any] = {}
     for batch in pipeline.iterate(batches):
-      found = layout.local(self._look(state, frozen, layout.place(batch)))
+      found = layout.local(self._compute.look(state, frozen, layout.place(batch)))
       for at in np.flatnonzero(batch['mask'] > 0):
         own[numbers[int(batch['index'][at])]] = batch['image'][at], found[at]
     return {number: each for part in exchange.gathered(own) for number, each in part.items()}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from vit_jax.core import command
@@ -53,6 +54,22 @@ def run(parser: command.Parser, main: Callable[..., int | None], *, config: bool
     _start(*join_with)
     if status := _watched(lambda: main(**arguments)):
       sys.exit(status)
+
+
+def plain(
+  parser: command.Parser, main: Callable[..., int | None], *, fields: Collection[str] | None = None
+) -> None:  # fmt: skip
+  """As `command.run`, of a command without a configuration that may be several processes."""
+  several(parser)
+
+  @functools.wraps(main)
+  def started(
+    *, coordinator: str | None, num_processes: int | None, process_id: int | None, **given: Any
+  ) -> int | None:
+    _start(coordinator, num_processes, process_id)
+    return _watched(lambda: main(**given))
+
+  command.run(parser, started, fields=fields)
 
 
 def several(parser: command.Parser) -> None:

@@ -99,7 +99,11 @@ def evaluate_checkpoint(
       elif evaluator.crop.method is None:
         crop = dataclasses.replace(evaluator.crop, method=card.resize)
         evaluator = dataclasses.replace(evaluator, crop=crop)
-      named, said = _with_classes(fields, task, cfg.data.open(evaluator.split), model, path)
+      first = next(iter(evaluator.splits().values()))
+      source, said = evaluator.open(cfg.data, first), []
+      named = source.fields  # features can be judged on any classes
+      if not evaluator.headless:
+        named, said = _with_classes(fields, task, source, model, path)
       lines += said
       evaluations[name] = prepare(
         evaluator, task, model.config, cfg.data, batch_size=cfg.batch_size, fields=named,

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from vit_jax.core import schema
+from vit_jax.core import paths, schema
 from vit_jax.data import folds
 from vit_jax.data.examples import Example, Source, Wrapped
 from vit_jax.data.sources.coco import Coco
@@ -20,7 +20,7 @@ from vit_jax.data.sources.mixture import Mixed, checked
 from vit_jax.data.sources.paired import Paired
 from vit_jax.data.sources.parquet import Parquet
 from vit_jax.data.sources.synthetic import Synthetic
-from vit_jax.data.sources.tfds import Tfds
+from vit_jax.data.sources.tfds import Tfds, versions
 
 # Of these a mixture may be made.
 PLAIN = {
@@ -89,6 +89,15 @@ def open_split(config: Any, split: str, *, cache: bool = False) -> Source:
   name = fold.split if fold else split
   source = _in_memory(config, name) if cache else _found(config, name)
   return folds.Part(source, fold) if fold else source
+
+
+def found(path: paths.Path) -> Any:
+  """The data set in a directory, or in a zip file of a folder of images: one of `PLAIN`."""
+  if versions(path):
+    return Tfds(dataset=path.name, dir=str(path.parent))
+  if path.is_dir() and any(name.endswith('.parquet') for name in paths.below(path)):
+    return Parquet(dir=str(path))
+  return Folder(str(path))
 
 
 class InMemory(Wrapped):

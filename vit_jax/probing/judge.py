@@ -1,0 +1,403 @@
+"""What features are worth: classifiers on top of them, each beside the same on its controls.
+
+Whatever is chosen (neighbours, regularisation, learning rate, features) is chosen on a part of the
+training examples that is held out, or by cross-validation within the labels that a classifier may
+see, never on the test examples. Controls are judged in the same way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import special
+
+from vit_jax.core.errors import RunError
+from vit_jax.probing import linear, logistic, measures, neighbours, ridge, subsets
+
+METHODS = ('knn', 'logistic', 'linear', 'fewshot', 'curve')
+# Of scikit-learn's C; DINOv2's grid is of quarters of these decades, which are looked for around
+# the best of them.
+DECADES = tuple(10.0**e for e in range(-6, 6))
+QUARTERS = tuple(10 ** (e / 4) for e in (-3, -2, -1, 1, 2, 3))
+# With one label of each class nothing can be chosen.
+FIXED_C = 0.1
+HELD_OUT, MOST_HELD_OUT = 0.1, 10_000
+FOLDS = 5
+COMPONENTS = 128
+# Problems of a program of `logistic`.
+_LANES = len(QUARTERS)
+
+
+class Data(NamedTuple):
+  """Features of two splits.
+
+  Attributes:
+    train, test: features by name, (examples, features).
+    train_labels, test_labels: int (examples,).
+    classes: how many there are.
+  """
+
+  train: Mapping[str, np.ndarray]
+  test: Mapping[str, np.ndarray]
+  train_labels: np.ndarray
+  test_labels: np.ndarray
+  classes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """How features are judged.
+
+  Attributes:
+    seed: of what is held out, the order of examples, and of subsets: they count up from it.
+    seeds: subsets of each size.
+    k: how many neighbours vote, of which one is chosen.
+    temperature: of their votes.
+    shots: examples of each class, for 'fewshot'.
+    l2: of 'fewshot'; of several one is chosen by leaving out one example after the other.
+    sizes: examples of each class, for 'curve'.
+    epochs: of 'linear'.
+    batch_size: of 'linear'.
+    rates: of 'linear', for 256 examples a step.
+  """
+
+  seed: int = 0
+  seeds: int = 3
+  k: tuple[int, ...] = neighbours.COUNTS
+  temperature: float = neighbours.TEMPERATURE
+  shots: tuple[int, ...] = (1, 5, 10, 25)
+  l2: tuple[float, ...] = (ridge.L2,)
+  sizes: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
+  epochs: int = 10
+  batch_size: int = 256
+  rates: tuple[float, ...] = linear.RATES
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """How well a classifier does on the test examples.
+
+  Attributes:
+    right: whether each was right, bool (runs, examples): a run for each subset of the labels.
+    chosen: of each run, plain JSON.
+    more: further numbers, by name.
+  """
+
+  right: np.ndarray
+  chosen: list[dict[str, Any]]
+  more: dict[str, float] = dataclasses.field(default_factory=dict)
+
+  @property
+  def top1(self) -> float:
+    """The mean over runs."""
+    return float(self.right.mean())
+
+  def interval(self) -> tuple[float, float]:
+    """95 %: of a share, or over runs and test examples."""
+    if len(self.right) == 1:
+      return measures.wilson(float(self.right.sum()), self.right.shape[1])
+    return measures.over_runs(list(self.right))
+
+
+def column(features: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+  """Features by name; those of several parts may be there as their parts.
+
+  Raises:
+    RunError: if they are not there.
+  """
+  if name in features:
+    return features[name]
+  own = parts(name)
+  if lacking := [part for part in own if part not in features]:
+    raise RunError(f'there are no features {lacking[0]!r}: there are {", ".join(features)}')
+  return np.concatenate([features[part] for part in own], 1)
+
+
+def scaled(data: Data, name: str) -> tuple[np.ndarray, np.ndarray]:
+  """Features of both splits, standardised by all images of train; float32.
+
+  Principal components keep their proportions: they have a mean square of 1 together.
+  """
+  train, test = (column(part, name).astype(np.float32) for part in (data.train, data.test))
+  mean, std = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
+  if name == 'pca':
+    std = np.full_like(std, np.sqrt(np.square(std).mean()))
+  std = np.where(std > 0, std, 1)
+  return ((train - mean) / std).astype(np.float32), ((test - mean) / std).astype(np.float32)
+
+
+def with_components(data: Data) -> Data:
+  """With the features 'pca', principal components of 'pixels', if these are there."""
+  if 'pixels' not in data.train:
+    return data
+  train, test = data.train['pixels'].astype(np.float64), data.test['pixels'].astype(np.float64)
+  mean = train.mean(0)
+  count = min(COMPONENTS, len(train) - 1, train.shape[1])
+  _, axes = np.linalg.eigh((train - mean).T @ (train - mean))
+  axes = axes[:, ::-1][:, :count]
+  project = lambda x: ((x - mean) @ axes).astype(np.float32)  # noqa: E731
+  return data._replace(
+    train={**data.train, 'pca': project(train)}, test={**data.test, 'pca': project(test)}
+  )
+
+
+def controls(data: Data, name: str) -> list[str]:
+  """Names of the features that some are compared with: pixels, their components, random ones."""
+  there = [each for each in ('pixels', 'pca') if each in data.train and each != name]
+  random = f'random:{name}'
+  if random in data.train or all(part in data.train for part in parts(random)):
+    there.append(random)
+  return there
+
+
+def majority(data: Data) -> float:
+  """The share of the test examples that are of the most frequent class of train."""
+  most = np.bincount(data.train_labels, minlength=data.classes).argmax()
+  return float((data.test_labels == most).mean())
+
+
+def knn(data: Data, name: str, settings: Settings) -> Outcome:
+  """Weighted nearest neighbours; how many vote is chosen on examples of train, each left out."""
+  bank, labels = column(data.train, name), data.train_labels
+  held = _held(labels, settings)
+  counts = neighbours.usable(settings.k, len(bank) - 1)
+  asked = np.flatnonzero(held)
+  places, cosines = neighbours.nearest(bank[asked], bank, max(counts), own=asked)
+  found = neighbours.nearest(column(data.test, name), bank, max(counts))
+
+  def said(near: tuple[np.ndarray, np.ndarray], count: int) -> np.ndarray:
+    return neighbours.votes(labels, *near, count, data.classes, settings.temperature).argmax(1)
+
+  best = max(
+    counts, key=lambda count: float((said((places, cosines), count) == labels[asked]).mean())
+  )
+  right = {count: said(found, count) == data.test_labels for count in counts}
+  more = {f'k={count}': float(each.mean()) for count, each in right.items()}
+  return Outcome(right[best][None], [{'k': best}], more)
+
+
+def by_logistic(data: Data, name: str, settings: Settings) -> Outcome:
+  """Logistic regression on all labels."""
+  train, test = scaled(data, name)
+  labels, held = data.train_labels, _held(data.train_labels, settings)
+  kept = (~held).astype(np.float32)
+
+  def judged(choices: Sequence[float]) -> dict[float, tuple[float, float]]:
+    l2 = 1 / (np.array(choices) * kept.sum())
+    weights = np.broadcast_to(kept, (len(choices), len(kept)))
+    fitted = logistic.fit(train, labels, l2, data.classes, weights=weights, lanes=_LANES)
+    found = {}
+    for i, choice in enumerate(choices):
+      logits = fitted.logits(i, train[held])
+      found[choice] = _good(logits, labels[held])
+    return found
+
+  good = judged(DECADES)
+  best = max(good, key=good.__getitem__)
+  good |= judged([best * quarter for quarter in QUARTERS])
+  best = max(good, key=good.__getitem__)
+  l2 = np.array([1 / (best * len(labels))])
+  last = logistic.fit(train, labels, l2, data.classes, lanes=_LANES)
+  logits = last.logits(0, test)
+  # The temperature is of a classifier that has not seen what is held out.
+  l2, part = np.array([1 / (best * kept.sum())]), kept[None]
+  partly = logistic.fit(train, labels, l2, data.classes, weights=part, lanes=_LANES)
+  heat = measures.temperature(partly.logits(0, train[held]), labels[held])
+  more = measures.calibration(logits, data.test_labels)
+  more |= {
+    'temperature': heat, 'ece_scaled': measures.calibration(logits / heat, data.test_labels)['ece']
+  }  # fmt: skip
+  right = logits.argmax(1) == data.test_labels
+  return Outcome(right[None], [{'C': best}], more)
+
+
+def by_gradients(data: Data, names: Sequence[str], settings: Settings) -> Outcome:
+  """A linear classifier; learning rate and which of several features are chosen together."""
+  every = list(dict.fromkeys(part for name in names for part in parts(name)))
+  both = [scaled(data, part) for part in every]
+  train, test = (np.concatenate([pair[i] for pair in both], 1) for i in (0, 1))
+  widths = [pair[0].shape[1] for pair in both]
+  masks = np.array([np.repeat([part in parts(name) for part in every], widths) for name in names])
+  labels, held = data.train_labels, _held(data.train_labels, settings)
+  recipe = linear.Recipe(settings.epochs, settings.batch_size, settings.seed)
+  kernels, biases = linear.train(
+    train[~held], labels[~held], data.classes, settings.rates, masks, recipe
+  )
+  pairs = [(rate, i) for rate in settings.rates for i in range(len(names))]
+  good = [
+    _good(train[held] @ kernel + bias, labels[held])
+    for kernel, bias in zip(kernels, biases, strict=True)
+  ]
+  rate, which = pairs[max(range(len(pairs)), key=good.__getitem__)]
+  (kernel,), (bias,) = linear.train(
+    train, labels, data.classes, [rate], masks[which : which + 1], recipe
+  )
+  logits = test @ kernel + bias
+  more = measures.calibration(logits, data.test_labels)
+  right = logits.argmax(1) == data.test_labels
+  return Outcome(right[None], [{'lr': rate, 'features': names[which]}], more)
+
+
+def fewshot(data: Data, name: str, shots: int, settings: Settings) -> Outcome:
+  """Ridge regression on a few examples of each class, for several subsets."""
+  train, test = column(data.train, name), column(data.test, name)
+  right, chosen = [], []
+  for seed in _seeds(settings):
+    few = subsets.shots(data.train_labels, shots, seed, data.classes)
+    fitted = ridge.fit(train[few], data.train_labels[few], data.classes, settings.l2)
+    right.append(fitted.scores(test).argmax(1) == data.test_labels)
+    chosen.append({'l2': fitted.l2})
+  return Outcome(np.array(right), chosen)
+
+
+def curve(data: Data, name: str, settings: Settings) -> dict[int, Outcome]:
+  """Logistic regression on nested subsets of each size, C chosen by folds of the subset alone."""
+  train, test = scaled(data, name)
+  sizes = subsets.sizes(settings.sizes, data.train_labels, data.classes)
+  found: dict[int, tuple[list, list]] = {size: ([], []) for size in sizes}
+  for seed in _seeds(settings) if sizes else ():
+    few = subsets.shots(data.train_labels, max(sizes), seed, data.classes)
+    x, y = train[few], data.train_labels[few]
+    rank = np.tile(np.arange(max(sizes)), data.classes)  # of an example in its class
+    best = _chosen_by_folds(x, y, rank, sizes, seed, data.classes)
+    weights = np.array([rank < size for size in sizes], np.float32)
+    l2 = 1 / (np.array([best[size] for size in sizes]) * weights.sum(1))
+    fitted = logistic.fit(x, y, l2, data.classes, weights=weights)
+    for i, size in enumerate(sizes):
+      found[size][0].append(fitted.logits(i, test).argmax(1) == data.test_labels)
+      found[size][1].append({'C': best[size]})
+  return {size: Outcome(np.array(right), chosen) for size, (right, chosen) in found.items()}
+
+
+def _chosen_by_folds(
+  x: np.ndarray, y: np.ndarray, rank: np.ndarray, sizes: Sequence[int], seed: int, classes: int
+) -> dict[int, float]:
+  """The best C of each size, by the mean accuracy, then likelihood, over folds of its examples."""
+  problems: list[tuple[int, float, np.ndarray, np.ndarray]] = []
+  for size in sizes:
+    inside = rank < size
+    count = min(FOLDS, size)
+    fold = np.full(len(y), -1)
+    fold[inside] = subsets.folds(y[inside], count, seed)
+    problems += [
+      (size, choice, inside & (fold != number), fold == number)
+      for number in range(count if count > 1 else 0) for choice in DECADES
+    ]  # fmt: skip
+  good: dict[int, dict[float, list[tuple[float, float]]]] = {}
+  if problems:
+    weights = np.array([seen for _, _, seen, _ in problems], np.float32)
+    l2 = 1 / (np.array([choice for _, choice, _, _ in problems]) * weights.sum(1))
+    fitted = logistic.fit(x, y, l2, classes, weights=weights)
+    for i, (size, choice, _, asked) in enumerate(problems):
+      own = good.setdefault(size, {}).setdefault(choice, [])
+      own.append(_good(fitted.logits(i, x[asked]), y[asked]))
+  mean = lambda pairs: tuple(np.mean(pairs, 0))  # noqa: E731
+  return {
+    size: max(good[size], key=lambda c, s=size: mean(good[s][c])) if size in good else FIXED_C
+    for size in sizes
+  }
+
+
+def _good(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+  """Accuracy, and where that is equal the mean log-likelihood."""
+  right = float((logits.argmax(1) == labels).mean())
+  said = special.log_softmax(logits.astype(np.float64), axis=1)
+  return right, float(said[np.arange(len(labels)), labels].mean())
+
+
+def _held(labels: np.ndarray, settings: Settings) -> np.ndarray:
+  held = subsets.held_out(labels, HELD_OUT, settings.seed, most=MOST_HELD_OUT)
+  if not held.any():
+    raise RunError(
+      'no class has two examples in train, so that none can be held out to choose by: ask for '
+      'fewshot or curve alone'
+    )
+  return held
+
+
+def _seeds(settings: Settings) -> range:
+  return range(settings.seed, settings.seed + settings.seeds)
+
+
+def parts(name: str) -> list[str]:
+  """Of features that are several, one behind the other: 'random:a+b' is 'random:a', 'random:b'."""
+  random = 'random:' if name.startswith('random:') else ''
+  return [f'{random}{part}' for part in name.removeprefix('random:').split('+')]
+
+
+Judge = Callable[[str], Outcome]
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """A method on some features, beside its controls.
+
+  Attributes:
+    method: one of `METHODS`, with the number of labels of a class.
+    features: their name; of 'linear' the names that were to choose from.
+    found: with them.
+    controls: the same method with other features, by name.
+  """
+
+  method: str
+  features: str
+  found: Outcome
+  controls: Mapping[str, Outcome]
+
+  def gain(self) -> tuple[float, float, float] | None:
+    """Over the best control, with 95 % over test examples and subsets; None without a control."""
+    if not self.controls:
+      return None
+    best = max(self.controls.values(), key=lambda each: each.top1)
+    low, high = measures.over_runs(list(self.found.right), list(best.right))
+    return self.found.top1 - best.top1, low, high
+
+
+def lines(
+  data: Data, names: Sequence[str], methods: Sequence[str], settings: Settings,
+  say: Callable[[str], None] = lambda text: None,
+) -> list[Line]:  # fmt: skip
+  """Judges features by every method.
+
+  Args:
+    data: with the controls that there are.
+    names: of the features.
+    methods: out of `METHODS`.
+    settings: for all of them.
+    say: is told what is computed.
+  """
+  data, found = with_components(data), []
+  few = subsets.sizes(settings.shots, data.train_labels, data.classes)
+
+  def compared(method: str, name: str, judge: Judge, others: Sequence[str]) -> None:
+    say(f'{method}: {name}')
+    found.append(Line(method, name, judge(name), {other: judge(other) for other in others}))
+
+  for name in names:
+    others = controls(data, name)
+    if 'knn' in methods:
+      compared('knn', name, lambda each: knn(data, each, settings), others)
+    if 'logistic' in methods:
+      compared('logistic', name, lambda each: by_logistic(data, each, settings), others)
+    for shots in few if 'fewshot' in methods else ():
+      judge = lambda each, s=shots: fewshot(data, each, s, settings)  # noqa: E731
+      compared(f'{shots}-shot ridge', name, judge, others)
+    if 'curve' in methods:
+      say(f'curve: {name}')
+      curves = {each: curve(data, each, settings) for each in (name, *others)}
+      found += [
+        Line(f'{size} labels a class', name, own, {other: curves[other][size] for other in others})
+        for size, own in curves[name].items()
+      ]
+  if 'linear' in methods:
+    say(f'linear: {", ".join(names)}')
+    plain = [each for each in ('pixels', 'pca') if each in data.train and each not in names]
+    compare = {each: by_gradients(data, [each], settings) for each in plain}
+    random = [f'random:{name}' for name in names if f'random:{name}' in controls(data, name)]
+    if random:
+      compare['random'] = by_gradients(data, random, settings)
+    found.append(Line('linear', ', '.join(names), by_gradients(data, names, settings), compare))
+  return found
