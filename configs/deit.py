@@ -19,8 +19,7 @@ where there each epoch sees a third of a new one. Kernels begin as in the origin
 uniform, and zeros for the head), not as normal noise of 0.02. Activations are bfloat16.
 """
 
-from vit_jax.config import chosen, complete, timm
-from vit_jax.training.recipes import IMAGENET
+from vit_jax.config import IMAGENET, chosen, complete, timm
 
 RECIPES = {name: name for name in ('Ti/16', 'S/16', 'B/16', 'B/16,384')}
 FIRST, LAST = 1e-6, 1e-5  # learning rates

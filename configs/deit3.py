@@ -27,8 +27,7 @@ the head), not as normal noise of 0.02. Activations are bfloat16. ImageNet-21k i
 --config.data.source names another source.
 """
 
-from vit_jax.config import chosen, complete, timm
-from vit_jax.training.recipes import IMAGENET
+from vit_jax.config import IMAGENET, chosen, complete, timm
 
 # Learning rate, side of the images, rates of stochastic depth for 800 and 400 epochs.
 ALONE = {
