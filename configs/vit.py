@@ -29,7 +29,7 @@ TUNED = {
   'imagenet2012': (20_000, 500, 'train[:99%]'), 'oxford_iiit_pet': (500, 100, 'train[:90%]'),
   'oxford_flowers102': (500, 100, 'train[:90%]'),
 }  # fmt: skip
-TRAINED = {
+TRAINED: dict = {
   '21k': dict(
     dataset='imagenet21k', total='90 epochs', loss_of='sigmoid', head_bias=-10.0,
     optim=dict(lr=1e-3, weight_decay=0.03, clip=0.0, schedule='linear', lr_last=1e-5),
