@@ -330,7 +330,7 @@ class _Parts:
     if not np.isfinite(array).all():
       raise RunError(f'the features {name!r} have values that are not finite')
     largest = float(np.abs(array).max(initial=0))
-    if self.card['dtype'] == 'float16' and largest > np.finfo(np.float16).max:
+    if self.card['dtype'] == 'float16' and largest > float(np.finfo(np.float16).max):
       raise RunError(
         f'the features {name!r} are up to {largest:.3g}, too large for float16: --dtype=float32'
       )
