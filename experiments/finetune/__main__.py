@@ -46,7 +46,7 @@ COMMON = {
 # What is changed in the plan.
 RECIPES: Mapping[str, Mapping[str, str]] = {
   'default': {},
-  'lr 3e-5': {'optim.lr': '3e-5'},
+  'lr 1e-5': {'optim.lr': '1e-5'},
   'lr 1e-4': {'optim.lr': '1e-4'},
   'no layer decay': {'optim.layer_decay': '1'},
   'weak crops': {'data.crop.name': 'random_resized', 'data.crop.min_area': '0.8'},
