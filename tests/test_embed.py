@@ -5,7 +5,6 @@ import os
 import pathlib
 import signal
 import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import vit_jax
-from tests import compiling, toys
-from tests.runs import ROOT
-from tests.test_kills import free_port
+from tests import runs, toys
 from vit_jax import predict
 from vit_jax.architecture.card import Card
 from vit_jax.core import faults
@@ -67,11 +64,8 @@ def command(toy, out, *more, devices=1, fault=''):
     'sys.argv = ["vit_jax.embed", *sys.argv[1:]]; '
     'runpy.run_module("vit_jax.embed", run_name="__main__")'
   )
-  env = {**os.environ, 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': compiling.flags(devices)}
-  if fault:
-    env[faults.VARIABLE] = fault
-  args = [sys.executable, '-c', code, *map(str, arguments(toy, out, *more))]
-  return dict(args=args, env=env, text=True, cwd=ROOT)
+  env = {faults.VARIABLE: fault} if fault else {}
+  return runs.python('-c', code, *arguments(toy, out, *more), devices=devices, env=env)
 
 
 def test_features_are_those_of_the_model(toy, whole):
@@ -145,16 +139,13 @@ def test_killed_in_this_process_no_example_is_computed_twice(toy, tmp_path, smal
   """What a kill leaves is kept: the parts that are whole are not written again."""
   out, flags = tmp_path / 'f.parquet', f'--features={FEATURES}'
 
-  class CutOffError(BaseException):
-    pass
-
   def stop(*_):
-    raise CutOffError
+    raise runs.CutOff
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv(faults.VARIABLE, 'kill before rename */f.parquet.parts/00-000002.parquet')
     patch.setattr(os, 'kill', stop)
-    with pytest.raises(CutOffError):
+    with pytest.raises(runs.CutOff):
       typed('vit_jax.embed', *arguments(toy, out, flags))
   left = tmp_path / 'f.parquet.parts'
   assert {path.name for path in left.glob('[0-9]*')} == {'00-000000.parquet', '00-000001.parquet'}
@@ -201,17 +192,10 @@ def same(out, whole):
 
 @pytest.mark.slow
 def test_two_processes_find_the_same(toy, tmp_path, whole):
-  out, port = tmp_path / 'f.parquet', free_port()
-  several_ = [f'--coordinator=127.0.0.1:{port}', '--num_processes=2']
-  processes = [
-    subprocess.Popen(
-      **command(toy, out, f'--features={FEATURES}', *several_, f'--process_id={i}', devices=2),
-      stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )
-    for i in range(2)
-  ]  # fmt: skip
-  outputs = [process.communicate() for process in processes]
-  assert [process.returncode for process in processes] == [0, 0], outputs
+  out = tmp_path / 'f.parquet'
+  make = lambda _, *found: command(toy, out, f'--features={FEATURES}', *found, devices=2)  # noqa: E731
+  with runs.started(*runs.several(2, make)) as processes:
+    runs.finish(processes)
   same(out, whole)
 
 

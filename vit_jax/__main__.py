@@ -9,6 +9,8 @@ COMMANDS = {
   'finetune': 'fine-tune a checkpoint on images, by a recipe that is chosen and explained',
   'evaluate': 'evaluate a run, or a checkpoint of any dialect',
   'predict': 'predict on images with a checkpoint of any dialect',
+  'embed': 'write features of a data set, by a checkpoint of any dialect, to a table',
+  'probe': 'judge features beside raw pixels and random parameters',
   'report': 'make report.html of a run anew',
   'inspect': 'say what is in a checkpoint',
   'convert': 'convert a checkpoint from one dialect to another',

@@ -174,6 +174,17 @@ def write_bytes(path: Path, data: bytes) -> None:
     file.write(data)
 
 
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[IO[bytes]]:
+  """A file to write in pieces, as `write_text`; of a store it is written here first."""
+  if isinstance(path, StorePath):
+    with target(path, overwrite=True) as place, place.open('wb') as file:
+      yield file
+    return
+  with _replacing(path, 'wb') as file:
+    yield file
+
+
 def write_json(path: Path, value: Any) -> None:
   """As `write_text`; numbers that are not finite, which JSON has not, are null."""
   write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + '\n')

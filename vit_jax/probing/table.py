@@ -343,7 +343,7 @@ class _Parts:
 
   def finish(self) -> None:
     """Makes the file of the parts, and deletes them."""
-    with paths.target(self._path, overwrite=False) as place, self._writer(str(place)) as writer:
+    with paths.whole(self._path) as whole, self._writer(whole) as writer:
       for file in self._there():
         writer.write_table(pq.read_table(io.BytesIO(file.read_bytes()), schema=self._schema))
     paths.delete(self._folder)
