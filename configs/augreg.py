@@ -56,7 +56,7 @@ def get_config(argument='B/16,1k'):
       variant=variant, posemb_tokens='patches', dtype='bfloat16', remat='names',
       **(head if small else dict(pool='mean', head_bias=-10.0)),
     ),
-    task=dict(loss_of='sigmoid', mixup=mixup, mean=(0.5,), std=(0.5,)),
+    task=dict(loss_of='sigmoid_sum', mixup=mixup, mean=(0.5,), std=(0.5,)),
     optim=dict(
       lr=1e-3, weight_decay=0.1, mu_dtype='bfloat16', clip=1.0, warmup='10000 steps', lr_first=0.0
     ),

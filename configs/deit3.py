@@ -56,7 +56,7 @@ def get_config(argument='S/16,800'):
   if name in ('800', '400'):
     lr, side, *rates = ALONE[variant]
     total, batch, rate, repeats = f'{name} epochs', 2048, rates[name == '400'], 3
-    task = dict(loss_of='binary', mixup=0.8, cutmix=1.0)
+    task = dict(loss_of='sigmoid_mean', threshold=0.0, mixup=0.8, cutmix=1.0)
     optim = dict(**LAMB, lr=lr, weight_decay=0.05 if name == '800' else 0.03)
   elif name in ('224', '384'):
     total, batch, rate, side = '20 epochs', 512, TUNED[name][variant], int(name)

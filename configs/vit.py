@@ -31,7 +31,7 @@ TUNED = {
 }  # fmt: skip
 TRAINED: dict = {
   '21k': dict(
-    dataset='imagenet21k', total='90 epochs', loss_of='sigmoid', head_bias=-10.0,
+    dataset='imagenet21k', total='90 epochs', loss_of='sigmoid_sum', head_bias=-10.0,
     optim=dict(lr=1e-3, weight_decay=0.03, clip=0.0, schedule='linear', lr_last=1e-5),
   ),
   '1k': dict(

@@ -65,6 +65,7 @@ READ = {
   'batch': lambda c: c.batch_size, 'clip': lambda c: c.optim.clip,
   'epochs': lambda c: float(c.total.removesuffix(' epochs')),
   'steps': lambda c: float(c.total.removesuffix(' steps')), 'loss': lambda c: c.task.loss_of,
+  'threshold': lambda c: c.task.threshold,
   'smoothing': lambda c: c.task.label_smoothing, 'mixup': lambda c: c.task.mixup,
   'cutmix': lambda c: c.task.cutmix, 'colour': lambda c: colour(c.data.colour),
   'erase': lambda c: getattr(c.data.erase, 'prob', 0.0), 'repeats': lambda c: c.data.repeats,

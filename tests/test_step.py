@@ -249,24 +249,6 @@ def test_cross_entropy_with_smoothing_and_mixup():
   assert seen == {}
 
 
-@pytest.mark.parametrize('loss_of', ['sigmoid', 'binary'])
-def test_a_loss_of_each_class(loss_of):
-  """big_vision sums (`sigmoid_xent`), DeiT III averages (`BCEWithLogitsLoss`, `targets.gt(0)`)."""
-  task = Classification(loss_of=loss_of)
-  batch = {
-    'label': jnp.array([0, 2]), 'label2': jnp.array([2, 0]), 'share': jnp.array([0.75, 1.0]),
-    'mask': jnp.ones(2), 'image': None,
-  }  # fmt: skip
-  logits = np.array([[1.0, 2.0, 0.0, -1.0], [0.0, -60.0, 3.0, 60.0]])
-  ctx = Context({}, {'examples': 2}, {}, None, 0, None)
-  loss, _, _ = task.loss(lambda image, key: jnp.float32(logits), batch, ctx)
-  there = np.array([[0.75, 0, 0.25, 0], [0, 0, 1, 0]])
-  there = (there > 0) * 1.0 if loss_of == 'binary' else there
-  each = np.logaddexp(0, logits) - there * logits  # -t log s(x) - (1 - t) log(1 - s(x))
-  want = each.mean(-1).mean() if loss_of == 'binary' else each.sum(-1).mean()
-  np.testing.assert_allclose(loss, want, rtol=1e-6)
-
-
 def test_augmentation_mixes_and_flips():
   images = np.random.default_rng(0).integers(0, 256, (64, 4, 4, 1), dtype=np.uint8)
   batch = {'image': images, 'label': jnp.arange(64), 'mask': jnp.ones(64)}

@@ -7,10 +7,21 @@ import pytest
 import torch
 from torch.nn import functional
 
+from experiments.benchmarks.torchvision import define_operators
 from vit_jax.models import segmenter
+from vit_jax.tasks.classification import Classification
 from vit_jax.tasks.multilabel import MultiLabel
 from vit_jax.tasks.regression import Regression
 from vit_jax.tasks.segmentation import Segmentation
+
+define_operators()
+
+from timm.data.mixup import mixup_target  # noqa: E402
+from timm.loss import (  # noqa: E402
+  BinaryCrossEntropy,
+  LabelSmoothingCrossEntropy,
+  SoftTargetCrossEntropy,
+)
 
 
 def both(ours, theirs, x, rtol=1e-5):
@@ -84,3 +95,52 @@ def test_pixels():
     torch.tensor(logits).permute(0, 3, 1, 2), (16, 24), mode='bilinear'
   )  # fmt: skip
   np.testing.assert_allclose(large, want.permute(0, 2, 3, 1).numpy(), rtol=1e-5, atol=1e-5)
+
+
+def mixed_batch(batch=12, classes=7, share=0.3):
+  rng = np.random.default_rng(1)
+  label = rng.integers(classes, size=batch)
+  logits = rng.normal(0, 4, (batch, classes)).astype(np.float32)
+  given = {'label': label, 'label2': label[::-1].copy(), 'share': np.full(batch, share, np.float32)}
+  return logits, {name: jnp.asarray(array) for name, array in given.items()}
+
+
+@pytest.mark.parametrize(
+  ('fields', 'criterion', 'smoothing'),
+  [
+    (dict(label_smoothing=0.1), SoftTargetCrossEntropy(), 0.1),
+    (dict(loss_of='sigmoid_mean', label_smoothing=0.1), BinaryCrossEntropy(), 0.1),
+    (dict(loss_of='sigmoid_sum'), BinaryCrossEntropy(sum_classes=True), 0.0),
+    (dict(loss_of='sigmoid_mean', threshold=0.2, label_smoothing=0.1),
+     BinaryCrossEntropy(target_threshold=0.2), 0.1),
+    (dict(loss_of='sigmoid_sum', threshold=0.4),
+     BinaryCrossEntropy(target_threshold=0.4, sum_classes=True), 0.0),
+  ],
+)  # fmt: skip
+def test_mixed_classes_as_in_timm(fields, criterion, smoothing):
+  logits, batch = mixed_batch()
+  task = Classification(**fields)
+  target = mixup_target(torch.tensor(np.asarray(batch['label'])), 7, 0.3, smoothing)
+  both(lambda x: task.each(x, batch).mean(), lambda x: criterion(x, target), logits)
+
+
+def test_mixed_classes_as_in_deit3():
+  """Whatever has a share is right: its recipe calls `BCEWithLogitsLoss` on `targets.gt(0)`."""
+  logits, batch = mixed_batch()
+  task = Classification(loss_of='sigmoid_mean', threshold=0.0)
+  target = mixup_target(torch.tensor(np.asarray(batch['label'])), 7, 0.3, 0.0).gt(0.0).float()
+  criterion = torch.nn.BCEWithLogitsLoss()
+  both(lambda x: task.each(x, batch).mean(), lambda x: criterion(x, target), logits)
+
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+def test_plain_classes_as_in_timm(smoothing):
+  logits, batch = mixed_batch()
+  label = torch.tensor(np.asarray(batch['label']))
+  alone = {'label': batch['label']}
+  for kind, criterion in (
+    ('softmax', LabelSmoothingCrossEntropy(smoothing)),
+    ('sigmoid_mean', BinaryCrossEntropy(smoothing)),
+  ):  # fmt: skip
+    task = Classification(loss_of=kind, label_smoothing=smoothing)
+    both(lambda x, t=task: t.each(x, alone).mean(), lambda x, c=criterion: c(x, label), logits)

@@ -102,7 +102,7 @@ def _with_recipes(record: dict[str, Any]) -> None:
     lr_first=None, lr_last=0.0, fall_from='warmup', ema_warmup=True
   )  # fmt: skip
   if record.get('task', {}).get('name') in ('classification', 'packed'):
-    record['task']['loss_of'] = 'softmax'
+    record['task'] |= dict(loss_of='softmax', threshold=None, z_loss=0.0)
   _with_head_bias(record.get('model', {}))
 
 

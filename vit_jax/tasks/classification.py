@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from vit_jax.data.examples import Example
 from vit_jax.data.rows import Rows
 from vit_jax.data.rows.columns import Label
 from vit_jax.data.views import View
-from vit_jax.tasks import mixing
+from vit_jax.tasks import losses, mixing
 from vit_jax.tasks.images import Images, insist_on_single
 from vit_jax.tasks.task import Batch, Context, Fields, Prediction, Seen, Sums, picture_of
 
@@ -25,18 +26,21 @@ with epy.lazy_imports():
 
   from vit_jax.draw import pictures
 
-LOSSES = ('softmax', 'sigmoid', 'binary')
+UNSET: Any = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classification(Images):
-  """One class for each image.
+  """Cross-entropy of one class for each image.
 
   Attributes:
-    loss_of: 'softmax', the cross-entropy of the class; 'sigmoid', the binary cross-entropy of every
-      class, summed, as big_vision pre-trains (Beyer et al. 2020, 'Are we done with ImageNet?',
-      section 5); 'binary', its mean over classes, of which all that are mixed into an image are
-      there fully (DeiT III, Touvron et al. 2022, section 3).
+    loss_of: 'softmax'; 'sigmoid_sum', binary cross-entropies of all classes added up, as in
+      big_vision; 'sigmoid_mean', their mean, as in DeiT III and timm.
+    threshold: with a sigmoid, targets above it become 1 and all others 0: 0 makes both classes of a
+      mix right (DeiT III, Touvron et al. 2022); timm's recipes have 0.2. Unset: they stay as they
+      were mixed.
+    z_loss: with a softmax, the weight of the squared logarithm of its normaliser (Chowdhery et al.
+      2022, section 5).
     label_smoothing: probability mass spread evenly over all classes (Szegedy et al. 2016).
     mixup: alpha of the Beta distribution of the shares in which pairs of images are mixed; 0 does
       not mix (Zhang et al. 2018). big_vision's takes the larger share, which makes no difference
@@ -51,6 +55,8 @@ class Classification(Images):
   """
 
   loss_of: str = 'softmax'
+  threshold: float = UNSET
+  z_loss: float = 0.0
   label_smoothing: float = 0.0
   mixup: float = 0.0
   cutmix: float = 0.0
@@ -62,15 +68,21 @@ class Classification(Images):
 
   def __post_init__(self):
     super().__post_init__()
-    if self.loss_of not in LOSSES:
-      raise RunError(f'unknown task.loss_of {self.loss_of!r}: {suggest(self.loss_of, LOSSES)}')
-    if self.label_smoothing and self.loss_of == 'binary':
-      raise RunError(
-        f'task.label_smoothing={self.label_smoothing} leaves no class of an image out, and with '
-        'task.loss_of=binary all would be there: leave it out, or use sigmoid'
-      )
     if not 0 <= self.label_smoothing < 1:
       raise RunError(f'task.label_smoothing={self.label_smoothing} must be in [0, 1)')
+    if self.loss_of not in losses.KINDS:
+      ways = suggest(self.loss_of, losses.KINDS)
+      raise RunError(f'unknown task.loss_of {self.loss_of!r}: {ways}')
+    if self.threshold is not None and (self.loss_of == 'softmax' or not 0 <= self.threshold < 1):
+      raise RunError(
+        f'task.threshold={self.threshold} must be in [0, 1), and is for sigmoids, not for '
+        f'task.loss_of={self.loss_of}'
+      )
+    if not 0 <= self.z_loss < math.inf or (self.z_loss and self.loss_of != 'softmax'):
+      raise RunError(
+        f'task.z_loss={self.z_loss} must not be negative, and is for task.loss_of=softmax, not '
+        f'{self.loss_of}'
+      )
     self.mix  # noqa: B018
 
   @property
@@ -80,7 +92,14 @@ class Classification(Images):
 
   def adapt(self, model: Any, fields: Fields) -> Any:
     """See `Task`: a logit for each class, unless the model has a number of them."""
-    return super().adapt(headed(self, model, fields), fields)
+    model = headed(self, model, fields)
+    least = self.label_smoothing / max(model.num_classes, 1)
+    if self.threshold is not None and least > self.threshold:
+      raise RunError(
+        f'task.label_smoothing={self.label_smoothing} gives each of {model.num_classes} classes '
+        f'{least:.2g}, more than task.threshold={self.threshold}: all would be right; smooth less'
+      )
+    return super().adapt(model, fields)
 
   def notes(self, model: Any, fields: Fields) -> list[str]:
     """See `Task`."""
@@ -103,16 +122,16 @@ class Classification(Images):
     return {'logits': model(batch['image'])}
 
   def decode(self, outputs: Mapping[str, np.ndarray], example: Example, seen: Seen) -> Prediction:
-    """See `Task`: the likeliest classes with their probabilities.
+    """See `Task`: the likeliest classes with their probabilities, by the sigmoid that was trained.
 
-    They are sigmoids where the loss is of each class, or where there is one class only.
+    Of a single class it is always the sigmoid.
     """
     del example
     logits = np.asarray(outputs['logits'], np.float64)
     names = seen.fields[self.classed].names if self.classed in seen.fields else ()
     chances = np.exp(logits - logits.max())
-    together = len(logits) > 1 and self.loss_of == 'softmax'
-    chances = chances / chances.sum() if together else 1 / (1 + np.exp(-logits))
+    softmax = len(logits) > 1 and self.loss_of == 'softmax'
+    chances = chances / chances.sum() if softmax else 1 / (1 + np.exp(-logits))
     order = np.argsort(-chances, kind='stable')[: seen.top]
     named = len(names) == len(logits)
     return Prediction({
@@ -162,30 +181,27 @@ class Classification(Images):
     return self.mix(batch, mix_key) if self.mix else batch
 
   def targets(self, batch: Batch, num_classes: int) -> jax.Array:
-    """(batch, num_classes) probabilities."""
+    """(batch, num_classes) probabilities; those of a sigmoid need not add up to 1."""
     one_hot = jax.nn.one_hot(batch['label'], num_classes)
     if 'label2' in batch:
       share = batch['share'][:, None]
       one_hot = share * one_hot + (1 - share) * jax.nn.one_hot(batch['label2'], num_classes)
-    return one_hot * (1 - self.label_smoothing) + self.label_smoothing / num_classes
+    smooth = one_hot * (1 - self.label_smoothing) + self.label_smoothing / num_classes
+    return smooth if self.threshold is None else (smooth > self.threshold).astype(smooth.dtype)
+
+  def each(self, logits: jax.Array, batch: Batch) -> jax.Array:
+    """The loss of each example by its logits."""
+    loss = losses.cross_entropy(logits, self.targets(batch, logits.shape[-1]), self.loss_of)
+    return loss + self.z_loss * losses.z_loss(logits) if self.z_loss else loss
 
   def loss(self, model: Any, part: Batch, ctx: Context) -> tuple[jax.Array, Sums, dict[str, Any]]:
     """The cross-entropy; reported with it is `top1`."""
     logits = model(part['image'], key=ctx.noise)
-    loss = self.each(logits, self.targets(part, logits.shape[-1]))
+    loss = self.each(logits, part)
     top1 = (jnp.argmax(logits, axis=-1) == part['label']).astype(jnp.float32)
     loss, top1 = ((value * part['mask']).sum() for value in (loss, top1))
     sums = {'loss': (loss, 'examples'), 'top1': (top1, 'examples')}
     return loss / ctx.totals['examples'], sums, {}
-
-  def each(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """The loss of each example, (batch,), by (batch, classes) logits and `targets`."""
-    if self.loss_of == 'softmax':
-      return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)
-    if self.loss_of == 'binary':
-      targets = (targets > 0).astype(jnp.float32)
-    loss = -targets * jax.nn.log_sigmoid(logits) - (1 - targets) * jax.nn.log_sigmoid(-logits)
-    return loss.mean(-1) if self.loss_of == 'binary' else loss.sum(-1)
 
 
 def headed(task: Images, model: Any, fields: Fields) -> Any:

@@ -115,7 +115,7 @@ class PackedClassification(Classification):
   def loss(self, model: Any, part: Batch, ctx: Context) -> tuple[jax.Array, Sums, dict[str, Any]]:
     """The mean over images; reported with it are `top1` and `used`, the share of tokens in use."""
     logits = model(_patches(part), key=ctx.noise)
-    loss = -jnp.sum(self.targets(part, logits.shape[-1]) * jax.nn.log_softmax(logits), axis=-1)
+    loss = self.each(logits, part)
     top1 = (jnp.argmax(logits, axis=-1) == part['label']).astype(jnp.float32)
     loss, top1 = ((value * part['mask']).sum() for value in (loss, top1))
     used = (part['segment'] > 0).astype(jnp.float32).sum()
