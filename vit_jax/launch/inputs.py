@@ -46,7 +46,7 @@ def run(parser: command.Parser, main: Callable[..., int | None]) -> None:
 
   def split(
     *, texts: dict[str, str], step: int | None, part: str, prefix: str | None, ignore: str,
-    **given: Any,
+    base: str, **given: Any,
   ) -> int | None:  # fmt: skip
     overrides, changes = [], {}
     for name, text in texts.items():
@@ -56,7 +56,7 @@ def run(parser: command.Parser, main: Callable[..., int | None]) -> None:
         changes[name] = command.literal(text)
       else:
         command.refuse(name, parser, fields)
-    choice = dict(step=step, part=part, prefix=prefix, ignore=ignore, **changes)
+    choice = dict(step=step, part=part, prefix=prefix, ignore=ignore, base=base, **changes)
     return main(**given, choice=choice, overrides=overrides)
 
   start.plain(parser, split)
