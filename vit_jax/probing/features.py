@@ -161,6 +161,8 @@ def _of_block(encoder: Any, every: Mapping[str, Any], part: Part) -> jax.Array:
   """Tokens of the output of a block, normed as those of the last one."""
   depth = sum(bool(re.fullmatch(r'block\d+', name)) for name in every)
   at: Any = part.at
+  if not depth:
+    raise RunError(f'features {part.kind}@{at}: this model has no blocks that are numbered')
   if not -depth <= at < depth:
     raise RunError(f'features {part.kind}@{at}: the model has the blocks 0 to {depth - 1}')
   config = encoder.config
