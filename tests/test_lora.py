@@ -18,6 +18,7 @@ from tests.test_conformance import (
   stepped,
 )
 from vit_jax.compile.plan import plan
+from vit_jax.convert import read
 from vit_jax.core.errors import RunError
 from vit_jax.nn import sharding, tree
 from vit_jax.train import train
@@ -264,7 +265,7 @@ def test_what_has_no_changes_is_refused(based, data_dir, tmp_path):
     ('base.npz', 'is not the directory of a run'),
   ):
     with pytest.raises(RunError, match=message):
-      vit_jax.convert.read.save_changes(tmp_path / name, tmp_path / 'x.safetensors')
+      read.save_changes(tmp_path / name, tmp_path / 'x.safetensors')
 
 
 def test_what_is_new_is_not_frozen(based, tmp_path):
