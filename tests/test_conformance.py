@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import vit_jax
-from tests import runs, toy_tasks
+from tests import runs, teachers, toy_tasks
 from tests.conftest import tiers
 from tests.test_costs import products, traced
 from vit_jax import tasks
@@ -97,6 +97,14 @@ CASES = {
     model=VIT, lanes={'seed': (0, 1)},
     task=dict(name='packed', tokens=8, least=1, most=4, group=2, slots=6),
   ),
+  'distillation': dict(
+    arrays=True, costs=dict(model__drop_path=0.0, model__no_bias=FEW),
+    evals=dict(test=dict(name='classification', every='100%', batch_size=64)),
+    model={**VIT, 'pool': 'token', 'distilled': True}, lanes={'temperature': (1.0, 3.0)},
+    task=lambda data_dir: dict(
+      name='distillation', teacher=dict(init=teachers.saved(data_dir)), frozen=('embed/.*',)
+    ),
+  ),
 }  # fmt: skip
 NAMES = tuple(CASES)
 
@@ -121,9 +129,10 @@ def registered(monkeypatch):
 def configured(name, data_dir, optimizer='adamw', **changes):
   """A run of a few steps."""
   case = CASES[name]
+  task = case.get('task', dict(name=name))
   config = dict(
     total='6 steps', batch_size=16, model=json.loads(json.dumps(case['model'])),
-    task=case.get('task', dict(name=name)),
+    task=task(data_dir) if callable(task) else task,
     data=case.get('data', dict(source=dict(name='tfds', dataset='digits', dir=data_dir))),
     optim=dict(name=optimizer, lr=1e-2, warmup='2 steps', schedule='wsd',
                **({'eps': 1e-3} if optimizer in ('adamw', 'lamb', 'muon') else {})),
@@ -286,7 +295,8 @@ def test_a_plan(name, data_dir):
     experiment = built(config)
   size = lambda held: sum(leaf.size for leaf in jax.tree.leaves(held))  # noqa: E731
   trained, frozen = size(experiment.abstract_state.model), size(experiment.frozen)
-  assert bool(frozen) == bool(experiment.config.task.frozen)
+  task = experiment.config.task
+  assert bool(frozen) == bool(task.frozen or task.networks)
   assert found.parameters <= 4 * (trained + frozen)
   assert found.optimizer <= 4 * (3 * trained + size(experiment.abstract_state.extra)) + 4
 

@@ -347,9 +347,12 @@ def _parts(
   wanted = facts.get('judged') or ['ema/' if averaged else 'model/']
   for where in wanted:
     judged |= {name.removeprefix(where): name for name in places if name.startswith(where)}
-  own = [where for where in wanted if where != 'frozen/']
+  own = [where for where in wanted if not where.startswith('frozen/')]
   found = {(own or wanted)[0].rstrip('/'): judged}
-  rest = {name: f'frozen/{name}' for name in frozen}
+  # Where a task has networks of its own, they are beside the frozen parameters of the model.
+  beside = any(name.startswith('networks/') for name in frozen)
+  prefix = 'own/' if beside else ''
+  rest = {n.removeprefix(prefix): f'frozen/{n}' for n in frozen if n.startswith(prefix)}
   for part in ('ema', 'model'):
     own = {n.removeprefix(f'{part}/'): n for n in shapes if n.startswith(f'{part}/')}
     if own and part not in found:

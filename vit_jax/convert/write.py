@@ -95,7 +95,7 @@ def save(
         (place / name).write_text(json.dumps(value, indent=2) + '\n')
   for text in plan.notes:
     notes.say(f'{path}: {text}')
-  if (task := card.task.get('name', 'classification')) != 'classification':
+  if (task := card.task.get('name', 'classification')) not in ('classification', 'distillation'):
     notes.say(
       f'{path}: {dialect} does not say what a model was trained for: that it is {task} is lost, '
       'and predictions would be read as classes; the dialect vit_jax keeps it'

@@ -67,10 +67,14 @@ class Schedule:
     first, *others = self.pieces
     return None if others or first.duration or first.first != first.last else first.first
 
+  @property
+  def values(self) -> list[float]:
+    """Where its pieces begin and end."""
+    return [value for piece in self.pieces for value in (piece.first, piece.last)]
+
   def check(self, name: str, *, below: float = math.inf) -> None:
     """Raises RunError, with the name of the field, for values that are negative or not below."""
-    values = [value for piece in self.pieces for value in (piece.first, piece.last)]
-    if not all(0 <= value < below for value in values):
+    if not all(0 <= value < below for value in self.values):
       limit = f' and less than {below:g}' if math.isfinite(below) else ''
       raise RunError(f'{name}={self.text} must be at least 0{limit}')
 

@@ -120,6 +120,14 @@ class ViT(nnx.Module):
     """
     return self._forward(images, record=False, **kwargs)['output']
 
+  def heads(self, images: Any, **kwargs) -> dict[str, jax.Array]:
+    """'output', what the model returns, and of each head 'logits_class' and 'logits_distill'.
+
+    Arguments as for the model itself, which must have a distillation token.
+    """
+    out = self._forward(images, record=False, **kwargs)
+    return {name: out[name] for name in ('output', 'logits_class', 'logits_distill')}
+
   def features(self, images: Any, **kwargs) -> dict[str, jax.Array]:
     """Every intermediate by name; what is not used costs nothing under `jax.jit`.
 

@@ -359,7 +359,7 @@ class Conv(nnx.Module):
 
   def weights(self) -> jax.Array:
     """What is multiplied, float32 (window, window, inputs / groups, outputs)."""
-    return self.kernel[...]
+    return self.kernel[...].astype(jnp.float32)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """(batch, height, width, inputs) -> (batch, height, width, outputs), in the dtype of `x`."""

@@ -51,6 +51,22 @@ class Layers:
     return np.stack([np.asarray(part, dtype) for part in self.parts], self.axis)
 
 
+@functools.partial(
+  jax.tree_util.register_dataclass, data_fields=['own', 'networks'], meta_fields=[]
+)
+@dataclasses.dataclass
+class Beside:
+  """Frozen parameters of a model, and networks of its task, which are all frozen.
+
+  Attributes:
+    own: in the tree of the model, None where one is trained.
+    networks: by name.
+  """
+
+  own: Any
+  networks: dict[str, Any]
+
+
 def is_layers(node: Any) -> bool:
   """Whether a node of a tree is one of these, which have one name."""
   return isinstance(node, Layers)
@@ -176,7 +192,11 @@ def partition(tree: Any, patterns: Iterable[str], field: str = 'patterns') -> tu
 
 
 def merge(one: Any, other: Any) -> Any:
-  """The inverse of `partition`; what is `LowRank` in `one` is added to what `other` has there."""
+  """The inverse of `partition`; what is `LowRank` in `one` is added to what `other` has there.
+
+  Networks of a task are no part of the model.
+  """
+  other = other.own if isinstance(other, Beside) else other
 
   def both(a, b):
     if is_low_rank(a):

@@ -10,7 +10,9 @@ from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.data.fields import Field
 from vit_jax.tasks.classification import Classification
+from vit_jax.tasks.distillation import Distillation
 from vit_jax.tasks.multilabel import MultiLabel
+from vit_jax.tasks.networks import Network
 from vit_jax.tasks.packed import PackedClassification
 from vit_jax.tasks.regression import Regression
 from vit_jax.tasks.segmentation import Segmentation
@@ -18,14 +20,20 @@ from vit_jax.tasks.task import Fields, Task
 
 TASKS = {
   'classification': Classification, 'multilabel': MultiLabel, 'regression': Regression,
-  'segmentation': Segmentation, 'packed': PackedClassification,
+  'segmentation': Segmentation, 'packed': PackedClassification, 'distillation': Distillation,
 }  # fmt: skip
 
 
 def described(task: Task) -> dict[str, Any]:
   """The name and the fields of a task, as a checkpoint keeps them."""
   name = next(name for name, kind in TASKS.items() if kind is type(task))
-  return {'name': name, **{n: getattr(value, 'text', value) for n, value in vars(task).items()}}
+
+  def plain(value: Any) -> Any:
+    if isinstance(value, Network):  # what it is, predictions do not need
+      return dataclasses.asdict(dataclasses.replace(value, found=None))
+    return getattr(value, 'text', value)
+
+  return {'name': name, **{n: plain(value) for n, value in vars(task).items()}}
 
 
 def named(card: Card, names: tuple[str, ...]) -> Card:

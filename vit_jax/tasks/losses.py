@@ -10,8 +10,8 @@ with epy.lazy_imports():
   import jax.numpy as jnp
 
 # 'softmax': -sum_c t_c log softmax(x)_c. 'sigmoid_sum': binary cross-entropies of the classes added
-# up, as big_vision trains. 'sigmoid_mean': their mean (Wightman et al. 2021; DeiT III, Touvron et
-# al. 2022).
+# up, as big_vision trains. 'sigmoid_mean': their mean, less by the number of classes (Wightman et
+# al. 2021; DeiT III, Touvron et al. 2022).
 KINDS = ('softmax', 'sigmoid_sum', 'sigmoid_mean')
 
 

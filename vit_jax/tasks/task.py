@@ -16,6 +16,7 @@ from vit_jax.data.examples import Example
 from vit_jax.data.fields import Field
 from vit_jax.data.rows import Rows
 from vit_jax.data.views import View
+from vit_jax.tasks.networks import Network
 
 # Configurations are checked before JAX is there.
 with epy.lazy_imports():
@@ -70,7 +71,7 @@ class Context:
     hyper: scalars by the dotted names of fields of type `Schedule`: 'task.temperature'.
     noise: `nn.noise.Noise` of what is dropped in the model.
     step: counted from 0.
-    frozen: parameters that are not trained.
+    frozen: parameters that are not trained, and networks of the task.
   """
 
   extra: Mapping[str, Any]
@@ -79,6 +80,11 @@ class Context:
   noise: Any
   step: Any
   frozen: Any
+
+  @property
+  def networks(self) -> Mapping[str, Any]:
+    """Those of the task, by the names of its fields; see `networks.Network`."""
+    return self.frozen.networks
 
   def whole(self, model: Any) -> Any:
     """A tree of trainable parameters, a teacher in `extra` for instance, with the frozen ones."""
@@ -112,6 +118,11 @@ class Task:
       raise RunError(
         f'unknown task.frozen_dtype {self.frozen_dtype!r}: {suggest(self.frozen_dtype, DTYPES)}'
       )
+
+  @property
+  def networks(self) -> dict[str, Network]:
+    """Its fields that are networks of its own, by name."""
+    return {name: value for name, value in vars(self).items() if isinstance(value, Network)}
 
   def settled(self, fields: Fields) -> Self:
     """The task with what only the data can tell in fields that are unset.

@@ -364,6 +364,9 @@ def check(config: Any) -> Config:
     raise RunError('init and inits contradict each other: all towers start from init')
   if not cfg.init and not cfg.inits:
     cfg.model.resolve()
+  for name, network in cfg.task.networks.items():
+    if not network.init:
+      raise RunError(f'task.{name}.init is empty: give the path of the checkpoint of the {name}')
   if cfg.rewind.most and cfg.lane_count:
     raise RunError(
       f'rewind.most={cfg.rewind.most}: lanes go through the data together, and none can go back '

@@ -44,7 +44,7 @@ from vit_jax.tasks.task import Coupled, Task
 from vit_jax.training import config as config_lib
 from vit_jax.training import hyper as hyper_lib
 from vit_jax.training.hyper import Hyper
-from vit_jax.training.initial import said, starts
+from vit_jax.training.initial import owned, said, starts
 from vit_jax.training.state import State, init_state, train_step
 from vit_jax.training.workdir import Known
 
@@ -64,8 +64,8 @@ class Experiment:
     decided: what the configuration leaves unset, as it was decided; see `schema.decided`.
     total: steps of the run.
     abstract_state: shapes, dtypes and layouts of the state as checkpoints hold it.
-    frozen: parameters that are not trained, in the tree of the model, None where one is; their
-      shapes until `init` or `adopt`.
+    frozen: parameters that are not trained, in the tree of the model, None where one is, with
+      networks of the task, if it has some; their shapes until `init` or `adopt`.
     fields: of the examples, with the classes that the model has.
     notes: what was decided about the run's start, a line each.
     layer_axis: of arrays of the state that hold all layers.
@@ -119,11 +119,15 @@ class Experiment:
       model = _with_classes(model, known.model)
     cfg = dataclasses.replace(cfg, task=cfg.task.settled(self.fields))
     model = cfg.task.adapt(model.resolve(), self.fields)
+    self._owned = [] if known else owned(cfg.task, model, self.fields)
+    found = {each.name: each.network for each in self._owned}
+    cfg = dataclasses.replace(cfg, task=dataclasses.replace(cfg.task, **found))
     self.config = dataclasses.replace(_prepared(cfg, card), model=model)
     self.decided = schema.decided(asked, self.config)
     self.notes: list[str] = [
       *cfg.task.notes(model, self.fields),
       *said(self._starts, wishes or {}, model, cfg.task, self.config.task),
+      *(each.note for each in self._owned),
     ]
     data = self.config.data
     self.rows = self.config.task.rows(model, self.fields, data.view, train=True)
@@ -230,7 +234,8 @@ class Experiment:
 
   def init(self) -> State:
     """The initial state; equal seeds give equal values on any mesh. Sets `frozen`."""
-    state, frozen = jax.jit(self._init)(self._seeds(), self._taken() if self._starts else {})
+    taken = self._taken() if self._starts or self._owned else {}
+    state, frozen = jax.jit(self._init)(self._seeds(), taken)
     self.adopt(frozen)
     return state
 
@@ -239,8 +244,12 @@ class Experiment:
     leaves: dict[str, Any] = {}
     for start in self._starts:
       leaves |= start.leaves()
+    for each in self._owned:
+      leaves |= {f'networks/{each.name}/{name}': leaf for name, leaf in each.leaves().items()}
     whole = jax.eval_shape(lambda: tree.merge(*self._divided(self._model())))
+    networks = jax.eval_shape(lambda: {'networks': self._networks({})})
     wanted = tree.flatten(sharding.fill_shardings(whole))
+    wanted |= tree.flatten(sharding.fill_shardings(networks))
     return read.placed(leaves, {name: wanted[name] for name in leaves})
 
   def adopt(self, frozen: Any) -> None:
@@ -280,8 +289,21 @@ class Experiment:
   def _init(self, seed: Any, taken: Mapping[str, jax.Array] = MappingProxyType({})) -> Any:
     """The initial state, and the frozen parameters; those of `taken` are not drawn."""
     cfg = self.config
-    model, frozen = self._divided(self._model(seed, taken), seed)
+    networks = self._networks(taken)
+    own = {name: leaf for name, leaf in taken.items() if not name.startswith('networks/')}
+    model, frozen = self._divided(self._model(seed, own), seed)
+    frozen = tree.Beside(frozen, networks) if networks else frozen
     return init_state(model, cfg.optim, cfg.task, jax.random.key(seed)), frozen
+
+  def _networks(self, taken: Mapping[str, jax.Array]) -> dict[str, Any]:
+    """Those of the task by name: parameters are those of `taken`, or only shapes count."""
+    found = {}
+    for name, network in self.config.task.networks.items():
+      made = models.create(network.config, nnx.Rngs(0))
+      leaves = {**tree.flatten(made), **tree.inside(taken, f'networks/{name}')}
+      made = tree.unflatten(made, leaves)
+      found[name] = jax.tree.map(lambda leaf, to=network.dtype: leaf.astype(to), made)
+    return found
 
   def _divided(self, model: Any, seed: Any = 0) -> tuple[Any, Any]:
     """Parameters that are trained, and frozen ones in the type in which they are kept."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from vit_jax.architecture import SINGLE, Composition, encoders
-from vit_jax.architecture.card import Card
+from vit_jax.architecture.card import Card, about
 from vit_jax.convert import adapt, notes, read
 from vit_jax.convert.opened import Opened
 from vit_jax.convert.parts import CHOICE, chosen
@@ -21,6 +22,8 @@ from vit_jax.core.misfits import refuse
 from vit_jax.data.fields import Field
 from vit_jax.data.files import few
 from vit_jax.nn import tree
+from vit_jax.tasks.networks import Network
+from vit_jax.tasks.task import Fields, Task
 from vit_jax.training.config import OWN, Config
 
 # Fields that no checkpoint can be loaded with other values of.
@@ -66,6 +69,104 @@ def said(
       'the other towers were trained with others'
     )
   return lines
+
+
+def owned(task: Task, model: Any, fields: Fields) -> list[Owned]:
+  """The networks of a task's own, opened.
+
+  Args:
+    task: of the run.
+    model: resolved, as the task has adapted it.
+    fields: of the examples.
+  """
+  names = fields[task.classed].names if task.classed in fields else ()
+  return [Owned(name, each, model, names) for name, each in task.networks.items()]
+
+
+class Owned:
+  """A network of a task's own, before anything but its description is read.
+
+  Attributes:
+    name: of the field of the task.
+    network: that field, with what was found.
+    note: on what was decided.
+  """
+
+  def __init__(self, name: str, network: Network, model: Any, names: Sequence[str]):
+    """Opens its checkpoint.
+
+    Args:
+      name: of the field.
+      network: the field.
+      model: of the run, whose images the network sees.
+      names: of the classes of the data.
+
+    Raises:
+      RunError: if it cannot be read, classifies no images, or has other classes.
+    """
+    self.name, field = name, f'task.{name}.init'
+    path, choice = chosen(network.init, field)
+    if 'tower' in choice:
+      raise RunError(f'{field}={network.init}: a {name} classifies images, and has no towers')
+    with notes.printed():
+      opened = read.open_checkpoint(path, **choice)
+    refuse(opened.problems(), path)
+    config: Any = opened.config
+    if not isinstance(config, SINGLE) or not config.num_classes:
+      raise RunError(f'{field}={path} holds a {config.kind} without classes: a {name} needs some')
+    if fresh := [leaf for leaf in opened.untrained if leaf.startswith(_HEADS)]:
+      raise RunError(f'{field}={path} lacks {", ".join(sorted(fresh))}: it has nothing to say')
+    self._order = _order(opened.card.class_names, config.num_classes, names, network, name)
+    self._opened = opened
+    self._changes: dict[str, Any] = {'in_channels': getattr(model, 'in_channels', 3)}
+    if network.image_size:
+      self._changes['image_size'] = network.image_size
+    config = adapt.changed(config, self._changes)
+    card = adapt.card_for_channels(opened.card, config.in_channels)
+    card = dataclasses.replace(card, class_names=tuple(names), task={}, fields={})
+    off = {n: 0.0 for n in ('drop_path', 'patch_dropout') if hasattr(config, n)}
+    config = dataclasses.replace(
+      config, num_classes=len(self._order), dtype=network.dtype, remat='none', **off
+    ).resolve()
+    found = json.dumps(about(config, card), sort_keys=True)
+    self.network = dataclasses.replace(network, found=found)
+    size = 'x'.join(map(str, config.image_size))
+    which = 'taken for those of the same number' if network.by_number else 'matched by name'
+    self.note = (
+      f'{name}: {config.kind} of {path}, {network.dtype}, images of {size} with mean {card.mean} '
+      f'and std {card.std}; {len(self._order)} of its {opened.config.num_classes} classes, {which}'
+    )
+
+  def leaves(self) -> dict[str, Any]:
+    """Its parameters by name, with the classes of the data in their order."""
+    opened = self._opened
+    _, _, found = adapt.adapt(opened.config, opened.card, opened.leaves(), self._changes)
+    heads = [name for name in found if name.startswith(_HEADS)]
+    return found | {name: np.asarray(found[name])[..., self._order] for name in heads}
+
+
+def _order(
+  theirs: Sequence[str], count: int, names: Sequence[str], network: Network, name: str
+) -> list[int]:
+  """The class of a network for each class of the data; raises RunError if they are not matched."""
+  where = f'task.{name}.init={network.init}'
+  if theirs and network.by_number:
+    raise RunError(f'{where} names its classes: leave out task.{name}.by_number')
+  if not names:
+    raise RunError(f'the classes of the data have no names, by which a {name} is asked for them')
+  if not theirs:
+    if network.by_number and count == len(names):
+      return [*range(count)]
+    way = '' if network.by_number else f'; task.{name}.by_number=true takes label i for its class i'
+    raise RunError(
+      f'{where} has {count} classes without names, and the data have {len(names)}'
+      f'{way if count == len(names) else ": they cannot be matched"}'
+    )
+  if missing := [each for each in names if each not in theirs]:
+    raise RunError(
+      f'{where} does not know {few(missing, 5)}, classes of the data; it has {few([*theirs], 5)}'
+    )
+  return [list(theirs).index(each) for each in names]
 
 
 class Start:
