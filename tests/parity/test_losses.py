@@ -10,6 +10,7 @@ from torch.nn import functional
 from experiments.benchmarks.torchvision import define_operators
 from vit_jax.models import segmenter
 from vit_jax.tasks.classification import Classification
+from vit_jax.tasks.distillation import Distillation
 from vit_jax.tasks.multilabel import MultiLabel
 from vit_jax.tasks.regression import Regression
 from vit_jax.tasks.segmentation import Segmentation
@@ -144,3 +145,31 @@ def test_plain_classes_as_in_timm(smoothing):
   ):  # fmt: skip
     task = Classification(loss_of=kind, label_smoothing=smoothing)
     both(lambda x, t=task: t.each(x, alone).mean(), lambda x, c=criterion: c(x, label), logits)
+
+
+@pytest.mark.parametrize('temperature', [1.0, 3.0])
+def test_what_a_teacher_says_as_in_deit(temperature):
+  """`DistillationLoss` of its losses.py: soft, divided by all numbers there are, and hard."""
+  rng = np.random.default_rng(2)
+  logits, said = rng.normal(0, 4, (2, 12, 7)).astype(np.float32)
+  teacher = torch.tensor(said)
+
+  def soft(x):
+    apart = functional.kl_div(
+      functional.log_softmax(x / temperature, dim=1),
+      functional.log_softmax(teacher / temperature, dim=1), reduction='sum', log_target=True,
+    )  # fmt: skip
+    return apart * temperature**2 / x.numel()
+
+  task = Distillation(match='soft_mean')
+  both(lambda x: task.matching(x, jnp.asarray(said), temperature).mean(), soft, logits)
+  whole = Distillation()
+  both(
+    lambda x: whole.matching(x, jnp.asarray(said), temperature).mean(),
+    lambda x: soft(x) * x.shape[1], logits,
+  )  # fmt: skip
+  hard = Distillation(match='hard')
+  both(
+    lambda x: hard.matching(x, jnp.asarray(said), 1.0).mean(),
+    lambda x: functional.cross_entropy(x, teacher.argmax(dim=1)), logits,
+  )  # fmt: skip
