@@ -257,3 +257,19 @@ def test_a_run_needs_its_teacher_for_the_start_only(data_dir, tmp_path):
   task, _ = of(student.card)
   assert described(task)['teacher']['found'] is None
   assert task.alpha == Schedule(0.5)
+
+
+@pytest.mark.slow
+def test_low_rank_changes_are_learned_from_a_teacher(data_dir, tmp_path):
+  """Frozen parameters lie beside the teacher, and the export is the sum."""
+  train(configured('distillation', data_dir, task__frozen=()), str(tmp_path / 'first'))
+  config = configured(
+    'distillation', data_dir, init=str(tmp_path / 'first'), lora__rank=2, task__frozen=(),
+    model__num_classes=0,
+  )  # fmt: skip
+  train(config, str(tmp_path / 'second'))
+  one, two = (tree.flatten(vit_jax.load(tmp_path / name)) for name in ('first', 'second'))
+  assert one.keys() == two.keys()
+  changed = {name for name, leaf in one.items() if np.any(np.asarray(leaf != two[name]))}
+  assert any('attn/query/kernel' in name for name in changed)
+  assert 'embed/proj/kernel' not in changed

@@ -8,7 +8,7 @@ import copy
 import dataclasses
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -286,7 +286,7 @@ def _stored(path: paths.Path, part: str, step: int | None) -> _Stored:
   inside = _parts(shapes, extra, frozen)
   for places in inside.values():  # what low-rank changes are added to
     bases = {tree.whole(name) for name in places}
-    places |= {name: f'frozen/{name}' for name in bases if name in frozen}
+    places |= {name: place for name, place in _own(frozen).items() if name in bases}
   if part and part not in inside:
     raise RunError(f'{path} has no part {part!r}: {suggest(part, inside)}')
   chosen = part or next(iter(inside))
@@ -349,15 +349,20 @@ def _parts(
     judged |= {name.removeprefix(where): name for name in places if name.startswith(where)}
   own = [where for where in wanted if not where.startswith('frozen/')]
   found = {(own or wanted)[0].rstrip('/'): judged}
-  # Where a task has networks of its own, they are beside the frozen parameters of the model.
-  beside = any(name.startswith('networks/') for name in frozen)
-  prefix = 'own/' if beside else ''
-  rest = {n.removeprefix(prefix): f'frozen/{n}' for n in frozen if n.startswith(prefix)}
   for part in ('ema', 'model'):
     own = {n.removeprefix(f'{part}/'): n for n in shapes if n.startswith(f'{part}/')}
     if own and part not in found:
-      found[part] = {**own, **rest}
+      found[part] = {**own, **_own(frozen)}
   return found
+
+
+def _own(frozen: Iterable[str]) -> dict[str, str]:
+  """Where the frozen parameters of a model are stored, by its own names.
+
+  Networks that a task has of its own are beside them; see `tree.Beside`.
+  """
+  prefix = 'own/' if any(name.startswith('networks/') for name in frozen) else ''
+  return {n.removeprefix(prefix): f'frozen/{n}' for n in frozen if n.startswith(prefix)}
 
 
 def _with_right_names(opened: Opened) -> Opened:

@@ -67,6 +67,11 @@ class Beside:
   networks: dict[str, Any]
 
 
+def own(frozen: Any) -> Any:
+  """What of frozen parameters is in the tree of the model."""
+  return frozen.own if isinstance(frozen, Beside) else frozen
+
+
 def is_layers(node: Any) -> bool:
   """Whether a node of a tree is one of these, which have one name."""
   return isinstance(node, Layers)
@@ -196,7 +201,7 @@ def merge(one: Any, other: Any) -> Any:
 
   Networks of a task are no part of the model.
   """
-  other = other.own if isinstance(other, Beside) else other
+  other = own(other)
 
   def both(a, b):
     if is_low_rank(a):

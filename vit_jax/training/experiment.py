@@ -279,7 +279,7 @@ class Experiment:
     if not self.config.lora.rank or not self._starts:
       return
     known = {name for start in self._starts for name in start.trained}
-    own = set(tree.flatten(self.frozen)) - known
+    own = set(tree.flatten(tree.own(self.frozen))) - known
     if new := [n for n in own if not any(re.fullmatch(p, n) for p in self.config.task.frozen)]:
       raise RunError(
         f'lora.rank={self.config.lora.rank} would freeze what is new, and has random values: '
