@@ -250,7 +250,8 @@ def probed(row: Row, runs: pathlib.Path, options: dict[str, str]) -> Measured:
     )  # fmt: skip
     table.write(file, embedder, sources, card)
   one, other = (table.Table(file).rows(part) for part in PROBED)
-  assert one.labels is not None and other.labels is not None
+  assert one.labels is not None
+  assert other.labels is not None
   pixels = [  # as they are stored, not as the model gets them
     np.stack([preprocess.whole(e['image']).reshape(-1) for e in s.read(range(len(s)))]) / 255
     for s in sources.values()
