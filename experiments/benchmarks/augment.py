@@ -62,6 +62,9 @@ def ours(name: str, images: list[bytes]) -> Callable[[], float]:
 
 def timms(name: str, images: list[bytes]) -> Callable[[], float]:
   """The same of timm, in one thread."""
+  # As in the workers of its loader: others would wait for work at full speed.
+  torch: Any = importlib.import_module('torch')
+  torch.set_num_threads(1)
   importlib.import_module('experiments.benchmarks.torchvision').define_operators()
   transform = importlib.import_module('timm.data').create_transform(
     SIZE[0], is_training=True, **TIMM[name]
