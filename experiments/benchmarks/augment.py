@@ -34,7 +34,7 @@ from vit_jax.models.vit import ViTConfig
 MODELS = ('S/16', 'B/16')
 H100 = 'NVIDIA H100 80GB HBM3'
 # The same of timm's create_transform; mean and standard deviation do not change the cost, nor does
-# noise on the magnitude, with which timm asks for 0 bits now and then, and Pillow 12 refuses.
+# noise on the magnitude, with which timm asks for 0 bits now and then, which Pillow refuses.
 TIMM: dict[str, dict[str, Any]] = {
   'DeiT': dict(
     auto_augment='rand-m9-mstd0-inc1', interpolation='bicubic', re_prob=0.25, re_mode='pixel'
