@@ -30,7 +30,8 @@ Leaves = dict[str, Any]  # arrays, or what `np.asarray` makes one of
 @functools.lru_cache(64)  # a conversion asks for the same few again and again
 def abstract(config: Any) -> Mapping[str, tuple[int, ...]]:
   """Shapes of a model's parameters by name."""
-  model = jax.eval_shape(lambda key: models.create(config, nnx.Rngs(key)), jax.random.key(0))
+  # The key is made inside, too: devices need not be there, as where a run is planned.
+  model = jax.eval_shape(lambda: models.create(config, nnx.Rngs(jax.random.key(0))))
   return types.MappingProxyType({n: tuple(leaf.shape) for n, leaf in tree.flatten(model).items()})
 
 
