@@ -99,6 +99,15 @@ def test_logistic_regression_is_that_of_scikit_learn():
   np.testing.assert_allclose(pairs.kernel, found.kernel, atol=1e-5)
 
 
+def test_with_more_features_than_examples_it_is_the_same():
+  x, labels = drawn(24, 60, 1, 0.5)
+  found = logistic.fit(x, labels, np.array([1 / (0.1 * 24)]), CLASSES)
+  want = LogisticRegression(C=0.1, tol=1e-12, max_iter=5000).fit(x.astype(np.float64), labels)
+  np.testing.assert_allclose(found.kernel[0].T, want.coef_, atol=1e-3 * abs(want.coef_).max())
+  other, _ = drawn(30, 60, 2)
+  np.testing.assert_allclose(found.logits(0, other), want.decision_function(other), atol=1e-3)
+
+
 # --- linear classifiers by stochastic gradients ---
 
 

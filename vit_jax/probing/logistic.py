@@ -23,7 +23,7 @@ STEPS = 500
 # Nor does it tell such a share of a loss from nothing: steps may increase it by as much, and a
 # problem is solved, too, after so many steps without a smaller loss.
 _PROGRESS, _PATIENCE = 1e-6, 5
-# Bytes of logits that are held at a time.
+# Bytes that are held at a time.
 _MEMORY = 1 << 28
 
 
@@ -53,6 +53,9 @@ def fit(
 ) -> Fitted:  # fmt: skip
   """Solves problems that share their examples, side by side.
 
+  Where there are fewer examples than features, kernels are combinations of the examples, so that
+  the problem is solved in the space that these span, rotated.
+
   Args:
     features: float (examples, features), best of equal scale.
     labels: int (examples,).
@@ -63,10 +66,15 @@ def fit(
     lanes: problems of a program, so that calls with fewer of them share it; 0 for as many as there
       are. With fewer at a time where their logits take too much memory.
   """
-  l2 = np.asarray(l2, np.float32)
+  l2, axes = np.asarray(l2, np.float32), None
+  if features.shape[1] > len(features):
+    left, lengths, axes = np.linalg.svd(np.asarray(features, np.float64), full_matrices=False)
+    features = left * lengths
   if weights is None:
     weights = np.broadcast_to(np.float32(1), (len(l2), len(labels)))
-  each = min(lanes or len(l2), max(1, _MEMORY // (4 * len(labels) * classes)))
+  # Logits of the examples, and as many copies of the kernel as L-BFGS remembers.
+  floats = (len(labels) + 24 * features.shape[1]) * classes
+  each = min(lanes or len(l2), max(1, _MEMORY // (4 * floats)))
   found = []
   with alone():
     x = jnp.asarray(features, jnp.float32)
@@ -78,7 +86,10 @@ def fit(
       own, share = np.pad(own, (0, more), 'edge'), np.pad(share, ((0, more), (0, 0)), 'edge')
       solved = jax.device_get(_solve(x, truth, own, share, classes))
       found.append([array[: each - more] for array in solved])
-  return Fitted(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+  kernel, *others = (np.concatenate(parts) for parts in zip(*found, strict=True))
+  if axes is not None:
+    kernel = np.matmul(axes.T, kernel).astype(np.float32)
+  return Fitted(kernel, *others)
 
 
 @functools.partial(jax.jit, static_argnums=4)
