@@ -318,6 +318,7 @@ def measure(row: Row, runs: pathlib.Path, seeds: int, options: dict[str, str]) -
     'values': values, 'examples': len(ours[0]), 'control': best, 'controls': of_controls,
     'gain': gain, 'interval': [low, high], 'aims_at': row.aims_at, 'target': row.target,
     'reached': bool(reached and low > 0),
+    **({'caveat': row.caveat} if row.caveat else {}),
     'seconds': float(np.mean(found.seconds)), 'command': line,
     'date': datetime.date.today().isoformat(), 'revision': revision(), 'machine': machine(),
   }  # fmt: skip

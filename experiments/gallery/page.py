@@ -53,6 +53,7 @@ def _section(row: dict[str, Any], results: pathlib.Path) -> list[str]:
     f'## {row["name"]}', '',
     f'{row["metric"]} on {row["examples"]:,} test examples: {values}. Controls: {controls}. '
     f'Measured {row["date"]}.', '',
+    *([row['caveat'], ''] if row.get('caveat') else []),
     '```console', f'$ {row["command"]}', '```', '',
     *([shown, '', 'Above the two best of its predictions, below the two worst.', '']
       if has_picture else []),
