@@ -25,7 +25,7 @@ from vit_jax.data.sources.guess import guess
 from vit_jax.nn import tree
 from vit_jax.train import train
 from vit_jax.training import config as config_lib
-from vit_jax.training import finetune, probe, report
+from vit_jax.training import finetune, probe
 
 SMALL = dict(variant='mu/8', image_size=(32, 32), width=16, depth=2, mlp_dim=32, num_heads=2)
 
@@ -263,12 +263,6 @@ def test_frozen_parts_layer_decay_and_resampled_positions(checkpoint, folder, tm
       away = np.array([1 / 4, 1 / 2]).reshape(-1, *(1,) * (change.ndim - 1))
     np.testing.assert_allclose(moved[0.5][name], change * away, rtol=1e-3, atol=1e-6, err_msg=name)
   assert np.abs(moved[1.0]['posemb']).max() > 1e-4
-
-
-def test_intervals_of_shares():
-  for hits, count in ((0, 5), (7, 7), (83, 100), (9044, 10_000)):
-    want = binomtest(hits, count).proportion_ci(method='wilson')
-    assert report.wilson(hits / count, count) == pytest.approx((want.low, want.high), abs=1e-9)
 
 
 def test_splits_that_are_given_come_first(checkpoint, folder, tmp_path):

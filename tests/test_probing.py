@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
 from vit_jax.core.errors import RunError
+from vit_jax.core.intervals import wilson
 from vit_jax.probing import judge, linear, logistic, measures, neighbours, ridge, subsets
 
 CLASSES = 5
@@ -203,9 +204,10 @@ def test_what_is_held_out_is_of_every_class():
 
 
 def test_intervals():
-  for right, count in ((0, 10), (7, 10), (980, 1000)):
+  counts = ((0, 5), (7, 7), (0, 10), (7, 10), (3, 100), (83, 100), (100, 100), (980, 1000))
+  for right, count in (*counts, (9044, 10_000), (38_250, 50_000)):
     want = stats.binomtest(right, count).proportion_ci(0.95, method='wilson')
-    assert measures.wilson(right, count) == pytest.approx((want.low, want.high), abs=1e-12)
+    assert wilson(right, count) == pytest.approx((want.low, want.high), abs=1e-12)
   rng = np.random.default_rng(0)
   runs = [rng.random(2000) < 0.7 for _ in range(4)]
   low, high = measures.over_runs(runs)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import math
 import pathlib
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from experiments.launch import job as job_lib
 from experiments.launch.__main__ import training
 from vit_jax.core import paths
 from vit_jax.core.errors import RunError, suggest
+from vit_jax.core.intervals import wilson
 
 RESULTS = pathlib.Path(__file__).parent / 'results'
 
@@ -53,15 +53,6 @@ TARGETS = {
 }
 
 
-def interval(share: float, count: int) -> tuple[float, float]:
-  """Of a share of `count` examples, 95 % (Wilson 1927): what other test images might have given."""
-  z = 1.959964
-  middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-  half = z / (1 + z * z / count)
-  half *= math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-  return middle - half, middle + half
-
-
 def row(name: str, workdir: str, changes: dict[str, str]) -> dict[str, Any]:
   """Of a run that is complete."""
   target, folder = TARGETS[name], paths.at(workdir)
@@ -69,7 +60,7 @@ def row(name: str, workdir: str, changes: dict[str, str]) -> dict[str, Any]:
   with np.load(paths.fetched(folder / 'evals' / 'test.npz')) as arrays:
     examples = int(arrays['examples'].sum())
   top1 = result['metrics']['test/top1']
-  low, high = interval(top1, examples)
+  low, high = wilson(top1 * examples, examples)
   return {
     'name': name, 'config': target.config, 'changed': changes, 'published': target.top1,
     'source': target.source, 'top1': top1, 'interval': [low, high], 'examples': examples,

@@ -15,6 +15,7 @@ import numpy as np
 from scipy import special
 
 from vit_jax.core.errors import RunError
+from vit_jax.core.intervals import wilson
 from vit_jax.probing import linear, logistic, measures, neighbours, ridge, subsets
 
 METHODS = ('knn', 'logistic', 'linear', 'fewshot', 'curve')
@@ -98,7 +99,7 @@ class Outcome:
   def interval(self) -> tuple[float, float]:
     """95 %: of a share, or over runs and test examples."""
     if len(self.right) == 1:
-      return measures.wilson(float(self.right.sum()), self.right.shape[1])
+      return wilson(float(self.right.sum()), self.right.shape[1])
     return measures.over_runs(list(self.right))
 
 

@@ -5,21 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 BINS = 15
 RESAMPLES = 2000
-
-
-def wilson(right: float, count: int, level: float = 0.95) -> tuple[float, float]:
-  """The interval of a share that is `right` of `count` (Wilson 1927, equation 12 solved)."""
-  if not count:
-    return 0.0, 1.0
-  z = float(stats.norm.ppf((1 + level) / 2))
-  share = right / count
-  middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-  half = z / (1 + z * z / count) * np.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
-  return float(max(0.0, middle - half)), float(min(1.0, middle + half))
 
 
 def over_runs(

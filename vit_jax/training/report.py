@@ -14,6 +14,7 @@ import numpy as np
 from vit_jax.checkpoints import formats
 from vit_jax.core import paths, schema
 from vit_jax.core.errors import RunError
+from vit_jax.core.intervals import wilson
 from vit_jax.draw import page, plots
 from vit_jax.draw.page import Html, facts, is_number, section, shown, table, tag
 from vit_jax.training import config as config_lib
@@ -129,16 +130,7 @@ def _interval(values: Mapping[str, Any], key: str) -> str:
   share, count = values[key], values.get('examples')
   if key not in _SHARES or not is_number(share) or not is_number(count) or not count:
     return ''
-  return f' ({" to ".join(shown(end) for end in wilson(share, count))})'
-
-
-def wilson(share: float, count: float) -> tuple[float, float]:
-  """The score interval of a share of `count` independent examples, at 95 % (Wilson 1927)."""
-  z = 1.959963984540054
-  middle = share + z * z / (2 * count)
-  half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-  scale = 1 + z * z / count
-  return (middle - half) / scale, (middle + half) / scale
+  return f' ({" to ".join(shown(end) for end in wilson(share * count, count))})'
 
 
 def _command(run: Left) -> Html:
