@@ -130,6 +130,7 @@ def test_what_is_no_checkpoint_is_no_step(saved, tmp_path):
   shutil.copytree(saved, tmp_path / 'run')
   for name in ('12.orbax-checkpoint-tmp', '16.deleted', 'best', '012', '²', '-3'):
     shutil.copytree(saved / '8', tmp_path / 'run' / name)
+  assert found(tmp_path / 'run' / 'best' / '..').step == 8  # however it is called
   opened = store.Checkpoints(tmp_path / 'run')
   assert opened.steps == [4, 8]
   opened.prepare()

@@ -90,7 +90,8 @@ def _index(path: paths.Path) -> Iterator[dict[str, Any]]:
     with paths.copied(path) as copy, _index(copy) as index:
       yield index
     return
-  base: dict[str, Any] = {'driver': 'file', 'path': f'{path / FOLDER}/'}
+  # TensorStore takes no '..'.
+  base: dict[str, Any] = {'driver': 'file', 'path': f'{(path / FOLDER).resolve()}/'}
   if isinstance(path, paths.StorePath):
     bucket, _, name = path.key.partition('/')
     base = {'driver': 'gcs', 'bucket': bucket, 'path': f'{name}/{FOLDER}/'}
