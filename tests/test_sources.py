@@ -306,6 +306,10 @@ def scenes(tmp_path_factory):
         'picture': tfds.features.Image(),
         'mask': tfds.features.Image(shape=(None, None, 1)),
         'tags': tfds.features.Sequence(tfds.features.ClassLabel(names=['red', 'blue'])),
+        'image/name': tfds.features.Text(), 'year': np.int64, 'corners': tfds.features.Tensor(
+          shape=(2, 2), dtype=np.float32),
+        'eyes': {'left_x': np.int64, 'left_y': np.int64, 'right_x': np.int64, 'right_y': np.int64},
+        'signs': {'old': np.bool_, 'grey': np.bool_},
         'age': np.float32, 'place': tfds.features.Tensor(shape=(2,), dtype=np.float32),
         'said': tfds.features.Text(),
         'objects': tfds.features.Sequence({
@@ -322,6 +326,9 @@ def scenes(tmp_path_factory):
           'picture': cv2.imencode('.png', image)[1].tobytes(), 'age': 3.5 + i, 'place': [i, 2],
           'mask': cv2.imencode('.png', mask)[1].tobytes(), 'tags': ['blue'], 'said': f'text {i}',
           'objects': [{'bbox': box, 'is_crowd': bool(i), 'label': 'dog'}] * i,
+          'image/name': f'{i}.jpg', 'year': 2000 + i, 'corners': [[1, 2], [3, 4 + i]],
+          'eyes': {'left_x': 4, 'left_y': 5, 'right_x': 9, 'right_y': 5 + i},
+          'signs': {'old': i > 0, 'grey': i > 1},
         }) for i in range(3)
       ]  # fmt: skip
 
@@ -363,12 +370,41 @@ def test_features_of_tfds_are_fields_by_name(scenes):
   assert preprocess.decode(example['image'], 3).shape == (12, 16, 3)
 
 
+def test_what_features_are_only_if_somebody_says_so(scenes):
+  """Of whole numbers, of those in dictionaries, and of names with a slash."""
+  asked = dict(
+    image='picture', text='image/name', target='year [a], age', points='eyes/left_x, eyes/left_y, '
+    'eyes/right_x, eyes/right_y', corners='points: corners', labels='signs/old, signs/grey',
+    label='signs/old', decade='class: year', mask='map: mask',
+  )  # fmt: skip
+  names = dict(decade='2010', mask='2')
+  source = Tfds('scenes', dir=scenes, fields=asked, names=names).open('train')
+  assert source.fields['target'] == Field('vector', ('year', 'age'), ('a', ''))
+  assert source.fields['points'] == Field('points', ('left', 'right'))
+  assert source.fields['corners'] == Field('points', ('p0', 'p1'))
+  assert source.fields['labels'] == Field('classes', ('old', 'grey'))
+  assert source.fields['label'] == Field('class', ('false', 'true'))
+  examples = source.read(range(3))
+  assert [e['text'] for e in examples] == ['0.jpg', '1.jpg', '2.jpg']
+  assert [e['target'].tolist() for e in examples] == [[2000 + i, 3.5 + i] for i in range(3)]
+  assert [e['points'].tolist() for e in examples] == [[[4, 5], [9, 5 + i]] for i in range(3)]
+  assert [e['corners'].tolist() for e in examples] == [[[1, 2], [3, 4 + i]] for i in range(3)]
+  assert [e['labels'].tolist() for e in examples] == [[], [0], [0, 1]]
+  assert [e['label'] for e in examples] == [0, 1, 1]
+  assert [e['decade'] for e in examples] == [2000, 2001, 2002]
+
+
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
     (dict(image='pictur'), "no feature 'pictur' for the field 'image': did you mean picture"),
-    (dict(label='age'), "'age' of scenes is .* makes vector, not class"),
+    (dict(label='age'), "'age' of scenes is .* makes vector or points, not class"),
     (dict(boxes='objects'), 'no feature'),
+    (dict(text='said, image/name'), 'of the kind text is one column'),
+    (dict(label='year'), "classes of 'year' have numbers and no names: give .*names.label"),
+    (dict(labels='signs/old, tags'), 'several features are classes if each says whether'),
+    (dict(points='eyes/left_x, eyes/right_y'), 'right_y are x and y of different'),
+    (dict(points='year'), 'columns of points are x, y, x, y'),
   ],
 )
 def test_features_that_are_not_what_is_asked_for(scenes, fields, message):

@@ -41,7 +41,9 @@ ONLY = {
   'orbax': ('checkpoints.store',),
   'tensorstore': ('checkpoints.reading',),
   'grain': ('data.pipeline',),
-  'tensorflow_datasets': ('data.sources.tfds', 'data.builders', 'data.pack'),
+  'tensorflow_datasets': (
+    'data.sources.features', 'data.sources.tfds', 'data.builders', 'data.pack',
+  ),
   'absl': ('launch',),
   'ml_collections': ('training', 'compile'),
   'rich': ('training.progress', 'compile.show'),

@@ -147,30 +147,40 @@ def _points(part: Part) -> tuple[Field, Any]:
       )
     found = _numbers(part.table, part.columns[0], 2)
     return Field('points', tuple(f'p{i}' for i in range(found.shape[1]))), found
-  sides = [_side(split_unit(column)[0]) for column in part.columns]
-  axes = ''.join(axis for axis, _ in sides)
-  if len(axes) % 2 or set(axes[::2]) - set('x?') or set(axes[1::2]) - set('y?'):
-    raise RunError(
-      f'data.source.fields.{part.name}: columns of points are x, y, x, y, ..., and these are '
-      f'{", ".join(part.columns)}'
-    )
-  for at in range(0, len(sides), 2):
-    (_, one), (_, other) = sides[at : at + 2]
-    if one != other and one and other:
-      raise RunError(
-        f'data.source.fields.{part.name}: {part.columns[at]} and {part.columns[at + 1]} are x and '
-        'y of different points'
-      )
-  names = [one if one == other else '' for (_, one), (_, other) in zip(sides[::2], sides[1::2])]  # noqa: B905
-  if len({*names}) < len(names) or any(not name or name.isdigit() for name in names):
-    names = [f'p{i}' for i in range(len(names))]
+  names = names_of_points(part.name, part.columns)
   found = np.stack([_numbers(part.table, column) for column in part.columns], 1)
   known = np.isfinite(found.reshape(len(found), -1, 2))
   if len(half := np.argwhere(known.any(-1) & ~known.all(-1))):
     row, point = half[0].tolist()
     x, y = part.columns[2 * point : 2 * point + 2]
     raise part.table.wrong(row, f'of {x} and {y} one is there, and the other not')
-  return Field('points', tuple(names)), found.reshape(len(found), -1, 2)
+  return Field('points', names), found.reshape(len(found), -1, 2)
+
+
+def names_of_points(field: str, columns: Sequence[str]) -> tuple[str, ...]:
+  """Names of points from those of columns of x, y, x, y, ...; p0, p1, ... where they say none.
+
+  Raises:
+    RunError: if the columns are of other axes, or two of them of different points.
+  """
+  sides = [_side(split_unit(column)[0]) for column in columns]
+  axes = ''.join(axis for axis, _ in sides)
+  if len(axes) % 2 or set(axes[::2]) - set('x?') or set(axes[1::2]) - set('y?'):
+    raise RunError(
+      f'data.source.fields.{field}: columns of points are x, y, x, y, ..., and these are '
+      f'{", ".join(columns)}'
+    )
+  for at in range(0, len(sides), 2):
+    (_, one), (_, other) = sides[at : at + 2]
+    if one != other and one and other:
+      raise RunError(
+        f'data.source.fields.{field}: {columns[at]} and {columns[at + 1]} are x and y of different '
+        'points'
+      )
+  names = [one if one == other else '' for (_, one), (_, other) in zip(sides[::2], sides[1::2])]  # noqa: B905
+  if len({*names}) < len(names) or any(not name or name.isdigit() for name in names):
+    names = [f'p{i}' for i in range(len(names))]
+  return tuple(names)
 
 
 def _side(column: str) -> tuple[str, str]:

@@ -11,14 +11,15 @@ import io
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vit_jax.core import paths
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.data.examples import Example, NoDataError, NoSplitError, Source
-from vit_jax.data.fields import Boxes, Field, Mapped
+from vit_jax.data.fields import Mapped
 from vit_jax.data.files import few
+from vit_jax.data.sources.features import fields_of
 
 # Data sets of the project's own: prepared from raw files on first use.
 BUILDERS = {
@@ -34,7 +35,8 @@ class Tfds(Mapped):
   """A TFDS data set stored as ArrayRecord; no TensorFlow is needed to read it.
 
   A column is a feature, or one inside of another: 'objects/bbox'. Of boxes the features beside them
-  give the classes ('label') and say which are crowds ('is_crowd').
+  give the classes ('label') and say which are crowds ('is_crowd'). Several features may make a
+  vector, points (x, y, x, y, ... in pixels), or classes, each of which is there or not.
 
   Attributes:
     dataset: its name, with '/config' and ':version' where needed, as for `tfds.builder`.
@@ -186,7 +188,9 @@ class TfdsSource(Source):
     with _damage(folder, remedy), contextlib.redirect_stderr(io.StringIO()):
       builder: Any = tfds.builder_from_directory(str(folder))
       features, splits = builder.info.features, builder.info.splits
-    self.fields, self._readers = _fields(config, features)
+    made = fields_of(config, features, dataset)
+    self.fields = {name: field for name, (field, _) in made.items()}
+    self._readers = {name: read for name, (_, read) in made.items()}
     if 'label' in self.fields and 'label' not in {*config.fields, *config.names}:
       _check_names(folder, stored['features.json'], list(self.class_names), remedy)
     if isinstance(folder, paths.StorePath) and folder.scheme != 'gs':
@@ -272,164 +276,6 @@ def _check_names(folder: paths.Path, features: Any, names: list[str], remedy: st
       raise RunError(
         f'{file} has {len(lines)} names, and features.json says {features} classes. {remedy}'
       )
-
-
-# Features beside boxes, by what they say of them.
-_BESIDE = ('label', 'is_crowd')
-Reader = Callable[[Any], Any]
-
-
-def _fields(config: Tfds, features: Any) -> tuple[dict[str, Field], dict[str, Reader]]:
-  """The fields of a data set, and how each is read from an example of TFDS.
-
-  Raises:
-    RunError: for a feature that is not there, or not of the kind that is asked for.
-  """
-  import tensorflow_datasets as tfds
-
-  fields, readers, asked = {}, {}, config.wanted()
-  inside = {path: within for path, _, within in _leaves(features)}
-  there = {path: feature for path, feature, _ in _leaves(features)}
-  kind_of = lambda path: _several(_kind(there[path]), inside[path])  # noqa: E731
-  for path, feature in there.items():
-    name, kind = path, kind_of(path)
-    if kind == 'boxes':
-      name = 'boxes'
-    used = {column for each in asked.values() for column in each.columns}
-    if kind and name not in asked and path not in used and ('/' not in path or kind == 'boxes'):
-      fields[name], readers[name] = _field(kind, path, feature, there), _reader(kind, path, there)
-  for name, each in asked.items():
-    (path,) = each.columns if len(each.columns) == 1 else ('',)
-    if path not in there:
-      raise RunError(
-        f'{config.dataset} has no feature {", ".join(each.columns)!r} for the field {name!r}: '
-        f'{suggest(path, there)}'
-      )
-    kind = kind_of(path)
-    image = isinstance(there[path], tfds.features.Image)
-    if each.kind != kind and not (each.kind == 'map' and image):
-      raise RunError(
-        f'the feature {path!r} of {config.dataset} is {type(there[path]).__name__}, which makes '
-        f'{kind or "no field"}, not {each.kind}'
-      )
-    fields[name] = _field(each.kind, path, there[path], there)
-    if each.units[0]:
-      units = each.units * len(fields[name].names)
-      fields[name] = dataclasses.replace(fields[name], units=units)
-    readers[name] = _reader(each.kind, path, there)
-  fields = {name: config.field(name, field) for name, field in fields.items()}
-  config.check(fields)
-  return fields, readers
-
-
-def _leaves(features: Any, path: str = '', within: bool = False) -> Iterator[tuple[str, Any, bool]]:
-  """All features by path, and whether each is one of several in a sequence of dictionaries."""
-  inner = getattr(features, 'feature', features)  # of a sequence
-  if hasattr(inner, 'keys'):
-    for name in inner.keys():  # noqa: SIM118
-      below = within or inner is not features
-      yield from _leaves(inner[name], f'{path}/{name}' if path else name, below)
-  elif path:
-    yield path, features, within
-
-
-def _several(kind: str, within: bool) -> str:
-  """The kind of a field that has the values of a whole sequence."""
-  if not within or kind in ('boxes', 'text'):
-    return kind
-  return {'class': 'classes'}.get(kind, '')
-
-
-def _kind(feature: Any) -> str:
-  """The kind of field that a feature makes; '' for none."""
-  import tensorflow_datasets as tfds
-
-  inner = getattr(feature, 'feature', None)
-  if isinstance(feature, tfds.features.LabeledImage):
-    return 'map'
-  if isinstance(feature, tfds.features.Image):
-    return 'image'
-  if isinstance(feature, tfds.features.BBoxFeature) or isinstance(inner, tfds.features.BBoxFeature):
-    return 'boxes'
-  if isinstance(feature, tfds.features.ClassLabel):
-    return 'class'
-  if isinstance(inner, tfds.features.ClassLabel):
-    return 'classes'
-  if isinstance(feature, tfds.features.Text) or isinstance(inner, tfds.features.Text):
-    return 'text'
-  numbers = getattr(feature, 'np_dtype', None)
-  shape = getattr(feature, 'shape', ()) or ()
-  if numbers is not None and len(shape) <= 1 and None not in shape and inner is None:
-    return 'vector' if _is_float(numbers) else ''
-  return ''
-
-
-def _is_float(dtype: Any) -> bool:
-  import numpy as np
-
-  try:
-    return np.dtype(dtype).kind == 'f'
-  except TypeError:
-    return False
-
-
-def _field(kind: str, path: str, feature: Any, there: Mapping[str, Any]) -> Field:
-  import numpy as np
-
-  inner = getattr(feature, 'feature', None) or feature
-  if kind == 'boxes':
-    inner = there.get(f'{path.rpartition("/")[0]}/label', inner)
-    inner = getattr(inner, 'feature', None) or inner
-  names = tuple(getattr(inner, 'names', None) or getattr(inner, 'labels', None) or ())
-  if kind == 'vector':
-    return Field('vector', tuple(path if not feature.shape else f'{path}[{i}]'
-                                 for i in range(int(np.prod(feature.shape)))))  # fmt: skip
-  if kind == 'image':
-    channels = feature.shape[-1] or 0
-    return Field('image', dtype=np.dtype(feature.np_dtype).name, channels=channels)
-  return Field(kind, names)
-
-
-def _reader(kind: str, path: str, there: Mapping[str, Any]) -> Reader:
-  """How the value of a field is read from an example of TFDS."""
-  import numpy as np
-
-  parts = path.split('/')
-
-  def at(example: Any, parts: Sequence[str] = parts) -> Any:
-    for part in parts:
-      example = example[part]
-    return example
-
-  if kind == 'boxes':
-    beside = {n: [*parts[:-1], n] for n in _BESIDE if '/'.join([*parts[:-1], n]) in there}
-
-    def boxes(example: Any) -> Boxes:
-      # TFDS has top, left, bottom and right as shares of the image.
-      corners = np.asarray(at(example), np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]]
-      own = {n: np.asarray(at(example, p)).reshape(-1) for n, p in beside.items()}
-      label = own.get('label', np.zeros(len(corners), np.int64)).astype(np.int64)
-      crowd = own.get('is_crowd', np.zeros(len(corners), bool)).astype(bool)
-      # Areas of masks are in pixels, and the boxes here are not: theirs stand in.
-      area = np.prod(corners[:, 2:] - corners[:, :2], axis=1)
-      return Boxes(corners, label, crowd, area, relative=True)
-
-    return boxes
-  if kind == 'class':
-    return lambda example: int(at(example))
-  if kind == 'classes':
-    return lambda example: np.asarray(at(example), np.int64).reshape(-1)
-  if kind == 'vector':
-    return lambda example: np.asarray(at(example), np.float64).reshape(-1)
-  if kind == 'text':
-    return lambda example: _texts(at(example))
-  return at
-
-
-def _texts(value: Any) -> Any:
-  if isinstance(value, bytes | str):
-    return value.decode() if isinstance(value, bytes) else value
-  return tuple(_texts(each) for each in value)
 
 
 def _encoded(features: Any, skip: Any) -> Any:
