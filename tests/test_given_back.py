@@ -233,6 +233,11 @@ def test_a_writer_that_fails_stops_no_run(tmp_path, monkeypatch, capsys):
   result = train(configured('regression'), str(tmp_path / 'run'))
   assert result['step'] == 2
   assert capsys.readouterr().out.count('tensorboard is left alone from here on: no space') == 1
+  (tmp_path / 'other').mkdir()
+  (tmp_path / 'other' / 'tensorboard').touch()  # where a directory should be
+  monkeypatch.undo()
+  assert train(configured('regression'), str(tmp_path / 'other'))['step'] == 2
+  assert capsys.readouterr().out.count('tensorboard is left alone from here on') == 1
   with pytest.raises(RunError, match=r"unknown log\.writers 'wandb'"):
     LogConfig(writers=('wandb',))
 

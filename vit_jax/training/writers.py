@@ -8,8 +8,9 @@ in `WRITERS`.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vit_jax.core import paths
@@ -91,13 +92,15 @@ class Writers:
     self, names: Sequence[str], folder: paths.Path, start: int, say: Callable[[str], None],
     behind: Behind,
   ):  # fmt: skip
-    """Raises RunError if one cannot be made."""
     self._folder = self._place = folder
     if isinstance(folder, paths.StorePath):
       self._place = paths.temporary(f'{folder} for writers')
       paths.delete(self._place)
-    self._writers = {name: WRITERS[name](self._place, start) for name in names}
     self._say, self._behind = say, behind
+    self._writers = {}
+    for name in names:
+      with self._left_alone(name):
+        self._writers[name] = WRITERS[name](self._place, start)
 
   def scalars(self, step: int, values: Mapping[str, Any]) -> None:
     """Numbers by name, or lists of them over lanes."""
@@ -121,13 +124,19 @@ class Writers:
 
   def _tell(self, call: Callable[[Any], None]) -> None:
     for name, writer in list(self._writers.items()):
-      try:
+      with self._left_alone(name):
         call(writer)
-      except Exception as error:
-        del self._writers[name]
-        self._say(f'log.writers: {name} is left alone from here on: {error}')
     if self._place != self._folder and self._writers:
       self._behind.do(_COPY, self._copy)
+
+  @contextlib.contextmanager
+  def _left_alone(self, name: str) -> Iterator[None]:
+    """Whatever goes wrong with a writer, it is not told anything any more."""
+    try:
+      yield
+    except Exception as error:
+      self._writers.pop(name, None)
+      self._say(f'log.writers: {name} is left alone from here on: {error}')
 
   def _copy(self) -> None:
     assert isinstance(self._place, paths.LocalPath)
