@@ -246,6 +246,26 @@ def test_other_places(tmp_path):
   assert other[1]['name'] == f'{tmp_path}/train2017.zip/train2017/b/007.png'
 
 
+def test_in_a_zip(tmp_path):
+  """All of it: files of annotations, images, and maps of segments."""
+  folder = make(tmp_path / 'coco', panoptic=PANOPTIC, captions=CAPTIONS)
+  with zipfile.ZipFile(tmp_path / 'coco.zip', 'w') as file:
+    for path in sorted(folder.rglob('*.*')):
+      file.write(path, path.relative_to(tmp_path))
+  parts = dict(panoptic='annotations/panoptic_{split}.json',
+               captions='annotations/captions_{split}.json')  # fmt: skip
+  source, zipped = (Coco(dir=f'{tmp_path}/{name}', **parts).open('train2017')
+                    for name in ('coco', 'coco.zip/coco'))  # fmt: skip
+  assert zipped.fields == source.fields
+  assert said(zipped) == said(source)
+  for one, other in zip(source, zipped, strict=True):
+    assert other['name'] == one['name'].replace('/coco/', '/coco.zip/coco/')
+    assert (one['image'], one['panoptic'], one['text']) == (
+      other['image'], other['panoptic'], other['text'])  # fmt: skip
+    np.testing.assert_equal(one['boxes'], other['boxes'])
+  refused(tmp_path / 'coco.zip' / 'coco', 'val', 'train2017', split='val', error=NoSplitError)
+
+
 def test_splits(tmp_path):
   make(tmp_path)
   refused(tmp_path, "no split 'val2017'", 'instances_val2017.json', 'there are train2017',

@@ -89,6 +89,13 @@ def test_all_is_train_where_nothing_says_otherwise(folder):
     opened(folder, text, 'test')
 
 
+def test_the_case_of_the_column_of_splits_does_not_matter(folder):
+  text = table('label', 'x', 'y', 'x', 'y', Split=['train', 'test', 'train', 'test'])
+  for split, label in (('train', 0), ('test', 1)):
+    source = opened(folder, text, split)
+    assert (source.labels, len(source.summary())) == ([label] * 2, 2)
+
+
 def test_a_file_for_each_split(folder):
   config = dict(name='lists/test.tsv', root=str(folder))
   test = 'file\tclass\ni/a.png\tcat\n'
@@ -300,7 +307,7 @@ def test_files_are_looked_for(folder, monkeypatch):
     ('image,label,label\na,b,c', {}, r"two columns are called 'label'"),
     ('image,label\na,b\nc', {}, r'line 3: 1 values, and the header has 2 names'),
     ('image,label\n"a"b,c', {}, r"line 2: ',' expected after"),
-    (b'\xff\xfe', {}, r'cannot read .*codec'),
+    (b'\xff\xfe', {}, r'no text in UTF-8 \(invalid start byte at byte 0\): save it as UTF-8'),
     ('u,v\na,b', {}, r'has the columns u, v: say which is what, as in --config\.data\.source\.fi'),
     (table('a', 1), dict(fields={'q': 'class: no'}), r"has no column 'no': choose from image, a"),
     (table('a', 1), dict(fields={'q': 'masks: a'}), r'a manifest has no masks, only image, class'),

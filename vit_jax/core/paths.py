@@ -220,7 +220,9 @@ def read_text(path: AnyPath) -> str:
   except OSError as error:
     raise failure(f'cannot read {path}', error) from None
   except UnicodeDecodeError as error:
-    raise RunError(f'cannot read {path}: {error}') from None
+    raise RunError(
+      f'{path} is no text in UTF-8 ({error.reason} at byte {error.start:,}): save it as UTF-8'
+    ) from None
 
 
 def read_json(path: Path) -> Any:

@@ -28,10 +28,10 @@ class Coco:
   also has `image_id` and, of its objects, `annotation_ids`, as COCO numbers them.
 
   Attributes:
-    dir: that all paths are in.
+    dir: that all paths are in; may be a zip file, or in one.
     annotations: the file with objects; '{split}' stands for the name of the split. If it has no
       `annotations`, like that of a test set, examples are images alone. '' for none.
-    images: the directory of the images; may be in a zip file.
+    images: the directory of the images; may be in a zip file of its own.
     panoptic: the file with panoptic segments, 'annotations/panoptic_{split}.json'; their PNG files
       are in a directory called like it, without '.json'. '' for none.
     captions: the file with captions, 'annotations/captions_{split}.json'. '' for none.
@@ -65,7 +65,7 @@ class CocoSource(Source):
   """See `Coco`."""
 
   def __init__(self, config: Coco, split: str):
-    root, parts = paths.at(config.dir), [name for name in _PARTS if getattr(config, name)]
+    root, parts = paths.inside(config.dir), [name for name in _PARTS if getattr(config, name)]
     if not root.is_dir():
       raise NoDataError(f'there is no directory {root}: set data.source.dir')
     self.name = files.printable(f'{root}/{split}')

@@ -58,8 +58,8 @@ class Manifest(Mapped):
 
   Attributes:
     file: its path, '{split}' for the name of the split; may be in a zip file.
-    split_column: of which split a line is, where the path does not say it. Without such a column
-      all is train.
+    split_column: of which split a line is, where the path does not say it, whatever its case.
+      Without such a column all is train.
     root: the directory that paths in the file start from; '' is that of the file.
   """
 
@@ -134,23 +134,22 @@ class ManifestSource(Source):
       other = split != 'train' and train.is_file()
       return table, read_table(train) if other else table, name, ''
     name = f'{name}/{split}'
-    if config.split_column not in table.columns:
+    by = next((c for c in table.columns if c.lower() == config.split_column.lower()), '')
+    if not by:
       self._lines.append(f'{name}: there is no column {config.split_column!r}, so all is train')
       if split != 'train':
         raise NoSplitError(
           f'{path} has no split {split!r}: without a column {config.split_column!r} all is train'
         )
       return table, table, name, ''
-    column = ['' if v is None else str(v) for v in table.columns[config.split_column]]
+    column = ['' if v is None else str(v) for v in table.columns[by]]
     if split not in column:
       there = files.few(list(filter(None, dict.fromkeys(column)))) or 'none'
-      raise NoSplitError(
-        f'{path} has no split {split!r}: its column {config.split_column!r} has {there}'
-      )
+      raise NoSplitError(f'{path} has no split {split!r}: its column {by!r} has {there}')
     if without := column.count(''):
       self._lines.append(f'{name}: {without:,} of {len(table):,} lines are of no split')
     own = table.take([row for row, its in enumerate(column) if its == split])
-    return own, table, name, config.split_column
+    return own, table, name, by
 
   def _look_for(self, table: Table, values: Sequence[Any]) -> None:
     """Raises RunError for files that are not there."""
