@@ -7,7 +7,7 @@ and points of an example to the model's frame, and predictions back to the image
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.data import erasing
@@ -71,8 +71,7 @@ class View:
     )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Placement:
+class Placement(NamedTuple):
   """Where an image is in the frame of the model.
 
   Points are x and y; pixels are areas, the first of them between 0 and 1.

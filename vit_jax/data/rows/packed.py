@@ -116,9 +116,9 @@ class Packed:
     if placement.crop.whole or min(h / s for h, s in zip(placement.box[2:], size, strict=True)) < 1:
       opened.decoded()
       return opened, placement
-    part = dataclasses.replace(placement, size=size, across=False, down=False, changes=())
+    part = placement._replace(size=size, across=False, down=False, changes=())
     pixels = opened.within(part)
-    whole = dataclasses.replace(placement, source=size, box=(0, 0, *size))
+    whole = placement._replace(source=size, box=(0, 0, *size))
     return preprocess.Opened(pixels, self.image.channels, self.image.dtype), whole
 
   def join(self, items: Sequence[_Item | None]) -> tuple[Mapping[str, np.ndarray], np.ndarray]:
@@ -188,7 +188,7 @@ class Packed:
   ) -> None:
     """Writes the patches of an image into a row."""
     size = grid[0] * self.patch, grid[1] * self.patch
-    pixels = item.opened.within(dataclasses.replace(item.placement, size=size))
+    pixels = item.opened.within(item.placement._replace(size=size))
     patches = pixels.reshape(grid[0], self.patch, grid[1], self.patch, -1).swapaxes(1, 2)
     here = slice(first, first + grid[0] * grid[1])
     row['pixels'][here] = patches.reshape(grid[0] * grid[1], -1)
