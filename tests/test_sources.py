@@ -346,6 +346,13 @@ def scenes(tmp_path_factory):
 def test_features_of_tfds_are_fields_by_name(scenes):
   """What is not asked for has its own name; nested ones are asked for with a path."""
   plain = Tfds('scenes', dir=scenes).open('train')
+  assert plain.summary() == [
+    'scenes/train: 3 examples of age (vector, 1 number: age), mask (image), boxes (2 classes: cat, '
+    'dog), picture (image), place (vector, 2 numbers: place[0], place[1]), said (text), tags '
+    '(classes, 2 classes: red, blue)',
+    'scenes/train: features that make no field: corners, eyes/left_x, eyes/left_y, eyes/right_x, '
+    'eyes/right_y, image/name, signs/grey, signs/old and 1 more',
+  ]
   assert {n: f.kind for n, f in plain.fields.items()} == {
     'picture': 'image', 'mask': 'image', 'tags': 'classes', 'age': 'vector', 'place': 'vector',
     'said': 'text', 'boxes': 'boxes',

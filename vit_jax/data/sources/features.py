@@ -14,6 +14,8 @@ Reader = Callable[[Any], Any]
 # Kinds of fields that may be made of several features.
 _JOINED = ('vector', 'points', 'classes')
 _FLAGS = ('false', 'true')
+# What is read of boxes besides themselves: their classes, and which are crowds.
+_BESIDE = _LABEL, _CROWD = 'label', 'is_crowd'
 
 
 class _Feature(NamedTuple):
@@ -85,8 +87,10 @@ class _Feature(NamedTuple):
     return (unasked, 'vector', *more)
 
 
-def fields_of(config: Mapped, features: Any, name: str) -> dict[str, tuple[Field, Reader]]:
-  """The fields of a data set, and how each is read.
+def fields_of(
+  config: Mapped, features: Any, name: str
+) -> tuple[dict[str, tuple[Field, Reader]], list[str]]:
+  """The fields of a data set and how each is read, and the features that are in none.
 
   Args:
     config: which feature is which field, and names of classes.
@@ -97,7 +101,8 @@ def fields_of(config: Mapped, features: Any, name: str) -> dict[str, tuple[Field
     RunError: for a feature that is not there, or cannot make what is asked for.
   """
   found, asked = {}, config.wanted()
-  there = {feature.name: feature for feature in _all(features)}
+  # TFDS has them in an order of chance.
+  there = {each.name: each for each in sorted(_all(features), key=lambda each: each.path)}
   used = {column for each in asked.values() for column in each.columns}
   for path, feature in there.items():
     kind = next(iter(feature.kinds), '')
@@ -105,6 +110,7 @@ def fields_of(config: Mapped, features: Any, name: str) -> dict[str, tuple[Field
     outside = '/' not in path or kind == 'boxes'
     if kind and outside and field not in asked and path not in used:
       found[field] = _MAKE[kind](config, field, [feature], ('',))
+      used.add(path)
   for field, (kind, columns, units) in asked.items():
     for path in columns:
       if path not in there:
@@ -122,7 +128,9 @@ def fields_of(config: Mapped, features: Any, name: str) -> dict[str, tuple[Field
     found[field] = _MAKE[kind](config, field, [there[path] for path in columns], units)
   found = {field: (config.field(field, made), read) for field, (made, read) in found.items()}
   config.check({field: made for field, (made, _) in found.items()})
-  return found
+  boxes = [there[path].path[:-1] for path in used if 'boxes' in there[path].kinds]
+  used |= {'/'.join((*folder, name)) for folder in boxes for name in _BESIDE}
+  return found, [path for path in there if path not in used]
 
 
 def _all(
@@ -236,13 +244,13 @@ def _boxes(config: Mapped, name: str, of: Features, units: Any) -> tuple[Field, 
   def read(example: Any) -> Boxes:
     # TFDS has top, left, bottom and right as shares of the image.
     corners = np.asarray(boxes.read(example), np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]]
-    label = beside(example, 'label', np.zeros(len(corners), np.int64))
-    crowd = beside(example, 'is_crowd', np.zeros(len(corners), bool))
+    label = beside(example, _LABEL, np.zeros(len(corners), np.int64))
+    crowd = beside(example, _CROWD, np.zeros(len(corners), bool))
     # Areas of masks are in pixels, and the boxes here are not: theirs stand in.
     area = np.prod(corners[:, 2:] - corners[:, :2], axis=1)
     return Boxes(corners, label, crowd, area, relative=True)
 
-  return Field('boxes', _names(boxes.beside.get('label'))), read
+  return Field('boxes', _names(boxes.beside.get(_LABEL))), read
 
 
 def _text(config: Mapped, name: str, of: Features, units: Any) -> tuple[Field, Reader]:

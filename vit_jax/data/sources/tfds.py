@@ -16,7 +16,7 @@ from typing import Any
 
 from vit_jax.core import paths
 from vit_jax.core.errors import RunError, suggest
-from vit_jax.data.examples import Example, NoDataError, NoSplitError, Source
+from vit_jax.data.examples import Example, NoDataError, NoSplitError, Source, headline
 from vit_jax.data.fields import Mapped
 from vit_jax.data.files import few
 from vit_jax.data.sources.features import fields_of
@@ -188,7 +188,7 @@ class TfdsSource(Source):
     with _damage(folder, remedy), contextlib.redirect_stderr(io.StringIO()):
       builder: Any = tfds.builder_from_directory(str(folder))
       features, splits = builder.info.features, builder.info.splits
-    made = fields_of(config, features, dataset)
+    made, self._unused = fields_of(config, features, dataset)
     self.fields = {name: field for name, (field, _) in made.items()}
     self._readers = {name: read for name, (_, read) in made.items()}
     if 'label' in self.fields and 'label' not in {*config.fields, *config.names}:
@@ -258,6 +258,11 @@ class TfdsSource(Source):
       return list(map(self._named, indices, self._data.__getitems__(indices)))
     except Exception:  # one by one, it is clear which file is to blame
       return [self[index] for index in indices]
+
+  def summary(self) -> list[str]:
+    """What was found, and which features are in no field."""
+    unused = f'{self.name}: features that make no field: {few(self._unused)}'
+    return [headline(self), unused] if self._unused else [headline(self)]
 
   def _named(self, index: int, example: Any) -> Example:
     values = {name: read(example) for name, read in self._readers.items()}
