@@ -53,49 +53,50 @@ SEVERITIES = (1, 2, 3, 4, 5)
 IMAGES = 50_000
 
 
-def _opened(folder: str, split: str) -> Source:
-  return standard(open_split(Folder(folder), split))
-
-
-def _as_ids(fields: Mapping[str, Field]) -> Mapping[str, Field]:
-  """The fields of a model with classes by WordNet id: under other names they are in this order."""
-  names = fields['label'].names if 'label' in fields else ()
-  ids = classes()
-  if len(names) != len(ids):
-    raise RunError(
-      f'evaluations on ImageNet need a model with its {len(ids):,} classes, not {len(names):,}'
-    )
-  return fields if {*names} == {*ids} else with_names(fields, 'label', ids)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageNet(Classification):
-  """Accuracy on a directory of images by class; the rest is as of `classification`.
+class _OnImageNet(Evaluator):
+  """Images of ImageNet's classes in a directory of their own.
 
   Attributes:
     dir: has a directory for each class, {dir}/{split}/CLASS/.
     split: a directory in `dir`; '.' is `dir` itself.
+  """
+
+  of = ('label',)
+  dir: str
+  split: str = '.'
+
+  def open(self, data: DataConfig, split: str) -> Source:
+    """See `Evaluator`."""
+    del data
+    return standard(open_split(Folder(self.dir), split))
+
+  def known(self, fields: Mapping[str, Field]) -> Mapping[str, Field]:
+    """See `Evaluator`: classes by WordNet id; under other names they are in this order."""
+    names = fields['label'].names if 'label' in fields else ()
+    ids = classes()
+    if len(names) != len(ids):
+      raise RunError(
+        f'evaluations on ImageNet need a model with its {len(ids):,} classes, not {len(names):,}'
+      )
+    return fields if {*names} == {*ids} else with_names(fields, 'label', ids)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageNet(_OnImageNet, Classification):
+  """Accuracy on a directory of images by class; the rest is as of `classification`.
+
+  Attributes:
     variant: 'val', 'v2', 'sketch', 'a' or 'r'. With 'a' and 'r' the likeliest of the 200 classes
       that are there counts, as in their papers.
   """
 
-  dir: str
-  split: str = '.'
   variant: str = 'val'
 
   def __post_init__(self):
     super().__post_init__()
     if self.variant not in VARIANTS:
       raise RunError(f'unknown variant {self.variant!r}: {suggest(self.variant, VARIANTS)}')
-
-  def open(self, data: DataConfig, split: str) -> Source:
-    """See `Evaluator`."""
-    del data
-    return _opened(self.dir, split)
-
-  def known(self, fields: Mapping[str, Field]) -> Mapping[str, Field]:
-    """See `Evaluator`."""
-    return _as_ids(fields)
 
   def on(self, sources: Mapping[str, Source]) -> Evaluator:
     """See `Evaluator`: among which classes A and R are classified."""
@@ -130,7 +131,7 @@ class _Among(ImageNet):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageNetReal(Evaluator):
+class ImageNetReal(_OnImageNet):
   """'real', accuracy by the reassessed labels of the validation set (Beyer et al. 2020).
 
   The likeliest class is right if it is among the labels of an image; images without a label count
@@ -139,22 +140,9 @@ class ImageNetReal(Evaluator):
   Attributes:
     dir: has the images by class, {dir}/{split}/CLASS/ILSVRC2012_val_00000001.JPEG.
     labels: real.json of https://github.com/google-research/reassessed-imagenet.
-    split: a directory in `dir`; '.' is `dir` itself.
   """
 
-  of = ('label',)
-  dir: str
   labels: str
-  split: str = '.'
-
-  def open(self, data: DataConfig, split: str) -> Source:
-    """See `Evaluator`."""
-    del data
-    return _opened(self.dir, split)
-
-  def known(self, fields: Mapping[str, Field]) -> Mapping[str, Field]:
-    """See `Evaluator`."""
-    return _as_ids(fields)
 
   def on(self, sources: Mapping[str, Source]) -> Evaluator:
     """See `Evaluator`: with the labels."""
@@ -210,7 +198,7 @@ def _real_labels(path: str) -> list[list[int]]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageNetC(Evaluator):
+class ImageNetC(_OnImageNet):
   """'mce', the mean corruption error: errors over those of AlexNet, and 'error', their plain mean.
 
   Of each of 15 corruptions the errors at five severities are added and divided by those of AlexNet
@@ -219,25 +207,11 @@ class ImageNetC(Evaluator):
 
   Attributes:
     dir: has the images, {dir}/{split}/gaussian_noise/1/CLASS/.
-    split: a directory in `dir`; '.' is `dir` itself.
   """
-
-  of = ('label',)
-  dir: str
-  split: str = '.'
 
   def splits(self) -> dict[str, str]:
     """See `Evaluator`: a pass for each corruption and severity."""
     return {f'{c}/{s}': f'{self.split}/{c}/{s}' for c in ALEXNET for s in SEVERITIES}
-
-  def open(self, data: DataConfig, split: str) -> Source:
-    """See `Evaluator`."""
-    del data
-    return _opened(self.dir, split)
-
-  def known(self, fields: Mapping[str, Field]) -> Mapping[str, Field]:
-    """See `Evaluator`."""
-    return _as_ids(fields)
 
   def sums(self, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
     """See `Evaluator`."""
