@@ -21,7 +21,7 @@ from vit_jax.models.vit import ViTConfig
 from vit_jax.nn import positions, tree
 from vit_jax.nn.noise import Noise
 from vit_jax.tasks import described, of
-from vit_jax.tasks.distillation import Distillation, resized
+from vit_jax.tasks.distillation import Distillation
 from vit_jax.tasks.task import Context
 from vit_jax.train import train
 from vit_jax.training import config as config_lib
@@ -135,9 +135,11 @@ def test_views_are_resized_for_a_teacher_of_another_size():
       for new, old in zip(size, (8, 12), strict=True)
     )
     want = np.einsum('Hh,Ww,bhwc->bHWc', rows, columns, x)
-    np.testing.assert_allclose(resized(jnp.asarray(x), size), want, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(positions.resized(jnp.asarray(x), size), want, rtol=1e-5, atol=1e-5)
   want = jax.image.resize(x, (2, 16, 24, 3), 'bilinear')
-  np.testing.assert_allclose(resized(jnp.asarray(x), (16, 24)), want, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(
+    positions.resized(jnp.asarray(x), (16, 24)), want, rtol=1e-5, atol=1e-5
+  )
 
 
 def test_a_teacher_of_another_kind_size_and_type(data_dir, tmp_path):
@@ -163,7 +165,7 @@ def test_a_teacher_of_another_kind_size_and_type(data_dir, tmp_path):
     assert network.card.mean == (0.5,)  # of three channels their mean
     x = np.random.default_rng(1).normal(size=(4, 8, 8, 1)).astype(np.float32)
     got = it.config.task.taught(it.frozen.networks['teacher'], jnp.asarray(x))
-  view = np.asarray(resized(jnp.asarray(x * 0.5 + 0.5), (12, 12)))
+  view = np.asarray(positions.resized(jnp.asarray(x * 0.5 + 0.5), (12, 12)))
   grey = vit_jax.load(tmp_path / 'vit', in_channels=1)
   order = [teachers.CLASSES.index(str(digit)) for digit in range(10)]
   want = np.asarray(grey((view - 0.5) / np.float32(0.3)))[:, order]

@@ -14,6 +14,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.nn.sharding import spec
+
 Array = Any
 
 
@@ -84,6 +86,19 @@ def resample(table: Array, grid: tuple[int, ...], method: str) -> Array:
   ours, theirs = 'thw'[-len(grid) :], 'opq'[-len(grid) :]
   sides = ','.join(map(''.join, zip(ours, theirs, strict=True)))
   return jnp.einsum(f'{sides},{theirs}d->{ours}d', *weights, table, precision='highest')
+
+
+def resized(images: Array, size: tuple[int, ...]) -> Array:
+  """Images of another size, bilinear with antialiasing: (batch, height, width, channels)."""
+  if images.shape[1:3] == tuple(size):
+    return images
+  rows, columns = (
+    resize_weights(np.arange(new), new, old, 'bilinear_aa')
+    for new, old in zip(size, images.shape[1:3], strict=True)
+  )
+  out = spec('batch', None, None, None)
+  x = jnp.einsum('Hh,bhwc->bHwc', rows, images, precision='highest', out_sharding=out)
+  return jnp.einsum('Ww,bhwc->bhWc', columns, x, precision='highest', out_sharding=out)
 
 
 def looked_up(table: Array, coords: Array, size: Array, method: str) -> Array:

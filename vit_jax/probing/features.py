@@ -32,7 +32,6 @@ from vit_jax.core.errors import RunError, suggest
 with epy.lazy_imports():
   import jax
   import jax.numpy as jnp
-  import numpy as np
 
   from vit_jax.nn import positions, sharding
 
@@ -137,7 +136,8 @@ def compute(encoder: Any, features: Iterable[Feature], images: Any) -> dict[str,
 
 def _part(encoder: Any, every: Mapping[str, Any], part: Part, images: Any) -> jax.Array:
   if part.kind == 'pixels':
-    return _flat(_small(images.astype(jnp.float32), part.at or SIDE))
+    size = tuple(min(old, part.at or SIDE) for old in images.shape[1:3])
+    return _flat(positions.resized(images.astype(jnp.float32), size))
   if part.kind in ('pooled', 'output'):
     return _flat(_known(every, part.kind).astype(jnp.float32))
   if part.at is None:
@@ -172,17 +172,6 @@ def _of_block(encoder: Any, every: Mapping[str, Any], part: Part) -> jax.Array:
   if hasattr(encoder.encoder, 'norm'):
     x = encoder.encoder.norm(x)
   return x[:, :1] if part.kind == 'class' else x[:, config.prefix :]
-
-
-def _small(images: jax.Array, side: int) -> jax.Array:
-  """Images of at most so many pixels along each axis, each an average of those that it covers."""
-  rows, columns = (
-    positions.resize_weights(np.arange(new), new, old, 'bilinear_aa')
-    for old, new in ((old, min(old, side)) for old in images.shape[1:3])
-  )
-  out = sharding.spec('batch', None, None, None)
-  tall = jnp.einsum('Hh,bhwc->bHwc', rows, images, precision='highest', out_sharding=out)
-  return jnp.einsum('Ww,bHwc->bHWc', columns, tall, precision='highest', out_sharding=out)
 
 
 def _flat(x: jax.Array) -> jax.Array:

@@ -18,9 +18,8 @@ from vit_jax.tasks.task import Batch, Context, Fields, Sums
 with epy.lazy_imports():
   import jax
   import jax.numpy as jnp
-  import numpy as np
 
-  from vit_jax.nn import positions, sharding
+  from vit_jax.nn import positions
   from vit_jax.tasks import losses
 
 MATCHES = ('soft', 'soft_mean', 'hard')
@@ -114,7 +113,7 @@ class Distillation(Classification):
     """What the teacher says of images that are normalised for the model: (batch, classes)."""
     channels, card = images.shape[-1], self.teacher.card
     mean, std = (jnp.array(values) for values in self.statistics(channels))
-    pixels = resized(images * std + mean, self.teacher.config.image_size)
+    pixels = positions.resized(images * std + mean, self.teacher.config.image_size)
     return teacher((pixels - jnp.array(card.mean)) / jnp.array(card.std)).astype(jnp.float32)
 
 
@@ -126,16 +125,3 @@ def _heads(model: Any, images: jax.Array, noise: Any) -> dict[str, jax.Array]:
   return {
     'class': out['logits_class'], 'distill': out['logits_distill'], 'output': out['output']
   }  # fmt: skip
-
-
-def resized(images: jax.Array, size: tuple[int, ...]) -> jax.Array:
-  """Images of another size, bilinear with antialiasing: (batch, height, width, channels)."""
-  if images.shape[1:3] == tuple(size):
-    return images
-  rows, columns = (
-    positions.resize_weights(np.arange(new), new, old, 'bilinear_aa')
-    for new, old in zip(size, images.shape[1:3], strict=True)
-  )
-  out = sharding.spec('batch', None, None, None)
-  x = jnp.einsum('Hh,bhwc->bHwc', rows, images, precision='highest', out_sharding=out)
-  return jnp.einsum('Ww,bhwc->bhWc', columns, x, precision='highest', out_sharding=out)
