@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -83,14 +83,13 @@ class Embedder:
     self._card, self._model, self._seed = model.card, model, seed
     self._layout = sharding.BatchLayout.of_at_least(batch_size)
     self.batch_size = self._layout.batch_size
-    task, fields = tasks.of(model.card)
+    _, fields = tasks.of(model.card)
     self._task = Classification(mean=model.card.mean, std=model.card.std)
     card = model.card
     view = View(crops.published(card.resize, card.crop, card.dialect))
     self._rows = self._task.columns(model.config, fields, view)
     if len(self._rows.view.size) != 2:
       raise RunError(f'a model for images of size {self._rows.view.size}: pictures have two axes')
-    del task
     random = any(feature.random for feature in self.features)
     self._fresh = self._random() if random else None
     self._compute = jax.jit(self._of_batch)
@@ -140,7 +139,7 @@ class Embedder:
   def __call__(
     self, source: Source, *, start: int = 0,
     broken: Callable[[str, ValueError], None] | None = None,
-  ) -> Iterator[Embedded]:  # fmt: skip
+  ) -> Generator[Embedded, None, None]:  # fmt: skip
     """Batch after batch what this process has of it: all of it, if it is the only one.
 
     Args:
