@@ -52,7 +52,7 @@ ONLY = {
   'simplejpeg': ('data.jpeg',),
   'pyarrow': ('data.sources', 'probing.table'),
   'tensorboardX': ('training.writers',),
-  'sklearn': ('data.builders', 'data.generators', 'evaluators', 'training.probe'),
+  'sklearn': ('data.builders', 'data.generators', 'evaluators'),
   'safetensors': ('convert.files',),
   'huggingface_hub': ('convert.hub',),
   'PIL': ('data.preprocess', 'data.operators', 'data.masks', 'draw'),

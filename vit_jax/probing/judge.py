@@ -263,43 +263,52 @@ def curve(data: Data, name: str, settings: Settings) -> dict[int, Outcome]:
     few = subsets.shots(data.train_labels, max(sizes), seed, data.classes)
     x, y = train[few], data.train_labels[few]
     rank = np.tile(np.arange(max(sizes)), data.classes)  # of an example in its class
-    best = _chosen_by_folds(x, y, rank, sizes, seed, data.classes)
-    weights = np.array([rank < size for size in sizes], np.float32)
-    l2 = 1 / (np.array([best[size] for size in sizes]) * weights.sum(1))
+    parts = [(rank < size, min(FOLDS, size)) for size in sizes]
+    good = by_folds(x, y, parts, DECADES, seed, data.classes)
+    best = [max(own, key=own.__getitem__) if own else FIXED_C for own in good]
+    weights = np.array([inside for inside, _ in parts], np.float32)
+    l2 = 1 / (np.array(best) * weights.sum(1))
     fitted = logistic.fit(x, y, l2, data.classes, weights=weights)
     for i, size in enumerate(sizes):
       found[size][0].append(fitted.logits(i, test).argmax(1) == data.test_labels)
-      found[size][1].append({'C': best[size]})
+      found[size][1].append({'C': best[i]})
   return {size: Outcome(np.array(right), chosen) for size, (right, chosen) in found.items()}
 
 
-def _chosen_by_folds(
-  x: np.ndarray, y: np.ndarray, rank: np.ndarray, sizes: Sequence[int], seed: int, classes: int
-) -> dict[int, float]:
-  """The best C of each size, by the mean accuracy, then likelihood, over folds of its examples."""
+def by_folds(
+  x: np.ndarray, y: np.ndarray, parts: Sequence[tuple[np.ndarray, int]],
+  choices: Sequence[float], seed: int, classes: int,
+) -> list[dict[float, tuple[float, float]]]:  # fmt: skip
+  """How good each C is for some parts of the examples, by folds of each part alone.
+
+  Args:
+    x: features, float (examples, features).
+    y: labels, int (examples,).
+    parts: which examples are of it, bool (examples,), and the number of its folds.
+    choices: of C.
+    seed: of the folds.
+    classes: how many there are.
+
+  Returns:
+    For each part the mean accuracy and log-likelihood of each C; of none with less than two folds.
+  """
   problems: list[tuple[int, float, np.ndarray, np.ndarray]] = []
-  for size in sizes:
-    inside = rank < size
-    count = min(FOLDS, size)
+  for at, (inside, count) in enumerate(parts):
     fold = np.full(len(y), -1)
     fold[inside] = subsets.folds(y[inside], count, seed)
     problems += [
-      (size, choice, inside & (fold != number), fold == number)
-      for number in range(count if count > 1 else 0) for choice in DECADES
+      (at, choice, inside & (fold != number), fold == number)
+      for number in range(count if count > 1 else 0) for choice in choices
     ]  # fmt: skip
-  good: dict[int, dict[float, list[tuple[float, float]]]] = {}
+  good: list[dict[float, list[tuple[float, float]]]] = [{} for _ in parts]
   if problems:
     weights = np.array([seen for _, _, seen, _ in problems], np.float32)
     l2 = 1 / (np.array([choice for _, choice, _, _ in problems]) * weights.sum(1))
     fitted = logistic.fit(x, y, l2, classes, weights=weights)
-    for i, (size, choice, _, asked) in enumerate(problems):
-      own = good.setdefault(size, {}).setdefault(choice, [])
-      own.append(_good(fitted.logits(i, x[asked]), y[asked]))
-  mean = lambda pairs: tuple(np.mean(pairs, 0))  # noqa: E731
-  return {
-    size: max(good[size], key=lambda c, s=size: mean(good[s][c])) if size in good else FIXED_C
-    for size in sizes
-  }
+    for i, (at, choice, _, asked) in enumerate(problems):
+      good[at].setdefault(choice, []).append(_good(fitted.logits(i, x[asked]), y[asked]))
+  mean = lambda pairs: tuple(np.mean(pairs, 0).tolist())  # noqa: E731
+  return [{choice: mean(pairs) for choice, pairs in own.items()} for own in good]
 
 
 def _good(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

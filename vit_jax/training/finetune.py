@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,21 +15,24 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from vit_jax import tasks
 from vit_jax.architecture import ViTArchitecture
 from vit_jax.architecture.vit import on_axes
-from vit_jax.convert import adapt, delta
+from vit_jax.convert import adapt, delta, read
 from vit_jax.core import overrides, paths, schema
 from vit_jax.core.errors import RunError
 from vit_jax.core.text import number
-from vit_jax.data import crops, folds, preprocess
+from vit_jax.data import folds, preprocess
 from vit_jax.data.audit import sample
 from vit_jax.data.examples import Source
+from vit_jax.data.fields import Field
 from vit_jax.data.files import few
 from vit_jax.data.sources import SOURCES, open_split
 from vit_jax.data.sources.guess import Guess, guess
 from vit_jax.models.vit import ViTConfig
-from vit_jax.nn import sharding
-from vit_jax.training import probe
+from vit_jax.nn import sharding, tree
+from vit_jax.probing import features, head
+from vit_jax.probing.embedder import Embedded, Embedder
 from vit_jax.training.config import Config
 from vit_jax.training.initial import Start
 
@@ -39,6 +43,7 @@ _LEAST_SIDE = 8  # patches
 EPOCHS = ((300, 6), (3000, 5), (30_000, 4), (300_000, 3))
 _SMALL = 1000  # examples, of which a fifth is held out
 _CACHED = 20_000  # that are kept in memory
+_MOST = 20_000  # of which features are computed for the head
 # Beside those of the model, what a checkpoint decides unless a file insists.
 _OF_CHECKPOINTS = ('task.mean', 'task.std')
 
@@ -317,26 +322,47 @@ def with_head(plan: Plan, workdir: paths.Path) -> Plan:
     plan.said += known['said']
     print(f'{target} is there: the run begins with that head', flush=True)
     return plan
-  crop = crops.published(start.card.resize, 0.0)
-  features = probe.Features(start, crop, data.opened.fields)
+  backbone = _backbone(start, data.opened.fields)
+  embedder = Embedder(backbone, features.several('output'))
   print(f'computing features of {len(data.opened):,} images for the head', flush=True)
-  head = probe.fitted(*features(data.opened), len(classes))
-  said = [
-    f'head: logistic regression of frozen features, C={head.strength:g}, {head.accuracy:.1%} right '
-    f'in {probe.FOLDS} folds of what is trained on'
-  ]
+  fitted = head.fitted(*_embedded(embedder, data.opened), len(classes))
+  said = [f'head: logistic regression of frozen features, C={fitted.strength:g}']
+  if fitted.accuracy is not None:
+    said[0] += f', {fitted.accuracy:.1%} right in folds of what is trained on'
   test = opened(data.source, data.test)
   if test.class_names == classes:
-    x, labels = features(test)
-    right = float(((x @ head.kernel + head.bias).argmax(1) == labels).mean())
+    x, labels = _embedded(embedder, test)
+    right = float(((x @ fitted.kernel + fitted.bias).argmax(1) == labels).mean())
     said.append(f'linear probe: {right:.2%} right of {len(labels):,} images of {data.test}')
   plan.said += said
+  norms = {
+    name: float(np.linalg.norm(np.asarray(leaf, np.float64)))
+    for name, leaf in tree.flatten(backbone).items()
+  }
   workdir.mkdir(parents=True, exist_ok=True)
   delta.write(
-    target, {'head/kernel': head.kernel, 'head/bias': head.bias}, model, card, base=start.named,
-    norms=features.norms, said=said, overwrite=True,
+    target, {'head/kernel': fitted.kernel, 'head/bias': fitted.bias}, model, card,
+    base=start.named, norms=norms, said=said, overwrite=True,
   )  # fmt: skip
   return plan
+
+
+def _backbone(start: Start, fields: Mapping[str, Field]) -> Any:
+  """The model without its head, for whole images as the data have them."""
+  config = dataclasses.replace(start.model, num_classes=0).resolve()
+  leaves = {name: leaf for name, leaf in start.leaves().items() if not name.startswith('head/')}
+  task = tasks.Classification(mean=start.card.mean, std=start.card.std)
+  known = {name: dataclasses.asdict(field) for name, field in fields.items()}
+  card = dataclasses.replace(start.card, crop=0.0, task=tasks.described(task), fields=known)
+  return read.build(config, leaves, card)
+
+
+def _embedded(embedder: Embedder, source: Source) -> tuple[np.ndarray, np.ndarray]:
+  """What a head reads of up to `_MOST` examples: float32 (examples, features); and their labels."""
+  with contextlib.closing(embedder(source, broken=lambda *_: None)) as batches:
+    count = -(-_MOST // embedder.batch_size)
+    found = Embedded.joined(list(itertools.islice(batches, count)))
+  return found.features['output'], np.array(found.values['label'])
 
 
 def text(plan: Plan, workdir: paths.Path) -> str:
