@@ -160,6 +160,8 @@ def test_missing_flags(refused):
     ),
     (('inspect', 'x', '--partt=1'), 'unknown argument --partt: did you mean --part'),
     (('predict', 'x', 'y', '--tpo=1'), 'unknown argument --tpo: did you mean --top'),
+    (('embed', 'x', 'y'), 'required: --out'),
+    (('probe', 'x', 'y', '--controls=some'), "argument --controls: invalid choice: 'some'"),
     (('convert', 'x', 'y', '--to=timn'), "argument --to: invalid choice: 'timn'"),
     (('convert', 'x', 'y', '--to=vit', '--imagesize=1'), 'did you mean --image_size'),
     (

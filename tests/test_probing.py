@@ -11,6 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from vit_jax.core.errors import RunError
 from vit_jax.core.intervals import wilson
 from vit_jax.probing import judge, linear, logistic, measures, neighbours, ridge, subsets
+from vit_jax.probing.settings import Settings
 
 CLASSES = 5
 
@@ -242,7 +243,7 @@ def test_calibration_is_guos():
 
 # --- all of it ---
 
-SETTINGS = judge.Settings(
+SETTINGS = Settings(
   k=(3, 10), shots=(1, 2), sizes=(1, 4), seeds=2, epochs=2, batch_size=32, rates=(1e-2, 1.0)
 )
 

@@ -11,6 +11,7 @@ from etils import epy
 from vit_jax.core import faults
 from vit_jax.core.errors import RunError
 from vit_jax.probing import features as features_lib
+from vit_jax.probing.settings import DTYPES
 
 # Arguments are checked before JAX is there.
 with epy.lazy_imports():
@@ -20,8 +21,6 @@ with epy.lazy_imports():
   from vit_jax.nn import sharding
   from vit_jax.probing import embedder as embedder_lib
   from vit_jax.probing import table
-
-DTYPES = ('float32', 'float16')
 
 
 def main(

@@ -13,6 +13,7 @@ from vit_jax.core import paths
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.core.text import number
 from vit_jax.probing import features as features_lib
+from vit_jax.probing.settings import METHODS, Settings
 
 # Arguments are checked before JAX is there.
 with epy.lazy_imports():
@@ -26,7 +27,6 @@ with epy.lazy_imports():
   from vit_jax.probing import table as table_lib
   from vit_jax.processes import exchange
 
-METHODS = ('knn', 'logistic', 'linear', 'fewshot', 'curve')
 USUAL = ('knn', 'logistic', 'linear', 'fewshot')
 
 
@@ -45,7 +45,7 @@ def main(
       f'--train and --test are both {train!r}: what is trained on proves nothing. Without a split '
       f"to test on: --train='{train} without fold 1/10' --test='fold 1/10 of {train}'"
     )
-  settings = judge.Settings(
+  settings = Settings(
     seed, seeds, shots=_numbers('shots', shots), sizes=_numbers('sizes', sizes), epochs=epochs
   )
   if seeds < 1 or epochs < 1:
@@ -184,7 +184,7 @@ def _short(value: str) -> str:
 
 
 def _record(
-  lines: Sequence[judge.Line], data: judge.Data, settings: Any, about: Mapping[str, Any]
+  lines: Sequence[judge.Line], data: judge.Data, settings: Settings, about: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Everything that was found, plain JSON."""
 
@@ -231,10 +231,16 @@ if __name__ == '__main__':
     '--methods', default=','.join(USUAL), metavar='NAMES',
     help=f'with commas, out of {", ".join(METHODS)} ({",".join(USUAL)})',
   )  # fmt: skip
-  parser.add_argument('--shots', default='1,5,10,25', metavar='N,N', help='of fewshot, by class')
-  parser.add_argument('--sizes', default='1,2,5,10,20,50', metavar='N,N', help='of curve, by class')
-  parser.add_argument('--seeds', type=int, default=3, metavar='N', help='subsets of a size (3)')
-  parser.add_argument('--epochs', type=int, default=10, metavar='N', help='of linear (10)')
+  listed = lambda numbers: ','.join(map(str, numbers))  # noqa: E731
+  parser.add_argument(
+    '--shots', default=listed(Settings.shots), metavar='N,N', help='of fewshot, by class'
+  )
+  parser.add_argument(
+    '--sizes', default=listed(Settings.sizes), metavar='N,N', help='of curve, by class'
+  )
+  for name, of in (('seeds', 'subsets of a size'), ('epochs', 'of linear')):
+    usual = getattr(Settings, name)
+    parser.add_argument(f'--{name}', type=int, default=usual, metavar='N', help=f'{of} ({usual})')
   parser.add_argument(
     '--controls', default='all', choices=('all', 'none'), help='pixels and random parameters (all)'
   )

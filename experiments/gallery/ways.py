@@ -32,6 +32,7 @@ from vit_jax.evaluate import restore
 from vit_jax.nn import sharding
 from vit_jax.probing import features, judge, table
 from vit_jax.probing.embedder import Embedder
+from vit_jax.probing.settings import Settings
 from vit_jax.training import config as config_lib
 from vit_jax.training.experiment import Experiment
 from vit_jax.training.finetune import HEAD
@@ -217,7 +218,7 @@ class Probed:
       table.write(file, embedder, sources, card)
     labelled, choosing, test = PROBED
     found, classes = table.Table(file), len(sources[test].class_names)
-    settings = judge.Settings(seeds=FOLDS, sizes=(10,))
+    settings = Settings(seeds=FOLDS, sizes=(10,))
 
     def compared(names: Sequence[str], other: str, controls: bool) -> judge.Data:
       names = [*names, *(f'random:{name}' for name in names)] if controls else names

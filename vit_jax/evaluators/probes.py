@@ -15,6 +15,7 @@ from vit_jax.data.rows.columns import Label
 from vit_jax.data.views import View
 from vit_jax.evaluators.evaluator import Evaluator, Found, Scores
 from vit_jax.probing import features as features_lib
+from vit_jax.probing.settings import Settings
 from vit_jax.tasks.task import Seen
 
 # Configurations are checked before JAX is there.
@@ -109,7 +110,7 @@ class Knn(Probe):
   """
 
   k: tuple[int, ...] = (20,)
-  temperature: float = 0.07
+  temperature: float = Settings.temperature
 
   def __post_init__(self):
     super().__post_init__()
@@ -119,7 +120,7 @@ class Knn(Probe):
 
   def judged(self, data: judge.Data) -> Scores:
     """See `Probe`."""
-    settings = judge.Settings(self.seed, k=self.k, temperature=self.temperature)
+    settings = Settings(self.seed, k=self.k, temperature=self.temperature)
     found = judge.knn(data, self._one(), settings)
     return _scores(found, 'k')
 
@@ -137,7 +138,7 @@ class Logistic(Probe):
 
   def judged(self, data: judge.Data) -> Scores:
     """See `Probe`."""
-    return _scores(judge.by_logistic(data, self._one(), judge.Settings(self.seed)), 'C', 'ece')
+    return _scores(judge.by_logistic(data, self._one(), Settings(self.seed)), 'C', 'ece')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,17 +153,13 @@ class Linear(Probe):
     examples: of a step.
   """
 
-  rates: tuple[float, ...] = (
-    1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1
-  )  # fmt: skip
-  epochs: int = 10
-  examples: int = 256
+  rates: tuple[float, ...] = Settings.rates
+  epochs: int = Settings.epochs
+  examples: int = Settings.batch_size
 
   def judged(self, data: judge.Data) -> Scores:
     """See `Probe`."""
-    settings = judge.Settings(
-      self.seed, epochs=self.epochs, batch_size=self.examples, rates=self.rates
-    )
+    settings = Settings(self.seed, epochs=self.epochs, batch_size=self.examples, rates=self.rates)
     return _scores(judge.by_gradients(data, self.names, settings), 'lr', 'ece')
 
 
@@ -179,9 +176,9 @@ class FewShot(Probe):
       other.
   """
 
-  shots: tuple[int, ...] = (1, 5, 10, 25)
-  seeds: int = 3
-  l2: tuple[float, ...] = (1024.0,)
+  shots: tuple[int, ...] = Settings.shots
+  seeds: int = Settings.seeds
+  l2: tuple[float, ...] = Settings.l2
 
   def __post_init__(self):
     super().__post_init__()
@@ -191,7 +188,7 @@ class FewShot(Probe):
 
   def judged(self, data: judge.Data) -> Scores:
     """See `Probe`."""
-    settings = judge.Settings(self.seed, self.seeds, l2=self.l2)
+    settings = Settings(self.seed, self.seeds, l2=self.l2)
     values, arrays = {}, {}
     for shots in self.shots:
       found = judge.fewshot(data, self._one(), shots, settings)

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from etils import epy
+
 from vit_jax.convert import arguments
 from vit_jax.core import command, paths
 from vit_jax.core.errors import RunError, suggest
@@ -15,7 +17,11 @@ from vit_jax.data.examples import Source, with_names
 from vit_jax.data.sources import found, opened_by
 from vit_jax.launch import start
 from vit_jax.training import config as config_lib
-from vit_jax.training.workdir import Workdir
+
+# Arguments are checked before JAX is there.
+with epy.lazy_imports():
+  from vit_jax.convert import notes, read
+  from vit_jax.training.workdir import Workdir
 
 DATA = (
   'a directory of images by split and class, a data set of TFDS or Parquet files, the directory of '
@@ -60,8 +66,6 @@ def run(parser: command.Parser, main: Callable[..., int | None]) -> None:
 
 def model_of(checkpoint: str, choice: Mapping[str, Any]) -> tuple[Any, str]:
   """The model in a checkpoint, on the mesh in context, and the dialect that it is in."""
-  from vit_jax.convert import notes, read
-
   with notes.printed(sys.stderr):
     opened = read.open_checkpoint(checkpoint, **choice)
     return read.model_of(opened), opened.dialect

@@ -17,8 +17,8 @@ from scipy import special
 from vit_jax.core.errors import RunError
 from vit_jax.core.intervals import wilson
 from vit_jax.probing import linear, logistic, measures, neighbours, ridge, subsets
+from vit_jax.probing.settings import Settings
 
-METHODS = ('knn', 'logistic', 'linear', 'fewshot', 'curve')
 # Of scikit-learn's C; DINOv2's grid is of quarters of these decades, which are looked for around
 # the best of them.
 DECADES = tuple(10.0**e for e in range(-6, 6))
@@ -46,35 +46,6 @@ class Data(NamedTuple):
   train_labels: np.ndarray
   test_labels: np.ndarray
   classes: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """How features are judged.
-
-  Attributes:
-    seed: of what is held out, the order of examples, and of subsets: they count up from it.
-    seeds: subsets of each size.
-    k: how many neighbours vote, of which one is chosen.
-    temperature: of their votes.
-    shots: examples of each class, for 'fewshot'.
-    l2: of 'fewshot'; of several one is chosen by leaving out one example after the other.
-    sizes: examples of each class, for 'curve'.
-    epochs: of 'linear'.
-    batch_size: of 'linear'.
-    rates: of 'linear', for 256 examples a step.
-  """
-
-  seed: int = 0
-  seeds: int = 3
-  k: tuple[int, ...] = neighbours.COUNTS
-  temperature: float = neighbours.TEMPERATURE
-  shots: tuple[int, ...] = (1, 5, 10, 25)
-  l2: tuple[float, ...] = (ridge.L2,)
-  sizes: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
-  epochs: int = 10
-  batch_size: int = 256
-  rates: tuple[float, ...] = linear.RATES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -346,7 +317,7 @@ class Line:
   """A method on some features, beside its controls.
 
   Attributes:
-    method: one of `METHODS`, with the number of labels of a class.
+    method: one of `settings.METHODS`, with the number of labels of a class.
     features: their name; of 'linear' the names that were to choose from.
     found: with them.
     controls: the same method with other features, by name.
@@ -375,7 +346,7 @@ def lines(
   Args:
     data: with the controls that there are.
     names: of the features.
-    methods: out of `METHODS`.
+    methods: out of `settings.METHODS`.
     settings: for all of them.
     say: is told what is computed.
   """

@@ -18,8 +18,6 @@ import numpy as np
 
 from vit_jax.probing.alone import alone
 
-# DINOv2's grid, for 256 examples a step; others are scaled by their number.
-RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
 MOMENTUM = 0.9
 
 

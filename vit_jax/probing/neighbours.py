@@ -15,9 +15,8 @@ import numpy as np
 
 from vit_jax.core.errors import RunError
 from vit_jax.probing.alone import alone
+from vit_jax.probing.settings import Settings
 
-TEMPERATURE = 0.07
-COUNTS = (10, 20, 100, 200)
 # Similarities that are held at a time: queries, and examples of the bank.
 QUERIES, BANK = 1024, 1 << 16
 
@@ -95,7 +94,7 @@ def _merge(cosines, places, queries, part, own, first, total):
 
 def votes(
   labels: np.ndarray, places: np.ndarray, cosines: np.ndarray, count: int, classes: int,
-  temperature: float = TEMPERATURE,
+  temperature: float = Settings.temperature,
 ) -> np.ndarray:  # fmt: skip
   """Shares of the votes of each class, float64 (queries, classes).
 

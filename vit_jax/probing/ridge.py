@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vit_jax.probing.settings import Settings
+
 BIAS = 100.0
 EPSILON = 1e-5
-L2 = 2.0**10
 
 
 class Fitted(NamedTuple):
@@ -38,8 +39,9 @@ class Fitted(NamedTuple):
 
 
 def fit(
-  features: np.ndarray, labels: np.ndarray, classes: int, l2: float | Sequence[float] = L2
-) -> Fitted:
+  features: np.ndarray, labels: np.ndarray, classes: int,
+  l2: float | Sequence[float] = Settings.l2,
+) -> Fitted:  # fmt: skip
   """Solves the problem in double precision.
 
   Args:

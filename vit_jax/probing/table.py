@@ -34,7 +34,6 @@ FORMAT = 1
 KEY = b'vit_jax'
 # Columns that are no features.
 FIXED = ('split', 'index', 'name')
-DTYPES = ('float32', 'float16')
 # Examples of a part, or the next multiple of the batch.
 PART = 4096
 # Facts of a card that another start may write differently.
