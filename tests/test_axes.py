@@ -233,7 +233,7 @@ def test_models_are_kept_changed_and_described(tmp_path, capsys):
       np.testing.assert_array_equal(a, b)
     with pytest.raises(RunError, match='cannot express image_size'):
       vit_jax.save(model, tmp_path / 'other', 'timm')
-    inspect.main(str(tmp_path / name), names=False, changes={})
+    inspect.main(str(tmp_path / name), names=False, choice={})
     assert (
       f'images        {"x".join(map(str, model.config.image_size))}, ' in capsys.readouterr().out
     )

@@ -133,7 +133,7 @@ def test_heads_that_were_never_trained_do_not_predict(tmp_path, checkpoint, phot
   del arrays['head/bias']
   files.write_npz(tmp_path / 'model.npz', arrays)
   with pytest.raises(RunError, match=r'lacks head/bias: .* never trained'):
-    predict.main(str(tmp_path / 'model.npz'), *arguments, {}, ignore='head/.*')
+    predict.main(str(tmp_path / 'model.npz'), *arguments, {'ignore': 'head/.*'})
 
 
 def test_labels_come_before_those_of_the_checkpoint(tmp_path, checkpoint, photos, capsys):

@@ -273,20 +273,20 @@ def test_commands_take_part_prefix_and_ignore(tmp_path, states, capsys):
   state['net.projector.weight'] = np.ones(3, np.float32)
   path = str(torch_files.write(tmp_path / 'f.ckpt', {'state_dict': state, 'ema': states['timm0']}))
   options = dict(part='state_dict', prefix='net.', ignore='projector.*')
-  convert.main(path, str(tmp_path / 'out'), 'timm', {}, **options)
+  convert.main(path, str(tmp_path / 'out'), 'timm', options)
   out = capsys.readouterr().out
   assert 'note: ' in out
   assert 'projector.weight' in out
   assert_equal(vit_jax.load(tmp_path / 'out'), states['model1'])
-  assert inspect.main(path, True, {}, **options) == 0
+  assert inspect.main(path, True, options) == 0
   out = capsys.readouterr().out
   for line in ('parts         state_dict, ', '(this one)', 'ema, ', 'prefix        net.',
                'everything fits', 'num_heads=1'):  # fmt: skip
     assert line in out
-  assert inspect.main(path, False, {}, part='ema') == 0
+  assert inspect.main(path, False, {'part': 'ema'}) == 0
   image = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
   cv2.imwrite(str(tmp_path / 'a.png'), image[..., ::-1])
-  predict.main(path, [str(tmp_path / 'a.png')], 1, 1, None, {}, **options)
+  predict.main(path, [str(tmp_path / 'a.png')], 1, 1, None, options)
   out = capsys.readouterr().out
   model = states['model1']
   model.card = read.open_checkpoint(path, **options).card

@@ -76,19 +76,14 @@ def _leaves(tree: Mapping[str, Any], path: str = '') -> dict[str, Any]:
   return found
 
 
-def main(
-  checkpoint: str, names: bool, changes: dict, step: int | None = None, part: str = '',
-  prefix: str | None = None, ignore: str = '', base: str = '', recipe: bool = False,
-) -> int:  # fmt: skip
+def main(checkpoint: str, names: bool, choice: Mapping[str, Any], recipe: bool = False) -> int:
   """Prints dialect, architecture, names, shapes, dtypes and what would not fit."""
-  if wrong := [name for name in changes if name in adapt.CHANGES and name != 'patch_size']:
+  if wrong := [name for name in choice if name in adapt.CHANGES and name != 'patch_size']:
     raise RunError(
       f'{wrong[0]} is changed when a checkpoint is loaded; inspect shows what is in it'
     )
   with notes.printed():
-    opened = read.open_checkpoint(
-      checkpoint, step=step, part=part, prefix=prefix, ignore=ignore, base=base, **changes
-    )
+    opened = read.open_checkpoint(checkpoint, **choice)
   card, arrays = opened.card, opened.arrays
   count = sum(map(math.prod, adapt.abstract(opened.config).values()))
   print(f'dialect       {opened.dialect}')

@@ -7,7 +7,7 @@ import io
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epy
@@ -251,9 +251,8 @@ def _flat(value: Any, name: str = '') -> dict[str, Any]:
 
 
 def main(
-  checkpoint: str, image: list[str], top: int, batch_size: int, labels: str | None, changes: dict,
-  out: str = '', format: str = 'json', attention: bool = False, step: int | None = None,
-  part: str = '', prefix: str | None = None, ignore: str = '', base: str = '',
+  checkpoint: str, image: list[str], top: int, batch_size: int, labels: str | None,
+  choice: Mapping[str, Any], out: str = '', format: str = 'json', attention: bool = False,
 ) -> int:  # fmt: skip
   """Prints, and perhaps writes, what is predicted for each image."""
   if top < 1 or batch_size < 1:
@@ -263,9 +262,7 @@ def main(
   inputs, folder = Inputs(images_in(image)), _Folder(out, format) if out else None
   with jax.set_mesh(sharding.make_mesh('data')):
     with notes.printed(sys.stderr):
-      opened = read.open_checkpoint(
-        checkpoint, step=step, part=part, prefix=prefix, ignore=ignore, base=base, **changes
-      )
+      opened = read.open_checkpoint(checkpoint, **choice)
       _check_head(opened)
       model = read.model_of(opened)
       model.card = tasks.named(model.card, _names(labels, model))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from etils import epy
 
 from vit_jax.convert import arguments
@@ -15,24 +18,21 @@ with epy.lazy_imports():
 
 
 def main(
-  source: str, target: str, to: str, changes: dict, dtype: str = 'float32',
-  overwrite: bool = False, step: int | None = None, part: str = '', prefix: str | None = None,
-  ignore: str = '', base: str = '',
+  source: str, target: str, to: str, choice: Mapping[str, Any], dtype: str = 'float32',
+  overwrite: bool = False,
 ) -> None:  # fmt: skip
   """Reads `source`, changes it, and writes `target`; prints what is not the same in both."""
   if to == 'changes':
-    given = {**changes, 'prefix': prefix, 'ignore': ignore, 'base': base,
-             'dtype': dtype.removeprefix('float32')}  # fmt: skip
-    if wrong := [name for name, value in given.items() if value]:
+    taken = {name: value for name, value in choice.items() if name in ('step', 'part')}
+    given = {**choice, 'dtype': dtype.removeprefix('float32')}
+    if wrong := [name for name, value in given.items() if value and name not in taken]:
       raise RunError(f'--to=changes writes what a run holds as it is: leave out --{wrong[0]}')
     with notes.printed():
-      read.save_changes(source, target, part=part, step=step, overwrite=overwrite)
+      read.save_changes(source, target, overwrite=overwrite, **taken)
     print(f'{target}: what {source} has changed of its checkpoint')
     return
   with notes.printed():
-    model = read.load(
-      source, step=step, part=part, prefix=prefix, ignore=ignore, base=base, **changes
-    )
+    model = read.load(source, **choice)
     write.save(model, target, to, dtype=dtype, overwrite=overwrite)
   print(f'{target}: {to}, from {model.card.dialect}')
 

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from vit_jax.architecture import MODELS, Backbone, ViTArchitecture
 from vit_jax.core import command
 
+# What `read.load` is told of a file, beside fields of the model.
+CHOICE = ('step', 'part', 'prefix', 'ignore', 'base')
+
 
 def run(parser: command.Parser, main: Callable[..., int | None]) -> None:
-  """As `command.run`; `main` also gets what `read.load` is told of a file.
+  """As `command.run`; `main` also gets `choice`, arguments of `read.load`."""
 
-  These are `step`, `part`, `prefix`, `ignore` and `base`. Its `changes` are fields of the model.
+  def chosen(*, changes: dict[str, Any], **given: Any) -> int | None:
+    return main(choice=choice(given, changes), **given)
+
+  command.run(parser, chosen, fields=add(parser))
+
+
+def choice(given: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+  """Arguments of `read.load`: those of the flags, which are taken out of what was given, and fields
+  of the model.
   """
-  command.run(parser, main, fields=add(parser))
+  return {name: given.pop(name) for name in CHOICE} | changes
 
 
 def add(parser: command.Parser) -> tuple[str, ...]:
-  """Adds the flags of `run`; returns the names of fields of models."""
+  """Adds the flags of `CHOICE`; returns the names of fields of models."""
   parser.add_argument(
     '--step', type=int, metavar='N', help='of a run: which checkpoint, if not the newest'
   )

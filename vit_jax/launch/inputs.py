@@ -46,10 +46,7 @@ def run(parser: command.Parser, main: Callable[..., int | None]) -> None:
     '--seed', type=int, default=0, metavar='N', help='of random parameters and what is drawn (0)'
   )
 
-  def split(
-    *, texts: dict[str, str], step: int | None, part: str, prefix: str | None, ignore: str,
-    base: str, **given: Any,
-  ) -> int | None:  # fmt: skip
+  def split(*, texts: dict[str, str], **given: Any) -> int | None:
     overrides, changes = [], {}
     for name, text in texts.items():
       if name.startswith('config.data.'):
@@ -58,8 +55,7 @@ def run(parser: command.Parser, main: Callable[..., int | None]) -> None:
         changes[name] = command.literal(text)
       else:
         command.refuse(name, parser, fields)
-    choice = dict(step=step, part=part, prefix=prefix, ignore=ignore, base=base, **changes)
-    return main(**given, choice=choice, overrides=overrides)
+    return main(choice=arguments.choice(given, changes), overrides=overrides, **given)
 
   start.plain(parser, split)
 
