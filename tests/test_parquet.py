@@ -285,6 +285,33 @@ def test_no_field_is_called_name(tmp_path):
   assert 'columns that make no field: name' in said(source)
 
 
+def test_points(tmp_path):
+  """Of columns of x and y, and of lists of both; null where a point is not known."""
+  data = {
+    'img': [b'0', b'1'], 'eye_x': [1.5, None], 'eye_y': [2, None], 'nose_x': [3.0, 5.0],
+    'nose_y': [4, 6], 'points': [[[1, 2], [3, 4]], [None, [5, 6]]],
+    'odd': [[[1, 2]], [[1, 2], [3, 4]]], 'half': [[[1, 2]], [[None, 3]]],
+  }  # fmt: skip
+  pq.write_table(pa.table(data), tmp_path / 'train.parquet')
+  asked = {'places': 'points: eye_x, eye_y, nose_x, nose_y'}
+  source = Parquet(dir=str(tmp_path), fields=asked).open('train')
+  assert source.fields['places'] == fields.Field('points', ('eye', 'nose'))
+  assert source.fields['points'] == fields.Field('points', ('p0', 'p1'))
+  nan = math.nan
+  for example, eye, nose in zip(source, ([1.5, 2], [nan] * 2), ([3, 4], [5, 6]), strict=True):
+    assert equal(example['places'], np.array([eye, nose], np.float64))
+  assert equal(source[1]['points'], np.array([[nan, nan], [5, 6]]))
+  for column, message in (
+    ('odd', 'has no 1 pairs of x and y'),
+    ('half', 'x is known and y is not'),
+  ):
+    broken = Parquet(dir=str(tmp_path), fields={'points': column}).open('train')
+    with pytest.raises(RunError, match=message):
+      broken[1]
+  refused(tmp_path, 'columns of points are x, y', fields={'points': 'eye_x, eye_y, nose_x'})
+  refused(tmp_path, 'eye_x and nose_y are x and y of different', fields={'points': 'eye_x, nose_y'})
+
+
 @pytest.mark.parametrize(
   ('asked', 'names', 'parts'),
   [

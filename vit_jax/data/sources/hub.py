@@ -32,8 +32,9 @@ _ABLE = {
   ('image', 0): ('image', 'map'),
   ('label', 0): ('class',), ('label', 1): ('classes',),
   ('boxes', 0): ('boxes',), ('boxes', 1): ('boxes',),
-  ('number', 0): ('vector',), ('number', 1): ('vector',),
-  ('whole', 0): ('class', 'vector'), ('whole', 1): ('classes', 'vector'),
+  ('number', 0): ('vector', 'points'), ('number', 1): ('vector',), ('number', 2): ('points',),
+  ('whole', 0): ('class', 'vector', 'points'), ('whole', 1): ('classes', 'vector'),
+  ('whole', 2): ('points',),
   ('text', 0): ('text', 'class'), ('text', 1): ('text', 'classes'),
 }  # fmt: skip
 
@@ -231,7 +232,7 @@ class Reader(NamedTuple):
   Attributes:
     kind: of the field.
     columns: that it is made of.
-    size: how many classes or numbers there are.
+    size: how many classes, numbers or points there are.
     places: of values that are no places among the classes themselves.
     beside: see `Column`.
   """
@@ -249,6 +250,8 @@ class Reader(NamedTuple):
     value = values[0]
     if self.kind == 'vector':
       return self._vector(values)
+    if self.kind == 'points' and len(values) > 1:
+      return self._points([values[i : i + 2] for i in range(0, len(values), 2)])
     if value is None:
       raise ValueError(f'has no {self.kind}')
     if self.kind in ('image', 'map'):
@@ -259,6 +262,8 @@ class Reader(NamedTuple):
       return self._place(value)
     if self.kind == 'classes':
       return np.array([self._place(each) for each in value], np.int64)
+    if self.kind == 'points':
+      return self._points(value)
     return self._boxes(value)
 
   def all_places(self, file: Any) -> Any:
@@ -282,6 +287,18 @@ class Reader(NamedTuple):
     if len(flat) != self.size:
       raise ValueError(f'has {len(flat)} numbers, and that of the first example {self.size}')
     return np.array([math.nan if each is None else each for each in flat], np.float64)
+
+  def _points(self, value: list[Any]) -> Any:
+    import numpy as np
+
+    try:
+      points = np.array([(None, None) if each is None else each for each in value], np.float64)
+      known = np.isfinite(points.reshape(self.size, 2))
+    except (ValueError, TypeError):
+      raise ValueError(f'has no {self.size} pairs of x and y, as the first example') from None
+    if (known.any(1) & ~known.all(1)).any():
+      raise ValueError('has a point of which x is known and y is not, or the reverse')
+    return points
 
   def _place(self, value: Any) -> int:
     """The number of a class."""

@@ -18,6 +18,7 @@ from vit_jax.data import files
 from vit_jax.data.examples import Example, Source, headline
 from vit_jax.data.fields import CLASSED, Field, Mapped, Wanted
 from vit_jax.data.sources import hub
+from vit_jax.data.sources.columns import names_of_points
 
 # Bytes of decoded row groups that a source keeps.
 HELD = 256 * 2**20
@@ -35,7 +36,7 @@ class Parquet(Mapped):
   called. Classes have the names that are noted in the files; where there are none, all values that
   the data set has are classes, sorted. Columns of boxes are structs of lists, or lists of structs:
   `bbox` is left, top, width and height in pixels; `category` or `label`, `iscrowd` and `area` may
-  stand beside it.
+  stand beside it. Points are columns of x, y, x, y, ... in pixels, or one of lists of [x, y].
 
   Examples are read by row group, and 256 MB of decoded groups are kept. In random order, of a data
   set that is larger, every example costs a whole group: 100 images, or up to 100 MB, in files of
@@ -105,7 +106,7 @@ class ParquetSource(Source):
     """The fields that are asked for, and those of other columns that are known by themselves."""
     found = config.wanted()
     for name, (kind, names, _) in found.items():
-      if len(names) > 1 and kind != 'vector':
+      if len(names) > 1 and kind not in ('vector', 'points'):
         raise RunError(f'fields.{name}: in Parquet files, a field of the kind {kind} is one column')
       for each in names:
         if each not in columns:
@@ -146,20 +147,38 @@ class ParquetSource(Source):
     elif kind == 'vector':
       names, units = self._numbers(wanted)
       field = dataclasses.replace(field, names=names, units=units)
+    elif kind == 'points':
+      field = dataclasses.replace(field, names=self._points(name, wanted.columns, column.lists))
     places = {value: place for place, value in enumerate(values)}
     return field, hub.Reader(kind, wanted.columns, len(field.names), places, column.beside)
 
   def _numbers(self, wanted: Wanted) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names and units of the numbers of a vector: as many as the first example has."""
-    file, group = self._groups[int(self._starts.searchsorted(0, 'right')) - 1]
-    with _opened(self._files[file], self._held.footers) as opened:
-      first = next(opened.iter_batches(1, [group], list(wanted.columns)))
     names, units = [], []
-    for name, unit in zip(wanted.columns, wanted.units, strict=True):
-      value = first.column(name)[0].as_py()
+    values = self._first(wanted.columns)
+    for name, unit, value in zip(wanted.columns, wanted.units, values, strict=True):
       own = [f'{name}[{i}]' for i in range(len(value))] if isinstance(value, list) else [name]
       names, units = names + own, units + [unit] * len(own)
     return tuple(names), tuple(units)
+
+  def _points(self, field: str, columns: Sequence[str], lists: int) -> tuple[str, ...]:
+    """Names of points: those of columns of x and y, or of as many as the first example has."""
+    if not lists:
+      return names_of_points(field, columns)
+    (value,) = self._first(columns) if len(columns) == 1 else (None,)
+    if not value:
+      raise RunError(
+        f'data.source.fields.{field}: points are columns of numbers, x, y, x, y, ..., or one of '
+        'lists of [x, y], of which the first example must have some'
+      )
+    return tuple(f'p{i}' for i in range(len(value)))
+
+  def _first(self, columns: Sequence[str]) -> list[Any]:
+    """The values that the first example has in some columns."""
+    file, group = self._groups[int(self._starts.searchsorted(0, 'right')) - 1]
+    with _opened(self._files[file], self._held.footers) as opened:
+      first = next(opened.iter_batches(1, [group], list(columns)))
+    return [first.column(name)[0].as_py() for name in columns]
 
   def _labels(self) -> list[int] | None:
     """The field 'label' of all examples; None, which is said, if some have none."""
