@@ -71,6 +71,17 @@ RUNS = {
   'grouped': {
     'model.kv_heads': 2, 'model.head_dim': 8, 'model.softcap': 20.0, 'model.attention': 'h*,full',
   },
+  # Since format 6.
+  'adapted': {
+    'init': 'start.npz', 'model.variant': 'mu/4', 'lora.rank': 2, 'lora.patterns': ('.*kernel',),
+    'optim.warmup': '0',
+  },
+  'mixed': {
+    'task.mixup': 0.8, 'task.cutmix': 1.0, 'task.loss_of': 'sigmoid_mean', 'task.threshold': 0.0,
+    'data.erase': dict(name='random', mode='pixel'), 'data.repeats': 2, 'optim.name': 'lamb',
+    'optim.skip_above': 1.01, 'model.head_bias': -2.0,
+    'evals.test.report': ('top1', 'top5', 'loss'),
+  },
 }  # fmt: skip
 AT = {'fork': 8}
 UNSET = ('depth', 'width', 'mlp_dim', 'num_heads', 'in_channels', 'image_size')
@@ -110,10 +121,11 @@ def arrays(folder, step):
 def configuration(name):
   """As a configuration file and a command line make it."""
   given, changes = json.loads(json.dumps(BASE)), dict(RUNS[name])
-  if crop := changes.pop('data.crop', None):
-    given['data']['crop'] = crop
+  for field in ('crop', 'erase'):
+    if section := changes.pop(f'data.{field}', None):
+      given['data'][field] = section
   given['lanes'] = changes.pop('lanes', {})
-  if name == 'started':
+  if 'init' in changes:
     for field in UNSET:
       del given['model'][field]
   config = config_lib.complete(given).unlock()
