@@ -62,7 +62,7 @@ def test_configs_trace_a_step(name):
   experiment = Experiment(schema.build(config_lib.Config, tree))
   batch = {
     name: jax.ShapeDtypeStruct((tree['batch_size'], *array.shape), array.dtype)
-    for name, array in arrays(experiment.rows).items()
+    for name, array in arrays(experiment.rows[0]).items()
   }
   step = experiment.train_step()
   state, metrics = jax.eval_shape(

@@ -159,14 +159,16 @@ def stepped(config, layout=None, steps=3):
   """Metrics of some steps, and the state at their end, of an experiment under a mesh."""
   with jax.set_mesh(sharding.make_mesh(layout)) if layout else one_device():
     experiment = built(config)
-    state, step = experiment.split(experiment.init()), experiment.train_step()
+    state = experiment.split(experiment.init())
+    every = [experiment.train_step(size) for size in range(len(experiment.models))]
     history, stream = [], experiment.batches(0)
     for number, batch in zip(range(steps), stream, strict=False):
+      step = every[experiment.size(number)]
       state, metrics = step(state, experiment.frozen, batch, experiment.hyper(number))
       history.append({name: np.asarray(value) for name, value in metrics.items()})
     stream.close()
     leaves = tree.flatten(experiment.stack(state))
-    return history, {name: np.asarray(leaf) for name, leaf in leaves.items()}, step
+    return history, {name: np.asarray(leaf) for name, leaf in leaves.items()}, every[0]
 
 
 _known = {}
@@ -499,11 +501,12 @@ def test_what_a_step_costs(name, data_dir):
 def assert_costs(config):
   """The count of a step is that of its program."""
   experiment = built(config)
-  batch = {
-    n: jax.ShapeDtypeStruct((config.batch_size, *array.shape), array.dtype)
-    for n, array in arrays(experiment.rows).items()
-  }
-  state = experiment.abstract_state
-  program = traced(experiment.train_step(), state, experiment.frozen, batch, experiment.hyper(0))
-  counted = experiment.flops() * experiment.examples
-  assert 2 * products(program) == pytest.approx(counted, rel=0.05)
+  for size, rows in enumerate(experiment.rows):
+    batch = {
+      n: jax.ShapeDtypeStruct((config.batch_size, *array.shape), array.dtype)
+      for n, array in arrays(rows).items()
+    }
+    step, state = experiment.train_step(size), experiment.abstract_state
+    program = traced(step, state, experiment.frozen, batch, experiment.hyper(0))
+    counted = experiment.flops(size=size) * experiment.examples
+    assert 2 * products(program) == pytest.approx(counted, rel=0.05)

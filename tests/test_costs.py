@@ -129,7 +129,7 @@ def inputs(it):
   """State, frozen parameters and batch of a step, as shapes."""
   batch = {
     name: jax.ShapeDtypeStruct((BATCH, *array.shape), array.dtype)
-    for name, array in arrays(it.rows).items()
+    for name, array in arrays(it.rows[0]).items()
   }
   state, frozen = (jax.eval_shape(split_layers, tree) for tree in (it.abstract_state, it.frozen))
   return state, frozen, batch

@@ -13,7 +13,7 @@ from typing import Any
 
 from vit_jax.core.errors import RunError
 
-FORMAT = 6
+FORMAT = 7
 
 
 class LaterFormatError(RunError):
@@ -115,6 +115,13 @@ def _with_head_bias(model: Any) -> None:
       _with_head_bias(part)
 
 
+def _with_sizes(record: dict[str, Any]) -> None:
+  """6 to 7: sizes of images and patches that change from step to step, or in evaluation."""
+  record['sizes'] = dict(images=[], patches=[], order='random')
+  for evaluation in record.get('evals', {}).values():
+    evaluation |= dict(image_size=0, patch_size=0)
+
+
 def _with_axes(model: Any) -> None:
   """Of the description of a model, or of several by name."""
   if not isinstance(model, dict):
@@ -175,11 +182,12 @@ def _heads_known(facts: dict[str, Any]) -> None:
 # What turns a configuration of format i into one of format i + 1.
 RECORDS: tuple[Callable[[dict[str, Any]], None], ...] = (
   _numbered, _with_hyperparameters, _with_parts, _with_fields, _with_attention,
-  _with_health,
+  _with_health, _with_sizes,
 )  # fmt: skip
 # The same for what checkpoints say of themselves.
 FACTS: tuple[Callable[[dict[str, Any]], None], ...] = (
   _decided, lambda facts: None, lambda facts: None, _fields_known, _axes_known, _heads_known,
+  lambda facts: None,
 )  # fmt: skip
 
 

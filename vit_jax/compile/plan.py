@@ -14,7 +14,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -32,20 +32,23 @@ from vit_jax.core import paths, schema
 from vit_jax.core.errors import RunError
 from vit_jax.costs import chips
 from vit_jax.data.examples import NoDataError
-from vit_jax.data.pipeline import arrays
 from vit_jax.data.sources.synthetic import Synthetic
-from vit_jax.nn import sharding, tree
+from vit_jax.nn import sharding
 from vit_jax.nn.encoder import split_layers
 from vit_jax.nn.noise import Noise
 from vit_jax.tasks.task import Context
 from vit_jax.training import config as config_lib
 from vit_jax.training import hyper as hyper_lib
-from vit_jax.training import lanes
+from vit_jax.training import lanes, sizes
 from vit_jax.training.experiment import Experiment
 
 # A kernel of ours is expected to reach this share of its roofline.
 KERNEL_EFFICIENCY = 0.5
 GIB = 2**30
+# Of a step, in a `Plan`.
+TIMES = (
+  'compiler_time', 'kernel_time', 'collective_time', 'transfer_time', 'transfer_wait', 'step_time',
+)  # fmt: skip
 # From fastest to smallest, as the compiler sees it.
 POLICIES = ('none', 'names', 'attn,hidden', 'context,attn', 'full')
 
@@ -79,6 +82,9 @@ class Plan:
     link, dcn: bytes/s of a chip that these times assume: all links together, and its share of the
       network between slices.
     kernels: names, counts, FLOPs and bytes of kernels written by hand.
+    sizes: where steps have several sizes of images and patches, the plan of each by its name.
+      Then memory and what else is of one program are of the size that needs most, and times are of
+      an average step.
     trace_time, compile_time: on this machine.
   """
 
@@ -109,6 +115,7 @@ class Plan:
   link: float | None = None
   dcn: float | None = None
   kernels: tuple[Kernel, ...] = ()
+  sizes: dict[str, Plan] = dataclasses.field(default_factory=dict)
   trace_time: float = 0.0
   compile_time: float = 0.0
 
@@ -125,17 +132,51 @@ def plan(config: ConfigDict, where: str, hlo: str = '') -> Plan:
     RunError: if there is no such topology or no compiler for it, or the configuration is wrong.
   """
   devices = topology.devices(where)
-  kind = devices[0].device_kind
-  # The compiler of GPUs predicts no times.
-  chip = chips.CHIPS.get(kind)
-  capacity = int(chip.hbm) if chip else topology.gpu_memory(kind)
   cfg: config_lib.Config = schema.build(config_lib.Config, config_lib.to_dict(config))
   mesh = sharding.make_mesh(cfg.mesh, devices)
   with jax.set_mesh(mesh):
     experiment = _experiment(cfg)
+  count = len(experiment.models)
+  files = [f'{hlo}.{size}' if hlo and count > 1 else hlo for size in range(count)]
+  plans = [
+    _of_size(experiment, where, devices, mesh, size, file) for size, file in enumerate(files)
+  ]
+  if count == 1:
+    return plans[0]
+  names = map(sizes.shown, experiment.models)
+  return _average(plans, cfg.sizes.shares(experiment.total), names)
+
+
+def _average(plans: Sequence[Plan], shares: Sequence[float], names: Iterable[str]) -> Plan:
+  """The plan of steps of several sizes, each with its share of the run."""
+  most = max(plans, key=lambda plan: plan.memory)
+  times: dict[str, Any] = {
+    'trace_time': sum(plan.trace_time for plan in plans),
+    'compile_time': sum(plan.compile_time for plan in plans),
+  }
+  if all(plan.step_time for plan in plans):
+    mean = lambda values: sum(s * value for s, value in zip(shares, values, strict=True))  # noqa: E731
+    each = {name: [getattr(plan, name) for plan in plans] for name in (*TIMES, 'mfu')}
+    times |= {name: mean(each[name]) for name in TIMES}
+    per_step = (plans[0].images_per_second or 0.0) * each['step_time'][0]
+    times['images_per_second'] = per_step / times['step_time']
+    work = [mfu * time for mfu, time in zip(each['mfu'], each['step_time'], strict=True)]
+    times['mfu'] = mean(work) / times['step_time']
+  return dataclasses.replace(most, **times, sizes=dict(zip(names, plans, strict=True)))
+
+
+def _of_size(
+  experiment: Experiment, where: str, devices: Any, mesh: Any, size: int, hlo: str
+) -> Plan:
+  """The plan of steps of one size of images and patches."""
+  kind, cfg = devices[0].device_kind, experiment.config
+  # The compiler of GPUs predicts no times.
+  chip = chips.CHIPS.get(kind)
+  capacity = int(chip.hbm) if chip else topology.gpu_memory(kind)
+  with jax.set_mesh(mesh):
     state = sharding.fill_shardings(jax.eval_shape(experiment.split, experiment.abstract_state))
     frozen = sharding.fill_shardings(jax.eval_shape(split_layers, experiment.frozen))
-    batch = _abstract_batch(experiment, mesh)
+    batch = experiment.abstract_batch(size)
     held = functools.partial(_per_device_bytes, mesh)
     towers = encoders(experiment.config.model).values()
     at_a_time = cfg.batch_size // sharding.shards('batch') // cfg.optim.accumulate
@@ -145,10 +186,10 @@ def plan(config: ConfigDict, where: str, hlo: str = '') -> Plan:
       remat=', '.join(dict.fromkeys(t.remat for t in towers)),
       scan=all(getattr(tower, 'scan', False) for tower in towers),
       parameters=held((state.model, frozen)), optimizer=held((state.opt, state.ema, state.extra)),
-      activations=_activations(experiment, state, frozen, batch, mesh), capacity=capacity,
+      activations=_activations(experiment, state, frozen, batch, mesh, size), capacity=capacity,
     )  # fmt: skip
     start = time.perf_counter()
-    lowered = experiment.train_step().lower(state, frozen, batch, experiment.hyper(0))
+    lowered = experiment.train_step(size).lower(state, frozen, batch, experiment.hyper(0))
     traced = time.perf_counter()
     try:
       with no_cache():
@@ -173,7 +214,7 @@ def plan(config: ConfigDict, where: str, hlo: str = '') -> Plan:
   if not chip:
     return Plan(**facts)
   per_chip = experiment.examples_per_step / len(devices)
-  work = experiment.flops(examples=max(1, at_a_time)) * per_chip
+  work = experiment.flops(examples=max(1, at_a_time), size=size) * per_chip
   compiler_time = program.cycles / chip.clock
   kernel_time = sum(k.count * kernel_seconds(k, chip) for k in program.kernels)
   transfers = program.transfers(functools.partial(_seconds, chip=chip), chip.dcn)
@@ -281,37 +322,29 @@ def _experiment(cfg: config_lib.Config) -> Experiment:
     return experiment
 
 
-def _abstract_batch(experiment: Experiment, mesh: Any) -> dict[str, Any]:
-  lead = experiment.batch_axes
-  place = NamedSharding(mesh, P(*(None,) * len(lead), sharding.RULES['batch']))
-  size = (*lead, experiment.config.batch_size)
-  return {
-    name: jax.ShapeDtypeStruct((*size, *array.shape), array.dtype, sharding=place)
-    for name, array in arrays(experiment.rows).items()
-  }
-
-
-def residuals(experiment: Experiment) -> Any:
+def residuals(experiment: Experiment, size: int = 0) -> Any:
   """A function of trainable parameters, the task's state, frozen parameters and a batch.
 
   It gives what the forward pass leaves for the backward pass, of one part of the batch.
   """
   cfg = experiment.config
-  task, accumulate = cfg.task, cfg.optim.accumulate
+  task, accumulate, sized = cfg.task, cfg.optim.accumulate, experiment.sized(size)
   hyper = Experiment.hyper(experiment, 0).named(hyper_lib.names(cfg))  # of one lane
 
   def left(model, extra, frozen, batch):
     key = jax.random.key(0)
     batch = task.augment(batch, key, hyper)
-    ctx = Context(extra, task.totals(batch), hyper, Noise(key), 0, frozen)
+    ctx = Context(extra, task.totals(batch), hyper, Noise(key), 0, frozen, sized)
     part = jax.tree.map(lambda x: x[: x.shape[0] // accumulate], batch)
-    loss = lambda model: task.loss(tree.merge(model, frozen), part, ctx)[0]  # noqa: E731
+    loss = lambda model: task.loss(ctx.whole(model), part, ctx)[0]  # noqa: E731
     return jax.vjp(loss, model)[1]
 
   return left
 
 
-def _activations(experiment: Experiment, state: Any, frozen: Any, batch: Any, mesh: Any) -> int:
+def _activations(
+  experiment: Experiment, state: Any, frozen: Any, batch: Any, mesh: Any, size: int
+) -> int:
   """Bytes per chip that the forward pass leaves for the backward pass, without its arguments."""
   count = max(1, experiment.config.lane_count)
 
@@ -326,7 +359,9 @@ def _activations(experiment: Experiment, state: Any, frozen: Any, batch: Any, me
 
   state = jax.tree.map(one(bool(experiment.config.lane_count)), state)
   batch = jax.tree.map(one(len(experiment.batch_axes)), batch)
-  traced = jax.make_jaxpr(residuals(experiment))(state.model, state.extra, frozen, batch).jaxpr
+  traced = jax.make_jaxpr(residuals(experiment, size))(
+    state.model, state.extra, frozen, batch
+  ).jaxpr
   given = {id(variable) for variable in traced.invars}
   return count * _per_device_bytes(mesh, [v.aval for v in traced.outvars if id(v) not in given])
 

@@ -30,6 +30,9 @@ def describe(result: Plan) -> dict[str, str]:
     'memory': f'{gib(result.memory)} of {gib(result.capacity)}: '
     f'{"fits" if result.fits else "DOES NOT FIT"}',
   }
+  for name, each in result.sizes.items():
+    took = f', {ms(each.step_time)}, MFU {each.mfu or 0:.1%}' if each.step_time else ''
+    rows[name] = f'{gib(each.memory)}{took}'
   if not result.compile_time:
     return rows
   moved, crossed = (

@@ -19,6 +19,7 @@ from vit_jax.architecture.card import Card
 from vit_jax.architecture.vit import on_axes
 from vit_jax.core.errors import RunError
 from vit_jax.nn import tree
+from vit_jax.nn.encoder import is_split, split_layers
 from vit_jax.nn.layers import resample_patches
 from vit_jax.nn.positions import resample, resize_relative
 
@@ -60,18 +61,14 @@ def adapt(
     if new != config:
       _replace_head(new, leaves)
     return new, card, leaves
-  if isinstance(config, ViTArchitecture) and new.patch_size != config.patch_size:
-    kernel = np.asarray(leaves['embed/proj/kernel'])
-    leaves['embed/proj/kernel'] = np.asarray(
-      resample_patches(jnp.asarray(kernel), new.patch, patch_method)
-    )
+  if isinstance(config, ViTArchitecture):
+    for name in (name for name in leaves if _is_sized(config, new, name)):
+      leaves[name] = np.asarray(_resampled(config, new, name, leaves[name], patch_method))
   if new.in_channels != config.in_channels:
     name = getattr(config, 'FIRST', 'embed/proj/kernel')
     name = 'stem/root/kernel' if getattr(config, 'stem_width', 0) else name
     leaves[name] = adapt_channels(np.asarray(leaves[name]), new.in_channels)
     card = card_for_channels(card, new.in_channels)
-  if isinstance(config, ViTArchitecture) and new.grid != config.grid:
-    _resample_positions(config, new, leaves)
   if new.num_classes != config.num_classes:
     _replace_head(new, leaves)
     card = dataclasses.replace(card, class_names=())
@@ -155,18 +152,47 @@ def card_for_channels(card: Card, channels: int) -> Card:
   return dataclasses.replace(card, mean=spread(card.mean), std=spread(card.std))
 
 
-def _resample_positions(old: ViTArchitecture, new: ViTArchitecture, leaves: Leaves) -> None:
-  for name, axes in old.tables.items():
-    prefix, table = old.posemb_prefix * (name == 'posemb'), np.asarray(leaves[name])
-    rows = table[0, prefix:].reshape(*(old.grid[axis] for axis in axes), old.width)
-    grid = tuple(new.grid[axis] for axis in axes)
-    rows = np.asarray(resample(rows, grid, new.interpolation)).reshape(1, -1, old.width)
-    leaves[name] = np.concatenate([table[:, :prefix], rows], axis=1)
-  for name in [n for n in leaves if n.endswith('relative/table')]:
-    table = np.asarray(leaves[name])
-    stack = table if table.ndim == 3 else table[None]
-    grown = [np.asarray(resize_relative(part, old.grid, new.grid)) for part in stack]
-    leaves[name] = np.stack(grown) if table.ndim == 3 else grown[0]
+def resized(model: Any, config: Any) -> Any:
+  """A model for images or patches of other sizes, a function of its parameters with a gradient.
+
+  Args:
+    model: any tree of a model of one tower.
+    config: its own, with sizes that `changed` has changed.
+  """
+  old = model.config
+  if config == old:
+    return model
+  like = jax.eval_shape(lambda: models.create(config, nnx.Rngs(jax.random.key(0))))
+  if is_split(model):
+    like = jax.eval_shape(split_layers, like)
+  leaves = tree.flatten(model)
+  for name in leaves if isinstance(old, ViTArchitecture) else ():
+    if _is_sized(old, config, name):
+      leaves[name] = jax.tree.map(lambda x, n=name: _resampled(old, config, n, x), leaves[name])
+  return tree.unflatten(like, leaves)
+
+
+def _is_sized(old: ViTArchitecture, new: ViTArchitecture, name: str) -> bool:
+  """Whether a parameter depends on the sizes that differ."""
+  if name == 'embed/proj/kernel':
+    return new.patch != old.patch
+  return new.grid != old.grid and (name in old.tables or name.endswith('relative/table'))
+
+
+def _resampled(
+  old: ViTArchitecture, new: ViTArchitecture, name: str, leaf: Any, patch_method: str = 'bilinear'
+) -> jax.Array:  # fmt: skip
+  """Such a parameter for the new sizes."""
+  leaf = jnp.asarray(leaf)
+  if name == 'embed/proj/kernel':
+    return resample_patches(leaf, new.patch, patch_method)
+  if name.endswith('relative/table'):
+    resize = functools.partial(resize_relative, old=old.grid, new=new.grid)
+    return jax.vmap(resize)(leaf) if leaf.ndim == 3 else resize(leaf)
+  axes, prefix = old.tables[name], old.posemb_prefix * (name == 'posemb')
+  rows = leaf[0, prefix:].reshape(*(old.grid[axis] for axis in axes), old.width)
+  rows = resample(rows, tuple(new.grid[axis] for axis in axes), new.interpolation)
+  return jnp.concatenate([leaf[:, :prefix], rows.reshape(1, -1, old.width)], axis=1)
 
 
 def _replace_head(config: Any, leaves: Leaves) -> None:

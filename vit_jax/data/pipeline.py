@@ -36,13 +36,13 @@ def arrays(rows: Rows) -> dict[str, Array]:
 
 
 def train_batches(
-  rows: Rows, source: Source, batch_size: int, places: Sequence[int], order: Order, seed: int, *,
-  skip: Skip | None = None,
+  rows: Any, source: Source, batch_size: int, places: Sequence[int], order: Order, seed: int, *,
+  skip: Skip | None = None, size: Callable[[int], int] | None = None,
 ) -> grain.MapDataset:  # fmt: skip
   """The endless stream of training batches; element t is the batch of step t.
 
   Args:
-    rows: what becomes of an example.
+    rows: what becomes of an example, `Rows`; with `size` a sequence of them.
     source: of examples.
     batch_size: of the global batch, in rows.
     places: of the global batch that this process holds.
@@ -50,20 +50,22 @@ def train_batches(
     seed: of what is drawn for each of them.
     skip: is told of examples that cannot be used, which then count for nothing in their batch;
       without it they stop the run.
+    size: of a step, which of several `rows` makes its batch.
 
   Returns:
     Dicts of the arrays of `rows`, with a leading axis, and of mask, float32 (rows,), which is 0 for
     skipped examples, and index, int64 (rows,), of the example in the source. Where rows have slots
     for several examples mask and index are (rows, slots).
   """
-  return _Batches(source, _Fill(rows, skip), batch_size, places, order, seed)
+  fills = [_Fill(each, skip) for each in (rows if size else [rows])]
+  return _Batches(source, fills, batch_size, places, order, seed, size)
 
 
 def eval_batches(
   rows: Rows, source: Source, batch_size: int, places: Sequence[int], *, skip: Skip | None = None
 ) -> grain.MapDataset:
   """Every example once, in order; the last batch is filled up with rows of mask 0 and index -1."""
-  return _Batches(source, _Fill(rows, skip), batch_size, places, Once(len(source)), seed=None)
+  return _Batches(source, [_Fill(rows, skip)], batch_size, places, Once(len(source)), seed=None)
 
 
 def probe(rows: Rows, source: Source, *, skip: Skip | None = None) -> list[str]:
@@ -117,12 +119,13 @@ class _Batches(grain.MapDataset):
   """
 
   def __init__(
-    self, source: Source, fill: _Fill, batch_size: int, places: Sequence[int], order: Order,
-    seed: int | None,
+    self, source: Source, fills: Sequence[_Fill], batch_size: int, places: Sequence[int],
+    order: Order, seed: int | None, size: Callable[[int], int] | None = None,
   ):  # fmt: skip
     super().__init__()
-    self._source, self._fill, self._order, self._seed = source, fill, order, seed
-    takes, gives = fill.takes, fill.gives
+    self._source, self._fills, self._order, self._seed = source, fills, order, seed
+    self._size = size
+    takes, gives = fills[0].takes, fills[0].gives
     whole = np.asarray(places, np.int64)
     if len(places) % gives or (whole // gives != np.repeat(whole[::gives] // gives, gives)).any():
       raise RunError(
@@ -142,6 +145,7 @@ class _Batches(grain.MapDataset):
   def __getitem__(self, index) -> Any:
     if isinstance(index, slice):
       return self.slice(index)
+    fill = self._fills[self._size(index) if self._size else 0]
     places = self._first + index * self._step
     numbers = self._order(places)
     there = iter(read(self._source, numbers[numbers >= 0].tolist()))
@@ -154,9 +158,9 @@ class _Batches(grain.MapDataset):
         # A place in the generator's period for every example, far from those of the others.
         state['state']['counter'][1] = place
         bits.state = state
-        yield None if number < 0 else self._fill.made(next(there), rng)
+        yield None if number < 0 else fill.made(next(there), rng)
 
-    return self._fill(made(), numbers, self._rows)
+    return fill(made(), numbers, self._rows)
 
 
 class _Fill:

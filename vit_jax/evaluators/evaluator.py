@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from etils import epy
 
+from vit_jax.architecture import SINGLE
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.data import rows as rows_lib
@@ -28,6 +29,7 @@ with epy.lazy_imports():
   import jax
   import jax.numpy as jnp
 
+  from vit_jax.convert import adapt
   from vit_jax.data import pipeline
   from vit_jax.draw import pictures
   from vit_jax.explore import attention as maps
@@ -123,6 +125,9 @@ class Evaluator:
     crop: as for training data.
     every: how often; the end of the run always.
     batch_size: 0 uses that of training.
+    image_size: side of the images in pixels; 0 for that of the model, whose positions are resampled
+      for another one.
+    patch_size: side of the patches likewise.
     attention: whether pictures of predictions show beside them which patches they drew on; of
       models with attention over patches.
     score: what `badness` is, in a word.
@@ -140,6 +145,8 @@ class Evaluator:
   crop: Any = schema.choice(CROPS, 'resize')
   every: str = '10%'
   batch_size: int = 0
+  image_size: int = 0
+  patch_size: int = 0
   attention: bool = False
 
   def splits(self) -> dict[str, str]:
@@ -265,6 +272,8 @@ def prepare(
     RunError: if the data are not there, or cannot be used.
   """
   judged, fields = judged or task.judged, evaluator.known(fields)
+  if sizes := {n: v for n in ('image_size', 'patch_size') if (v := getattr(evaluator, n))}:
+    model, judged = _resized(model, sizes, judged)
   rows = evaluator.rows(task, model, fields)
   if evaluator.crop.random:
     raise RunError(
@@ -305,6 +314,14 @@ def prepare(
     batches = pipeline.eval_batches(rows, source, layout.batch_size, layout.rows, skip=skip)
     passes[name] = _Pass(evaluator, compute, source, batches, layout, data.workers, lanes, seen)
   return Evaluation(evaluator, task, passes, seen, list(dict.fromkeys(summary)), lanes)
+
+
+def _resized(model: Any, sizes: Mapping[str, int], judged: Any) -> tuple[Any, Any]:
+  """An architecture of other sizes, and what gives the model of that."""
+  if not isinstance(model, SINGLE):
+    raise RunError(f'image_size and patch_size are of models of one tower, not of a {model.kind}')
+  new = adapt.changed(model, {'image_size': model.image_size, **sizes})
+  return new, lambda state, frozen: adapt.resized(judged(state, frozen), new)
 
 
 def _counted(scores: Scores, found: Mapping[str, Found]) -> Scores:

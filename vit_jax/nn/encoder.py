@@ -464,9 +464,17 @@ def stack_layers(held: Any, axis: int = 0) -> Any:
 
 def is_unrolled(tree: Any) -> bool:
   """Whether there is an encoder with unrolled layers in a tree."""
-  is_encoder = lambda node: isinstance(node, Encoder)  # noqa: E731
-  nodes = jax.tree.leaves(tree, is_leaf=is_encoder)
-  return any(is_encoder(node) and not node.config.scan for node in nodes)
+  return any(not encoder.config.scan for encoder in _encoders(tree))
+
+
+def is_split(tree: Any) -> bool:
+  """Whether `split_layers` has cut the layers of an encoder in a tree."""
+  return any(not isinstance(encoder.blocks, Block) for encoder in _encoders(tree))
+
+
+def _encoders(tree: Any) -> list[Encoder]:
+  nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Encoder))
+  return [node for node in nodes if isinstance(node, Encoder)]
 
 
 def _map_encoders(function: Any, tree: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
@@ -72,6 +72,7 @@ class Context:
     noise: `nn.noise.Noise` of what is dropped in the model.
     step: counted from 0.
     frozen: parameters that are not trained, and networks of the task.
+    sized: makes of a model the one of the step's sizes of images and patches.
   """
 
   extra: Mapping[str, Any]
@@ -80,6 +81,7 @@ class Context:
   noise: Any
   step: Any
   frozen: Any
+  sized: Callable[[Any], Any] = lambda model: model
 
   @property
   def networks(self) -> Mapping[str, Any]:
@@ -87,8 +89,11 @@ class Context:
     return self.frozen.networks
 
   def whole(self, model: Any) -> Any:
-    """A tree of trainable parameters, a teacher in `extra` for instance, with the frozen ones."""
-    return tree.merge(model, self.frozen)
+    """A tree of trainable parameters with the frozen ones, at the sizes of the step.
+
+    It is what a loss gets as its model; a teacher in `extra` is made whole by it, too.
+    """
+    return self.sized(tree.merge(model, self.frozen))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from vit_jax.evaluators import EVALUATORS
 from vit_jax.optim.config import OPTIMIZERS, WINDOW
 from vit_jax.tasks import TASKS
 from vit_jax.training import hyper
+from vit_jax.training.sizes import SizesConfig
 from vit_jax.training.writers import WRITERS
 
 
@@ -210,6 +211,7 @@ class Config:
   inits: dict[str, str] = schema.texts()
   fork: str = ''
   lora: LoraConfig
+  sizes: SizesConfig
   lanes: dict[str, Any] = schema.tuples()
   compilation_cache: str = '../compilation_cache'
   log: LogConfig

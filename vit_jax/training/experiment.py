@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import re
 import zlib
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from vit_jax import models, tasks
 from vit_jax.architecture import Composition, EncoderConfig, encoders
 from vit_jax.architecture.card import Card, about
 from vit_jax.convert import notes, read
+from vit_jax.convert.adapt import changed, resized
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.costs.step import Pass
@@ -59,7 +63,8 @@ class Experiment:
   Attributes:
     config: the typed configuration, the model's sizes resolved.
     source: the training data, where it trains.
-    rows: what becomes of an example.
+    models: the model at each of the sizes that steps have; one, unless there are several sizes.
+    rows: what becomes of an example, at each of these sizes.
     layout: of training batches over processes and devices.
     decided: what the configuration leaves unset, as it was decided; see `schema.decided`.
     total: steps of the run.
@@ -130,10 +135,14 @@ class Experiment:
       *(each.note for each in self._owned),
     ]
     data = self.config.data
-    self.rows = self.config.task.rows(model, self.fields, data.view, train=True)
+    self.models = [_sized(model, sizes) for sizes in cfg.sizes.every]
+    cfg.sizes.check(model)
+    self.rows = [
+      self.config.task.rows(each, self.fields, data.view, train=True) for each in self.models
+    ]
     if training:
-      require(self.source.fields, self.rows.needs, self.source.name)
-      if 'label' in self.rows.needs:
+      require(self.source.fields, self._needs, self.source.name)
+      if 'label' in self._needs:
         check_classes(self.source)
     self.abstract_state: State
     self.abstract_state, self.frozen = jax.eval_shape(self._init, self._seeds())
@@ -143,9 +152,9 @@ class Experiment:
       self._prepare_training(cfg)
 
   def _prepare_training(self, cfg: config_lib.Config) -> None:
-    self.source = matched(self.source, self.fields, self.rows.needs)
+    self.source = matched(self.source, self.fields, self._needs)
     self._skip = pipeline.log if cfg.data.on_corrupt == 'skip' else None
-    self._about_data = [*self.source.summary(), *probe(self.rows, self.source, skip=self._skip)]
+    self._about_data = [*self.source.summary(), *probe(self.rows[0], self.source, skip=self._skip)]
     self.total = self._steps(cfg.total, 'total', total=None)
     if self.total < 1:
       raise RunError(f'total={cfg.total!r} is less than one step')
@@ -171,6 +180,8 @@ class Experiment:
         f'optim.accumulate={cfg.optim.accumulate}: the loss of {task.__name__} couples the '
         'examples of a batch, and cannot be computed in parts'
       )
+    if len(self.models) > 1:
+      self.notes.append(cfg.sizes.described(self.models, self.total))
     count = lambda duration: self.steps(duration, 'a schedule')  # noqa: E731
     self._tables = [hyper_lib.Table(each, count, **self._durations) for each in self._alone()]
     schedules.check(
@@ -187,9 +198,17 @@ class Experiment:
     )
 
   @property
+  def _needs(self) -> Mapping[str, Any]:
+    return self.rows[0].needs
+
+  def size(self, step: int) -> int:
+    """Which of `models`, and of `rows`, step number `step` has."""
+    return self.config.sizes.at(step, self.total)
+
+  @property
   def examples(self) -> int:
     """How many examples a batch takes, those included that cannot be used."""
-    takes, gives, _ = group(self.rows)
+    takes, gives, _ = group(self.rows[0])
     if self.config.batch_size % gives:
       raise RunError(
         f'batch_size={self.config.batch_size} is no multiple of {gives}, the rows that are made '
@@ -222,8 +241,9 @@ class Experiment:
   def _batches(self, seed: int, start: int) -> Generator[dict[str, jax.Array], None, None]:
     cfg, layout = self.config, self.layout
     batches = train_batches(
-      self.rows, self.source, cfg.batch_size, layout.rows, self._order(seed), seed, skip=self._skip
-    )
+      self.rows, self.source, cfg.batch_size, layout.rows, self._order(seed), seed, skip=self._skip,
+      size=functools.partial(cfg.sizes.at, total=self.total),
+    )  # fmt: skip
     with contextlib.closing(iterate(batches, start=start, workers=cfg.data.workers)) as stream:
       for batch in stream:
         yield layout.place(batch)
@@ -328,25 +348,54 @@ class Experiment:
     """The inverse of `split`, as checkpoints hold a state; computes nothing."""
     return stack_layers(state, self.layer_axis)
 
-  def train_step(self) -> Any:
-    """The jitted step: (state, frozen, batch, hyper) -> (state, metrics); donates the state."""
-    return jax.jit(self._step, donate_argnums=0)
+  def abstract_batch(self, size: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and layouts of the batches of steps of a size."""
+    mesh, lead = jax.sharding.get_mesh(), self.batch_axes
+    place = NamedSharding(mesh, P(*(None,) * len(lead), sharding.RULES['batch']))
+    shape = (*lead, self.config.batch_size)
+    return {
+      name: jax.ShapeDtypeStruct((*shape, *array.shape), array.dtype, sharding=place)
+      for name, array in pipeline.arrays(self.rows[size]).items()
+    }
+
+  def train_step(self, size: int = 0) -> Any:
+    """The jitted step: (state, frozen, batch, hyper) -> (state, metrics); donates the state.
+
+    Args:
+      size: of its images and patches: which of `models`.
+    """
+    return jax.jit(functools.partial(self._step, size), donate_argnums=0)
 
   def _step(
-    self, state: State, frozen: Any, batch: Any, hyper: Hyper
+    self, size: int, state: State, frozen: Any, batch: Any, hyper: Hyper
   ) -> tuple[State, dict[str, Any]]:
     cfg = self.config
     return train_step(
-      state, frozen, batch, hyper, task=cfg.task, config=cfg.optim, names=hyper_lib.names(cfg)
-    )
+      state, frozen, batch, hyper, task=cfg.task, config=cfg.optim, names=hyper_lib.names(cfg),
+      sized=self.sized(size),
+    )  # fmt: skip
 
-  def flops(self, *, examples: int = 0) -> int:
+  def sized(self, size: int) -> Callable[[Any], Any]:
+    """What makes of the model of the run that of steps of a size."""
+    if self.models[size] == self.config.model:
+      return lambda model: model
+    return lambda model: resized(model, self.models[size])
+
+  def flops(self, *, examples: int = 0, size: int | None = None) -> float:
     """FLOPs of training on one example once, by the passes of the task.
 
     Args:
       examples: on each device at a time; see `costs.step.step`.
+      size: of images and patches; by default the average over the run.
     """
-    model, passes = self.config.model, self.config.task.passes(self.config.model)
+    if size is None:
+      every = [self.flops(examples=examples, size=size) for size in range(len(self.models))]
+      if len(every) == 1:
+        return every[0]
+      shares = self.config.sizes.shares(self.total)
+      return sum(share * flops for share, flops in zip(shares, every, strict=True))
+    model = self.models[size]
+    passes = self.config.task.passes(model)
     leaves = jax.tree_util.tree_leaves_with_path(self.abstract_state.model)
     # The gradient of a factor is made of that of the whole matrix.
     trained = {tree.whole(tree.group(path)): leaf for path, leaf in leaves}
@@ -465,6 +514,11 @@ class Experiment:
     scores = {name: evaluator(state, self.frozen) for name, evaluator in evaluators.items()}
     values = {f'{n}/{key}': v for n, each in scores.items() for key, v in each.values.items()}
     return values, scores
+
+
+def _sized(model: Any, sizes: Mapping[str, Any]) -> Any:
+  """An architecture of other sizes; unchanged where none are given."""
+  return changed(model, {'image_size': model.image_size, **sizes}) if sizes else model
 
 
 def _prepared(cfg: config_lib.Config, card: Card) -> config_lib.Config:

@@ -88,7 +88,7 @@ def ways_on(cfg: config_lib.Config, workdir: Workdir, changes: Iterable[str]) ->
 
 def judged_by_step(name: str, cfg: config_lib.Config) -> bool:
   """Whether a field may differ as long as every step has the same hyperparameters."""
-  return name in (*_DURATIONS, *hyper.names(cfg)) or name.startswith('evals.')
+  return name in (*_DURATIONS, *hyper.names(cfg)) or name.startswith(('evals.', 'sizes.'))
 
 
 def _shared(experiment: Experiment, there: Workdir) -> tuple[int, list[int]]:
@@ -96,7 +96,9 @@ def _shared(experiment: Experiment, there: Workdir) -> tuple[int, list[int]]:
   other = lanes.experiment(there.config(), there.known())
   common = min(other.total, experiment.total)
   for step in range(common):
-    if any((a != b).any() for a, b in zip(other.hyper(step), experiment.hyper(step), strict=True)):
+    sizes = [each.models[each.size(step)] for each in (other, experiment)]
+    hypers = zip(other.hyper(step), experiment.hyper(step), strict=True)
+    if sizes[0] != sizes[1] or any((a != b).any() for a, b in hypers):
       common = step
       break
   return common, [step for step in there.checkpoints().steps if step <= common]

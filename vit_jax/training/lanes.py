@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Generator
 from types import MappingProxyType
 from typing import Any
@@ -80,8 +81,9 @@ class Lanes(Experiment):
     return jax.vmap(lambda seed: super(Lanes, self)._init(seed, taken)[0])(seed), frozen
 
   def _step(
-    self, state: State, frozen: Any, batch: Any, hyper: Hyper
+    self, size: int, state: State, frozen: Any, batch: Any, hyper: Hyper
   ) -> tuple[State, dict[str, Any]]:
     shared = not self.batch_axes
-    step = jax.vmap(super()._step, in_axes=(0, None, None if shared else 0, 0))
+    alone = functools.partial(super()._step, size)
+    step = jax.vmap(alone, in_axes=(0, None, None if shared else 0, 0))
     return step(state, frozen, batch, hyper)

@@ -158,7 +158,7 @@ class _Session:
     self.pending: tuple[int, Any, Hyper] | None = None
     self.carried: dict[str, Any] = {}
     self.before: dict[str, float] = {}  # seconds by phase, of earlier sessions
-    self.step_fn: Any = None
+    self.step_fns: list[Any] = []  # of each size of images and patches
     self.resources = contextlib.ExitStack()
     self.books = Books(workdir, lambda text: self.reporter.say(text))
     self.resources.callback(self.books.close)
@@ -264,16 +264,12 @@ class _Session:
         with chrono('input'):
           batch = next(batches)
         hyper = experiment.hyper(step)
-        if self.step_fn is None:
-          self.reporter.say('compiling the training step')
-          before = chrono.seconds['compile']
-          with chrono('compile'):
-            lowered = experiment.train_step().lower(self.state, experiment.frozen, batch, hyper)
-            self.step_fn = lowered.compile()
-          self.reporter.say(f'compiled in {chrono.seconds["compile"] - before:.0f} s')
+        if not self.step_fns:
+          self._compile(hyper)
+        step_fn = self.step_fns[experiment.size(step + self.spikes.offset)]
         self._profile(step - self.start)
         with chrono('step'), jax.profiler.StepTraceAnnotation('train', step_num=step):
-          self.state, metrics = self.step_fn(self.state, experiment.frozen, batch, hyper)
+          self.state, metrics = step_fn(self.state, experiment.frozen, batch, hyper)
           # While this step runs, the metrics of the one before come to the host.
           self._flush()
           self.pending = step + 1, metrics, hyper
@@ -297,6 +293,18 @@ class _Session:
     with chrono('checkpoint'):
       self.checkpoints.wait()
     return True
+
+  def _compile(self, hyper: Hyper) -> None:
+    """The step, for every size: one that does not fit is known before hours have passed."""
+    experiment, count = self.experiment, len(self.experiment.models)
+    several = f' for {count} sizes of images and patches' if count > 1 else ''
+    self.reporter.say(f'compiling the training step{several}')
+    before = self.chrono.seconds['compile']
+    with self.chrono('compile'):
+      for size in range(count):
+        args = self.state, experiment.frozen, experiment.abstract_batch(size), hyper
+        self.step_fns.append(experiment.train_step(size).lower(*args).compile())
+    self.reporter.say(f'compiled in {self.chrono.seconds["compile"] - before:.0f} s')
 
   def _remember(self, extra: Mapping[str, Any]) -> None:
     """What a checkpoint says of spikes."""

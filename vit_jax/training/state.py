@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -52,7 +52,7 @@ def init_state(model: Any, config: OptimConfig, task: Any, key: jax.Array) -> St
 
 def train_step(
   state: State, frozen: Any, batch: Any, hyper: Hyper, *, task: Any, config: OptimConfig,
-  names: Sequence[str],
+  names: Sequence[str], sized: Callable[[Any], Any] = lambda model: model,
 ) -> tuple[State, dict[str, jax.Array]]:  # fmt: skip
   """One step of the optimizer.
 
@@ -64,6 +64,7 @@ def train_step(
     task: the objective; see `tasks.task`.
     config: of the optimizer.
     names: of the values in `hyper`.
+    sized: the model at the sizes of this step.
 
   Returns:
     The new state and a dict of float32 scalars: the sums that the task reports, divided by their
@@ -77,7 +78,7 @@ def train_step(
   batch = task.augment(batch, augment_key, named)
   totals = {name: jnp.maximum(total, 1.0) for name, total in task.totals(batch).items()}
   noise = Noise(model_key, examples=len(batch['mask']))
-  ctx = Context(state.extra, totals, named, noise, state.step, frozen)
+  ctx = Context(state.extra, totals, named, noise, state.step, frozen, sized)
   grad, sums, seen = _gradient(task, state.model, batch, ctx, config.accumulate)
   update, opt = optimizer(config, state.model, named).update(grad, state.opt, state.model)
   model = optax.apply_updates(state.model, update)
@@ -112,9 +113,6 @@ def _gradient(
   """Gradient of the task's loss, and its other results; the batch is cut into `count` parts."""
   named: dict[str, str] = {}
 
-  def whole(model):
-    return tree.merge(model, ctx.frozen)
-
   def scalar(value, sums, seen):
     """What a loss returned, as `jax.grad` takes it; the names of totals, no arrays, go aside."""
     _check_sums(sums, ctx.totals, type(task).__name__)
@@ -122,12 +120,12 @@ def _gradient(
     return value, ({name: value for name, (value, _) in sums.items()}, seen)
 
   def one(part, ctx):
-    loss = lambda model: scalar(*task.loss(whole(model), part, ctx))  # noqa: E731
+    loss = lambda model: scalar(*task.loss(ctx.whole(model), part, ctx))  # noqa: E731
     grad, (sums, seen) = jax.grad(loss, has_aux=True)(model)
     return grad, sums, seen
 
   def embed(model, part, number):
-    return task.embed(whole(model), part, _part(ctx, number, count))
+    return task.embed(ctx.whole(model), part, _part(ctx, number, count))
 
   def back(item):
     part, number, wanted = item
@@ -137,7 +135,7 @@ def _gradient(
     _, z = jax.lax.scan(lambda _, item: (None, embed(model, *item)), None, items)
     if odd := [n for n, x in tree.flatten(z).items() if not jnp.issubdtype(x.dtype, jnp.floating)]:
       raise TypeError(f'{type(task).__name__}.embed must give float arrays; {odd[0]} is not')
-    joint = lambda model, z: scalar(*task.joint(whole(model), z, ctx))  # noqa: E731
+    joint = lambda model, z: scalar(*task.joint(ctx.whole(model), z, ctx))  # noqa: E731
     (grad, grad_z), (sums, seen) = jax.grad(joint, (0, 1), has_aux=True)(
       model, jax.tree.map(_joined, z)
     )
@@ -154,7 +152,7 @@ def _gradient(
     else:
       grad, sums, seen = _sum(lambda item: one(item[0], _part(ctx, item[1], count)), items)
       if jax.tree.leaves(seen):
-        whole_batch = jax.eval_shape(lambda: task.loss(whole(model), batch, ctx)[2])
+        whole_batch = jax.eval_shape(lambda: task.loss(ctx.whole(model), batch, ctx)[2])
         what = f'what {type(task).__name__}.loss gives for update is no sum over the batch'
         _same_kind(whole_batch, seen, f'{what}: a Coupled task may keep examples apart')
   return grad, {name: (value, named[name]) for name, value in sums.items()}, seen
