@@ -27,7 +27,7 @@ from vit_jax.training.evaluation import evaluate, restore
 from vit_jax.training.workdir import Workdir
 
 VIT = dict(variant='mu/4', image_size=(8, 8), in_channels=1, depth=2, width=16, mlp_dim=32,
-           num_heads=2, posemb='sincos', pool='mean', drop_path=0.2)  # fmt: skip
+           num_heads=2, posemb='sincos', pool='mean', drop_path=0.2, dropout=0.1)  # fmt: skip
 TEXT = dict(vocab_size=20, context_length=4, width=16, depth=1, mlp_dim=32, num_heads=2, eot=19)
 # Of drawn pictures.
 SEEN = {**VIT, 'image_size': (16, 16), 'in_channels': 3, 'variant': 'mu/8', 'drop_path': 0.0}

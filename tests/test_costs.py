@@ -62,6 +62,7 @@ OPTIONS = [
   dict(kv_heads=1, qk_norm=True, rope='grid', posemb='none', queries=4, no_bias='key'),
   dict(patch_size=(2, 7), posemb='factorised'),
   dict(patch_dropout=0.5, drop_path=0.5),
+  dict(dropout=0.1, mlp='swiglu'),
   dict(drop_path=0.5, drop_path_mode='subset'),
   dict(drop_path=0.5, drop_path_mode='subset', patch_dropout=0.3, dtype='bfloat16', parallel=True),
   STEM,

@@ -65,6 +65,46 @@ def test_stochastic_depth_drops_at_its_rate_and_keeps_the_mean(mode):
     assert (np.round(kept * 0.5) >= 4).sum(1).tolist() == [256, 256]
 
 
+@pytest.mark.parametrize('scan', [True, False])
+def test_dropout_leaves_out_features_where_the_first_models_did(scan):
+  """Of the input, of hidden layers and of what branches add, each with its own draw.
+
+  The weights are zero but for constants that tell which of them are left.
+  """
+  rate, depth = 0.25, 2
+  model = tiny(dropout=rate, depth=depth, scan=scan, pool='mean', mlp='quick_gelu', num_classes=1,
+               mlp_dim=16)  # fmt: skip
+  model = jax.tree.map(jnp.zeros_like, model)
+  model.embed.proj.bias[...] = jnp.full(16, 1000.0)
+  blocks = model.encoder.blocks
+  blocks.attn.out.bias[...] = jnp.full((depth, 16), 30.0)
+  blocks.mlp.up.bias[...] = jnp.full((depth, 16), 100.0)  # which the activation leaves as it is
+  blocks.mlp.down.kernel[...] = jnp.stack([jnp.eye(16) / 100] * depth)
+  out = jax.jit(lambda key: model.features(images(64), key=key))(jax.random.key(0))
+  whole = 1 / (1 - rate)
+  first, second = np.asarray(out['block00']), np.asarray(out['block01'] - out['block00'])
+  entered = np.round(first / (1000 * whole))
+  np.testing.assert_allclose(out['tokens'], 1000)
+  added = np.stack([first - entered * 1000 * whole, second])
+  by_attention = np.round(added / (30 * whole))
+  by_mlp = (added - by_attention * 30 * whole) / whole**2  # left out before and after the product
+  np.testing.assert_allclose(by_mlp, np.round(by_mlp), atol=2e-3)
+  masks = np.stack([entered, *by_attention, *np.round(by_mlp)]).astype(int)
+  assert set(np.unique(masks)) == {0, 1}
+  count = masks[0].size
+  for mask, share in zip(masks, [1 - rate] * 3 + [(1 - rate) ** 2] * 2, strict=True):
+    assert abs(mask.mean() - share) < 5 * np.sqrt(share * (1 - share) / count)
+  # Independent of each other, and of one another's features, tokens and examples.
+  flat = masks.reshape(len(masks), -1)
+  related = np.corrcoef(flat) - np.eye(len(flat))
+  assert np.abs(related).max() < 5 / np.sqrt(count)
+  for axis in (1, 2, 3):
+    moved = np.roll(masks, 1, axis).reshape(len(masks), -1)
+    assert all(
+      abs(np.corrcoef(a, b)[0, 1]) < 5 / np.sqrt(count) for a, b in zip(flat, moved, strict=True)
+    )
+
+
 def flops(model, batch, **kwargs):
   lowered = jax.jit(lambda model, x: model(x, **kwargs)).lower(model, images(batch))
   return lowered.compile().cost_analysis()['flops']
@@ -339,6 +379,8 @@ def test_create_rejects_what_contradicts_itself():
   for config, message in (
     (dict(drop_path=1.0), 'must be in'),
     (dict(patch_dropout=-0.1), 'must be in'),
+    (dict(dropout=1.0), 'must be in'),
+    (dict(dropout=0.1, drop_path=0.1, drop_path_mode='subset'), 'use drop_path_mode'),
     (dict(parallel=True, norm_place='post'), 'parallel blocks'),
     (dict(rope='unit', width=12, num_heads=2), 'divisible by 4'),
     (dict(stem_width=20), 'multiple of 32'),

@@ -89,6 +89,9 @@ class EncoderConfig:
     mup_width: width of the model from which this one takes over its hyperparameters by the
       maximal-update parametrisation (`optim.mup`); 0 for the standard parametrisation.
     mup_depth: depth of that model; 0 for the standard parametrisation.
+    dropout: share of the features left out (Srivastava et al. 2014) of what enters the first
+      block, of the hidden layers of MLPs, and of what attention and MLP add, when a model is called
+      with a key: what the first Vision Transformers were trained with.
     drop_path: rate of stochastic depth (Huang et al. 2016), applied when a model is called with a
       key.
     drop_path_mode: 'linear' drops single examples at a rate that rises to drop_path over depth,
@@ -124,6 +127,7 @@ class EncoderConfig:
   no_bias: str = UNSET
   mup_width: int = 0
   mup_depth: int = 0
+  dropout: float = 0.0
   drop_path: float = 0.0
   drop_path_mode: str = 'linear'
   dtype: str = 'float32'
@@ -172,6 +176,10 @@ class EncoderConfig:
       raise RunError(f'model.mup_width: no rule for head_dim={self.head_dim}, a width of its own')
     if not 0 <= self.drop_path < 1:
       raise RunError(f'model.drop_path={self.drop_path} must be in [0, 1)')
+    if not 0 <= self.dropout < 1:
+      raise RunError(f'model.dropout={self.dropout} must be in [0, 1)')
+    if self.dropout and self.drop_path and self.drop_path_mode == 'subset':
+      raise RunError('model.dropout is of all examples: use drop_path_mode=linear or constant')
     if self.parallel and self.norm_place == 'post':
       raise RunError('parallel blocks have one norm, before both branches: use norm_place=pre')
 

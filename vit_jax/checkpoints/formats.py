@@ -117,9 +117,19 @@ def _with_head_bias(model: Any) -> None:
 
 def _with_sizes(record: dict[str, Any]) -> None:
   """6 to 7: sizes of images and patches that change from step to step, or in evaluation."""
+  _with_dropout(record.get('model', {}))
   record['sizes'] = dict(images=[], patches=[], order='random')
   for evaluation in record.get('evals', {}).values():
     evaluation |= dict(image_size=0, patch_size=0)
+
+
+def _with_dropout(model: Any) -> None:
+  """Of the description of a model, or of several by name."""
+  if isinstance(model, dict):
+    if 'relative_bias' in model:  # an encoder
+      model['dropout'] = 0.0
+    for part in model.values():
+      _with_dropout(part)
 
 
 def _with_axes(model: Any) -> None:
@@ -179,6 +189,11 @@ def _heads_known(facts: dict[str, Any]) -> None:
   _with_head_bias(facts.get('model', {}))
 
 
+def _dropout_known(facts: dict[str, Any]) -> None:
+  """6 to 7: what models were."""
+  _with_dropout(facts.get('model', {}))
+
+
 # What turns a configuration of format i into one of format i + 1.
 RECORDS: tuple[Callable[[dict[str, Any]], None], ...] = (
   _numbered, _with_hyperparameters, _with_parts, _with_fields, _with_attention,
@@ -187,7 +202,7 @@ RECORDS: tuple[Callable[[dict[str, Any]], None], ...] = (
 # The same for what checkpoints say of themselves.
 FACTS: tuple[Callable[[dict[str, Any]], None], ...] = (
   _decided, lambda facts: None, lambda facts: None, _fields_known, _axes_known, _heads_known,
-  lambda facts: None,
+  _dropout_known,
 )  # fmt: skip
 
 

@@ -294,7 +294,7 @@ def _with_rows(config: ViTConfig, leaves: Leaves, tokens: str) -> tuple[ViTConfi
 
 # Fields that change nothing in what a trained model computes on images of its own size.
 _FREE = (
-  'variant', 'drop_path', 'drop_path_mode', 'patch_dropout', 'dtype', 'scan', 'remat',
+  'variant', 'dropout', 'drop_path', 'drop_path_mode', 'patch_dropout', 'dtype', 'scan', 'remat',
   'interpolation', 'mask_token', 'posemb_tokens', 'image_size', 'layerscale', 'no_bias',
   'head_bias',
 )  # fmt: skip

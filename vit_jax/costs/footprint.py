@@ -132,6 +132,8 @@ def _block(config: EncoderConfig, run: Sequence) -> Iterator[float]:
   yield branches * _norm(config, n, width)
   if config.drop_path and config.drop_path_mode != 'subset':
     yield branches * size  # factors
+  if config.dropout:
+    yield branches * n * width + n * hidden  # what is left in, a byte each
   # What queries, keys and values are made from, but for a memory.
   yield size * width * (rows[0] + 2 * run.share * run.rows)
   # Queries and what they get, keys and values; two numbers for each query.

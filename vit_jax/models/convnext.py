@@ -10,7 +10,7 @@ from flax import nnx
 from vit_jax.architecture.backbones import ConvNeXtArchitecture
 from vit_jax.models.backbone import Backbone, pooled
 from vit_jax.nn import remat
-from vit_jax.nn.layers import Conv, Mlp, Norm, normal, ones
+from vit_jax.nn.layers import Conv, Mlp, Norm, constant, normal
 from vit_jax.nn.noise import Noise, dropped
 from vit_jax.nn.sharding import param
 
@@ -37,8 +37,7 @@ class Block(nnx.Module):
     self.norm = Norm(width, rngs, eps=EPS)
     self.mlp = Mlp(width, 4 * width, rngs, kind='gelu')
     if config.layerscale:
-      full = lambda *args: config.layerscale * ones(*args)  # noqa: E731
-      self.scale = param(full, rngs, (width,), (None,))
+      self.scale = param(constant(config.layerscale), rngs, (width,), (None,))
 
   def __call__(self, x: jax.Array, key: Noise | None, rate: float) -> jax.Array:
     """(batch, height, width, features) -> the same."""
@@ -80,7 +79,7 @@ class ConvNeXt(Backbone):
       x = down(norm(x)) if stage else norm(down(x))
       for block in range(depth):
         rate = next(rates)
-        body = lambda block, x, key, rate=rate: block(x, key, rate)  # noqa: E731
+        body = lambda block, x, key, rate=rate: block(x, key if rate else None, rate)  # noqa: E731
         apply = remat.checkpoint(body, config.remat, scan=False)
         x = apply(getattr(self, f'stage{stage}_block{block}'), x, next(keys))
       out[f'stage{stage}'] = x

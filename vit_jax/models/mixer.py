@@ -65,7 +65,7 @@ class Mixer(Backbone):
     keys = [None] * count if key is None else key.split(count)
     for at in range(count):
       rate = config.drop_path * at / max(count - 1, 1)
-      body = lambda block, x, key, rate=rate: block(x, key, rate)  # noqa: E731
+      body = lambda block, x, key, rate=rate: block(x, key if rate else None, rate)  # noqa: E731
       apply = remat.checkpoint(body, config.remat, scan=False)
       x = out[f'block{at:02d}'] = apply(getattr(self, f'block{at}'), x, keys[at])
     return {**out, 'pooled': pooled(self.norm(x))}

@@ -22,11 +22,13 @@ from vit_jax.nn import remat, tree
 from vit_jax.nn.attention import Attention, Context, RelativeBias, padding
 from vit_jax.nn.groups import Groups, together
 from vit_jax.nn.layers import Mlp, Norm, constant, flatten, unflatten
-from vit_jax.nn.noise import noise
+from vit_jax.nn.noise import dropout, dropped, noise
 from vit_jax.nn.sharding import param, shards, spec
 
 # What applies an attention to tokens (batch, tokens, width) in their context.
 Attend = Callable[[Attention, jax.Array, Context], jax.Array]
+# Of the keys of dropout: of what enters the first block, of what branches add, of hidden layers.
+_INPUT, _BRANCH, _HIDDEN = range(1, 4)
 
 
 def layers_of(config: EncoderConfig, grid: Any, *, memory: bool) -> tuple[Layer, ...]:
@@ -95,7 +97,8 @@ class Block(nnx.Module):
     Args:
       x: (batch, tokens, width).
       contexts: of the tokens, for each attention.
-      key, rate: a key or `Noise` of stochastic depth, and its rate; without one nothing is dropped.
+      key, rate: a key or `Noise` of what is dropped, and the rate of stochastic depth; without one
+        nothing is.
       attend: applies an attention to tokens.
 
     Returns:
@@ -114,8 +117,14 @@ class Block(nnx.Module):
       added['attn'] = attended(self.attn, y, context, scales[0])
       return added['attn']
 
+    def hidden(y):
+      own = keys[1]
+      if own is None or not self.config.dropout:
+        return y
+      return flatten(dropout(fold(y), own.other(_HIDDEN), self.config.dropout, 'mlp'))
+
     def mlp(y, _=None):
-      y = flatten(self.mlp(fold(y)))
+      y = flatten(self.mlp(fold(y), hidden))
       added['mlp'] = self._scaled(remat.keep(y, 'mlp'), scales[1])
       return added['mlp']
 
@@ -159,17 +168,17 @@ class Block(nnx.Module):
     return y if scale is None else y * scale[...].astype(y.dtype)
 
   def _add(self, x, branch, context, *, key, batch, rate):
-    """x + branch(x) on rows, with stochastic depth if there is a key."""
-    if key is None:
+    """x + branch(x) on rows; if there is a key, with dropout and stochastic depth."""
+    config = self.config
+    if key is None or not (config.dropout or config.drop_path):
       return x + branch(x, context)
-    if self.config.drop_path_mode == 'subset':
+    if config.drop_path and config.drop_path_mode == 'subset':
       y = unflatten(x, batch)
-      y = _add_to_subset(y, branch, context, key, self.config.drop_path)
+      y = _add_to_subset(y, branch, context, key, config.drop_path)
       return flatten(y)
-    bernoulli = lambda key, shape, **layout: jax.random.bernoulli(key, 1 - rate, shape, **layout)  # noqa: E731
-    kept = key.draw(bernoulli, batch, 1, 1)
-    scale = (kept / (1 - rate)).astype(x.dtype)
-    return x + flatten(unflatten(branch(x, context), batch) * scale)
+    y = unflatten(branch(x, context), batch)
+    y = dropout(y, key.other(_BRANCH), config.dropout)
+    return x + flatten(dropped(y, key if config.drop_path else None, rate))
 
 
 class Before(nnx.Module):
@@ -280,7 +289,7 @@ class Encoder(nnx.Module):
     Args:
       x: (batch, tokens, width).
       context: of the tokens.
-      key: a key or `Noise` of stochastic depth; none drops nothing.
+      key: a key or `Noise` of dropout and stochastic depth; none drops nothing.
       record: whether to return what happened inside.
 
     Returns:
@@ -291,7 +300,8 @@ class Encoder(nnx.Module):
     x, context = self._padded(x, context)
     contexts = self.contexts(x[:, :tokens], context)
     drop: Any = (None, None)
-    if key is not None and self.config.drop_path:
+    if key is not None and (self.config.drop_path or self.config.dropout):
+      x = dropout(x, noise(key).other(_INPUT), self.config.dropout)
       rates = jnp.full(depth, self.config.drop_path, jnp.float32)
       if self.config.drop_path_mode == 'linear':
         rates = jnp.linspace(0.0, self.config.drop_path, depth)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -272,8 +272,10 @@ class Mlp(nnx.Module):
     self.down = Dense(rngs, (mlp_dim, width), ('mlp', 'embed'), bias=bias)
     self.kind = kind
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """(batch, tokens, width) -> the same."""
+  def __call__(
+    self, x: jax.Array, drop: Callable[[jax.Array], jax.Array] = lambda y: y
+  ) -> jax.Array:
+    """(batch, tokens, width) -> the same; `drop` leaves out some of the hidden (rows, mlp_dim)."""
     # Derivatives of activations would keep several arrays as large as their argument.
     rows, activation = flatten(x), jax.checkpoint(ACTIVATIONS[self.kind], prevent_cse=False)
     y = keep(self.up.rows(rows), 'hidden')
@@ -283,7 +285,7 @@ class Mlp(nnx.Module):
       y = activation(y)
     if hasattr(self, 'norm'):
       y = self.norm(y)
-    return unflatten(self.down.rows(y), x.shape[0])
+    return unflatten(self.down.rows(drop(y)), x.shape[0])
 
 
 class PatchEmbed(nnx.Module):

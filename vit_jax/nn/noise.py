@@ -7,7 +7,7 @@ depend on that: numbers are drawn for the whole batch, and a part takes those of
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -43,18 +43,27 @@ class Noise:
     part = jnp.broadcast_to(self.part, (count,))
     return dataclasses.replace(self, key=jax.random.split(self.key, count), part=part)
 
-  def draw(self, function: Callable[..., jax.Array], batch: int, *shape: int) -> jax.Array:
+  def other(self, tag: int) -> Noise:
+    """An independent one for the same part."""
+    return dataclasses.replace(self, key=jax.random.fold_in(self.key, tag))
+
+  def draw(
+    self, function: Callable[..., jax.Array], batch: int, *shape: int,
+    axes: Sequence[str | None] = (),
+  ) -> jax.Array:  # fmt: skip
     """Numbers for the examples of this part: (batch, *shape).
 
     Args:
       function: of a key, a shape and, by name, `out_sharding`, as in `jax.random`.
       batch: rows in the part: its examples, or as many views of each, one after another.
       *shape: of the numbers of a row.
+      axes: their logical axes; by default all devices have all numbers of a row.
 
     Raises:
       ValueError: in parts, if the rows are not equally many for each example.
     """
-    layout = spec('batch', *(None,) * len(shape))
+    axes = axes or (None,) * len(shape)
+    layout = spec('batch', *axes)
     drawn = function(self.key, (batch * self.parts, *shape), out_sharding=layout)
     if self.parts == 1:
       return drawn
@@ -62,7 +71,7 @@ class Noise:
     if batch % examples:
       raise ValueError(f'{batch} rows are not equally many for each of {examples} examples')
     cut = (examples, self.parts, batch // examples, *shape)
-    drawn = drawn.reshape(cut, out_sharding=spec('batch', *(None,) * (len(cut) - 1)))
+    drawn = drawn.reshape(cut, out_sharding=spec('batch', None, None, *axes))
     drawn = jax.lax.dynamic_index_in_dim(drawn, self.part, axis=1, keepdims=False)
     return drawn.reshape(batch, *shape, out_sharding=layout)
 
@@ -72,7 +81,7 @@ def noise(key: jax.Array | Noise) -> Noise:
   return key if isinstance(key, Noise) else Noise(key)
 
 
-def dropped(y: jax.Array, key: Noise | None, rate: float) -> jax.Array:
+def dropped(y: jax.Array, key: Noise | None, rate: Any) -> jax.Array:
   """What a branch adds, (batch, ...), left out of some examples: stochastic depth.
 
   Args:
@@ -80,8 +89,27 @@ def dropped(y: jax.Array, key: Noise | None, rate: float) -> jax.Array:
     key: without one nothing is dropped, as in evaluation.
     rate: share of the examples; the others get 1 / (1 - rate) times as much (Huang et al. 2016).
   """
+  if key is None:
+    return y
+  kept = key.draw(_kept(rate), y.shape[0], *(1,) * (y.ndim - 1))
+  return y * (kept / (1 - rate)).astype(y.dtype)
+
+
+def dropout(y: jax.Array, key: Noise | None, rate: float, axis: str | None = None) -> jax.Array:
+  """Features of tokens, (batch, tokens, features), each left out by itself.
+
+  Args:
+    y: of each example.
+    key: without one nothing is left out.
+    rate: share of the features; the others get 1 / (1 - rate) times as much (Srivastava et al.
+      2014).
+    axis: logical axis of the features.
+  """
   if key is None or not rate:
     return y
-  bernoulli = lambda key, shape, **layout: jax.random.bernoulli(key, 1 - rate, shape, **layout)  # noqa: E731
-  kept = key.draw(bernoulli, y.shape[0], *(1,) * (y.ndim - 1))
-  return y * (kept / (1 - rate)).astype(y.dtype)
+  kept = key.draw(_kept(rate), *y.shape, axes=(None, axis))
+  return jnp.where(kept, y / (1 - rate), 0).astype(y.dtype)
+
+
+def _kept(rate: Any) -> Callable[..., jax.Array]:
+  return lambda key, shape, **layout: jax.random.bernoulli(key, 1 - rate, shape, **layout)

@@ -289,8 +289,8 @@ def override(config: Any, items: Sequence[tuple[str, str]]) -> ml_collections.Co
 # Of a run that starts from a checkpoint: fields of the model that the checkpoint does not decide,
 # and fields of other sections that it does.
 OWN = (
-  'name', 'num_classes', 'dtype', 'scan', 'remat', 'drop_path', 'drop_path_mode', 'patch_dropout',
-  'mup_width', 'mup_depth', 'head_bias',
+  'name', 'num_classes', 'dtype', 'scan', 'remat', 'dropout', 'drop_path', 'drop_path_mode',
+  'patch_dropout', 'mup_width', 'mup_depth', 'head_bias',
 )  # fmt: skip
 _TAKEN = ('mean', 'std')
 

@@ -124,7 +124,7 @@ class Owned:
     config = adapt.changed(config, self._changes)
     card = adapt.card_for_channels(opened.card, config.in_channels)
     card = dataclasses.replace(card, class_names=tuple(names), task={}, fields={})
-    off = {n: 0.0 for n in ('drop_path', 'patch_dropout') if hasattr(config, n)}
+    off = {n: 0.0 for n in ('dropout', 'drop_path', 'patch_dropout') if hasattr(config, n)}
     config = dataclasses.replace(
       config, num_classes=len(self._order), dtype=network.dtype, remat='none', **off
     ).resolve()
