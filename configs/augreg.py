@@ -14,9 +14,9 @@ weight decay of 0.03 (--config.optim.weight_decay=0.03).
 
 Where this differs: light1 is two operators of magnitude 0, which is not nothing; thresholds of
 solarizing beyond 255 wrap around, as TensorFlow's are assumed to. The batch is mixed with its
-mirror image and not with its neighbours, as a whole and not by device. There is no dropout, which
-the paper combines with stochastic depth on ImageNet (its code has neither, and
---config.model.drop_path=0.1 the latter). Activations are bfloat16. ImageNet-21k is not in TFDS:
+mirror image and not with its neighbours, as a whole and not by device. The paper also trains with
+dropout and stochastic depth, both 0.1 (--config.model.dropout=0.1 --config.model.drop_path=0.1);
+its code has neither, as here. Activations are bfloat16. ImageNet-21k is not in TFDS:
 --config.data.source names another source.
 """
 

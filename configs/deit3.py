@@ -22,8 +22,7 @@ trained the same (https://github.com/naver-ai/rope-vit, issue 21), of H that of 
 
 Where this differs: H/14 sees 154 and 126 px, not 160 and 128, of which its patches cover as much.
 The rate follows the step, not the epoch, in which it lags by one. What is mixed is drawn for the
-whole batch, not on each GPU. Kernels begin as in the original ViT (Xavier uniform, and zeros for
-the head), not as normal noise of 0.02. Activations are bfloat16. ImageNet-21k is not in TFDS:
+whole batch, not on each GPU. Activations are bfloat16. ImageNet-21k is not in TFDS:
 --config.data.source names another source.
 """
 
@@ -79,7 +78,7 @@ def get_config(argument='S/16,800'):
     batch_size=batch,
     model=dict(
       variant=f'deit3:{variant}', image_size=(side, side), layerscale=1e-4, drop_path=rate,
-      drop_path_mode='constant', dtype='bfloat16', remat='names',
+      drop_path_mode='constant', initial='deit', dtype='bfloat16', remat='names',
     ),
     task=dict(**task, **IMAGENET),
     optim=dict(

@@ -16,8 +16,8 @@ A checkpoint decides what is not said on the command line, so the size of the im
 with is said there. AugReg checkpoints are fine-tuned likewise, with a learning rate of 0.03 or
 0.01.
 
-Where this differs: there is no dropout, which is 0.1 in pre-training; which parameters are decayed
-is not published, here the kernels are. Activations are bfloat16.
+Where this differs: which parameters are decayed is not published, here the kernels are.
+Activations are bfloat16.
 """
 
 from vit_jax.config import big_vision, chosen, complete
@@ -66,7 +66,8 @@ def get_config(argument='B/16,cifar10'):
     total=recipe['total'],
     batch_size=4096,
     model=dict(
-      **model, pool='token', representation_size=WIDTHS[variant], head_bias=recipe['head_bias']
+      **model, pool='token', representation_size=WIDTHS[variant], head_bias=recipe['head_bias'],
+      dropout=0.1,
     ),
     task=dict(loss_of=recipe['loss_of'], mean=(0.5,), std=(0.5,)),
     optim=dict(warmup='10000 steps', lr_first=0.0, **recipe['optim']),

@@ -44,6 +44,7 @@ SLOW = {
   'docs/how-to/scaling-sweeps.md': 'a run of three lanes, and two fits',
   'docs/how-to/segmentation.md': 'a run and a prediction',
   'docs/how-to/several-devices.md': 'a run on eight devices, and one of two processes',
+  'docs/how-to/several-sizes.md': 'two runs',
   'docs/how-to/train.md': 'two runs',
   'docs/how-to/your-own-data.md': 'two runs, and a source of every kind',
   'docs/reference/files-of-a-run.md': 'a run, and its model',

@@ -65,6 +65,26 @@ def test_stochastic_depth_drops_at_its_rate_and_keeps_the_mean(mode):
     assert (np.round(kept * 0.5) >= 4).sum(1).tolist() == [256, 256]
 
 
+def test_new_models_have_the_values_of_their_recipe():
+  """Of DeiT as its code says: noise of 0.02 but for convolutions, biases and norms."""
+  options = dict(width=64, mlp_dim=128, num_heads=2, depth=2, num_classes=50, image_size=(32, 32),
+                 distilled=True, pool='token', layerscale=1e-4)  # fmt: skip
+  found = tree.flatten(vit_jax.create('mu/4', seed=1, initial='deit', **options))
+  usual = tree.flatten(vit_jax.create('mu/4', seed=1, **options))
+  assert {n: x.shape for n, x in found.items()} == {n: x.shape for n, x in usual.items()}
+  bound = 1 / np.sqrt(4 * 4 * 3)
+  for name, leaf in ((name, np.asarray(leaf)) for name, leaf in found.items()):
+    if name.startswith('embed/'):
+      assert 0.9 * bound < np.abs(leaf).max() <= bound
+    elif name.endswith('kernel') or name in ('posemb', 'token', 'distill_token'):
+      assert abs(leaf.std() / 0.02 - 1) < 5 / np.sqrt(2 * leaf.size), name
+      assert len(np.unique(leaf)) > 0.99 * leaf.size
+    else:
+      np.testing.assert_array_equal(leaf, usual[name], err_msg=name)
+  names = ['encoder/blocks/attn/query/kernel', 'encoder/blocks/attn/key/kernel']
+  assert not np.array_equal(*(found[name] for name in names))
+
+
 @pytest.mark.parametrize('scan', [True, False])
 def test_dropout_leaves_out_features_where_the_first_models_did(scan):
   """Of the input, of hidden layers and of what branches add, each with its own draw.
@@ -380,6 +400,8 @@ def test_create_rejects_what_contradicts_itself():
     (dict(drop_path=1.0), 'must be in'),
     (dict(patch_dropout=-0.1), 'must be in'),
     (dict(dropout=1.0), 'must be in'),
+    (dict(initial='dei'), 'did you mean deit'),
+    (dict(initial='deit', mup_width=8), 'no rule for model.initial'),
     (dict(dropout=0.1, drop_path=0.1, drop_path_mode='subset'), 'use drop_path_mode'),
     (dict(parallel=True, norm_place='post'), 'parallel blocks'),
     (dict(rope='unit', width=12, num_heads=2), 'divisible by 4'),

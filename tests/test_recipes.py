@@ -21,7 +21,7 @@ from vit_jax.training import hyper as hyper_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 ROWS = json.loads((ROOT / 'tests' / 'golden' / 'recipes.json').read_text())['rows']
-FILES = ('vit', 'vit_s16', 'augreg', 'deit', 'deit3')
+FILES = ('vit', 'vit_s16', 'augreg', 'deit', 'deit3', 'flexivit')
 # Images of an epoch, by split.
 EPOCHS = {'train': 1_281_167, 'train[:99%]': 1_268_355, 'full[51200:]': 13_103_041}
 
@@ -57,6 +57,11 @@ def crop(section):
   return ['random_resized', section.min_area, section.method]
 
 
+def first(cfg):
+  """The first evaluation."""
+  return next(iter(cfg.evals.values()))
+
+
 # What a configuration says of each entry of a row.
 READ = {
   'optimizer': lambda c: type(c.optim).__name__.lower(), 'b1': lambda c: c.optim.b1.constant,
@@ -71,12 +76,15 @@ READ = {
   'erase': lambda c: getattr(c.data.erase, 'prob', 0.0), 'repeats': lambda c: c.data.repeats,
   'crop': lambda c: crop(c.data.crop), 'train': lambda c: c.data.split,
   'eval': lambda c: [
-    'center' if c.evals['test'].crop.fraction else 'resize', c.evals['test'].crop.fraction
+    'center' if first(c).crop.fraction else 'resize', first(c).crop.fraction
   ],
-  'ema': lambda c: c.optim.ema,
+  'ema': lambda c: c.optim.ema, 'images': lambda c: list(c.sizes.images),
+  'patches': lambda c: sorted(c.sizes.patches), 'sizes': lambda c: c.sizes.order,
+  'matching': lambda c: [c.task.match, c.task.alpha.constant, c.task.temperature.constant],
 }  # fmt: skip
 # And of those that are of the model as it is resolved.
 OF_MODEL = {
+  'dropout': lambda m: m.dropout, 'initial': lambda m: m.initial,
   'layerscale': lambda m: m.layerscale, 'head_bias': lambda m: m.head_bias,
   'pool': lambda m: m.pool, 'posemb': lambda m: m.posemb, 'size': lambda m: m.image_size[0],
   'representation': lambda m: m.representation_size,

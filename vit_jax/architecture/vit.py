@@ -50,6 +50,7 @@ VIT_OPTIONS = {
   'interpolation': INTERPOLATIONS,
   'rope': ('none', 'unit', 'grid'),
   'stem_convention': STEM_CONVENTIONS,
+  'initial': ('vit', 'deit'),
 }
 
 
@@ -290,6 +291,9 @@ class ViTArchitecture(EncoderConfig):
       keys of their own and no softcap) or 'token_mean' (both, side by side).
     pool_norm: apply the last norm after the pooling instead of before.
     representation_size: width of a tanh layer before the head; 0 for none.
+    initial: values of a new model: 'vit', those of the original: kernels are Xavier uniform, and
+      zero in the head; or 'deit', those of DeiT and DeiT III: kernels, positions and tokens are
+      normal noise of 0.02, and the embedding of patches is as PyTorch makes it.
     head_bias: initial value of the bias of a new head, whose kernel is 0: with a loss of each class
       the logarithm of the odds that a class is there, -10 of ImageNet-21k and -6.9 of ImageNet in
       big_vision.
@@ -320,6 +324,7 @@ class ViTArchitecture(EncoderConfig):
   pool: str = UNSET
   pool_norm: bool = UNSET
   representation_size: int = UNSET
+  initial: str = 'vit'
   head_bias: float = 0.0
 
   def resolve(self) -> Self:
@@ -340,6 +345,8 @@ class ViTArchitecture(EncoderConfig):
       raise RunError('num_classes, registers, queries and representation_size must not be negative')
     if not math.isfinite(config.head_bias):
       raise RunError(f'model.head_bias={config.head_bias} must be a number')
+    if config.initial != 'vit' and config.mup_width:
+      raise RunError(f'model.mup_width: no rule for model.initial={config.initial}')
     if config.head_bias and 'head' in config.without:
       raise RunError(
         f'model.head_bias={config.head_bias}: model.no_bias leaves the head without one'

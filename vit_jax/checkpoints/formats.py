@@ -117,19 +117,21 @@ def _with_head_bias(model: Any) -> None:
 
 def _with_sizes(record: dict[str, Any]) -> None:
   """6 to 7: sizes of images and patches that change from step to step, or in evaluation."""
-  _with_dropout(record.get('model', {}))
+  _with_initial(record.get('model', {}))
   record['sizes'] = dict(images=[], patches=[], order='random')
   for evaluation in record.get('evals', {}).values():
     evaluation |= dict(image_size=0, patch_size=0)
 
 
-def _with_dropout(model: Any) -> None:
+def _with_initial(model: Any) -> None:
   """Of the description of a model, or of several by name."""
   if isinstance(model, dict):
     if 'relative_bias' in model:  # an encoder
       model['dropout'] = 0.0
+    if 'patch_dropout' in model:
+      model['initial'] = 'vit'
     for part in model.values():
-      _with_dropout(part)
+      _with_initial(part)
 
 
 def _with_axes(model: Any) -> None:
@@ -189,9 +191,9 @@ def _heads_known(facts: dict[str, Any]) -> None:
   _with_head_bias(facts.get('model', {}))
 
 
-def _dropout_known(facts: dict[str, Any]) -> None:
+def _initial_known(facts: dict[str, Any]) -> None:
   """6 to 7: what models were."""
-  _with_dropout(facts.get('model', {}))
+  _with_initial(facts.get('model', {}))
 
 
 # What turns a configuration of format i into one of format i + 1.
@@ -202,7 +204,7 @@ RECORDS: tuple[Callable[[dict[str, Any]], None], ...] = (
 # The same for what checkpoints say of themselves.
 FACTS: tuple[Callable[[dict[str, Any]], None], ...] = (
   _decided, lambda facts: None, lambda facts: None, _fields_known, _axes_known, _heads_known,
-  _dropout_known,
+  _initial_known,
 )  # fmt: skip
 
 

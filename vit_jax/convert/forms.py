@@ -296,7 +296,7 @@ def _with_rows(config: ViTConfig, leaves: Leaves, tokens: str) -> tuple[ViTConfi
 _FREE = (
   'variant', 'dropout', 'drop_path', 'drop_path_mode', 'patch_dropout', 'dtype', 'scan', 'remat',
   'interpolation', 'mask_token', 'posemb_tokens', 'image_size', 'layerscale', 'no_bias',
-  'head_bias',
+  'initial', 'head_bias',
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from vit_jax.models.map_head import MapHead
 from vit_jax.nn import positions, resnet
 from vit_jax.nn.attention import Context
 from vit_jax.nn.encoder import Encoder, features_by_name, make_norm
-from vit_jax.nn.layers import Dense, PatchEmbed, constant, normal, prepend_tokens, zeros
+from vit_jax.nn.layers import Dense, PatchEmbed, constant, normal, prepend_tokens, uniform, zeros
 from vit_jax.nn.masks import Mask
 from vit_jax.nn.noise import noise
 from vit_jax.nn.sharding import param, spec
@@ -106,6 +106,8 @@ class ViT(nnx.Module):
       self.head = head()
       if config.distilled:
         self.distill_head = head()
+    if config.initial == 'deit':
+      _as_deit(self, rngs)
 
   def __call__(self, images: Any, **kwargs) -> jax.Array:
     """Logits; without a head, pooled features.
@@ -379,6 +381,22 @@ class ViT(nnx.Module):
     if mask is not None and config.prefix:
       mask = jnp.pad(mask, ((0, 0), (config.prefix, 0)), constant_values=True)
     return Context(angles, index, mask=Mask(keys=mask), grid=grid)
+
+
+def _as_deit(model: ViT, rngs: nnx.Rngs) -> None:
+  """Draws the parameters of a new model once more, as DeiT does (Touvron et al. 2021)."""
+  vectors = ('token', 'distill_token', 'registers', 'queries', *model.config.tables)
+  limit = 1 / math.sqrt(math.prod(model.embed.proj.kernel.shape[:-1]))
+  for path, value in nnx.iter_graph(model):
+    if not isinstance(value, nnx.Param) or path[0] == 'stem':
+      continue
+    if path[:2] == ('embed', 'proj'):
+      init = uniform(limit)  # PyTorch's for every convolution
+    elif path[-1] == 'kernel' or path[0] in vectors:
+      init = normal(0.02)  # cut at a hundred standard deviations there
+    else:
+      continue
+    value[...] = init(rngs.params(), value.shape, jax.typeof(value[...]).sharding)
 
 
 def _logits(head: Dense, x: jax.Array) -> jax.Array:
