@@ -501,12 +501,16 @@ def test_what_a_step_costs(name, data_dir):
 def assert_costs(config):
   """The count of a step is that of its program."""
   experiment = built(config)
-  for size, rows in enumerate(experiment.rows):
-    batch = {
-      n: jax.ShapeDtypeStruct((config.batch_size, *array.shape), array.dtype)
-      for n, array in arrays(rows).items()
-    }
-    step, state = experiment.train_step(size), experiment.abstract_state
-    program = traced(step, state, experiment.frozen, batch, experiment.hyper(0))
-    counted = experiment.flops(size=size) * experiment.examples
-    assert 2 * products(program) == pytest.approx(counted, rel=0.05)
+  program = program_of(experiment)
+  counted = experiment.flops() * experiment.examples
+  assert 2 * products(program) == pytest.approx(counted, rel=0.05)
+
+
+def program_of(experiment, size=0):
+  """The traced step."""
+  batch = {
+    n: jax.ShapeDtypeStruct((experiment.config.batch_size, *array.shape), array.dtype)
+    for n, array in arrays(experiment.rows[size]).items()
+  }
+  step, state = experiment.train_step(size), experiment.abstract_state
+  return traced(step, state, experiment.frozen, batch, experiment.hyper(0))
