@@ -36,6 +36,7 @@ RECIPES = {
 def get_config(argument='S/16,90'):
   name, variant = chosen(argument, RECIPES), argument.split(',')[0]
   sizes = dict(images=(240,), patches=PATCHES)
+  recipe: dict
   if name == '21k':
     shared = big_vision('imagenet21k', randaugment=10)
     recipe = dict(
