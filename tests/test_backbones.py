@@ -11,7 +11,7 @@ from flax import nnx
 import vit_jax
 from tests.conftest import make_digits, tiers
 from tests.test_conformance import assert_same, stepped
-from tests.test_costs import BATCH, inputs, of_images, products, residuals, traced
+from tests.test_costs import BATCH, assert_counted, inputs, products, traced
 from vit_jax import models
 from vit_jax.architecture import MODELS, named, names
 from vit_jax.architecture.backbones import Layer, receptive_field
@@ -95,20 +95,10 @@ def test_every_name_is_a_network():
 @pytest.mark.parametrize('more', [{}, dict(dtype='bfloat16'), dict(remat='full')], ids=str)
 @pytest.mark.parametrize('kind', list(TINY))
 def test_counted_exactly(kind, more):
-  """Parameters, products of the forward pass and of the step, bytes of activations, of weights."""
+  """And what checkpointing holds on top, and copies of weights."""
   it = experiment(kind, **more)
   config = it.config.model
-  cost = flops.costs(config, examples=BATCH)
-  state, _, batch = inputs(it)
-  assert cost.parameters() == sum(leaf.size for leaf in jax.tree.leaves(state.model))
-  images = jax.ShapeDtypeStruct(batch['image'].shape, jnp.float32)
-  forward = products(traced(lambda model, x: model(x), state.model, images))
-  assert BATCH * cost.total('macs') == forward
-  step = products(traced(it.train_step(), *inputs(it), it.hyper(0)))
-  assert BATCH * cost.total('train_exact') == 2 * step
-  left = residuals(it)
-  kept, most = footprint.activations(config, examples=BATCH)
-  assert kept == of_images(left)
+  cost, kept, most, left = assert_counted(it)
   plain = dataclasses.replace(config, remat='none')
   assert (most > 0) == (config != plain)
   assert footprint.activations(plain)[0] >= kept + most

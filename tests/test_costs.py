@@ -163,10 +163,8 @@ def test_parameters_of_every_variant(name):
   assert flops.costs(config.resolve()).parameters() == GOLDEN[name]['parameters']
 
 
-@pytest.mark.parametrize('fields', OPTIONS, ids=str)
-def test_every_option_is_counted_exactly(fields):
+def assert_counted(it):
   """Parameters, products of the forward pass and of the step, bytes of activations."""
-  it = experiment(**fields)
   config = it.config.model
   cost = flops.costs(config, examples=BATCH)
   state, _, batch = inputs(it)
@@ -176,8 +174,15 @@ def test_every_option_is_counted_exactly(fields):
   assert BATCH * cost.total('macs') == forward == BATCH * cost.total('flops') // 2
   step = products(traced(it.train_step(), *inputs(it), it.hyper(0)))
   assert BATCH * cost.total('train_exact') == 2 * step
-  kept, _ = footprint.activations(config, examples=BATCH)
-  assert kept == of_images(residuals(it))
+  left = residuals(it)
+  kept, most = footprint.activations(config, examples=BATCH)
+  assert kept == of_images(left)
+  return cost, kept, most, left
+
+
+@pytest.mark.parametrize('fields', OPTIONS, ids=str)
+def test_every_option_is_counted_exactly(fields):
+  assert_counted(experiment(**fields))
 
 
 def counted(function, model, *inputs):

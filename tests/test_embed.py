@@ -15,7 +15,6 @@ import pytest
 import vit_jax
 from tests import runs, toys
 from vit_jax import predict
-from vit_jax.architecture.card import Card
 from vit_jax.core import faults
 from vit_jax.probing import table as table_lib
 from vit_jax.probing.features import several
@@ -29,11 +28,7 @@ def toy(tmp_path_factory):
   """A checkpoint without a head, and 18 + 9 images."""
   folder = tmp_path_factory.mktemp('embed')
   toys.toy(folder / 'data')
-  model = vit_jax.create(
-    'mu/8', seed=1, image_size=(16, 16), depth=2, width=16, mlp_dim=16, num_heads=2, pool='token'
-  )
-  model.card = Card('vit_jax', (16, 16))
-  vit_jax.save(model, folder / 'model', 'transformers')
+  vit_jax.save(toys.headless(depth=2), folder / 'model', 'transformers')
   return folder
 
 
@@ -295,11 +290,7 @@ def test_what_is_no_table(tmp_path, whole):
 
 
 def test_a_model_without_a_class_token_says_what_it_has(tmp_path, toy, typed):
-  model = vit_jax.create(
-    'mu/8', image_size=(16, 16), depth=1, width=16, mlp_dim=16, num_heads=2, pool='mean'
-  )
-  model.card = Card('vit_jax', (16, 16))
-  vit_jax.save(model, tmp_path / 'model.npz', 'big_vision')
+  vit_jax.save(toys.headless(pool='mean'), tmp_path / 'model.npz', 'big_vision')
   flags = (tmp_path / 'model.npz', toy / 'data', f'--out={tmp_path}/f.parquet')
   for name in ('class', 'class@0'):
     status, _, err = typed('vit_jax.embed', *flags, f'--features={name}')

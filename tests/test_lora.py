@@ -15,6 +15,7 @@ from tests.test_conformance import (
   built,
   configured,
   one_device,
+  registered,  # noqa: F401
   stepped,
 )
 from vit_jax.compile.plan import plan
@@ -29,15 +30,6 @@ from vit_jax.training.workdir import Workdir
 # Of every kind of matrix: one with several axes in, one with several out, one of no layer.
 PATTERNS = ('.*attn/(query|value|out)/kernel', '.*/up/kernel', 'embed/proj/kernel')
 LORA = dict(lora__rank=2, lora__alpha=8.0, lora__patterns=PATTERNS)
-
-
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-  from tests import toy_tasks
-
-  for there, ours in toy_tasks.REGISTRIES:
-    for name, cls in ours.items():
-      monkeypatch.setitem(there, name, cls)
 
 
 def low_rank(data_dir, task='toy_set', **changes):

@@ -7,7 +7,9 @@ import zlib
 import numpy as np
 from PIL import Image
 
+import vit_jax
 from configs import image_folder
+from vit_jax.architecture.card import Card
 from vit_jax.training import config as config_lib
 
 COLOURS = {'cat': (200, 40, 40), 'dog': (40, 200, 40), 'fox': (40, 40, 200)}
@@ -26,6 +28,16 @@ def toy(root, train=6, test=3, suffix='.png', alpha=False):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
   return root
+
+
+def headless(**changes):
+  """A ViT for images of 16 pixels that gives features alone."""
+  fields = dict(
+    seed=1, image_size=(16, 16), depth=1, width=16, mlp_dim=16, num_heads=2, pool='token'
+  )
+  model = vit_jax.create('mu/8', **{**fields, **changes})
+  model.card = Card('vit_jax', (16, 16))
+  return model
 
 
 def config(root, **changes):
