@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import pretraining
-from tests import slices
+from tests import slices, teachers
 from tests.conftest import tiers
 from tests.runs import lines
 from vit_jax.architecture import TwoTowersArchitecture
@@ -27,7 +27,8 @@ CONFIGS = [
   'regression.py', 'regression.py:people.csv', 'segmentation.py', 'segmentation.py:ade20k',
   'pretraining.py:G/14', 'pretraining.py:So400m/14', 'pretraining.py:22B/14,imagenet2012',
   'vit.py:B/16,21k', 'vit.py:B/16,cifar10', 'vit_s16.py:90', 'augreg.py:S/16,1k', 'deit.py:Ti/16',
-  'deit3.py:S/16,800',
+  'deit.py:Ti/16,distilled', 'deit3.py:S/16,800', 'distillation.py:teacher',
+  'distillation.py:student',
 ]  # fmt: skip
 
 
@@ -54,11 +55,14 @@ def test_configs_build_lock_and_survive_json(name):
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_configs_trace_a_step(name):
+def test_configs_trace_a_step(name, data_dir):
   tree = load(name).to_dict()
   tree['data']['source'] = {'name': 'synthetic', 'num_classes': 7}
   if tree['init']:  # which is not here
     tree['init'], tree['model']['variant'] = '', 'mu/16'
+  if tree['task']['name'] == 'distillation':  # neither is the teacher, which knows ten classes
+    tree['data']['source']['num_classes'] = 10
+    tree['task']['teacher']['init'] = teachers.saved(data_dir)
   experiment = Experiment(schema.build(config_lib.Config, tree))
   batch = {
     name: jax.ShapeDtypeStruct((tree['batch_size'], *array.shape), array.dtype)
@@ -69,7 +73,10 @@ def test_configs_trace_a_step(name):
     step, experiment.abstract_state, experiment.frozen, batch, experiment.hyper(0)
   )
   assert jax.tree.structure(state) == jax.tree.structure(experiment.abstract_state)
-  own = {'classification': {'top1'}, 'segmentation': {'accuracy'}}.get(tree['task']['name'], set())
+  own = {
+    'classification': {'top1'}, 'segmentation': {'accuracy'},
+    'distillation': {'top1', 'teacher', 'agreement'},
+  }.get(tree['task']['name'], set())  # fmt: skip
   assert {'loss', 'grad_norm', 'skipped', *own} == metrics.keys()
 
 

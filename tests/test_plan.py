@@ -15,6 +15,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import vit_jax
 from configs import pretraining
 from experiments.benchmarks import plan as benchmark
 from experiments.benchmarks import report
@@ -258,6 +259,7 @@ def test_a_plan(small):
   leaves = jax.tree.leaves(jax.eval_shape(lambda: model.create(nnx.Rngs(jax.random.key(0)))))
   parameters = 4 * sum(leaf.size for leaf in leaves)
   assert small.parameters == parameters
+  assert small.frozen == small.teacher == 0
   assert small.optimizer == pytest.approx(2 * parameters, rel=1e-3)
   assert small.memory > 3 * parameters + small.temporaries
   assert small.step_time == pytest.approx(small.compiler_time + small.kernel_time)
@@ -268,6 +270,30 @@ def test_a_plan(small):
     'attention_forward_64': 2, 'attention_backward_64': 2
   }  # fmt: skip
   assert sum(c.bytes for c in small.collectives) > parameters / 2
+
+
+def test_a_teacher_is_counted(tmp_path):
+  """Of the same network it is a quarter: a step is three times a forward pass, and one more."""
+  sizes = dict(widths=(8, 12), kernels=(3,), strides=(1, 2), dilations=(1,), image_size=(16, 16))
+  teacher = vit_jax.create('convnet:', **sizes, num_classes=10)
+  vit_jax.save(teacher, tmp_path / 'teacher', 'vit_jax')
+  result = plan.plan(
+    config_lib.complete(dict(
+      total='10 steps', batch_size=32, model=dict(name='convnet', variant='', **sizes),
+      task=dict(
+        name='distillation', teacher=dict(init=str(tmp_path / 'teacher'), by_number=True)
+      ),
+      data=dict(source=dict(name='synthetic', num_classes=10)), optim=dict(warmup='1 step'),
+      log={}, checkpoint={},
+    )),
+    'v5e:1x1',
+  )  # fmt: skip
+  assert result.teacher == pytest.approx(1 / 4)
+  assert result.frozen == 4 * sum(leaf.size for leaf in jax.tree.leaves(teacher))
+  assert result.parameters == 2 * result.frozen
+  said = show.describe(result)
+  assert said['teacher'].startswith('25.0% of the FLOPs of a step')
+  assert said['parameters'].endswith('GiB of them not trained')
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import importlib
 import json
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +88,7 @@ OF_MODEL = {
   'dropout': lambda m: m.dropout, 'initial': lambda m: m.initial,
   'layerscale': lambda m: m.layerscale, 'head_bias': lambda m: m.head_bias,
   'pool': lambda m: m.pool, 'posemb': lambda m: m.posemb, 'size': lambda m: m.image_size[0],
-  'representation': lambda m: m.representation_size,
+  'representation': lambda m: m.representation_size, 'distilled': lambda m: m.distilled,
   'drop_path': lambda m: [0.0 if m.drop_path_mode == 'linear' else m.drop_path, m.drop_path],
 }  # fmt: skip
 
@@ -106,7 +107,7 @@ def test_a_recipe_is_as_published(row):
   if 'decay' in row:
     assert cfg.optim.decay_with == 'lr'
     found['decay'] = cfg.optim.weight_decay.constant
-  assert row.keys() - found.keys() <= {'config', 'source', 'lr', 'last_lr'}
+  assert row.keys() - found.keys() <= {'config', 'source', 'lr', 'last_lr', 'decayed'}
   for name, value in found.items():
     assert value == (pytest.approx(row[name]) if name != 'colour' else row[name]), name
   rate = lambda step: schedules.learning_rate(step, cfg.optim, **durations(cfg))  # noqa: E731
@@ -118,7 +119,7 @@ def test_a_recipe_is_as_published(row):
 
 OF_EACH_FAMILY = (
   'vit_s16.py:90', 'augreg.py:B/16,1k', 'vit.py:B/16,21k', 'vit.py:B/16,cifar10', 'deit.py:B/16',
-  'deit3.py:S/16,800',
+  'deit.py:B/16,distilled', 'deit3.py:S/16,800',
 )  # fmt: skip
 
 
@@ -126,11 +127,12 @@ OF_EACH_FAMILY = (
 def test_rates_and_decay_of_every_parameter(name):
   """By what the optimizer of a step does to them, whatever the configuration says.
 
-  Kernels alone are decayed: in DeiT what has two axes, but for tokens and positions, in big_vision
-  `.*/kernel$`.
+  Kernels alone are decayed: in DeiT what has two axes, but for the tokens and positions that timm
+  knows, in big_vision `.*/kernel$`.
   """
   row, cfg = next(row for row in ROWS if row['config'] == name), built(name)
   options = {f: getattr(cfg.model, f) for f in ('pool', 'posemb', 'posemb_tokens', 'layerscale')}
+  options['distilled'] = row.get('distilled')
   small = dict(width=8, depth=2, mlp_dim=16, num_heads=2, image_size=(32, 32), num_classes=3)
   config = ViTConfig('mu/16', **small, **{k: v for k, v in options.items() if v is not None})
   model = models.create(config.resolve(), nnx.Rngs(0))
@@ -145,7 +147,8 @@ def test_rates_and_decay_of_every_parameter(name):
   lr, values = row['lr'][str(step)], tree.flatten(params)
   moves = tree.flatten(moved)
   for param, update in tree.flatten(still).items():
-    decayed = bool(row['decay']) and param.endswith('kernel')
+    decayed = param.endswith('kernel') or param in row.get('decayed', ())
+    decayed &= bool(row['decay'])
     # LAMB makes an update as long as the parameter: with no gradient that is the parameter itself.
     factor = (1.0 if row['optimizer'] == 'lamb' else row['decay']) * decayed
     want = -lr * factor * np.asarray(values[param])
@@ -159,6 +162,11 @@ def test_rates_and_decay_of_every_parameter(name):
 def test_every_recipe_is_sound_and_others_are_answered(file):
   module = importlib.import_module(f'configs.{file}')
   for argument in module.RECIPES:
-    config_lib.check(module.get_config(argument))
+    config: Any = module.get_config(argument)
+    if config.task.name == 'distillation' and not config.task.teacher.init:
+      with pytest.raises(RunError, match=r'task\.teacher\.init is empty: give the path'):
+        config_lib.check(config)
+      config.task.teacher.init = 'teacher.npz'
+    config_lib.check(config)
   with pytest.raises(RunError, match=r'unknown recipe .*(did you mean|choose from)'):
     config_lib.load(str(ROOT / 'configs' / f'{file}.py:B/17,900'))

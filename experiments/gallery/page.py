@@ -47,12 +47,13 @@ def _line(row: dict[str, Any]) -> str:
 def _section(row: dict[str, Any], results: pathlib.Path) -> list[str]:
   controls = ', '.join(f'{name} {value:.4f}' for name, value in row['controls'].items())
   values = ', '.join(f'{value:.4f}' for value in row['values'])
+  beside = ''.join(f' Beside: {name} {value:.4f}.' for name, value in row.get('beside', {}).items())
   shown = f'![The best and the worst of its predictions](results/{row["name"]}.png)'
   has_picture = (results / f'{row["name"]}.png').exists()
   return [
     f'## {row["name"]}', '',
-    f'{row["metric"]} on {row["examples"]:,} test examples: {values}. Controls: {controls}. '
-    f'Measured {row["date"]}.', '',
+    f'{row["metric"]} on {row["examples"]:,} test examples: {values}. Controls: {controls}.'
+    f'{beside} Measured {row["date"]}.', '',
     *([row['caveat'], ''] if row.get('caveat') else []),
     '```console', f'$ {row["command"]}', '```', '',
     *([shown, '', 'Above the two best of its predictions, below the two worst.', '']

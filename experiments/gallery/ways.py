@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -80,6 +81,7 @@ class Measured(NamedTuple):
     values: of the metric, of each run, or fold.
     seconds: of each.
     folder: of a run, with pictures; None where nothing is drawn.
+    beside: what else is good to know, as `records`; no control.
   """
 
   command: str
@@ -88,6 +90,7 @@ class Measured(NamedTuple):
   values: list[float]
   seconds: list[float]
   folder: pathlib.Path | None
+  beside: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 class Way(Protocol):
@@ -139,6 +142,61 @@ class Trained:
     return Measured(
       typed(line(pathlib.Path('runs') / asked.name)), ours, records,
       [metric.score(each) for each in ours], seconds, folder / 'seed0',
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Distilled:
+  """A student of a teacher that has learned from a few labels, beside it without the teacher.
+
+  For each seed the labels are of other images; the teacher and the student alone learn from the
+  same. With the teacher the student sees all images of train, and no label.
+
+  Attributes:
+    config: with recipes for the 'teacher', for the 'student' and for it 'alone'.
+    labels: how many.
+    runs: how many of each, whatever is asked for.
+  """
+
+  config: str
+  labels: int
+  runs: int = 5
+
+  def measured(self, asked: Asked) -> Measured:
+    """Trains the students without a teacher first, then teachers and students."""
+    metric, folder = asked.metric, asked.runs / asked.name
+
+    def trained(recipe: str, number: int, **more: str) -> tuple[np.ndarray, float]:
+      place, fields = folder / f'{recipe}{number}', {**more, **asked.options, 'seed': str(number)}
+      config = f'--config={self.config}:{recipe}'
+      seconds = run(arguments('vit_jax.train', config, place=place, fields=fields), place)
+      with jax.set_mesh(sharding.make_mesh('data')):
+        experiment, task, model = restored(place)
+        test = experiment.config.data.open(experiment.config.evals['test'].split)
+        truth = rows_of(experiment, test, len(test))
+        found = metric.records(outputs(task, model, truth), truth)
+      asked.say(f'{recipe} {number}', found)
+      return found, seconds
+
+    # Those before the first part were there to choose the recipe by.
+    starts = {number: number * self.labels for number in range(1, 1 + self.runs)}
+    parts = {
+      number: {'data.split': f'train[{start}:{start + self.labels}]'}
+      for number, start in starts.items()
+    }
+    alone = [trained('alone', number, **part)[0] for number, part in parts.items()]
+    teachers = [trained('teacher', number, **part)[0] for number, part in parts.items()]
+    ours, seconds = zip(
+      *(
+        trained('student', number, **{'task.teacher.init': str(folder / f'teacher{number}')})
+        for number in parts
+      ),
+      strict=True,
+    )
+    return Measured(
+      asked.again, [*ours], {'the same student without a teacher': np.stack(alone)},
+      [metric.score(each) for each in ours], [*seconds], folder / 'student1',
+      {'its teacher': np.stack(teachers)},
     )  # fmt: skip
 
 

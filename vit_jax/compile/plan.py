@@ -31,6 +31,7 @@ from vit_jax.compile.compiled import Collective, Kernel, Operation, Program
 from vit_jax.core import paths, schema
 from vit_jax.core.errors import RunError
 from vit_jax.costs import chips
+from vit_jax.costs.step import step as step_flops
 from vit_jax.data.examples import NoDataError
 from vit_jax.data.sources.synthetic import Synthetic
 from vit_jax.nn import sharding
@@ -62,6 +63,8 @@ class Plan:
       all slices.
     parameters, optimizer: of the state that lives between steps, the moving average with the
       optimizer.
+    frozen: of the parameters, those that are not trained: a teacher, and frozen parts.
+    teacher: share of the FLOPs of a step, by `flops.CONVENTION`, of networks without a gradient.
     activations: kept by the forward for the backward pass, copies of weights in the compute dtype
       among them, as traced: the compiler may keep less.
     temporaries: the most that a step needs in addition to its arguments, activations included.
@@ -96,8 +99,10 @@ class Plan:
   remat: str
   scan: bool
   parameters: int
+  frozen: int
   optimizer: int
   activations: int
+  teacher: float
   temporaries: int
   memory: int
   capacity: int
@@ -179,13 +184,17 @@ def _of_size(
     batch = experiment.abstract_batch(size)
     held = functools.partial(_per_device_bytes, mesh)
     towers = encoders(experiment.config.model).values()
-    at_a_time = cfg.batch_size // sharding.shards('batch') // cfg.optim.accumulate
+    at_a_time = max(1, cfg.batch_size // sharding.shards('batch') // cfg.optim.accumulate)
+    work = experiment.flops(examples=at_a_time, size=size)
+    passes = cfg.task.passes(experiment.models[size])
+    teacher = step_flops((one for one in passes if one.grad == 'none'), examples=at_a_time)
     facts: dict[str, Any] = dict(
       topology=where, chips=len(devices), slices=len(sharding.by_slice(devices)),
       mesh='x'.join(map(str, mesh.shape.values())), batch_size=cfg.batch_size,
       remat=', '.join(dict.fromkeys(t.remat for t in towers)),
       scan=all(getattr(tower, 'scan', False) for tower in towers),
-      parameters=held((state.model, frozen)), optimizer=held((state.opt, state.ema, state.extra)),
+      parameters=held((state.model, frozen)), frozen=held(frozen),
+      optimizer=held((state.opt, state.ema, state.extra)), teacher=teacher / work,
       activations=_activations(experiment, state, frozen, batch, mesh, size), capacity=capacity,
     )  # fmt: skip
     start = time.perf_counter()
@@ -214,7 +223,6 @@ def _of_size(
   if not chip:
     return Plan(**facts)
   per_chip = experiment.examples_per_step / len(devices)
-  work = experiment.flops(examples=max(1, at_a_time), size=size) * per_chip
   compiler_time = program.cycles / chip.clock
   kernel_time = sum(k.count * kernel_seconds(k, chip) for k in program.kernels)
   transfers = program.transfers(functools.partial(_seconds, chip=chip), chip.dcn)
@@ -229,7 +237,7 @@ def _of_size(
     transfer_wait=transfer_wait,
     step_time=step_time,
     images_per_second=per_chip / step_time,
-    mfu=work / step_time / chip.peak,
+    mfu=work * per_chip / step_time / chip.peak,
     transfers=tuple(transfers),
     link=chip.link,
     dcn=chip.dcn,

@@ -23,13 +23,16 @@ def describe(result: Plan) -> dict[str, str]:
     'slice': f'{result.topology}, {each}{result.chips} chips, mesh {result.mesh}',
     'batch': f'{result.batch_size}, {result.batch_size / result.chips:g} per chip',
     'layers': f'{"scanned" if result.scan else "unrolled"}, remat={result.remat}',
-    'parameters': gib(result.parameters),
+    'parameters': gib(result.parameters)
+    + f', {gib(result.frozen)} of them not trained' * bool(result.frozen),
     'optimizer': gib(result.optimizer),
     'activations': f'{gib(result.activations)} as traced',
     'temporaries': f'{gib(result.temporaries)}, activations among them',
     'memory': f'{gib(result.memory)} of {gib(result.capacity)}: '
     f'{"fits" if result.fits else "DOES NOT FIT"}',
   }
+  if result.teacher:
+    rows['teacher'] = f'{result.teacher:.1%} of the FLOPs of a step, which has no gradient of it'
   for name, each in result.sizes.items():
     took = f', {ms(each.step_time)}, MFU {each.mfu or 0:.1%}' if each.step_time else ''
     rows[name] = f'{gib(each.memory)}{took}'
