@@ -8,7 +8,7 @@ Preparing most of them needs TensorFlow, once, in a separate virtual environment
     tfds build imagenet2012 --file_format=array_record
 
 The recipe is ViT-S/16 of Beyer et al. 2022 (https://arxiv.org/abs/2205.01580, 90 epochs) less
-RandAugment, on 8 chips of 16 GiB or more.
+RandAugment, which configs/vit_s16.py has, on 8 chips of 16 GiB or more.
 """
 
 from vit_jax.config import complete

@@ -7,13 +7,14 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 import vit_jax
-from tests import toys
+from tests import runs, toys
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.evaluate import evaluate_checkpoint
 from vit_jax.evaluators import EVALUATORS
 from vit_jax.probing import judge
 from vit_jax.probing.table import Table
+from vit_jax.train import train
 from vit_jax.training import config as config_lib
 from vit_jax.training.experiment import Experiment
 
@@ -152,6 +153,24 @@ def test_evaluators_find_what_is_found_of_the_features_themselves(experiment, mo
   assert found['knn'].arrays['right'].shape == (15,)
   assert {'fewshot/top1_1', 'fewshot/top1_4', 'linear/top1', 'knn/k'} <= {*scores}
   assert scores['knn/examples'] == 15
+
+
+def test_a_run_that_is_judged_by_probes_goes_on_as_if_it_had_not_been_killed(toy, tmp_path):
+  config = toys.config(
+    toy / 'data', model__pool='token', total='4 steps', log__every='1 step',
+    checkpoint__every='2 steps',
+  ).unlock()  # fmt: skip
+  own = {'knn': PROBES['knn'], 'linear': PROBES['linear']}
+  config.evals = {
+    name: dict(name=name, every='2 steps', **{'features': 'class', **fields})
+    for name, fields in own.items()
+  }
+  config = config_lib.complete(config.to_dict())
+  result = train(config, str(tmp_path / 'whole'))
+  assert {'knn/top1', 'linear/top1'} <= result['metrics'].keys()
+  runs.cut_off(tmp_path / 'cut', config, 'at step 3')
+  train(config, str(tmp_path / 'cut'))
+  runs.assert_bit_identical(tmp_path / 'cut', tmp_path / 'whole')
 
 
 def test_a_checkpoint_without_a_head_is_judged(toy):
