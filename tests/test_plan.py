@@ -321,6 +321,25 @@ def test_a_plan_with_the_state_cut_over_chips(small):
   assert {c.kind for c in cut.collectives} >= {'all-gather'}
 
 
+def test_sizes_that_change_are_planned_each(small):
+  """Of the model's own size as without others; memory is of the largest, times are averages."""
+  both = plan.plan(
+    config(sizes__images=(64, 96), sizes__order='stages', total='9 steps'), 'v5e:2x2'
+  )
+  own, large = both.sizes.values()
+  assert list(both.sizes) == [
+    '64x64 in patches of 16 (16 tokens)', '96x96 in patches of 16 (36 tokens)'
+  ]  # fmt: skip
+  untimed = dict(trace_time=0.0, compile_time=0.0)
+  assert dataclasses.replace(own, **untimed) == dataclasses.replace(small, **untimed)
+  assert both.memory == large.memory > own.memory
+  assert both.step_time == pytest.approx((5 * own.step_time + 4 * large.step_time) / 9)
+  assert both.images_per_second == pytest.approx(8 / both.step_time)
+  work = [each.mfu * each.step_time for each in (own, large)]
+  assert both.mfu == pytest.approx((5 * work[0] + 4 * work[1]) / 9 / both.step_time)
+  assert list(both.sizes)[1] in show.describe(both)
+
+
 def test_what_does_not_fit_is_replaced(monkeypatch, capsys, small):
   """A chip with no room for a batch of 64 without recomputation."""
 
