@@ -77,6 +77,7 @@ BLOCKS = [
   *((dict(parallel=True, pool='map', qk_norm=True), remat) for remat in ('names', 'context,attn')),
   *((dict(parallel=True, layerscale=0.1), remat) for remat in ('dots', 'hidden')),
   (dict(drop_path=0.5, drop_path_mode='subset', patch_dropout=0.3), 'names'),
+  (dict(dropout=0.1, drop_path=0.5), 'names'),
   *((dict(attention='h+w', pool='mean'), remat) for remat in ('names', 'full')),
   *((dict(attention='h5w4,w*,full'), remat) for remat in ('names', 'full')),
   (dict(kv_heads=2, head_dim=8), 'names'),

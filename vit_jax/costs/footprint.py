@@ -98,12 +98,13 @@ def _of_pieces(config: Backbone) -> tuple[int, int]:
 def of_blocks(config: EncoderConfig, run: Sequence) -> tuple[float, float]:
   """As `activations`, of the blocks of any encoder and what they work on."""
   everything = sum(_block(config, run))
+  entered = run.tokens * config.width * bool(config.dropout)  # what is left of it, a byte each
   if config.remat == 'none':
     # Whatever the depth, a memory is there once for keys and once for values, and marks once.
     memory = 2 * run.crosses * _size(config) * math.prod(run.memory)
-    return config.depth * everything + memory + run.marks, 0
+    return config.depth * everything + memory + run.marks + entered, 0
   kept = _kept(config, run)
-  return config.depth * kept, everything - kept
+  return config.depth * kept + entered, everything - kept
 
 
 def _size(config: Any) -> int:

@@ -7,6 +7,7 @@ depend on that: numbers are drawn for the whole batch, and a part takes those of
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -108,7 +109,19 @@ def dropout(y: jax.Array, key: Noise | None, rate: float, axis: str | None = Non
   if key is None or not rate:
     return y
   kept = key.draw(_kept(rate), *y.shape, axes=(None, axis))
-  return jnp.where(kept, y / (1 - rate), 0).astype(y.dtype)
+  return _left(1 / (1 - rate), y, kept)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _left(scale: float, y: jax.Array, kept: jax.Array) -> jax.Array:
+  """scale * y where it is kept, else 0; its gradient needs `kept` alone, a byte each."""
+  return jnp.where(kept, scale * y, 0)
+
+
+_left.defvjp(
+  lambda scale, y, kept: (_left(scale, y, kept), kept),
+  lambda scale, kept, dy: (_left(scale, dy, kept), None),
+)
 
 
 def _kept(rate: Any) -> Callable[..., jax.Array]:
