@@ -121,7 +121,8 @@ class Block(nnx.Module):
       own = keys[1]
       if own is None or not self.config.dropout:
         return y
-      return flatten(dropout(fold(y), own.other(_HIDDEN), self.config.dropout, 'mlp'))
+      y = unflatten(y, y.shape[0] // x.shape[1], 'mlp')
+      return flatten(dropout(y, own.other(_HIDDEN), self.config.dropout, 'mlp'), 'mlp')
 
     def mlp(y, _=None):
       y = flatten(self.mlp(fold(y), hidden))
