@@ -99,7 +99,6 @@ def measure(row: Row, asked: Asked) -> dict[str, Any]:
     'gain': gain, 'interval': [low, high], 'aims_at': row.aims_at, 'target': row.target,
     'reached': bool(reached and low > 0),
     **({'beside': {n: score(each) for n, each in found.beside.items()}} if found.beside else {}),
-    **({'caveat': row.caveat} if row.caveat else {}),
     'seconds': float(np.mean(found.seconds)), 'command': found.command,
     'date': datetime.date.today().isoformat(), 'revision': revision(), 'machine': machine(),
   }  # fmt: skip

@@ -6,6 +6,8 @@ import json
 import pathlib
 from typing import Any
 
+from experiments.gallery.rows import ROWS
+
 HEAD = """# Gallery
 
 Every system of this project, trained from its recipe on two cores, measured beside the best of its
@@ -49,12 +51,13 @@ def _section(row: dict[str, Any], results: pathlib.Path) -> list[str]:
   values = ', '.join(f'{value:.4f}' for value in row['values'])
   beside = ''.join(f' Beside: {name} {value:.4f}.' for name, value in row.get('beside', {}).items())
   shown = f'![The best and the worst of its predictions](results/{row["name"]}.png)'
+  caveat = next((each.caveat for each in ROWS if each.name == row['name']), '')
   has_picture = (results / f'{row["name"]}.png').exists()
   return [
     f'## {row["name"]}', '',
     f'{row["metric"]} on {row["examples"]:,} test examples: {values}. Controls: {controls}.'
     f'{beside} Measured {row["date"]}.', '',
-    *([row['caveat'], ''] if row.get('caveat') else []),
+    *([caveat, ''] if caveat else []),
     '```console', f'$ {row["command"]}', '```', '',
     *([shown, '', 'Above the two best of its predictions, below the two worst.', '']
       if has_picture else []),
