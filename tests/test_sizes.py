@@ -9,7 +9,7 @@ import pytest
 
 import vit_jax
 from tests import runs
-from tests.test_conformance import assert_same, built, one_device, program_of, stepped
+from tests.test_conformance import assert_same, built, configured, one_device, program_of, stepped
 from tests.test_costs import products
 from vit_jax.convert.adapt import changed, resized
 from vit_jax.core.errors import RunError
@@ -183,3 +183,12 @@ def test_two_processes_train_on_the_same_sizes(digits, tmp_path):
 def test_what_is_wrong_is_said(digits, tmp_path, changes, message):
   with pytest.raises(RunError, match=message):
     train(digits(**changes), str(tmp_path / 'run'))
+
+
+def test_images_that_have_sizes_of_their_own_get_no_other(data_dir):
+  message = 'each image of this task has a size of its own'
+  with one_device():
+    with pytest.raises(RunError, match=message):
+      built(configured('packed', data_dir, sizes__images=(8, 16)))
+    with pytest.raises(RunError, match=message):
+      built(configured('packed', data_dir, evals__test__image_size=16)).evaluators()

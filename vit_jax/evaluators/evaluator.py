@@ -273,6 +273,10 @@ def prepare(
   """
   judged, fields = judged or task.judged, evaluator.known(fields)
   if sizes := {n: v for n in ('image_size', 'patch_size') if (v := getattr(evaluator, n))}:
+    if evaluator.image_size and not task.one_size:
+      raise RunError(
+        f'image_size={evaluator.image_size}: each image of this task has a size of its own'
+      )
     model, judged = _resized(model, sizes, judged)
   rows = evaluator.rows(task, model, fields)
   if evaluator.crop.random:

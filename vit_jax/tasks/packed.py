@@ -49,6 +49,7 @@ class PackedClassification(Classification):
   group: int = 8
   full: float = 1.0
   slots: int = 16
+  one_size = False
 
   def __post_init__(self):
     super().__post_init__()

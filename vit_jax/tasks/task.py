@@ -110,12 +110,14 @@ class Task:
     frozen_dtype: of these parameters; 'bfloat16' halves them.
     coupled: whether the loss of an example depends on the other examples of the batch. Such a task
       cannot be computed in parts, unless it is a `Coupled` one.
+    one_size: whether images are all brought to the size of the model.
     classed: the field whose classes the model has outputs for; '' for none.
   """
 
   frozen: tuple[str, ...] = ()
   frozen_dtype: str = 'float32'
   coupled: ClassVar[bool] = False
+  one_size: ClassVar[bool] = True
   classed: ClassVar[str] = ''
 
   def __post_init__(self):

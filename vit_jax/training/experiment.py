@@ -135,8 +135,8 @@ class Experiment:
       *(each.note for each in self._owned),
     ]
     data = self.config.data
+    cfg.sizes.check(model, cfg.task)
     self.models = [_sized(model, sizes) for sizes in cfg.sizes.every]
-    cfg.sizes.check(model)
     self.rows = [
       self.config.task.rows(each, self.fields, data.view, train=True) for each in self.models
     ]

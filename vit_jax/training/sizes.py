@@ -64,10 +64,12 @@ class SizesConfig:
     images, patches = (each * count if len(each) == 1 else each for each in (images, patches))
     return [image | patch for image, patch in zip(images, patches, strict=True)]
 
-  def check(self, model: Any) -> None:
-    """Raises RunError for models whose images and patches have no such sizes."""
+  def check(self, model: Any, task: Any) -> None:
+    """Raises RunError for models and tasks whose images and patches have no such sizes."""
     if not (self.images or self.patches):
       return
+    if self.images and not task.one_size:
+      raise RunError(f'sizes.images={self.images}: each image of this task has a size of its own')
     if not isinstance(model, SINGLE) or len(model.image_size) != 2:
       raise RunError(f'sizes are of models of one tower for flat images, not of a {model.kind}')
     if self.patches and not isinstance(model, ViTArchitecture):
