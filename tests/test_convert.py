@@ -660,8 +660,8 @@ def test_targets_appear_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_inspect(saved, capsys):
   with pytest.raises(RunError, match='inspect shows what is in it'):
-    inspect.main(str(saved), names=True, changes={'num_classes': 3})
-  assert inspect.main(str(saved), names=True, changes={}) == 0
+    inspect.main(str(saved), names=True, choice={'num_classes': 3})
+  assert inspect.main(str(saved), names=True, choice={}) == 0
   out = capsys.readouterr().out
   array = 'Transformer/encoderblock_1/MlpBlock_3/Dense_0/kernel  (24, 40)  float32'
   for line in (
@@ -675,17 +675,17 @@ def test_inspect(saved, capsys):
   arrays = {n: np.asarray(a) for n, a in files.read(saved).items()}
   arrays['Transformer/encoder_norm/bais'] = arrays.pop('Transformer/encoder_norm/bias')
   path = npz(saved.parent / 'less.npz', arrays)
-  assert inspect.main(str(path), names=False, changes={}) == 1
+  assert inspect.main(str(path), names=False, choice={}) == 1
   assert 'unexpected  Transformer/encoder_norm/bais' in capsys.readouterr().out
 
 
 def test_inspect_knows_variants_and_towers(tmp_path, capsys):
   config = ViTConfig('deit:Ti/16', depth=12, num_classes=10).resolve()
   vit_jax.save(read.build(config, _zeros(config), None), tmp_path / 'deit', 'timm')
-  inspect.main(str(tmp_path / 'deit'), names=False, changes={})
+  inspect.main(str(tmp_path / 'deit'), names=False, choice={})
   assert 'variant deit:Ti/16' in capsys.readouterr().out
   vit_jax.save(towers(), tmp_path / 'siglip.npz', 'big_vision')
-  inspect.main(str(tmp_path / 'siglip.npz'), names=False, changes={})
+  inspect.main(str(tmp_path / 'siglip.npz'), names=False, choice={})
   out = capsys.readouterr().out
   assert 'image  pool map' in out
   assert 'text   vocab_size 30' in out

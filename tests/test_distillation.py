@@ -86,7 +86,7 @@ def test_the_whole_is_weighted_and_the_teacher_sees_its_own_normalisation(data_d
   for distilled in (False, True):
     config = configured(
       'distillation', data_dir, task__alpha=0.3, task__temperature=2.0, task__mixup=0.5,
-      model__distilled=distilled, model__drop_path=0.0,
+      model__distilled=distilled, model__drop_path=0.0, model__dropout=0.0,
     )  # fmt: skip
     with one_device():
       it = built(config)
