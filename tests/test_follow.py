@@ -45,6 +45,7 @@ def same(scores, want):
     assert scores[step] == pytest.approx(values, rel=1e-6), step
 
 
+@pytest.mark.slow
 def test_a_run_without_evaluations_of_its_own_is_followed(tmp_path, digits, capsys):
   """From before it begins; it evaluates itself at its end, and waits for nobody."""
   there = tmp_path / 'run'

@@ -175,6 +175,7 @@ def test_two_processes_get_the_losses_of_one(finished, tmp_path, digits, mesh):
   assert two['metrics'] == pytest.approx(result['metrics'], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_one_process_continues_what_two_began(tmp_path, digits):
   """One of two hears a signal; both stop at the same step, however long they take to agree."""
   endless = dict(

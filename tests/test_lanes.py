@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.conftest import make_digits
+from tests.conftest import make_digits, tiers
 from tests.runs import assert_bit_identical, cut_off, leaves, lines
 from tests.test_step import assert_same, batch_of, build, run_each
 from vit_jax.core.errors import RunError
@@ -43,7 +43,7 @@ def shared(experiment, step):
   return experiment.layout.place(batch_of(experiment.config, step))
 
 
-@pytest.mark.parametrize(('layout', 'scan'), [((1, 1, 1), True), ((2, 2, 2), False)])
+@pytest.mark.parametrize(('layout', 'scan'), tiers([((1, 1, 1), True), ((2, 2, 2), False)], 1))
 def test_a_lane_is_the_run_alone(mesh, layout, scan):
   """On every mesh, layers scanned or not: learning rates and weight decays of their own."""
   own = [dict(zip(('lr', 'weight_decay', 'b1'), each, strict=True)) for each in LANES]
@@ -168,6 +168,7 @@ def test_a_fork_that_was_killed_goes_on_without_its_trunk(digits, trunk, scratch
   assert_bit_identical(tmp_path / 'fork', scratch[0])
 
 
+@pytest.mark.slow
 def test_lanes_fork_too(digits, tmp_path):
   own = dict(lanes__lr=(3e-3, 1e-3), lanes__seed=(0, 5))
   train(digits(**TRUNK, **own, checkpoint__at=('6 steps',)), str(tmp_path / 'trunk'))

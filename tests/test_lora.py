@@ -205,6 +205,7 @@ def based(tmp_path, data_dir):
   return run
 
 
+@pytest.mark.slow
 def test_a_file_of_changes_is_a_checkpoint(based, tmp_path, typed, capsys):
   """Of low-rank changes and a head, and of a head alone: each is the run, and much smaller."""
   frozen = ('embed/.*', 'encoder/.*', 'posemb', 'token')

@@ -82,6 +82,7 @@ def test_coordinate_check_of_width():
   assert got['logits'] > 0.3, got
 
 
+@pytest.mark.slow
 def test_coordinate_check_of_depth():
   got = slopes(DEPTHS, [moved(config_of(depth=depth)) for depth in DEPTHS])
   assert max(map(abs, got.values())) < 0.15, got

@@ -125,6 +125,7 @@ def test_a_step_is_the_same_however_it_is_computed(digits):
     batches.close()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_and_is_evaluated_at_other_sizes(digits, tmp_path, capsys):
   """Killed in one stage, resumed in the next; scores are those of the model read at that size."""
   config = digits(**FEW, **STAGES, evals__test__every='4 steps').to_dict()

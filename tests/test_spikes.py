@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests import test_step, toys
+from tests.conftest import tiers
 from tests.runs import (
   assert_bit_identical,
   assert_close,
@@ -66,7 +67,8 @@ def test_what_is_skipped_is_what_numpy_says():
 
 
 @pytest.mark.parametrize(
-  ('layout', 'changes'), [(None, {}), ((2, 2, 2), dict(optim__accumulate=2, model__scan=False))]
+  ('layout', 'changes'),
+  tiers([(None, {}), ((2, 2, 2), dict(optim__accumulate=2, model__scan=False))], 0),
 )
 def test_a_skipped_update_changes_nothing_and_another_is_what_it_was(mesh, layout, changes):
   """Parameters, moments and average stay bit for bit; else the step is that of a run without."""
@@ -139,6 +141,7 @@ def poisoned(folder, left_out=-1, **changes):
   )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_damaged_file_costs_a_step_an_epoch_and_not_the_run(tmp_path):
   """It ends like a run on the other files; without, it ends where the damaged one comes first.
 
@@ -276,6 +279,7 @@ def asked(monkeypatch):
   return numbers
 
 
+@pytest.mark.slow
 def test_a_run_goes_back_and_on_with_other_data(tmp_path, digits, bad_batches, capsys, asked):
   """And ends as well as if those batches had never been, which the control does not.
 

@@ -125,7 +125,9 @@ def test_splitting_layers_and_stacking_them(mesh):
 
 
 # (8, 1, 1): one example on each device at a time.
-@pytest.mark.parametrize('layout', [None, (2, 2, 2), (8, 1, 1)])
+@pytest.mark.parametrize(
+  'layout', [None, (2, 2, 2), pytest.param((8, 1, 1), marks=pytest.mark.slow)]
+)
 def test_accumulation_gives_the_same_training(plain, mesh, layout):
   if layout is None:
     assert_same(run(optim__accumulate=4), plain)
@@ -134,7 +136,7 @@ def test_accumulation_gives_the_same_training(plain, mesh, layout):
       assert_same(run(optim__accumulate=2), plain)
 
 
-@pytest.mark.parametrize('layout', [None, (2, 2, 2)])
+@pytest.mark.parametrize('layout', [pytest.param(None, marks=pytest.mark.slow), (2, 2, 2)])
 def test_what_is_dropped_does_not_depend_on_the_parts(mesh, layout):
   """Stochastic depth and patch dropout, of every example as in the whole batch."""
   dropped = dict(model__drop_path=0.4, model__patch_dropout=0.5)

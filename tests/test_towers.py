@@ -15,6 +15,7 @@ from vit_jax.train import train
 from vit_jax.training import config as config_lib
 
 
+@pytest.mark.slow
 def test_towers_start_from_checkpoints_of_their_own(data_dir, tmp_path, capsys):
   """One from a run, with another size of images; one from a file of another dialect.
 

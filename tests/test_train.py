@@ -330,6 +330,7 @@ def test_compiled_programs_are_kept(tmp_path, digits):
   assert list((tmp_path / 'b' / 'compilation_cache').iterdir())
 
 
+@pytest.mark.slow
 def test_a_profile_is_written(tmp_path, digits):
   """As people do, not after hundreds of programs: the profiler sometimes crashes there."""
   config = digits(total='4 steps', model__depth=1, profile__start=2, profile__steps=1)
