@@ -1,0 +1,123 @@
+"""What each ingredient of a recipe does on little data: `python -m experiments.augmentation.study`.
+
+Trains the small Vision Transformer of configs/fashion_mnist.py:quick on the first 12,000 images of
+Fashion-MNIST, as it is and with one ingredient changed, three seeds each, and compares on the
+10,000 test images. Nothing is chosen by them. Runs and results are kept: what is missing is added.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments.benchmarks.report import machine
+from experiments.gallery import metrics, ways
+from experiments.gallery.__main__ import interval
+from vit_jax.nn import sharding
+from vit_jax.training.result import revision
+
+HERE = pathlib.Path(__file__).parent
+RESULTS = HERE / 'results.json'
+CONFIG, SEEDS = 'configs/fashion_mnist.py:quick', 3
+COMMON = {'data.split': 'train[:12000]', 'total': '10 epochs', 'evals.test.every': '100%',
+          'checkpoint.every': '100%', 'data.audit': '0'}  # fmt: skip
+DEIT = {
+  'data.crop.name': 'random_resized', 'data.colour.name': 'randaugment',
+  'data.erase.name': 'random', 'data.erase.mode': 'pixel',
+  'task.mixup': '0.8', 'task.cutmix': '1.0', 'task.label_smoothing': '0.1',
+  'model.drop_path': '0.1',
+}  # fmt: skip
+# What is changed; the recipe itself mirrors half of the images, and has nothing else.
+INGREDIENTS: Mapping[str, Mapping[str, str]] = {
+  'as it is': {},
+  'no mirroring': {'task.flip': 'false'},
+  'shifts of up to 7 %': {'data.crop.name': 'affine', 'data.crop.degrees': '0',
+                          'data.crop.zoom': '0', 'data.crop.shift': '0.07'},
+  'crops of 50 to 100 %': {'data.crop.name': 'random_resized', 'data.crop.min_area': '0.5'},
+  'crops of 8 to 100 %': {'data.crop.name': 'random_resized'},
+  'RandAugment of DeiT': {'data.colour.name': 'randaugment'},
+  'erasing': {'data.erase.name': 'random', 'data.erase.mode': 'pixel'},
+  'mixup 0.2': {'task.mixup': '0.2'},
+  'mixup 0.8': {'task.mixup': '0.8'},
+  'CutMix': {'task.cutmix': '1.0'},
+  'label smoothing': {'task.label_smoothing': '0.1'},
+  'stochastic depth': {'model.drop_path': '0.1'},
+  'dropout': {'model.dropout': '0.1'},
+  'weight decay 0.3': {'optim.weight_decay': '0.3'},
+  'all of DeiT': DEIT,
+  'all of DeiT, three times as long': {**DEIT, 'total': '30 epochs'},
+}  # fmt: skip
+
+
+def trained(name: str, fields: Mapping[str, str], runs: pathlib.Path) -> tuple[list[Any], float]:
+  """Whether each test image is right, of each seed, and the seconds of a run."""
+  found, seconds = [], []
+  for seed in range(SEEDS):
+    place = runs / name.replace(' ', '_').replace('%', '') / f'seed{seed}'
+    own = {**COMMON, **fields, 'seed': str(seed)}
+    line = ways.arguments('vit_jax.train', f'--config={CONFIG}', place=place, fields=own)
+    seconds.append(ways.run(line, place))
+    with jax.set_mesh(sharding.make_mesh('data')):
+      experiment, task, model = ways.restored(place)
+      test = experiment.config.data.open(experiment.config.evals['test'].split)
+      truth = ways.rows_of(experiment, test, len(test))
+      found.append(metrics.right(ways.outputs(task, model, truth), truth))
+    print(f'{name}, seed {seed}: {found[-1].mean():.4f}', flush=True)
+  return found, float(np.mean(seconds))
+
+
+def page(rows: Mapping[str, Mapping[str, Any]]) -> str:
+  """README.md."""
+  lines = [
+    '# Ingredients on Fashion-MNIST', '',
+    'Top-1 on the 10,000 test images of a small Vision Transformer trained on 12,000 images for 10',
+    'epochs, with one thing changed. Made by `python -m experiments.augmentation.study`; nothing',
+    'was chosen by these images. The interval is of 95 %, over test images and seeds, the same for',
+    'both.', '',
+    '| changed | top-1, three seeds | less as it is | seconds a run |', '|---|---|---|---|',
+  ]  # fmt: skip
+  for name, row in rows.items():
+    values = f'{np.mean(row["values"]):.4f} ± {np.std(row["values"], ddof=1):.4f}'
+    gain = ''
+    if name != 'as it is':
+      low, high = row['interval']
+      gain = f'{row["gain"]:+.4f} [{low:+.4f}, {high:+.4f}]'
+    lines.append(f'| {name} | {values} | {gain} | {row["seconds"]:.0f} |')
+  return '\n'.join([*lines, ''])
+
+
+def main() -> None:
+  """The command."""
+  parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
+  parser.add_argument('--runs', default='runs/ingredients', help='where runs are kept, continued')
+  runs = pathlib.Path(parser.parse_args().runs)
+  flags.FLAGS.mark_as_parsed()
+  rows: dict[str, Any] = {}
+  plain: list[Any] = []
+  for name, fields in INGREDIENTS.items():
+    found, seconds = trained(name, fields, runs)
+    plain = plain or found
+    values = [float(each.mean()) for each in found]
+    rows[name] = {
+      'changed': dict(fields), 'values': values, 'seconds': round(seconds, 1),
+      'gain': float(np.mean(values) - np.mean([each.mean() for each in plain])),
+      'interval': interval(lambda each: float(each.mean()), found, np.stack(plain)),
+    }  # fmt: skip
+    about = {
+      'common': COMMON, 'config': CONFIG, 'date': datetime.date.today().isoformat(),
+      'revision': revision(), 'machine': machine(),
+    }  # fmt: skip
+    RESULTS.write_text(json.dumps({**about, 'rows': rows}, indent=1) + '\n')
+    (HERE / 'README.md').write_text(page(rows))
+
+
+if __name__ == '__main__':
+  main()
