@@ -152,6 +152,14 @@ def card_for_channels(card: Card, channels: int) -> Card:
   return dataclasses.replace(card, mean=spread(card.mean), std=spread(card.std))
 
 
+def of_sizes(config: Any, sizes: Mapping[str, Any]) -> Any:
+  """A resolved configuration of one tower with 'image_size', 'patch_size' or both changed.
+
+  Unlike with `changed`, images keep their size where only that of patches is given.
+  """
+  return changed(config, {'image_size': config.image_size, **sizes}) if sizes else config
+
+
 def resized(model: Any, config: Any) -> Any:
   """A model for images or patches of other sizes, a function of its parameters with a gradient.
 

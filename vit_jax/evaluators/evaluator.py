@@ -324,7 +324,7 @@ def _resized(model: Any, sizes: Mapping[str, int], judged: Any) -> tuple[Any, An
   """An architecture of other sizes, and what gives the model of that."""
   if not isinstance(model, SINGLE):
     raise RunError(f'image_size and patch_size are of models of one tower, not of a {model.kind}')
-  new = adapt.changed(model, {'image_size': model.image_size, **sizes})
+  new = adapt.of_sizes(model, sizes)
   return new, lambda state, frozen: adapt.resized(judged(state, frozen), new)
 
 

@@ -21,7 +21,7 @@ from vit_jax import models, tasks
 from vit_jax.architecture import Composition, EncoderConfig, encoders
 from vit_jax.architecture.card import Card, about
 from vit_jax.convert import notes, read
-from vit_jax.convert.adapt import changed, resized
+from vit_jax.convert.adapt import of_sizes, resized
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.costs.step import Pass
@@ -136,7 +136,7 @@ class Experiment:
     ]
     data = self.config.data
     cfg.sizes.check(model, cfg.task)
-    self.models = [_sized(model, sizes) for sizes in cfg.sizes.every]
+    self.models = [of_sizes(model, sizes) for sizes in cfg.sizes.every]
     self.rows = [
       self.config.task.rows(each, self.fields, data.view, train=True) for each in self.models
     ]
@@ -514,11 +514,6 @@ class Experiment:
     scores = {name: evaluator(state, self.frozen) for name, evaluator in evaluators.items()}
     values = {f'{n}/{key}': v for n, each in scores.items() for key, v in each.values.items()}
     return values, scores
-
-
-def _sized(model: Any, sizes: Mapping[str, Any]) -> Any:
-  """An architecture of other sizes; unchanged where none are given."""
-  return changed(model, {'image_size': model.image_size, **sizes}) if sizes else model
 
 
 def _prepared(cfg: config_lib.Config, card: Card) -> config_lib.Config:
