@@ -14,14 +14,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 
 from experiments.benchmarks.report import machine
-from experiments.gallery import metrics, ways
-from experiments.gallery.__main__ import interval
-from vit_jax.nn import sharding
+from experiments.gallery import ways
+from experiments.gallery.metrics import TOP1, interval
 from vit_jax.training.result import revision
 
 HERE = pathlib.Path(__file__).parent
@@ -65,11 +63,7 @@ def trained(name: str, fields: Mapping[str, str], runs: pathlib.Path) -> tuple[l
     own = {**COMMON, **fields, 'seed': str(seed)}
     line = ways.arguments('vit_jax.train', f'--config={CONFIG}', place=place, fields=own)
     seconds.append(ways.run(line, place))
-    with jax.set_mesh(sharding.make_mesh('data')):
-      experiment, task, model = ways.restored(place)
-      test = experiment.config.data.open(experiment.config.evals['test'].split)
-      truth = ways.rows_of(experiment, test, len(test))
-      found.append(metrics.right(ways.outputs(task, model, truth), truth))
+    found += ways.records_of(place, TOP1)
     print(f'{name}, seed {seed}: {found[-1].mean():.4f}', flush=True)
   return found, float(np.mean(seconds))
 

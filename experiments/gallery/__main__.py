@@ -17,7 +17,6 @@ import json
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -26,34 +25,14 @@ from absl import flags
 
 from experiments.benchmarks.report import machine
 from experiments.gallery import page
+from experiments.gallery.metrics import interval
 from experiments.gallery.rows import Row, named
 from experiments.gallery.ways import Asked
 from vit_jax.core.errors import RunError
 from vit_jax.training.result import revision
 
 RESULTS = pathlib.Path(__file__).parent / 'results'
-SEEDS, RESAMPLES = 3, 2000
-
-
-def interval(
-  score: Callable[[np.ndarray], float], runs: list[np.ndarray], control: np.ndarray
-) -> tuple[float, float]:
-  """Of the gain over the control: 95 %, over test examples and runs, the same examples for both.
-
-  A control that has a run for each of ours, on the same labels, is drawn with it.
-  """
-  paired = control.ndim > runs[0].ndim
-  rng = np.random.default_rng(0)
-  gains = []
-  for _ in range(RESAMPLES):
-    at = rng.integers(len(runs[0]), size=len(runs[0]))
-    drawn = rng.integers(len(runs), size=len(runs))
-    values = {number: score(runs[number][at]) for number in set(drawn.tolist())}
-    ours = np.mean([values[number] for number in drawn.tolist()])
-    theirs = [score(control[number][at]) for number in drawn.tolist()] if paired else None
-    gains.append(ours - (np.mean(theirs) if theirs else score(control[at])))
-  low, high = np.percentile(gains, (2.5, 97.5))
-  return float(low), float(high)
+SEEDS = 3
 
 
 def picture(row: Row, folder: pathlib.Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from sklearn import metrics
 
 Arrays = Mapping[str, np.ndarray]
+RESAMPLES = 2000
 
 
 class Metric(NamedTuple):
@@ -85,3 +86,24 @@ TOP1 = Metric('top-1', right, mean)
 MEAN_AP = Metric('mAP', scores_of_classes, average_precision)
 R2 = Metric('R2', numbers, r2)
 MEAN_IOU = Metric('mIoU', confusions, mean_iou)
+
+
+def interval(
+  score: Callable[[np.ndarray], float], runs: list[np.ndarray], control: np.ndarray
+) -> tuple[float, float]:
+  """Of the gain over the control: 95 %, over test examples and runs, the same examples for both.
+
+  A control that has a run for each of ours, on the same labels, is drawn with it.
+  """
+  paired = control.ndim > runs[0].ndim
+  rng = np.random.default_rng(0)
+  gains = []
+  for _ in range(RESAMPLES):
+    at = rng.integers(len(runs[0]), size=len(runs[0]))
+    drawn = rng.integers(len(runs), size=len(runs))
+    values = {number: score(runs[number][at]) for number in set(drawn.tolist())}
+    ours = np.mean([values[number] for number in drawn.tolist()])
+    theirs = [score(control[number][at]) for number in drawn.tolist()] if paired else None
+    gains.append(ours - (np.mean(theirs) if theirs else score(control[at])))
+  low, high = np.percentile(gains, (2.5, 97.5))
+  return float(low), float(high)

@@ -170,11 +170,7 @@ class Distilled:
       place, fields = folder / f'{recipe}{number}', {**more, **asked.options, 'seed': str(number)}
       config = f'--config={self.config}:{recipe}'
       seconds = run(arguments('vit_jax.train', config, place=place, fields=fields), place)
-      with jax.set_mesh(sharding.make_mesh('data')):
-        experiment, task, model = restored(place)
-        test = experiment.config.data.open(experiment.config.evals['test'].split)
-        truth = rows_of(experiment, test, len(test))
-        found = metric.records(outputs(task, model, truth), truth)
+      (found,) = records_of(place, metric)
       asked.say(f'{recipe} {number}', found)
       return found, seconds
 
@@ -227,12 +223,8 @@ class Finetuned:
       }  # fmt: skip
       line = arguments('vit_jax.finetune', str(weights), str(images), place=place, fields=fields)
       seconds.append(run(line, place))
-      with jax.set_mesh(sharding.make_mesh('data')):
-        experiment, task, model = restored(place)
-        test = experiment.config.data.open(experiment.config.evals['test'].split)
-        truth = rows_of(experiment, test, len(test))
-        for of, each in ((ours, model), (probes, vit_jax.load(place / HEAD))):
-          of.append(metric.records(outputs(task, each, truth), truth))
+      for of, each in zip((ours, probes), records_of(place, metric, place / HEAD), strict=True):
+        of.append(each)
       asked.say(f'fold {fold}, before', probes[-1])
       asked.say(f'fold {fold}', ours[-1])
     return Measured(
@@ -375,6 +367,18 @@ def restored(place: pathlib.Path) -> tuple[Experiment, Any, Any]:
   experiment, state = restore(str(place))
   task = experiment.config.task
   return experiment, task, task.judged(state, experiment.frozen)
+
+
+def records_of(
+  place: pathlib.Path, metric: Metric, *checkpoints: pathlib.Path
+) -> list[np.ndarray]:  # fmt: skip
+  """Records of the test split of a run, for its model and those of further checkpoints."""
+  with jax.set_mesh(sharding.make_mesh('data')):
+    experiment, task, model = restored(place)
+    test = experiment.config.data.open(experiment.config.evals['test'].split)
+    truth = rows_of(experiment, test, len(test))
+    models = [model, *map(vit_jax.load, checkpoints)]
+    return [metric.records(outputs(task, each, truth), truth) for each in models]
 
 
 def outputs(task: Any, model: Any, test: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
