@@ -94,6 +94,8 @@ def test_the_case_of_the_column_of_splits_does_not_matter(folder):
   for split, label in (('train', 0), ('test', 1)):
     source = opened(folder, text, split)
     assert (source.labels, len(source.summary())) == ([label] * 2, 2)
+  text = table('label', 'x', 'y', 'x', 'y', Split=['a'] * 4, split=['train'] * 3 + ['test'])
+  assert len(opened(folder, text)) == 3  # the column that is called exactly so comes first
 
 
 def test_a_file_for_each_split(folder):

@@ -134,7 +134,8 @@ class ManifestSource(Source):
       other = split != 'train' and train.is_file()
       return table, read_table(train) if other else table, name, ''
     name = f'{name}/{split}'
-    by = next((c for c in table.columns if c.lower() == config.split_column.lower()), '')
+    alike = [c for c in table.columns if c.lower() == config.split_column.lower()]
+    by = next(iter(sorted(alike, key=lambda c: c != config.split_column)), '')
     if not by:
       self._lines.append(f'{name}: there is no column {config.split_column!r}, so all is train')
       if split != 'train':
