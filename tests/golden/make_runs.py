@@ -82,6 +82,11 @@ RUNS = {
     'optim.skip_above': 1.01, 'model.head_bias': -2.0,
     'evals.test.report': ('top1', 'top5', 'loss'),
   },
+  # Since format 7.
+  'sized': {
+    'sizes.images': (8, 12), 'sizes.patches': (4, 2), 'sizes.order': 'stages',
+    'model.initial': 'deit', 'evals.test.image_size': 12,
+  },
 }  # fmt: skip
 AT = {'fork': 8}
 UNSET = ('depth', 'width', 'mlp_dim', 'num_heads', 'in_channels', 'image_size')
