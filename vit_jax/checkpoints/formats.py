@@ -13,7 +13,7 @@ from typing import Any
 
 from vit_jax.core.errors import RunError
 
-FORMAT = 7
+FORMAT = 8
 
 
 class LaterFormatError(RunError):
@@ -200,12 +200,27 @@ def _initial_known(facts: dict[str, Any]) -> None:
 RECORDS: tuple[Callable[[dict[str, Any]], None], ...] = (
   _numbered, _with_hyperparameters, _with_parts, _with_fields, _with_attention,
   _with_health, _with_sizes,
+  lambda record: None,  # 7 to 8: see `otherwise`
 )  # fmt: skip
 # The same for what checkpoints say of themselves.
 FACTS: tuple[Callable[[dict[str, Any]], None], ...] = (
   _decided, lambda facts: None, lambda facts: None, _fields_known, _axes_known, _heads_known,
-  _initial_known,
+  _initial_known, lambda facts: None,
 )  # fmt: skip
+
+
+def otherwise(number: int, record: dict[str, Any]) -> list[str]:
+  """What a run of format `number` does otherwise from here on; `record` is in today's format."""
+  if number < 8 and _has_dropout(record.get('model', {})):
+    return ['dropout draws other numbers than the earlier version, at the same rate']
+  return []
+
+
+def _has_dropout(model: Any) -> bool:
+  """Of the description of a model, or of several by name."""
+  return isinstance(model, dict) and (
+    bool(model.get('dropout')) or any(map(_has_dropout, model.values()))
+  )
 
 
 def array(number: int, name: str) -> str:

@@ -118,11 +118,8 @@ class Block(nnx.Module):
       return added['attn']
 
     def hidden(y):
-      own = keys[1]
-      if own is None or not self.config.dropout:
-        return y
-      y = unflatten(y, y.shape[0] // x.shape[1], 'mlp')
-      return flatten(dropout(y, own.other(_HIDDEN), self.config.dropout, 'mlp'), 'mlp')
+      own = None if keys[1] is None else keys[1].other(_HIDDEN)
+      return dropout(y, own, self.config.dropout, y.shape[0] // x.shape[1], 'mlp')
 
     def mlp(y, _=None):
       y = flatten(self.mlp(fold(y), hidden))
@@ -177,9 +174,10 @@ class Block(nnx.Module):
       y = unflatten(x, batch)
       y = _add_to_subset(y, branch, context, key, config.drop_path)
       return flatten(y)
-    y = unflatten(branch(x, context), batch)
-    y = dropout(y, key.other(_BRANCH), config.dropout)
-    return x + flatten(dropped(y, key if config.drop_path else None, rate))
+    y = dropout(branch(x, context), key.other(_BRANCH), config.dropout, batch)
+    if config.drop_path:
+      y = flatten(dropped(unflatten(y, batch), key, rate))
+    return x + y
 
 
 class Before(nnx.Module):
@@ -302,7 +300,8 @@ class Encoder(nnx.Module):
     contexts = self.contexts(x[:, :tokens], context)
     drop: Any = (None, None)
     if key is not None and (self.config.drop_path or self.config.dropout):
-      x = dropout(x, noise(key).other(_INPUT), self.config.dropout)
+      own = noise(key).other(_INPUT)
+      x = unflatten(dropout(flatten(x), own, self.config.dropout, len(x)), len(x))
       rates = jnp.full(depth, self.config.drop_path, jnp.float32)
       if self.config.drop_path_mode == 'linear':
         rates = jnp.linspace(0.0, self.config.drop_path, depth)

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vit_jax.nn.sharding import spec
 
@@ -96,31 +97,56 @@ def dropped(y: jax.Array, key: Noise | None, rate: Any) -> jax.Array:
   return y * (kept / (1 - rate)).astype(y.dtype)
 
 
-def dropout(y: jax.Array, key: Noise | None, rate: float, axis: str | None = None) -> jax.Array:
-  """Features of tokens, (batch, tokens, features), each left out by itself.
+def dropout(
+  y: jax.Array, key: Noise | None, rate: float, batch: int, axis: str | None = None
+) -> jax.Array:
+  """Features, each left out by itself, of tokens as rows: see `layers.flatten`.
+
+  A token gets two random words. Which of its features stay is a hash of these and of a feature's
+  number, which compilers compute within the products before and after: on a TPU v5e a step of
+  B/16 is 3 % longer with dropout, where a number of `jax.random` for each feature adds 58 %.
 
   Args:
-    y: of each example.
+    y: (batch * tokens, features).
     key: without one nothing is left out.
     rate: share of the features; the others get 1 / (1 - rate) times as much (Srivastava et al.
       2014).
+    batch: examples.
     axis: logical axis of the features.
   """
   if key is None or not rate:
     return y
-  kept = key.draw(_kept(rate), *y.shape, axes=(None, axis))
-  return _left(1 / (1 - rate), y, kept)
+  tokens = y.shape[0] // batch
+  words = [each.draw(_bits, batch, tokens) for each in key.split()]
+  return _left(
+    rate, axis, y, *(each.reshape(-1, 1, out_sharding=spec('batch', None)) for each in words)
+  )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _left(scale: float, y: jax.Array, kept: jax.Array) -> jax.Array:
-  """scale * y where it is kept, else 0; its gradient needs `kept` alone, a byte each."""
-  return jnp.where(kept, scale * y, 0)
+def _bits(key: jax.Array, shape: tuple[int, ...], **layout: Any) -> jax.Array:
+  return jax.random.bits(key, shape, jnp.uint32, **layout)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _left(
+  rate: float, axis: str | None, y: jax.Array, first: jax.Array, second: jax.Array
+) -> jax.Array:
+  """y / (1 - rate) where it stays, else 0; its gradient needs the words (rows, 1) alone."""
+  numbers = jax.lax.broadcasted_iota(jnp.uint32, y.shape, 1, out_sharding=spec('batch', axis))
+  # Two rounds of multiply and xorshift as in MurmurHash3, with the second word between them: first
+  # words that are near each other do not make tokens alike. The constants are among those of least
+  # bias by Wellons (hash-prospector).
+  x = first + numbers * np.uint32(0x9E3779B9)
+  x = (x ^ (x >> 15)) * np.uint32(0xD168AAAD) + second
+  x = (x ^ (x >> 15)) * np.uint32(0xAF723597)
+  bound = min(round((1 - rate) * 2**32), 2**32 - 1)
+  kept = (x ^ (x >> 15)) < np.uint32(bound)
+  return jnp.where(kept, y * (1 / (1 - rate)), 0)
 
 
 _left.defvjp(
-  lambda scale, y, kept: (_left(scale, y, kept), kept),
-  lambda scale, kept, dy: (_left(scale, dy, kept), None),
+  lambda rate, axis, y, *words: (_left(rate, axis, y, *words), words),
+  lambda rate, axis, words, dy: (_left(rate, axis, dy, *words), None, None),
 )
 
 

@@ -182,6 +182,8 @@ class _Session:
       self.resources.callback(self.checkpoints.close)
       found = self._found()
       if found:
+        for line in (self.trunk or self.workdir).otherwise if self.primary else ():
+          say(line)
         self.start, self.history = found.step, found.extra.get('history', {})
         self.carried = found.extra.get('metrics', {})
         self.evaluated = found.extra.get('evaluated', [])

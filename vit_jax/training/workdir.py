@@ -109,6 +109,11 @@ class Workdir:
     }  # fmt: skip
 
   @property
+  def otherwise(self) -> list[str]:
+    """What this run, begun by an earlier version, does otherwise when it goes on."""
+    return formats.otherwise(self._stored().get('format', 0), self.record())
+
+  @property
   def trained(self) -> bool:
     """Whether anything is here that training has left: metrics, checkpoints or a result."""
     metrics = self.metrics_path
