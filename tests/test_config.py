@@ -28,7 +28,7 @@ CONFIGS = [
   'pretraining.py:G/14', 'pretraining.py:So400m/14', 'pretraining.py:22B/14,imagenet2012',
   'vit.py:B/16,21k', 'vit.py:B/16,cifar10', 'vit_s16.py:90', 'augreg.py:S/16,1k', 'deit.py:Ti/16',
   'deit.py:Ti/16,distilled', 'deit3.py:S/16,800', 'flexivit.py:B/32,21k', 'distillation.py:teacher',
-  'distillation.py:student',
+  'distillation.py:student', 'bit.py:pet,fast',
 ]  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def test_configs_trace_a_step(name, data_dir):
     tree['init'], tree['model']['variant'] = '', 'mu/16'
   if tree['task']['name'] == 'distillation':  # neither is the teacher, which knows ten classes
     tree['data']['source']['num_classes'] = 10
-    tree['task']['teacher']['init'] = teachers.saved(data_dir)
+    tree['task']['teacher'] |= dict(init=teachers.saved(data_dir), by_number=False)
   experiment = Experiment(schema.build(config_lib.Config, tree))
   batch = {
     name: jax.ShapeDtypeStruct((tree['batch_size'], *array.shape), array.dtype)

@@ -22,9 +22,12 @@ from vit_jax.training import hyper as hyper_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 ROWS = json.loads((ROOT / 'tests' / 'golden' / 'recipes.json').read_text())['rows']
-FILES = ('vit', 'vit_s16', 'augreg', 'deit', 'deit3', 'flexivit')
+FILES = ('vit', 'vit_s16', 'augreg', 'deit', 'deit3', 'flexivit', 'bit')
 # Images of an epoch, by split.
-EPOCHS = {'train': 1_281_167, 'train[:99%]': 1_268_355, 'full[51200:]': 13_103_041}
+EPOCHS = {
+  'train': 1_281_167, 'train[:98%]': 1_255_544, 'train[:99%]': 1_268_355,
+  'full[51200:]': 13_103_041, 'train[:90%]': 3312,
+}  # fmt: skip
 
 
 def built(name):

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 from absl import logging
 
+import vit_jax
 from experiments.benchmarks import report
 from vit_jax.compile import plan, topology
 from vit_jax.training import config as config_lib
@@ -34,10 +37,18 @@ CASES = (
   ('vit.py:L/16,21k', 'v5e:8x8'), ('augreg.py:L/16,21k', 'v5e:8x8'),
   ('deit3.py:L/16,21k', 'v5e:8x8'), ('deit3.py:H/14,800', 'v5p:4x4x4'),
   ('deit3.py:H/14,21k', 'v5p:4x4x4'), ('flexivit.py:B/32,21k', 'v5e:4x4'),
+  ('deit.py:S/16,distilled', 'v5e:4x4'), ('flexivit.py:S/16,90', 'v5e:2x4'),
+  ('bit.py:i1k,300', 'v5e:4x8'), ('bit.py:pet,fast', 'v5e:2x4'),
 )  # fmt: skip
+# What their checkpoints are, to start from and of teachers: by what is in the name of the file.
+CHECKPOINTS = {
+  'R152x2_T_224': ('resnet:R152x2', 224), 'R152x2_T_pet128': ('resnet:R152x2', 128),
+  'deit_3_small_384': ('deit3:S/16', 384), 'teacher': ('resnet:R152x2', 224),
+}  # fmt: skip
 # Images and classes of training splits.
 DATA = {
-  'train': (1_281_167, 1000), 'train[:99%]': (1_268_355, 1000), 'full[51200:]': (13_103_041, 21_843)
+  'train': (1_281_167, 1000), 'train[:98%]': (1_255_544, 1000), 'train[:99%]': (1_268_355, 1000),
+  'full[51200:]': (13_103_041, 21_843), 'train[:90%]': (3312, 37),
 }  # fmt: skip
 # US dollars for an hour of a chip, assumed: take yours from your contract.
 PRICES = {'v5e': 1.20, 'v5p': 4.20}
@@ -49,8 +60,14 @@ def measure(name: str, where: str) -> dict[str, Any]:
   images, classes = DATA[config.data.split]
   # Of the data only their number and that of their classes matter.
   config.data.source = dict(name='synthetic', num_classes=classes)
-  config = config_lib.complete(config.to_dict())
-  result = plan.plan(config, where)
+  with tempfile.TemporaryDirectory() as place:
+    if config.init:
+      config.init = _checkpoint(place, config.init, classes)
+    if config.task.name == 'distillation':
+      config.task.teacher.init = _checkpoint(place, config.task.teacher.init or 'teacher', classes)
+      config.task.teacher.by_number = True
+    config = config_lib.complete(config.to_dict())
+    result = plan.plan(config, where)
   chips = len(topology.devices(where))
   row = {'recipe': name, 'slice': where, 'images per chip': config.batch_size // chips}
   steps = config_lib.steps(config.total, batch_size=config.batch_size, epoch=images)
@@ -63,6 +80,16 @@ def measure(name: str, where: str) -> dict[str, Any]:
     'MFU %': 100 * (result.mfu or 0), 'img/s per chip': result.images_per_second,
     'hours': steps * (result.step_time + waited) / 3600,
   }  # fmt: skip
+
+
+def _checkpoint(place: str, name: str, classes: int) -> str:
+  """A path to one of random parameters that is like the one of this name."""
+  variant, size = CHECKPOINTS[next(each for each in CHECKPOINTS if each in name)]
+  path = pathlib.Path(place) / variant.replace('/', '_').replace(':', '_')
+  if not path.exists():
+    model = vit_jax.create(variant, image_size=(size, size), num_classes=classes)
+    vit_jax.save(model, path, 'vit_jax')
+  return str(path)
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
