@@ -16,6 +16,7 @@ import vit_jax
 from tests import runs, toys
 from vit_jax import predict
 from vit_jax.core import faults
+from vit_jax.probing import features
 from vit_jax.probing import table as table_lib
 from vit_jax.probing.features import several
 from vit_jax.probing.table import Table
@@ -233,6 +234,20 @@ def test_directories_of_classes_without_splits(toy, tmp_path, small, typed):
   assert len(Table(out).rows('.').index) == 9
 
 
+def test_pooled_features_are_what_the_head_reads():
+  """Of a hidden layer before it, that is what it gives."""
+  model = vit_jax.create(
+    'mu/4', image_size=(8, 8), depth=1, width=8, mlp_dim=8, num_heads=1, num_classes=3,
+    representation_size=5,
+  )  # fmt: skip
+  model.head.kernel[...] = np.random.default_rng(0).normal(size=(5, 3))
+  images = np.random.default_rng(1).normal(size=(2, 8, 8, 3)).astype(np.float32)
+  found = features.compute(model, features.several('pooled,output'), images)
+  assert found['pooled'].shape == (2, 5)
+  want = found['pooled'] @ model.head.kernel[...] + model.head.bias[...]
+  np.testing.assert_allclose(found['output'], want, atol=1e-5)
+
+
 @pytest.mark.parametrize(
   ('flags', 'message'),
   [
@@ -248,6 +263,7 @@ def test_directories_of_classes_without_splits(toy, tmp_path, small, typed):
     (['--batch_size=0'], '--batch_size=0 must be at least 1'),
     (['--colour=red'], 'unknown argument --colour'),
     (['--config.data.split=a'], 'changes a configuration, and'),
+    (['--config.modle.depth=2'], '--config.modle.depth: of a configuration this command takes'),
   ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_in_one_sentence(toy, tmp_path, typed, flags, message):

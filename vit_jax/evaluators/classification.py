@@ -33,7 +33,8 @@ class Classification(Evaluator):
   So is the confusion matrix, of up to 1,000 classes.
 
   Attributes:
-    report: numbers to report. 'top1' and 'top5'; 'loss', the negative log-likelihood; 'ece', the
+    report: numbers to report. 'top1' and 'top5'; 'loss', the negative log-likelihood of the
+      softmax of the logits, by whatever loss they were trained; of the same 'ece', the
       expected calibration error in 15 bins of equal width (Guo et al. 2017); 'brier', the squared
       distance of the probabilities to the truth (Brier 1950); 'balanced', the mean of the
       accuracies of the classes. top5 is left out where there are no more than five classes.

@@ -51,6 +51,11 @@ def run(parser: command.Parser, main: Callable[..., int | None]) -> None:
     for name, text in texts.items():
       if name.startswith('config.data.'):
         overrides.append((name.removeprefix('config.'), text))
+      elif name.startswith('config.'):
+        raise RunError(
+          f'--{name}: of a configuration this command takes fields of the data only, '
+          '--config.data.FIELD=VALUE'
+        )
       elif name in fields:
         changes[name] = command.literal(text)
       else:

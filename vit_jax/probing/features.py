@@ -139,7 +139,9 @@ def _part(encoder: Any, every: Mapping[str, Any], part: Part, images: Any) -> ja
     size = tuple(min(old, part.at or SIDE) for old in images.shape[1:3])
     return _flat(positions.resized(images.astype(jnp.float32), size))
   if part.kind in ('pooled', 'output'):
-    return _flat(_known(every, part.kind).astype(jnp.float32))
+    # A hidden layer before the head belongs to what the head reads.
+    name = 'pre_logits' if part.kind == 'pooled' and 'pre_logits' in every else part.kind
+    return _flat(_known(every, name).astype(jnp.float32))
   if part.at is None:
     tokens = _known(every, 'patches' if part.kind in ('mean', 'patches') else part.kind)
   else:
