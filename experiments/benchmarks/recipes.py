@@ -36,7 +36,7 @@ CASES = (
   ('deit3.py:B/16,21k', 'v5e:4x4'), ('deit3.py:L/16,800', 'v5e:4x8'),
   ('vit.py:L/16,21k', 'v5e:8x8'), ('augreg.py:L/16,21k', 'v5e:8x8'),
   ('deit3.py:L/16,21k', 'v5e:8x8'), ('deit3.py:H/14,800', 'v5p:4x4x4'),
-  ('deit3.py:H/14,21k', 'v5p:4x4x4'), ('flexivit.py:B/32,21k', 'v5e:4x4'),
+  ('deit3.py:H/14,21k', 'v5p:4x4x4'), ('flexivit.py:B/32,21k', 'v5e:8x8'),
   ('deit.py:S/16,distilled', 'v5e:4x4'), ('flexivit.py:S/16,90', 'v5e:2x4'),
   ('bit.py:i1k,300', 'v5e:4x8'), ('bit.py:pet,fast', 'v5e:2x4'),
 )  # fmt: skip
