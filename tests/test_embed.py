@@ -232,6 +232,15 @@ def test_directories_of_classes_without_splits(toy, tmp_path, small, typed):
   status, _, err = typed('vit_jax.embed', toy / 'model', folder, f'--out={out}', '--split=.')
   assert status == 0, err
   assert len(Table(out).rows('.').index) == 9
+  out.unlink()
+  status, _, err = typed('vit_jax.embed', toy / 'model', folder, f'--out={out}')
+  assert status == 0, err
+  assert len(Table(out).rows('all').index) == 9
+  # Without one to judge by, a fold is.
+  status, said, err = typed('vit_jax.probe', toy / 'model', folder, '--methods=knn')
+  assert status == 0, err
+  assert 'of all without fold 1/5' in said
+  assert 'of fold 1/5 of all' in said
 
 
 def test_pooled_features_are_what_the_head_reads():

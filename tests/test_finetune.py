@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import sys
 import zipfile
 
@@ -18,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 import vit_jax
 from tests import toys
 from vit_jax.architecture import ViTArchitecture
+from vit_jax.checkpoints.store import Checkpoints
 from vit_jax.config import complete
 from vit_jax.convert import notes
 from vit_jax.core.errors import RunError
@@ -132,7 +134,8 @@ def test_one_command(checkpoint, folder, tmp_path, typed):
   """Held out, head first, said with reasons, written down as what train runs, reported."""
   run = tmp_path / 'run'
   command = ('vit_jax.finetune', checkpoint, folder, f'--workdir={run}', '--config.total=2 epochs',
-             '--config.model.image_size=48', '--config.batch_size=8')  # fmt: skip
+             '--config.model.image_size=48', '--config.model.drop_path=0.3',
+             '--config.batch_size=8')  # fmt: skip
   status, out, err = typed(*command)
   assert status == 0, err
   for line in (
@@ -140,6 +143,7 @@ def test_one_command(checkpoint, folder, tmp_path, typed):
     'evals.test.split=fold 1/5 of all: held out, as there is no split to test on: one of 5 folds',
     'data.flip=horizontal: half of the images are mirrored', 'total=2 epochs: as it was given',
     'linear probe: 100.00% right of', 'head: kept from',
+    'of the linear probe that it began with 100.00%: fine-tuning has gained nothing here, and',
   ):  # fmt: skip
     assert line in out, line
   result = json.loads((run / 'result.json').read_text())
@@ -157,7 +161,12 @@ def test_one_command(checkpoint, folder, tmp_path, typed):
   start = vit_jax.load(run / 'start.safetensors')
   assert start.config.image_size == (48, 48)
   assert start.card.class_names == ('cat', 'dog', 'fox')
+  # Fields of training alone count, too, although the head's file is of a model without.
+  _, facts = Checkpoints(run / 'checkpoints').peek()
+  assert facts['model']['drop_path'] == record['model']['drop_path'] == 0.3
   page = (run / 'report.html').read_text()
+  assert 'linear probe before' in page
+  assert 'half of the images are mirrored' in page
   low, high = binomtest(7, 7).proportion_ci(method='wilson')
   assert f'({low:.4g} to {high:.4g})'[:6] in page
   assert 'Confusion' in page or 'confusion' in page
@@ -185,17 +194,18 @@ def test_a_plan_alone(checkpoint, folder, tmp_path, typed):
   """Nothing is trained; low-rank changes have a learning rate of their own."""
   status, _, err = typed(
     'vit_jax.finetune', checkpoint, folder, f'--workdir={tmp_path / "run"}', '--plan',
-    '--config.lora.rank=2',
+    '--config.lora.rank=2', '--config.model.image_size=40',
   )  # fmt: skip
   assert status == 0, err
   assert {path.name for path in (tmp_path / 'run').iterdir()} == {
     'finetune.py',
+    'plan.json',
     'start.safetensors',
   }
   config = config_lib.load(str(tmp_path / 'run' / 'finetune.py'))
   assert config.lora.rank == 2
   assert config.optim.layer_decay == 1.0
-  assert config_lib.insisted(config) >= {'model.drop_path'}
+  assert config_lib.insisted(config) >= {'model.image_size'}
   status, _, err = typed('vit_jax.finetune', checkpoint, folder,
                           f'--config={tmp_path / "run" / "finetune.py"}')  # fmt: skip
   assert (status, '--config=FILE is of vit_jax.train' in err) == (1, True)
@@ -205,6 +215,32 @@ def facts(**changes):
   model = ViTArchitecture(**SMALL).resolve()
   return finetune.Facts(**{**dict(count=500, classes=('cat', 'dog'), side=40, model=model),
                            **changes})  # fmt: skip
+
+
+def test_images_that_do_not_decode_are_said_before_anything_is_trained(
+  checkpoint, folder, tmp_path, typed
+):  # fmt: skip
+  images = tmp_path / 'images'
+  shutil.copytree(folder, images)
+  (images / 'cat' / 'broken.png').write_bytes(b'no image')
+  command = ('vit_jax.finetune', checkpoint, images, f'--workdir={tmp_path / "run"}', '--plan')
+  status, _, err = typed(*command)
+  assert status == 1
+  assert 'cat/broken.png: ' in err
+  assert 'leave such images out by --config.data.on_corrupt=skip' in err
+  status, out, err = typed(*command, '--config.data.on_corrupt=skip')
+  assert status == 0, err
+  assert 'left out: ' in out
+  assert 'cat/broken.png' in out
+  # What else makes no sense is answered before features are computed.
+  for name in ('dog', 'fox'):
+    shutil.rmtree(images / name)
+  for where, argument, message in (
+    (images, '--config.batch_size=4', 'has the class cat alone: there is nothing to tell apart'),
+    (folder, '--config.total=2 epoches', 'epoches'),
+  ):
+    status, out, err = typed('vit_jax.finetune', checkpoint, where, *command[3:], argument)
+    assert (status, message in err, 'computing features' in out) == (1, True, False), err
 
 
 def test_choices_follow_from_the_data():

@@ -40,7 +40,7 @@ def main(
   config = inputs.data_of(data, overrides)
   failed: list[str] = []
   with jax.set_mesh(sharding.make_mesh('data')):
-    sources = inputs.sources_of(config, split.split(','))
+    sources = inputs.sources_of(config, split.split(',') if split else inputs.there(config))
     model, dialect = inputs.model_of(checkpoint, choice)
     batch_size = batch_size or (None if overwrite else table.begun(out)) or 64
     embedder = embedder_lib.Embedder(model, wanted, batch_size=batch_size, seed=seed)
@@ -75,8 +75,8 @@ if __name__ == '__main__':
   parser.add_argument('data', help=inputs.DATA)
   parser.add_argument('--out', required=True, metavar='FILE', help='NAME.parquet')
   parser.add_argument(
-    '--split', default='train,test', metavar='NAMES',
-    help="with commas (train,test); '.' is a directory that has classes and no splits",
+    '--split', default='', metavar='NAMES',
+    help="with commas (train, and test or validation; without splits 'all')",
   )  # fmt: skip
   parser.add_argument(
     '--features', default='pooled', metavar='NAMES',

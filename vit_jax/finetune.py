@@ -18,6 +18,7 @@ def main(
 
   from vit_jax.launch import start
   from vit_jax.nn import sharding
+  from vit_jax.training import config as config_lib
   from vit_jax.training import finetune
   from vit_jax.training.loop import train
   from vit_jax.training.workdir import Workdir
@@ -30,27 +31,56 @@ def main(
       f'several by vit_jax.train --config=DIR/{finetune.FILE}'
     )
   run = Workdir(workdir or f'runs/{_name(folder)}-{_name(checkpoint)}')
+  asked = {'checkpoint': checkpoint, 'folder': folder, 'given': [list(item) for item in overrides]}
+  file, kept = run.path / finetune.FILE, run.path / finetune.PLAN
+  old = paths.read_object(kept) if kept.is_file() else {}
   mesh = dict(overrides).get('mesh', 'data')
   with jax.set_mesh(sharding.make_mesh(mesh)):
-    planned = finetune.with_head(finetune.planned(checkpoint, folder, overrides), run.path)
-    file, text = run.path / finetune.FILE, finetune.text(planned, run.path)
+    planned = finetune.planned(checkpoint, folder, overrides)
+    config_lib.check(config_lib.complete(planned.fields))
+    if run.trained and not overwrite and old.get('asked', asked) != asked:
+      raise RunError(_another(run, file))
+    planned = finetune.with_head(planned, run.path)
+  text = finetune.text(planned, run.path)
   for line in planned.lines:
     print(line)
   if run.trained and not overwrite and (not file.exists() or paths.read_text(file) != text):
-    raise RunError(
-      f'{run} holds another run: to go on with that, python -m vit_jax.train --config={file} '
-      f'--workdir={run}; for this one another --workdir, or --overwrite to delete that run'
-    )
+    raise RunError(_another(run, file))
   run.path.mkdir(parents=True, exist_ok=True)
   paths.write_text(file, text)
+  probe = planned.probe or old.get('probe')
+  paths.write_json(kept, {'asked': asked, 'probe': probe, 'lines': planned.lines})
   print(f'written: {file}')
   if plan:
     return 0
   made, wishes = start.configured(str(file), [])
   result = train(made, str(run), overwrite=overwrite, wishes=wishes)
   if result is not None:
+    if probe and 'test/top1' in result['metrics']:
+      print(
+        _compared(result['metrics']['test/top1'], (probe[0], probe[1]), run.path / finetune.HEAD)
+      )
     print(f'look at it: {run.path / "report.html"}')
   return RESTART if result is None else 0
+
+
+def _another(run: Any, file: paths.AnyPath) -> str:
+  return (
+    f'{run} holds another run: to go on with that, python -m vit_jax.train --config={file} '
+    f'--workdir={run}; for this one another --workdir, or --overwrite to delete that run'
+  )
+
+
+def _compared(share: float, probe: tuple[float, int], head: paths.AnyPath) -> str:
+  """What fine-tuning has gained over the probe that it began with."""
+  before, count = probe
+  text = (
+    f'{share:.2%} of {count:,} test images are right; of the linear probe that it began with '
+    f'{before:.2%}'
+  )
+  if share > before:
+    return text
+  return f'{text}: fine-tuning has gained nothing here, and {head} is as good'
 
 
 def _name(text: str) -> str:

@@ -40,11 +40,6 @@ def main(
   for name in asked:
     if name not in METHODS:
       raise RunError(f'unknown method {name!r}: {suggest(name, METHODS)}')
-  if train == test:
-    raise RunError(
-      f'--train and --test are both {train!r}: what is trained on proves nothing. Without a split '
-      f"to test on: --train='{train} without fold 1/10' --test='fold 1/10 of {train}'"
-    )
   settings = Settings(
     seed, seeds, shots=_numbers('shots', shots), sizes=_numbers('sizes', sizes), epochs=epochs
   )
@@ -55,11 +50,14 @@ def main(
   if data is None:
     if not source.endswith('.parquet'):
       raise RunError(f'{source} is no table of python -m vit_jax.embed: name the data behind it')
+    train, test = _apart(train or 'train', test or 'test')
     names, found, about = _of_table(source, train, test, features)
   else:
     failed: list[str] = []
     skip = inputs.broken(failed) if on_corrupt == 'skip' else None
     config = inputs.data_of(data, overrides)
+    usual = inputs.usual(config) if not (train and test) else (train, test)
+    train, test = _apart(train or usual[0], test or usual[1])
     with jax.set_mesh(sharding.make_mesh('data')):
       sources = inputs.sources_of(config, (train, test))
       model, dialect = inputs.model_of(source, choice)
@@ -82,6 +80,15 @@ def main(
       record = _record(lines, found, settings, {**about, 'train': train, 'test': test})
       paths.write_json(paths.at(out), record)
       say(f'written: {out}')
+
+
+def _apart(train: str, test: str) -> tuple[str, str]:
+  if train == test:
+    raise RunError(
+      f'--train and --test are both {train!r}: what is trained on proves nothing. Without a split '
+      f"to test on: --train='{train} without fold 1/10' --test='fold 1/10 of {train}'"
+    )
+  return train, test
 
 
 def _numbers(flag: str, text: str) -> tuple[int, ...]:
@@ -222,8 +229,14 @@ if __name__ == '__main__':
   )
   parser.add_argument('source', help='checkpoint of any dialect, or a table of vit_jax.embed')
   parser.add_argument('data', nargs='?', help=inputs.DATA)
-  parser.add_argument('--train', default='train', metavar='SPLIT', help='whose labels are seen')
-  parser.add_argument('--test', default='test', metavar='SPLIT', help='that is judged by')
+  parser.add_argument(
+    '--train', default='', metavar='SPLIT',
+    help="whose labels are seen (train; without splits what is not in the fold to judge by)",
+  )  # fmt: skip
+  parser.add_argument(
+    '--test', default='', metavar='SPLIT',
+    help='that is judged by (test or validation, or a fold that is held out)',
+  )  # fmt: skip
   parser.add_argument(
     '--features', default='', metavar='NAMES', help='with commas; class, mean and both if not given'
   )

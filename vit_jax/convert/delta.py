@@ -21,6 +21,7 @@ from vit_jax.architecture import MODELS, encoders
 from vit_jax.architecture.card import Card, about
 from vit_jax.convert import adapt, changes, files, parts
 from vit_jax.convert.opened import Opened, Wanted
+from vit_jax.convert.recognise import with_hints
 from vit_jax.core import paths, schema
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.nn import tree
@@ -136,7 +137,8 @@ def opened(
   if facts['kind'] not in MODELS:
     raise RunError(f'{path} is of a model of the kind {facts["kind"]!r}, which is not known here: '
                    f'{suggest(facts["kind"], MODELS)}')  # fmt: skip
-  config = schema.build(models.config_of(facts['kind']), facts['model'], 'the model').resolve()
+  config = schema.build(models.config_of(facts['kind']), facts['model'], 'the model')
+  config = with_hints(config, hints, str(path)).resolve()
   where, choice = parts.chosen(base or facts['base'], 'base')
   tower = choice.pop('tower', '')
   try:

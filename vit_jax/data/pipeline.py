@@ -178,7 +178,8 @@ class _Fill:
       if self._skip is None:
         message, fix = _complaint(example['name'], error)
         raise RunError(
-          f'{message}. {fix}, or set data.on_corrupt=skip to go on without it'
+          f'{message}. {fix}, or leave such images out: data.on_corrupt=skip of a run, '
+          '--on_corrupt=skip of other commands'
         ) from None
       self._skip(example['name'], error)
     return None

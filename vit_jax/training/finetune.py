@@ -27,8 +27,7 @@ from vit_jax.data.audit import sample
 from vit_jax.data.examples import Source
 from vit_jax.data.fields import Field
 from vit_jax.data.files import few
-from vit_jax.data.sources import SOURCES, open_split
-from vit_jax.data.sources.guess import Guess, guess
+from vit_jax.data.sources.guess import Guess, guess, held_out, opened
 from vit_jax.models.vit import ViTConfig
 from vit_jax.nn import sharding, tree
 from vit_jax.probing import features, head
@@ -36,12 +35,11 @@ from vit_jax.probing.embedder import Embedded, Embedder
 from vit_jax.training.config import Config
 from vit_jax.training.initial import Start
 
-FILE, HEAD = 'finetune.py', 'start.safetensors'
+FILE, HEAD, PLAN = 'finetune.py', 'start.safetensors', 'plan.json'
 _LOOKED_AT = 200  # images
 _LEAST_SIDE = 8  # patches
 # Of how many training images so many epochs are made; between them it is interpolated.
 EPOCHS = ((300, 6), (3000, 5), (30_000, 4), (300_000, 3))
-_SMALL = 1000  # examples, of which a fifth is held out
 _CACHED = 20_000  # that are kept in memory
 _MOST = 20_000  # of which features are computed for the head
 # Beside those of the model, what a checkpoint decides unless a file insists.
@@ -87,6 +85,8 @@ class Plan:
     data: that it is trained on.
     facts: of both.
     said: lines for people, beyond the choices.
+    probe: share of the test images that are right before anything but a head is trained, and how
+      many these are; None if that is not known.
   """
 
   choices: dict[str, Choice]
@@ -95,6 +95,7 @@ class Plan:
   data: Guess
   facts: Facts
   said: list[str]
+  probe: tuple[float, int] | None = None
 
   @property
   def fields(self) -> dict[str, Any]:
@@ -144,6 +145,11 @@ def planned(checkpoint: str, folder: str, given: Sequence[tuple[str, str]]) -> P
       'vit_jax.finetune classifies; for other tasks vit_jax.train --config.init=PATH starts from a '
       'checkpoint'
     )
+  if len(data.opened.class_names) < 2:
+    raise RunError(
+      f'{data.opened.name} has the class {", ".join(data.opened.class_names) or "none"} alone: '
+      'there is nothing to tell apart'
+    )
   why, data = _with_a_test(data, dict(given))
   model = {name: value for name, value in asked['model'].items() if name != 'name'}
   start = Start(checkpoint, schema.build(ViTConfig, model, 'model'))
@@ -186,18 +192,8 @@ def _with_a_test(data: Guess, given: Mapping[str, str]) -> tuple[str, Guess]:
         f'{folds.way_out(data.split, "evals.test.split")}'
       )
     return 'is there to test on', data._replace(opened=opened(data.source, data.split))
-  count = 5 if len(data.opened) < _SMALL else 10
-  split = f'{data.split} without fold 1/{count}'
-  held = data._replace(
-    split=split, test=f'fold 1/{count} of {data.split}', opened=opened(data.source, split)
-  )
-  return f'held out, as there is no split to test on: one of {count} folds', held
-
-
-def opened(source: Mapping[str, Any], split: str) -> Source:
-  """A split of a source that is given by its fields."""
-  fields = {name: value for name, value in source.items() if name != 'name'}
-  return open_split(schema.build(SOURCES[source['name']], fields, 'data.source'), split)
+  data, count = held_out(data)
+  return f'held out, as there is no split to test on: one of {count} folds', data
 
 
 def _side(source: Source) -> int:
@@ -224,19 +220,22 @@ def chosen(facts: Facts) -> dict[str, Choice]:
     'total': Choice(f'{epochs} epochs', f'of {count:,} images'),
     'batch_size': Choice(batch, 'small for few images, so that there are enough steps'),
     **_size(facts),
-    'model.drop_path': Choice(0.1, 'stochastic depth, as in most recipes of fine-tuning'),
     'data.crop': Choice(
       {'name': 'random_resized', 'min_area': 0.4},
       'crops of at least 40 % of an image: less would lose what few images show',
     ),
     'data.flip': _flip(facts),
-    'data.cache': Choice(count <= _CACHED, 'whether all files are kept in memory'),
+    'data.cache': Choice(
+      count <= _CACHED, 'files stay in memory' if count <= _CACHED else 'too many to stay in memory'
+    ),
     'optim.lr': Choice(
       float(f'{lr:.2g}'),
       'for low-rank changes' if facts.lora else '3e-5 for batches of 32, more for larger ones',
     ),
     'optim.layer_decay': Choice(
-      1.0 if facts.lora else 0.75, 'layers near the pixels change least: they know most'
+      1.0 if facts.lora else 0.75,
+      'changes of low rank are small in every layer' if facts.lora else
+      'layers near the pixels change least: they know most',
     ),
     'optim.weight_decay': Choice(0.05, 'as in most recipes of fine-tuning'),
     'optim.warmup': Choice('10%', 'the head is trained already, the moments of Adam are not'),
@@ -325,15 +324,20 @@ def with_head(plan: Plan, workdir: paths.Path) -> Plan:
   backbone = _backbone(start, data.opened.fields)
   embedder = Embedder(backbone, features.several('output'))
   print(f'computing features of {len(data.opened):,} images for the head', flush=True)
-  fitted = head.fitted(*_embedded(embedder, data.opened), len(classes))
+  broken = _Broken(fields.get('data', {}).get('on_corrupt', 'error'))
+  fitted = head.fitted(*_embedded(embedder, data.opened, broken), len(classes))
   said = [f'head: logistic regression of frozen features, C={fitted.strength:g}']
   if fitted.accuracy is not None:
     said[0] += f', {fitted.accuracy:.1%} right in folds of what is trained on'
   test = opened(data.source, data.test)
   if test.class_names == classes:
-    x, labels = _embedded(embedder, test)
+    x, labels = _embedded(embedder, test, broken)
     right = float(((x @ fitted.kernel + fitted.bias).argmax(1) == labels).mean())
     said.append(f'linear probe: {right:.2%} right of {len(labels):,} images of {data.test}')
+    plan.probe = right, len(labels)
+    if absent := [name for i, name in enumerate(classes) if i not in labels]:
+      said.append(f'nothing is known of {few(absent)}: no image of {data.test} is of it')
+  said += [f'left out: {each}' for each in broken.names]
   plan.said += said
   norms = {
     name: float(np.linalg.norm(np.asarray(leaf, np.float64)))
@@ -357,9 +361,26 @@ def _backbone(start: Start, fields: Mapping[str, Field]) -> Any:
   return read.build(config, leaves, card)
 
 
-def _embedded(embedder: Embedder, source: Source) -> tuple[np.ndarray, np.ndarray]:
+class _Broken:
+  """Is told of images that cannot be used, and refuses them unless they are to be left out."""
+
+  def __init__(self, on_corrupt: str):
+    self.names: list[str] = []
+    self._skip = on_corrupt == 'skip'
+
+  def __call__(self, name: str, error: ValueError) -> None:
+    if not self._skip:
+      raise RunError(
+        f'{name}: {error}. Replace or remove it, or leave such images out by '
+        '--config.data.on_corrupt=skip'
+      )
+    if name not in self.names:
+      self.names.append(name)
+
+
+def _embedded(embedder: Embedder, source: Source, broken: _Broken) -> tuple[np.ndarray, np.ndarray]:
   """What a head reads of up to `_MOST` examples: float32 (examples, features); and their labels."""
-  with contextlib.closing(embedder(source, broken=lambda *_: None)) as batches:
+  with contextlib.closing(embedder(source, broken=broken)) as batches:
     count = -(-_MOST // embedder.batch_size)
     found = Embedded.joined(list(itertools.islice(batches, count)))
   return found.features['output'], np.array(found.values['label'])

@@ -34,6 +34,7 @@ class Left:
     notes: a sentence for everything that is damaged, or missing although every run has it.
     config: of config.json.
     result: of result.json; empty if the run is not complete.
+    plan: of plan.json, which vit_jax.finetune leaves; empty without.
     curves: of metrics.jsonl, and of what followed the run, by metric.
     sessions: of command.json, oldest first: command, when it was started, and from which step on.
     evals: of evals/NAME.json, by name; empty for an evaluation that left arrays or metrics alone.
@@ -56,6 +57,7 @@ class Left:
       )
     self.config = self.object('config.json', needed=True)
     self.result = self.object('result.json')
+    self.plan = self.object('plan.json')
     self.curves: dict[str, Curve] = self.part('metrics.jsonl', self._curves) or {}
     self.sessions: list[dict[str, Any]] = self.part('command.json', self._sessions) or []
     ends = r'\.(json|npz)$'

@@ -52,7 +52,8 @@ def _whole(run: Left) -> str:
       (
         ('the curves', _curves),
         *((f'evals/{name}', functools.partial(_evaluation, name=name)) for name in run.evals),
-        ('the time', _time), ('the machine', _machine), ('the recipe', _recipe),
+        ('the plan', _plan), ('the time', _time), ('the machine', _machine),
+        ('the recipe', _recipe),
       ),
     )
   ]  # fmt: skip
@@ -106,6 +107,9 @@ def _summary(run: Left) -> Html:
     main += [
       (f'{name}/{key}', f'{_spread(value)}{_interval(values, key)}') for key, value in scores[:most]
     ]
+  if probe := run.plan.get('probe'):
+    values = {'top1': probe[0], 'examples': probe[1]}
+    main.append(('linear probe before', f'{_spread(probe[0])}{_interval(values, "top1")}'))
   if not main and 'train/loss' in run.curves:
     main = [('train/loss', _spread(run.curves['train/loss'].values[-1].tolist()))]
   if result:
@@ -131,6 +135,12 @@ def _interval(values: Mapping[str, Any], key: str) -> str:
   if key not in _SHARES or not is_number(share) or not is_number(count) or not count:
     return ''
   return f' ({" to ".join(shown(end) for end in wilson(share * count, count))})'
+
+
+def _plan(run: Left) -> Html | None:
+  """Why it is as it is, where something chose that."""
+  lines = run.plan.get('lines') or []
+  return section('Why it is so', tag('ul', [tag('li', each) for each in lines])) if lines else None
 
 
 def _command(run: Left) -> Html:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from vit_jax.data.sources import SOURCES, open_split
 from vit_jax.data.sources.folder import WHOLE
 
 TABLES = ('.csv', '.tsv', '.jsonl', '.ndjson')
+# Examples, with fewer of which a fifth is held out, else a tenth.
+_SMALL = 1000
 # Names of splits that may be tested on, the first that is there.
 TESTS = ('test', 'validation', 'valid', 'val', 'dev', 'eval')
 
@@ -61,6 +64,40 @@ def guess(text: str, given: Sequence[tuple[str, str]]) -> Guess:
     split, opened = WHOLE, open_split(config, WHOLE)
   test = next((name for name in TESTS if split != WHOLE and _is_there(config, name)), '')
   return Guess({'name': kind, **fields}, split, test, opened)
+
+
+def held_out(data: Guess) -> tuple[Guess, int]:
+  """Data without a split to test on, with a fold held out for that; and the number of folds."""
+  split, test, count = _folds(data.split, len(data.opened))
+  return data._replace(split=split, test=test, opened=opened(data.source, split)), count
+
+
+def _folds(split: str, examples: int) -> tuple[str, str, int]:
+  count = 5 if examples < _SMALL else 10
+  return f'{split} without fold 1/{count}', f'fold 1/{count} of {split}', count
+
+
+def usual(data: DataConfig) -> tuple[str, str]:
+  """Splits to learn from and to judge by where nobody names any, of which one may have to be made.
+
+  Args:
+    data: of any source.
+  """
+  for split in ('train', WHOLE):
+    with contextlib.suppress(NoSplitError):
+      examples = len(data.open(split))
+      for test in TESTS if split != WHOLE else ():
+        with contextlib.suppress(NoSplitError):
+          data.open(test)
+          return split, test
+      return _folds(split, examples)[:2]
+  return 'train', 'test'  # which others will find missing
+
+
+def opened(source: dict[str, Any], split: str) -> Source:
+  """A split of a source that is given by its fields."""
+  fields = {name: value for name, value in source.items() if name != 'name'}
+  return open_split(schema.build(SOURCES[source['name']], fields, 'data.source'), split)
 
 
 def _kind(text: str) -> dict[str, Any]:
