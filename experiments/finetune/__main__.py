@@ -46,6 +46,7 @@ RECIPES: Mapping[str, Mapping[str, str]] = {
   'weak crops': {'data.crop.name': 'random_resized', 'data.crop.min_area': '0.8'},
   'low rank': {'lora.rank': '8'},
   'twice as long': {'total': '10 epochs'},
+  'stochastic depth': {'model.drop_path': '0.1'},
 }
 
 
