@@ -20,6 +20,9 @@ from vit_jax.costs.parts import (
 )
 from vit_jax.costs.pieces import FLOAT, pieces
 
+# Random words of a token, by which its features are left out; see `nn.noise.dropout`.
+_WORDS = 2 * FLOAT
+
 
 class Memory(NamedTuple):
   """Bytes on one device that holds the whole state.
@@ -98,7 +101,7 @@ def _of_pieces(config: Backbone) -> tuple[int, int]:
 def of_blocks(config: EncoderConfig, run: Sequence) -> tuple[float, float]:
   """As `activations`, of the blocks of any encoder and what they work on."""
   everything = sum(_block(config, run))
-  entered = run.tokens * config.width * bool(config.dropout)  # what is left of it, a byte each
+  entered = run.tokens * _WORDS * bool(config.dropout)
   if config.remat == 'none':
     # Whatever the depth, a memory is there once for keys and once for values, and marks once.
     memory = 2 * run.crosses * _size(config) * math.prod(run.memory)
@@ -134,7 +137,7 @@ def _block(config: EncoderConfig, run: Sequence) -> Iterator[float]:
   if config.drop_path and config.drop_path_mode != 'subset':
     yield branches * size  # factors
   if config.dropout:
-    yield branches * n * width + n * hidden  # what is left in, a byte each
+    yield (branches + 1) * n * _WORDS
   # What queries, keys and values are made from, but for a memory.
   yield size * width * (rows[0] + 2 * run.share * run.rows)
   # Queries and what they get, keys and values; two numbers for each query.

@@ -111,6 +111,8 @@ class Workdir:
   @property
   def otherwise(self) -> list[str]:
     """What this run, begun by an earlier version, does otherwise when it goes on."""
+    if not self.exists:
+      return []
     return formats.otherwise(self._stored().get('format', 0), self.record())
 
   @property
