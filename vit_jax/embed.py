@@ -10,6 +10,7 @@ from etils import epy
 
 from vit_jax.core import faults
 from vit_jax.core.errors import RunError
+from vit_jax.data.sources import guess
 from vit_jax.probing import features as features_lib
 from vit_jax.probing.settings import DTYPES
 
@@ -38,9 +39,10 @@ def main(
   primary = jax.process_index() == 0
   say = lambda text: print(text, file=sys.stderr, flush=True) if primary else None  # noqa: E731
   config = inputs.data_of(data, overrides)
+  asked = split.split(',') if split else [name for name in guess.there(config)[:2] if name]
   failed: list[str] = []
   with jax.set_mesh(sharding.make_mesh('data')):
-    sources = inputs.sources_of(config, split.split(',') if split else inputs.there(config))
+    sources = inputs.sources_of(config, asked)
     model, dialect = inputs.model_of(checkpoint, choice)
     batch_size = batch_size or (None if overwrite else table.begun(out)) or 64
     embedder = embedder_lib.Embedder(model, wanted, batch_size=batch_size, seed=seed)

@@ -57,9 +57,8 @@ def main(
   result = train(made, str(run), overwrite=overwrite, wishes=wishes)
   if result is not None:
     if probe and 'test/top1' in result['metrics']:
-      print(
-        _compared(result['metrics']['test/top1'], (probe[0], probe[1]), run.path / finetune.HEAD)
-      )
+      before, count = probe
+      print(_compared(result['metrics']['test/top1'], before, count, run.path / finetune.HEAD))
     print(f'look at it: {run.path / "report.html"}')
   return RESTART if result is None else 0
 
@@ -71,9 +70,8 @@ def _another(run: Any, file: paths.AnyPath) -> str:
   )
 
 
-def _compared(share: float, probe: tuple[float, int], head: paths.AnyPath) -> str:
+def _compared(share: float, before: float, count: int, head: paths.AnyPath) -> str:
   """What fine-tuning has gained over the probe that it began with."""
-  before, count = probe
   text = (
     f'{share:.2%} of {count:,} test images are right; of the linear probe that it began with '
     f'{before:.2%}'

@@ -12,6 +12,7 @@ from etils import epy
 from vit_jax.core import paths
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.core.text import number
+from vit_jax.data.sources import guess
 from vit_jax.probing import features as features_lib
 from vit_jax.probing.settings import METHODS, Settings
 
@@ -56,7 +57,7 @@ def main(
     failed: list[str] = []
     skip = inputs.broken(failed) if on_corrupt == 'skip' else None
     config = inputs.data_of(data, overrides)
-    usual = inputs.usual(config) if not (train and test) else (train, test)
+    usual = guess.usual(config) if not (train and test) else (train, test)
     train, test = _apart(train or usual[0], test or usual[1])
     with jax.set_mesh(sharding.make_mesh('data')):
       sources = inputs.sources_of(config, (train, test))

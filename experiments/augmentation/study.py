@@ -9,7 +9,6 @@ but for the recipe as it is, with which all are compared.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import pathlib
 from collections.abc import Mapping
@@ -18,10 +17,8 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments.benchmarks.report import machine
 from experiments.gallery import ways
 from experiments.gallery.metrics import TOP1, interval
-from vit_jax.training.result import revision
 
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / 'results.json'
@@ -98,22 +95,18 @@ def main() -> None:
   old = json.loads(RESULTS.read_text())['rows'] if RESULTS.exists() else {}
   first, *others = INGREDIENTS
   plain = trained(first, INGREDIENTS[first], runs)
-  score = lambda each: float(each.mean())  # noqa: E731
-  rows: dict[str, Any] = {first: {'changed': {}, 'values': [*map(score, plain)]}}
+  rows: dict[str, Any] = {first: {'changed': {}, 'values': [*map(TOP1.score, plain)]}}
   rows |= {name: old[name] for name in others
            if name in old and old[name]['changed'] == dict(INGREDIENTS[name])}  # fmt: skip
   for name in [name for name in others if name not in rows]:
     found = trained(name, INGREDIENTS[name], runs)
-    values = [*map(score, found)]
+    values = [*map(TOP1.score, found)]
     rows[name] = {
       'changed': dict(INGREDIENTS[name]), 'values': values,
-      'gain': float(np.mean(values) - np.mean([*map(score, plain)])),
-      'interval': interval(score, found, np.stack(plain)),
+      'gain': float(np.mean(values) - np.mean([*map(TOP1.score, plain)])),
+      'interval': interval(TOP1.score, found, np.stack(plain)),
     }  # fmt: skip
-    about = {
-      'common': COMMON, 'config': CONFIG, 'date': datetime.date.today().isoformat(),
-      'revision': revision(), 'machine': machine(),
-    }  # fmt: skip
+    about = {'common': COMMON, 'config': CONFIG, **ways.made()}
     rows = {name: rows[name] for name in INGREDIENTS if name in rows}
     RESULTS.write_text(json.dumps({**about, 'rows': rows}, indent=1) + '\n')
     (HERE / 'README.md').write_text(page(rows))

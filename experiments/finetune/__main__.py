@@ -13,7 +13,6 @@ written here and by nobody else; README.md is made from them.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import pathlib
 import shutil
@@ -24,11 +23,9 @@ import numpy as np
 from absl import flags
 
 from experiments import packaged
-from experiments.benchmarks.report import machine
 from experiments.gallery import ways
 from experiments.gallery.metrics import TOP1, interval
 from vit_jax.core import paths
-from vit_jax.training.result import revision
 
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / 'results'
@@ -81,7 +78,7 @@ def measured(
 ) -> dict[str, Any]:  # fmt: skip
   """A result: of all folds together what is right, and what is right of the probes."""
   after, before = (np.concatenate(each) for each in [*zip(*runs, strict=True)][:2])
-  low, high = interval(lambda each: float(each.mean()), [after], before)
+  low, high = interval(TOP1.score, [after], before)
   found = paths.read_object(paths.at(str(places[0])) / 'result.json')
   return {
     'data': name, 'recipe': recipe, 'changed': dict(RECIPES[recipe]), 'common': COMMON,
@@ -89,7 +86,7 @@ def measured(
     'gain': float(after.mean() - before.mean()), 'interval': [low, high],
     'folds': [[float(run[0].mean()), float(run[1].mean())] for run in runs],
     'labels': round(found['examples'] / found['epochs']), 'epochs': found['epochs'],
-    'date': datetime.date.today().isoformat(), 'revision': revision(), 'machine': machine(),
+    **ways.made(),
   }  # fmt: skip
 
 

@@ -12,7 +12,6 @@ labels.md, written here and by nobody else.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import pathlib
 import shutil
@@ -25,11 +24,9 @@ import numpy as np
 from absl import flags
 
 from experiments import packaged
-from experiments.benchmarks.report import machine
 from experiments.gallery import ways
 from experiments.gallery.metrics import TOP1, interval
 from vit_jax.training.finetune import FILE
-from vit_jax.training.result import revision
 
 HERE = pathlib.Path(__file__).parent
 FOLDS, REPORTED, CHOSEN_ON = 5, (0, 1, 2), 4
@@ -162,13 +159,12 @@ def main() -> None:
     alone, before, after = (np.concatenate(each) for each in zip(*found, strict=True))
     rows.append({
       'size': size, 'gain': float(after.mean() - before.mean()),
-      'interval': interval(lambda each: float(each.mean()), [after], before),
+      'interval': interval(TOP1.score, [after], before),
       **{name: [float(each[i].mean()) for each in found]
          for i, name in enumerate(('scratch', 'probe', 'tuned'))},
     })  # fmt: skip
     about = {
-      'date': datetime.date.today().isoformat(), 'revision': revision(), 'machine': machine(),
-      'scratch': {**SCRATCH, 'optim.lr': rate}, 'tried': tried,
+      **ways.made(), 'scratch': {**SCRATCH, 'optim.lr': rate}, 'tried': tried,
     }  # fmt: skip
     result = {**about, 'rows': rows, 'tables': tables}
     (HERE / 'labels.json').write_text(json.dumps(result, indent=1) + '\n')

@@ -12,7 +12,6 @@ their own in results/, written here and by nobody else; README.md is made from t
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import pathlib
 import subprocess
@@ -23,13 +22,11 @@ import cv2
 import numpy as np
 from absl import flags
 
-from experiments.benchmarks.report import machine
 from experiments.gallery import page
 from experiments.gallery.metrics import interval
 from experiments.gallery.rows import Row, named
-from experiments.gallery.ways import Asked
+from experiments.gallery.ways import Asked, made
 from vit_jax.core.errors import RunError
-from vit_jax.training.result import revision
 
 RESULTS = pathlib.Path(__file__).parent / 'results'
 SEEDS = 3
@@ -78,8 +75,7 @@ def measure(row: Row, asked: Asked) -> dict[str, Any]:
     'gain': gain, 'interval': [low, high], 'aims_at': row.aims_at, 'target': row.target,
     'reached': bool(reached and low > 0),
     **({'beside': {n: score(each) for n, each in found.beside.items()}} if found.beside else {}),
-    'seconds': float(np.mean(found.seconds)), 'command': found.command,
-    'date': datetime.date.today().isoformat(), 'revision': revision(), 'machine': machine(),
+    'seconds': float(np.mean(found.seconds)), 'command': found.command, **made(),
   }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import json
 import pathlib
 import shlex
@@ -23,6 +24,7 @@ import numpy as np
 
 import vit_jax
 from experiments import packaged
+from experiments.benchmarks.report import machine
 from experiments.gallery.metrics import Arrays, Metric
 from vit_jax.core import schema
 from vit_jax.data import preprocess
@@ -37,6 +39,7 @@ from vit_jax.probing.settings import Settings
 from vit_jax.training import config as config_lib
 from vit_jax.training.experiment import Experiment
 from vit_jax.training.finetune import HEAD
+from vit_jax.training.result import revision
 
 FOLDS = 5
 # Of Fashion-MNIST: with the labels that are seen, to choose features by, to judge them by.
@@ -383,6 +386,13 @@ def tuned(
   seconds = run(line, place)
   after, before = records_of(place, metric, place / HEAD)
   return after, before, seconds
+
+
+def made() -> dict[str, Any]:
+  """When, of which revision and on which machine a result is made."""
+  return {
+    'date': datetime.date.today().isoformat(), 'revision': revision(), 'machine': machine(),
+  }  # fmt: skip
 
 
 def restored(place: pathlib.Path) -> tuple[Experiment, Any, Any]:

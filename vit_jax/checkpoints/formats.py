@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from vit_jax.core.errors import RunError
@@ -107,12 +107,9 @@ def _with_recipes(record: dict[str, Any]) -> None:
 
 
 def _with_head_bias(model: Any) -> None:
-  """Of the description of a model, or of several by name."""
-  if isinstance(model, dict):
-    if 'patch_dropout' in model:
-      model['head_bias'] = 0.0
-    for part in model.values():
-      _with_head_bias(part)
+  for part in _described(model):
+    if 'patch_dropout' in part:
+      part['head_bias'] = 0.0
 
 
 def _with_sizes(record: dict[str, Any]) -> None:
@@ -124,29 +121,30 @@ def _with_sizes(record: dict[str, Any]) -> None:
 
 
 def _with_initial(model: Any) -> None:
-  """Of the description of a model, or of several by name."""
-  if isinstance(model, dict):
-    if 'relative_bias' in model:  # an encoder
-      model['dropout'] = 0.0
-    if 'patch_dropout' in model:
-      model['initial'] = 'vit'
-    for part in model.values():
-      _with_initial(part)
+  for part in _described(model):
+    if 'relative_bias' in part:  # an encoder
+      part['dropout'] = 0.0
+    if 'patch_dropout' in part:
+      part['initial'] = 'vit'
 
 
 def _with_axes(model: Any) -> None:
-  """Of the description of a model, or of several by name."""
-  if not isinstance(model, dict):
-    return
-  if 'relative_bias' in model:  # an encoder, whose variant may say the rest
-    new = dict(attention='full', kv_heads=0, head_dim=0, softcap=0.0, rope_pairs='halves')
-    if 'registers' in model:
-      new['queries'] = 0
-    model |= dict.fromkeys(new) if model['relative_bias'] is None else new
-  if model.get('posemb') == 'sincos2d':
-    model['posemb'] = 'sincos'
-  for part in model.values():
-    _with_axes(part)
+  for part in _described(model):
+    if 'relative_bias' in part:  # an encoder, whose variant may say the rest
+      new = dict(attention='full', kv_heads=0, head_dim=0, softcap=0.0, rope_pairs='halves')
+      if 'registers' in part:
+        new['queries'] = 0
+      part |= dict.fromkeys(new) if part['relative_bias'] is None else new
+    if part.get('posemb') == 'sincos2d':
+      part['posemb'] = 'sincos'
+
+
+def _described(model: Any) -> Iterator[dict[str, Any]]:
+  """The description of a model, and those of its parts."""
+  if isinstance(model, dict):
+    yield model
+    for part in model.values():
+      yield from _described(part)
 
 
 def meant(number: int, name: str, old: Any, new: Any, *, init: bool) -> bool:
@@ -211,16 +209,9 @@ FACTS: tuple[Callable[[dict[str, Any]], None], ...] = (
 
 def otherwise(number: int, record: dict[str, Any]) -> list[str]:
   """What a run of format `number` does otherwise from here on; `record` is in today's format."""
-  if number < 8 and _has_dropout(record.get('model', {})):
+  if number < 8 and any(part.get('dropout') for part in _described(record.get('model'))):
     return ['dropout draws other numbers than the earlier version, at the same rate']
   return []
-
-
-def _has_dropout(model: Any) -> bool:
-  """Of the description of a model, or of several by name."""
-  return isinstance(model, dict) and (
-    bool(model.get('dropout')) or any(map(_has_dropout, model.values()))
-  )
 
 
 def array(number: int, name: str) -> str:

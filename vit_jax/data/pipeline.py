@@ -178,8 +178,8 @@ class _Fill:
       if self._skip is None:
         message, fix = _complaint(example['name'], error)
         raise RunError(
-          f'{message}. {fix}, or leave such images out: data.on_corrupt=skip of a run, '
-          '--on_corrupt=skip of other commands'
+          f'{message}. {fix}, or leave such images out by --config.data.on_corrupt=skip, '
+          'in commands that are no run --on_corrupt=skip'
         ) from None
       self._skip(example['name'], error)
     return None

@@ -15,7 +15,6 @@ from vit_jax.data.classes import aligned
 from vit_jax.data.config import ON_CORRUPT, DataConfig
 from vit_jax.data.examples import Source, with_names
 from vit_jax.data.sources import found, opened_by
-from vit_jax.data.sources.guess import usual
 from vit_jax.launch import start
 from vit_jax.training import config as config_lib
 
@@ -92,12 +91,6 @@ def data_of(text: str, overrides: Sequence[tuple[str, str]]) -> DataConfig:
   if not paths.inside(text).is_dir():
     raise RunError(f'there is no directory {text}; data are {DATA}')
   return DataConfig(source=found(path))
-
-
-def there(data: DataConfig) -> list[str]:
-  """The splits that are there to train and to test on; the whole, where there are none."""
-  train, test = usual(data)
-  return [test.rpartition(' of ')[2]] if ' of ' in test else [train, test]
 
 
 def sources_of(data: DataConfig, splits: Sequence[str]) -> dict[str, Source]:

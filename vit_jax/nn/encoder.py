@@ -300,8 +300,9 @@ class Encoder(nnx.Module):
     contexts = self.contexts(x[:, :tokens], context)
     drop: Any = (None, None)
     if key is not None and (self.config.drop_path or self.config.dropout):
-      own = noise(key).other(_INPUT)
-      x = unflatten(dropout(flatten(x), own, self.config.dropout, len(x)), len(x))
+      if self.config.dropout:
+        own = noise(key).other(_INPUT)
+        x = unflatten(dropout(flatten(x), own, self.config.dropout, len(x)), len(x))
       rates = jnp.full(depth, self.config.drop_path, jnp.float32)
       if self.config.drop_path_mode == 'linear':
         rates = jnp.linspace(0.0, self.config.drop_path, depth)

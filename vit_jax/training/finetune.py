@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -324,7 +324,9 @@ def with_head(plan: Plan, workdir: paths.Path) -> Plan:
   backbone = _backbone(start, data.opened.fields)
   embedder = Embedder(backbone, features.several('output'))
   print(f'computing features of {len(data.opened):,} images for the head', flush=True)
-  broken = _Broken(fields.get('data', {}).get('on_corrupt', 'error'))
+  left: dict[str, None] = {}  # names in their order
+  skips = fields.get('data', {}).get('on_corrupt') == 'skip'
+  broken = (lambda name, _: left.setdefault(name)) if skips else None
   fitted = head.fitted(*_embedded(embedder, data.opened, broken), len(classes))
   said = [f'head: logistic regression of frozen features, C={fitted.strength:g}']
   if fitted.accuracy is not None:
@@ -337,7 +339,7 @@ def with_head(plan: Plan, workdir: paths.Path) -> Plan:
     plan.probe = right, len(labels)
     if absent := [name for i, name in enumerate(classes) if i not in labels]:
       said.append(f'nothing is known of {few(absent)}: no image of {data.test} is of it')
-  said += [f'left out: {each}' for each in broken.names]
+  said += [f'left out: {each}' for each in left]
   plan.said += said
   norms = {
     name: float(np.linalg.norm(np.asarray(leaf, np.float64)))
@@ -361,24 +363,9 @@ def _backbone(start: Start, fields: Mapping[str, Field]) -> Any:
   return read.build(config, leaves, card)
 
 
-class _Broken:
-  """Is told of images that cannot be used, and refuses them unless they are to be left out."""
-
-  def __init__(self, on_corrupt: str):
-    self.names: list[str] = []
-    self._skip = on_corrupt == 'skip'
-
-  def __call__(self, name: str, error: ValueError) -> None:
-    if not self._skip:
-      raise RunError(
-        f'{name}: {error}. Replace or remove it, or leave such images out by '
-        '--config.data.on_corrupt=skip'
-      )
-    if name not in self.names:
-      self.names.append(name)
-
-
-def _embedded(embedder: Embedder, source: Source, broken: _Broken) -> tuple[np.ndarray, np.ndarray]:
+def _embedded(
+  embedder: Embedder, source: Source, broken: Callable[[str, ValueError], None] | None
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
   """What a head reads of up to `_MOST` examples: float32 (examples, features); and their labels."""
   with contextlib.closing(embedder(source, broken=broken)) as batches:
     count = -(-_MOST // embedder.batch_size)

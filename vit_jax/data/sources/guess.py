@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from vit_jax.core import overrides, paths, schema
@@ -62,7 +62,7 @@ def guess(text: str, given: Sequence[tuple[str, str]]) -> Guess:
     if kind != 'folder':
       raise
     split, opened = WHOLE, open_split(config, WHOLE)
-  test = next((name for name in TESTS if split != WHOLE and _is_there(config, name)), '')
+  test = _test(split, lambda name: open_split(config, name))
   return Guess({'name': kind, **fields}, split, test, opened)
 
 
@@ -77,21 +77,26 @@ def _folds(split: str, examples: int) -> tuple[str, str, int]:
   return f'{split} without fold 1/{count}', f'fold 1/{count} of {split}', count
 
 
+def there(data: DataConfig) -> tuple[str, str, Source | None]:
+  """The split to learn from, the one to judge by ('' if there is none), and the first, opened.
+
+  Where there is neither 'train' nor data without splits, what others will find missing.
+  """
+  for split in ('train', WHOLE):
+    with contextlib.suppress(NoSplitError):
+      source = data.open(split)
+      return split, _test(split, data.open), source
+  return 'train', 'test', None
+
+
 def usual(data: DataConfig) -> tuple[str, str]:
   """Splits to learn from and to judge by where nobody names any, of which one may have to be made.
 
   Args:
     data: of any source.
   """
-  for split in ('train', WHOLE):
-    with contextlib.suppress(NoSplitError):
-      examples = len(data.open(split))
-      for test in TESTS if split != WHOLE else ():
-        with contextlib.suppress(NoSplitError):
-          data.open(test)
-          return split, test
-      return _folds(split, examples)[:2]
-  return 'train', 'test'  # which others will find missing
+  split, test, source = there(data)
+  return (split, test) if test or source is None else _folds(split, len(source))[:2]
 
 
 def opened(source: dict[str, Any], split: str) -> Source:
@@ -125,9 +130,10 @@ def _kind(text: str) -> dict[str, Any]:
   raise RunError(f'there is no {text}: give a directory, a zip file, a table, or a name of TFDS')
 
 
-def _is_there(config: Any, split: str) -> bool:
-  try:
-    open_split(config, split)
-  except NoSplitError:
-    return False
-  return True
+def _test(split: str, opens: Callable[[str], Source]) -> str:
+  """The first of `TESTS` that is there beside the split to train on; '' for none."""
+  for name in TESTS if split != WHOLE else ():
+    with contextlib.suppress(NoSplitError):
+      opens(name)
+      return name
+  return ''
