@@ -8,6 +8,7 @@ see, never on the test examples. Controls are judged in the same way.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +31,8 @@ FOLDS = 5
 COMPONENTS = 128
 # Problems of a program of `logistic`.
 _LANES = len(QUARTERS)
+# Products of a step beyond which idle lanes cost more than another program.
+_IDLE = 1 << 22
 
 
 class Data(NamedTuple):
@@ -156,11 +159,12 @@ def by_logistic(data: Data, name: str, settings: Settings) -> Outcome:
   train, test = scaled(data, name)
   labels, held = data.train_labels, _held(data.train_labels, settings)
   kept = (~held).astype(np.float32)
+  lanes = _LANES if train.size * data.classes <= _IDLE else 0
 
   def judged(choices: Sequence[float]) -> dict[float, tuple[float, float]]:
     l2 = 1 / (np.array(choices) * kept.sum())
     weights = np.broadcast_to(kept, (len(choices), len(kept)))
-    fitted = logistic.fit(train, labels, l2, data.classes, weights=weights, lanes=_LANES)
+    fitted = logistic.fit(train, labels, l2, data.classes, weights=weights, lanes=lanes)
     found = {}
     for i, choice in enumerate(choices):
       logits = fitted.logits(i, train[held])
@@ -172,11 +176,11 @@ def by_logistic(data: Data, name: str, settings: Settings) -> Outcome:
   good |= judged([best * quarter for quarter in QUARTERS])
   best = max(good, key=good.__getitem__)
   l2 = np.array([1 / (best * len(labels))])
-  last = logistic.fit(train, labels, l2, data.classes, lanes=_LANES)
+  last = logistic.fit(train, labels, l2, data.classes, lanes=lanes)
   logits = last.logits(0, test)
   # The temperature is of a classifier that has not seen what is held out.
   l2, part = np.array([1 / (best * kept.sum())]), kept[None]
-  partly = logistic.fit(train, labels, l2, data.classes, weights=part, lanes=_LANES)
+  partly = logistic.fit(train, labels, l2, data.classes, weights=part, lanes=lanes)
   heat = measures.temperature(partly.logits(0, train[held]), labels[held])
   more = measures.calibration(logits, data.test_labels)
   more |= {
@@ -351,24 +355,25 @@ def lines(
     say: is told what is computed.
   """
   data, found = with_components(data), []
-  few = subsets.sizes(settings.shots, data.train_labels, data.classes)
-
-  def compared(method: str, name: str, judge: Judge, others: Sequence[str]) -> None:
-    say(f'{method}: {name}')
-    found.append(Line(method, name, judge(name), {other: judge(other) for other in others}))
-
+  judges: dict[str, Judge] = {
+    'knn': lambda each: knn(data, each, settings),
+    'logistic': lambda each: by_logistic(data, each, settings),
+  }
+  judges = {method: judge for method, judge in judges.items() if method in methods}
+  if 'fewshot' in methods:
+    for shots in subsets.sizes(settings.shots, data.train_labels, data.classes):
+      judges[f'{shots}-shot ridge'] = lambda each, s=shots: fewshot(data, each, s, settings)
+  # Once each: features have controls in common.
+  judges = {method: functools.cache(judge) for method, judge in judges.items()}
+  curve_of = functools.cache(lambda each: curve(data, each, settings))
   for name in names:
     others = controls(data, name)
-    if 'knn' in methods:
-      compared('knn', name, lambda each: knn(data, each, settings), others)
-    if 'logistic' in methods:
-      compared('logistic', name, lambda each: by_logistic(data, each, settings), others)
-    for shots in few if 'fewshot' in methods else ():
-      judge = lambda each, s=shots: fewshot(data, each, s, settings)  # noqa: E731
-      compared(f'{shots}-shot ridge', name, judge, others)
+    for method, judge in judges.items():
+      say(f'{method}: {name}')
+      found.append(Line(method, name, judge(name), {other: judge(other) for other in others}))
     if 'curve' in methods:
       say(f'curve: {name}')
-      curves = {each: curve(data, each, settings) for each in (name, *others)}
+      curves = {each: curve_of(each) for each in (name, *others)}
       found += [
         Line(f'{size} labels a class', name, own, {other: curves[other][size] for other in others})
         for size, own in curves[name].items()
