@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 
+from experiments.sweeps import target
 from vit_jax.core import command, paths
 from vit_jax.core.errors import RunError
 
@@ -29,7 +30,10 @@ def budgets_of(text: str) -> list[float]:
   return found
 
 
-def main(dir: paths.Path, budget: str, out: paths.Path | None, y: str) -> None:
+def main(
+  dir: paths.Path, budget: str, out: paths.Path | None, y: str, better: str, best: float | None,
+  data: str,
+) -> None:  # fmt: skip
   """The command."""
   asked = budgets_of(budget)
   # Matplotlib is asked for before anything is computed.
@@ -37,7 +41,7 @@ def main(dir: paths.Path, budget: str, out: paths.Path | None, y: str) -> None:
   from experiments.sweeps.analysis import analyse
   from experiments.sweeps.record import card
 
-  analysis = analyse(dir, budgets=asked, y=y)
+  analysis = analyse(dir, budgets=asked, y=y, better=better, best=best, data=data)
   record = card(analysis, dir)
   out = out or dir
   out.mkdir(parents=True, exist_ok=True)
@@ -51,7 +55,8 @@ def main(dir: paths.Path, budget: str, out: paths.Path | None, y: str) -> None:
 if __name__ == '__main__':
   parser = command.Parser(
     'experiments.report', 'Writes the report of a sweep, which may still be running.',
-    ('runs/fashion', 'runs/fashion --budget=1e12,1e13 --out=report'),
+    ('runs/fashion', 'runs/fashion --budget=1e12,1e13 --out=report',
+     'runs/mae --y=knn/top1 --data=tokens --out=report'),
   )  # fmt: skip
   parser.add_argument('dir', type=paths.at, help='directory of the sweep')
   parser.add_argument(
@@ -60,5 +65,18 @@ if __name__ == '__main__':
   parser.add_argument(
     '--out', type=paths.at, metavar='DIR', help="where to write (the sweep's directory)"
   )
-  parser.add_argument('--y', default='', metavar='COLUMN', help='of the loss (test_loss)')
+  parser.add_argument(
+    '--y', default='', metavar='NAME', help='what runs are judged by, such as knn/top1 (test/loss)'
+  )
+  parser.add_argument(
+    '--better', default='', choices=('', *target.WAYS), metavar='low|high',
+    help='which numbers of it are better (by its name)',
+  )  # fmt: skip
+  parser.add_argument(
+    '--best', type=float, metavar='NUMBER',
+    help='which none is better than (1 of shares, 0 of losses)',
+  )  # fmt: skip
+  parser.add_argument(
+    '--data', default='images', metavar='images|tokens', help='what data are counted in (images)'
+  )
   command.run(parser, main)

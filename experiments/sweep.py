@@ -64,7 +64,7 @@ def planned(jobs: Sequence[Job], machine: Machine | None) -> list[dict[str, Any]
 
 def _bytes_per_chip(job: Job, chips: int) -> int:
   """Of training, where the batch is cut over all chips, and the state by 'fsdp'."""
-  needs = footprint(job.cell.model, math.ceil(job.cell.batch_size / chips))
+  needs = footprint(job.cell.work[0].model, math.ceil(job.cell.batch_size / chips))
   state = needs.parameters + needs.gradients + needs.optimizer
   shards = chips if job.config.mesh == 'fsdp' else 1
   return (needs.total - state + state // shards) * len(job.lanes)

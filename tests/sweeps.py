@@ -71,7 +71,7 @@ def rows(budgets, *, noise=0.005, seeds=(0,), rates=RATES, best=4e-3, truth=None
       out.append({
         'id': f'{run}/{lane}', 'run': run, 'lane': lane, 'status': 'finished',
         'group': cell.group, **cell.shape, 'batch_size': 32, 'steps': cell.steps,
-        'images': cell.images, 'parameters': found.parameters(),
+        'images': cell.images, 'tokens': cell.tokens, 'parameters': found.parameters(),
         'parameters_non_embedding': found.parameters(('embedding',)), 'flops': cell.flops,
         'lr': rate, 'seed': seed, 'weight_decay': 0.05, 'b1': 0.9, 'b2': 0.999,
         'schedule': 'wsd', 'warmup': '10 steps', 'cooldown': f'{cell.steps // 5} steps',

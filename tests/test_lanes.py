@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import make_digits, tiers
 from tests.runs import assert_bit_identical, cut_off, leaves, lines
-from tests.test_step import assert_same, batch_of, build, run_each
+from tests.test_step import assert_same, batch_of, build, run, run_each
 from vit_jax.core.errors import RunError
 from vit_jax.nn import tree
 from vit_jax.train import train
@@ -59,6 +59,22 @@ def test_a_lane_is_the_run_alone(mesh, layout, scan):
   for each, want in zip(got, alone, strict=True):
     assert_same(each, want)
   assert got[0][0][-1]['loss'] != pytest.approx(got[1][0][-1]['loss'], rel=1e-6)
+
+
+# What is a constant of a run alone.
+OWN = dict(
+  optim__eps=(1e-3, 1e-2), optim__clip=(0.7, 0.1), optim__ema=(0.5, 0.9),
+  optim__lr_last=(0.0, 5e-3), optim__skip_above=(2.0, 3.0), task__label_smoothing=(0.0, 0.3),
+)  # fmt: skip
+
+
+def test_constants_of_their_own(mesh):
+  small = dict(model__depth=1, model__pool='mean', task__mixup=0.0, task__cutmix=0.0)
+  with mesh(1, 1, 1):
+    own = {f'lanes__{name.partition("__")[2]}': values for name, values in OWN.items()}
+    first, second = run_lanes(shared, **small, **own)
+    assert_same(second, run(**small, **{name: values[1] for name, values in OWN.items()}))
+  assert first[0][-1]['loss'] != pytest.approx(second[0][-1]['loss'], rel=1e-3)
 
 
 # Two lanes of seeds of their own, and between them one whose learning rate is far too large.

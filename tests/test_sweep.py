@@ -10,16 +10,19 @@ import pytest
 
 from experiments.launch import job as job_lib
 from experiments.sweep import launched, load
+from experiments.sweeps import runs as runs_lib
 from experiments.sweeps import worker
-from experiments.sweeps.jobs import Sweep, expand
+from experiments.sweeps.jobs import Sweep, described, expand
 from tests import runs
 from tests.conftest import make_digits
 from tests.sweeps import BASE, SMALL, sweep_of
-from vit_jax.core import faults
+from vit_jax.core import faults, modules
 from vit_jax.core.errors import PassingError, RunError
 from vit_jax.costs import flops
+from vit_jax.costs.step import Pass
 from vit_jax.scaling import cost, design
 from vit_jax.train import train
+from vit_jax.training import config as config_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -108,6 +111,56 @@ def test_a_design_is_cut_to_what_can_be_paid():
     design.within(1e9, make, low=1e10)
 
 
+def masked(**task):
+  """A masked autoencoder of digits: 16 patches, of which 4 are seen."""
+  return config_lib.complete(dict(
+    total='1 step', batch_size=16,
+    model=dict(
+      name='mae', encoder=dict(variant='mu/2', image_size=(8, 8), in_channels=1, depth=1, width=8,
+                               mlp_dim=16, num_heads=2, scan=False),
+      decoder=dict(width=8, depth=1, num_heads=2),
+    ),
+    task=dict(name='masked', mean=(0.3,), **task),
+    data=dict(source=dict(name='tfds', dataset='digits')),
+    optim=dict(lr=3e-3, warmup='2 steps', schedule='wsd'), log=dict(every='4 steps'),
+    evals=dict(
+      test=dict(name='reconstruction', every='100%'),
+      knn=dict(name='knn', train='train[:200]', every='100%', features='mean'),
+    ),
+  ))  # fmt: skip
+
+
+def test_a_design_costs_what_the_passes_of_a_task_cost():
+  base, passes = described(masked())
+  large = design.resized(base, head_dim=4, width=16, depth=2)
+  assert (large.encoder.width, large.encoder.mlp_dim, large.encoder.num_heads) == (16, 32, 4)
+  assert large.decoder == dataclasses.replace(base.decoder, in_channels=16)
+  both = design.resized(large, tower='decoder', width=12, head_dim=4)
+  assert design.name_of(both) == 'w16-d2-m32-h4-p2-r8-decoder-w12-d1-m48-h3'
+  assert design.named({**design.shape_of(both), 'task.temperature': 1}) == design.name_of(both)
+  made = design.isoflop([base, large], [1e8, 1e9], 16, passes=passes)
+  assert len(made.cells) == 4
+  for cell in made.cells:
+    assert cell.flops == pytest.approx(float(cell.group.split()[1]), rel=0.05)
+    assert cell.tokens == 5 * cell.images  # and the class token
+    # Multiply-accumulates of blocks, of 5 tokens and of all 17: 12 w^2, and 2 w for each pair.
+    e, d = cell.model.encoder, cell.model.decoder
+    own = e.depth * (5 * (4 * e.width**2 + 2 * e.width * e.mlp_dim) + 2 * e.width * 5**2)
+    own += d.depth * (17 * (4 * d.width**2 + 2 * d.width * d.mlp_dim) + 2 * d.width * 17**2)
+    own += 16 * (4 * e.width + e.width * d.width + d.width * 4)  # patches, and both ends
+    assert cell.each == 6 * own
+  # A teacher costs, and sees nothing new; another view is more data.
+  extra = lambda model: [Pass(model, 2), Pass(model, grad='none')]  # noqa: E731
+  cell = dataclasses.replace(design.Cell('x', SMALL, 8, 1), passes=tuple(extra(SMALL)))
+  assert cell.each == 2 * flops.train_flops(SMALL) + flops.train_flops(SMALL) // 3
+  assert cell.tokens == 8 * 2 * 4
+  # Two views of 49 patches and four of 9, each with a class token.
+  model, passes = described(modules.call(f'{ROOT}/configs/dino.py', 'get_config'))
+  assert design.Cell('x', model, 8, 1, tuple(passes(model))).tokens == 8 * (2 * 50 + 4 * 10)
+  with pytest.raises(RunError, match="has no tower 'head'"):
+    design.resized(base, tower='head', width=8)
+
+
 # --- what they cost ---
 
 
@@ -173,6 +226,60 @@ def test_the_names_of_jobs_follow_what_they_compute(sweep, digits):
   names = {job.name for job in expand(sweep)}
   other = digits(model__pool='mean', optim__schedule='wsd', seed=1)
   assert not names & {job.name for job in expand(Sweep(base=other, design=sweep.design))}
+
+
+def test_combinations_that_one_program_can_train_are_lanes(sweep):
+  lanes = dict(lr=(1e-3, 3e-3), mixup=(0.0, 0.2), clip=(0.0, 1.0), seed=(0, 1))
+  mixed = dataclasses.replace(sweep, lanes=lanes, cooldown=0)
+  jobs = expand(mixed)
+  assert len({job.name for job in jobs}) == len(jobs) == 4 * len(sweep.design.cells)
+  seen = set()
+  for job in jobs[:4]:
+    (clip,) = {lane['clip'] for lane in job.lanes}
+    assert (
+      list(job.config.lanes.lr) == [lane['lr'] for lane in job.lanes] == [1e-3] * 2 + [3e-3] * 2
+    )
+    assert job.config.task.mixup == job.lanes[0]['task.mixup']
+    seen |= {(clip, lane['task.mixup'], lane['lr'], lane['seed']) for lane in job.lanes}
+  assert len(seen) == 16
+  for lanes, message in (
+    (dict(width=(8, 16)), 'model.width is decided by its design'),
+    (dict(mixupp=(0.1,)), "'mixupp' is not the name of one field: did you mean mixup"),
+    (dict(every=('1%',)), "'every' is not the name of one field: write .*log/every or"),
+  ):
+    with pytest.raises(RunError, match=message):
+      expand(dataclasses.replace(sweep, lanes=lanes))
+
+
+def test_a_sweep_without_labels(data_dir, tmp_path, monkeypatch):
+  """Judged by what it fills in, and by neighbours; at a cost that the run confirms."""
+  config = masked(ratio=0.75).unlock()
+  config.data.source.dir = data_dir
+  base, passes = described(config)
+  model = design.resized(base, tower='decoder', width=12, mlp_dim=24)
+  cell = design.Cell('grid', model, 16, 8, tuple(passes(model)))
+  sweep = Sweep(base=config, design=design.Design((cell,)), lanes=dict(lr=(1e-3, 1e-2)))
+  assert worker.work(tmp_path, expand(sweep), say=lambda text: None)
+  rows = record(tmp_path).values()
+  assert [row['status'] for row in rows] == ['finished'] * 2
+  for row in rows:
+    assert row['tokens'] == 5 * row['images'] == 5 * 128
+    assert row['decoder.width'] == 12
+    assert 0.2 < row['test_loss'] < 1.5
+    assert 0.1 < row['knn_top1'] < 1
+    assert 0.2 < row['train_loss'] < 1.5
+  found = runs_lib.read(tmp_path, 'knn/top1', data='tokens')
+  best = max(row['knn_top1'] for row in rows)
+  assert found.cells['1 - knn_top1'].min() == pytest.approx(1 - best)
+  known, _ = runs_lib.architectures(tmp_path, found)
+  assert list(known.values()) == [model]
+  # A design that counts something else than is computed.
+  (job,) = expand(sweep)
+  result = json.loads((tmp_path / 'runs' / job.name / 'result.json').read_text())
+  monkeypatch.setattr(worker, 'train', lambda config, folder: result)
+  job = dataclasses.replace(job, cell=dataclasses.replace(cell, passes=()))
+  with pytest.raises(RunError, match='make it with the passes of the task'):
+    worker.work(tmp_path / 'other', [job], say=lambda text: None)
 
 
 def record(folder):
@@ -275,8 +382,9 @@ def test_a_design_of_other_models_than_those_trained_is_refused(sweep, tmp_path)
 
 PROGRAM = """
 import json, pathlib, sys
+from experiments.sweeps import runs as runs_lib
 from experiments.sweeps import worker
-from experiments.sweeps.jobs import Sweep, expand
+from experiments.sweeps.jobs import Sweep, described, expand
 from tests.sweeps import rebuilt
 folder, path, jobs = sys.argv[1:]
 assert worker.work(pathlib.Path(folder), expand(rebuilt(path))[: int(jobs)], poll=0.2)
@@ -379,15 +487,18 @@ def test_the_command_measures_and_trains(sweep, tmp_path):
   assert 'leave --engine out' in elsewhere.stderr
 
 
-@pytest.mark.parametrize('profile', ['cpu', 'noise', 'beyond', 'gpu', 'pod'])
-def test_committed_sweeps_expand(profile):
-  sweep = load(f'{ROOT}/experiments/scaling/classification.py:{profile}')
+@pytest.mark.parametrize(
+  'study', [*(f'classification.py:{name}' for name in ('cpu', 'noise', 'beyond', 'gpu', 'pod')),
+            'mae.py:cpu', 'mae.py:tiny'],
+)  # fmt: skip
+def test_committed_sweeps_expand(study):
+  sweep = load(f'{ROOT}/experiments/scaling/{study}')
   jobs = expand(sweep)
   assert len({job.name for job in jobs}) == len(jobs)
-  if profile not in ('noise', 'beyond'):
+  if not study.endswith(('noise', 'beyond', 'tiny')):
     assert len(sweep.design.cells) >= 40
     spread = [cell.flops for cell in sweep.design.cells]
-    assert max(spread) / min(spread) > 10**2.4
+    assert max(spread) / min(spread) > 10 ** (1.9 if study.startswith('mae') else 2.4)
 
 
 def test_workers_are_jobs_of_the_engines(typed, tmp_path):

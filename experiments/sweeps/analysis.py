@@ -14,16 +14,15 @@ import numpy as np
 
 from experiments.sweeps import laws
 from experiments.sweeps import runs as runs_lib
-from experiments.sweeps.laws import FLOPS, IMAGES, LEVEL, SIZE, HoldOut
+from experiments.sweeps.laws import FLOPS, LEVEL, SIZE, HoldOut
 from experiments.sweeps.runs import Runs
-from vit_jax.architecture.vit import ViTArchitecture
 from vit_jax.core import paths
 from vit_jax.core.errors import RunError
 from vit_jax.scaling import Fit, frontier
 from vit_jax.scaling.advise import NEAR, Advice, advise, advise_by_optima, between
 from vit_jax.scaling.choice import Choice, choose
 from vit_jax.scaling.cost import Machine
-from vit_jax.scaling.design import named
+from vit_jax.scaling.design import Passes, named
 from vit_jax.scaling.table import Table
 
 
@@ -49,10 +48,11 @@ class Analysis:
     optima: the best sizes by approach 2, as `frontier.isoflop` returns them.
     method: 'parabola' or 'akima'.
     exponents: fits of `optima`, by column.
-    joint: law in size and images, approach 3.
+    joint: law in size and data, approach 3.
     backtest: of it, leaving out more and more budgets.
     holdout: the prediction of the largest budget.
     models: of the sweep by shape.
+    passes: of a step of its task for an image, by the model.
     advice: for each budget that was asked for.
     times: of runs on the machine that the sweep was calibrated for.
     missing: why a part is not there, by part.
@@ -68,47 +68,63 @@ class Analysis:
   joint: Fit | None = None
   backtest: Choice | None = None
   holdout: HoldOut | None = None
-  models: dict[str, ViTArchitecture] = dataclasses.field(default_factory=dict)
+  models: dict[str, Any] = dataclasses.field(default_factory=dict)
+  passes: Passes | None = None
   advice: list[Advice] = dataclasses.field(default_factory=list)
   times: list[Time] = dataclasses.field(default_factory=list)
   missing: dict[str, str] = dataclasses.field(default_factory=dict)
 
   @property
   def y(self) -> str:
-    """Column of the loss."""
+    """Column of what laws are fitted to."""
     return self.runs.y
 
   @property
+  def data(self) -> str:
+    """Column in which data are counted."""
+    return self.runs.data
+
+  @property
+  def tolerance(self) -> float:
+    """See `laws.tolerance_of`."""
+    return laws.tolerance_of(self.runs.cells, self.y)
+
+  @property
   def reach(self) -> float:
-    """How far beyond its data the law in size and images was right."""
+    """How far beyond its data the law in size and data was right."""
     return self.backtest.factor if self.backtest else 1.0
 
 
-def analyse(folder: paths.Path, *, budgets: Sequence[float] = (), y: str = '') -> Analysis:
+def analyse(
+  folder: paths.Path, *, budgets: Sequence[float] = (), y: str = '', **options: Any
+) -> Analysis:
   """Everything that the table in a sweep's directory allows.
 
   Args:
     folder: of the sweep.
     budgets: training FLOPs to give advice for; the largest of the sweep, 10 and 100 times it if
       none are given.
-    y: column of the loss; by default that of the test set.
+    y: any number of its runs; by default the loss on the test set.
+    **options: as for `runs.read`: which numbers are better, and in what data are counted.
 
   Raises:
     RunError: if there is no table or no finished run in it.
   """
-  runs = runs_lib.read(folder, y)
+  runs = runs_lib.read(folder, y, **options)
   best, used = laws.frontier_of(runs.cells, runs.y)
   out = Analysis(runs, best, used)
-  out.choice = _attempt(out, 'frontier', lambda: laws.chosen(best.take(used), runs.y))
+  close = out.tolerance
+  out.choice = _attempt(out, 'frontier', lambda: laws.chosen(best.take(used), runs.y, close))
   _isoflop(out)
   cells = runs.cells
-  out.joint = _attempt(out, 'joint', lambda: laws.joint(cells, runs.y))
+  out.joint = _attempt(out, 'joint', lambda: laws.joint(cells, runs.y, runs.data))
   if out.joint:
     out.backtest = _attempt(out, 'backtest', lambda: choose(
-      ['chinchilla'], cells, x=(SIZE, IMAGES), y=runs.y, scale='budget', tolerance=laws.TOLERANCE,
+      ['chinchilla'], cells, x=(SIZE, runs.data), y=runs.y, scale='budget', tolerance=close,
       **laws.joint_settings(cells)))  # fmt: skip
-  out.holdout = _attempt(out, 'holdout', lambda: laws.hold_out(cells, runs.y))
-  out.models = _attempt(out, 'models', lambda: runs_lib.architectures(folder, runs)) or {}
+  out.holdout = _attempt(out, 'holdout', lambda: laws.hold_out(cells, runs.y, runs.data))
+  found = _attempt(out, 'models', lambda: runs_lib.architectures(folder, runs))
+  out.models, out.passes = found or ({}, None)
   top = float(cells['budget'].max())
   for budget in budgets or (top, 10 * top, 100 * top):
     advice = _attempt(out, 'advice', lambda budget=budget: _advice(out, budget))
@@ -140,7 +156,8 @@ def _isoflop(out: Analysis) -> None:
   noise = out.runs.noise and out.runs.noise / float(np.sqrt(table['seeds'].min()))
   found = {
     method: _attempt(out, 'isoflop', lambda method=method: frontier.isoflop(
-      table, flops=FLOPS, size=SIZE, loss=y, data=IMAGES, method=method, noise=noise))
+      table, flops=FLOPS, size=SIZE, loss=y, data=out.data, method=method, noise=noise,
+      near=out.tolerance))
     for method in frontier.METHODS
   }  # fmt: skip
   good = {method: (o['flag'] == '').sum() for method, o in found.items() if o is not None}
@@ -151,7 +168,7 @@ def _isoflop(out: Analysis) -> None:
   optima = found[out.method]
   assert optima is not None
   out.optima = optima
-  for name in (SIZE, IMAGES):
+  for name in (SIZE, out.data):
     found_fit = _attempt(out, 'exponents', lambda name=name: frontier.exponent(
       optima, name, flops=FLOPS, level=LEVEL))  # fmt: skip
     if found_fit:
@@ -159,12 +176,12 @@ def _isoflop(out: Analysis) -> None:
 
 
 def _advice(out: Analysis, budget: float) -> Advice:
-  """By the law in size and images; if that is not to be trusted, by the best sizes alone."""
+  """By the law in size and data; if that is not to be trusted, by the best sizes alone."""
   if not out.models:
     raise RunError(f'it needs the models: {out.missing["models"]}')
   family = between(list(out.models.values()))
   law, size, choice, held = out.joint, out.exponents.get(SIZE), out.choice, out.holdout
-  options: dict[str, Any] = dict(tolerance=laws.TOLERANCE)
+  options: dict[str, Any] = dict(tolerance=out.tolerance, passes=out.passes)
   found = []
   if law:
     advice = advise(law, family, budget, reach=max(out.reach, NEAR), **options)
@@ -183,7 +200,7 @@ def _advice(out: Analysis, budget: float) -> Advice:
       advice = _doubted(advice, 'the law of the frontier did not predict the largest budget')
     found.append(advice)
   if not found:
-    raise RunError(f'it needs the law in size and images: {out.missing["joint"]}')
+    raise RunError(f'it needs the law in size and {out.data}: {out.missing["joint"]}')
   found = [_of_fresh_data(advice, out.runs) for advice in found]
   return next((advice for advice in found if advice.trusted), found[-1])
 
@@ -231,7 +248,8 @@ def _times(folder: paths.Path, out: Analysis) -> list[Time]:
     model, seconds = out.models.get(named(row)), row.get('seconds')
     if model and seconds and not row.get('lane'):
       steps = row['steps'] - (row.get('forked') or 0)
-      predicted = machine.run_seconds(model, row['batch_size'], steps, lanes[row['run']])
+      work = tuple(out.passes(model)) if out.passes else model
+      predicted = machine.run_seconds(work, row['batch_size'], steps, lanes[row['run']])
       found.append(Time(row['parameters'], predicted, seconds))
   if not found:
     raise RunError('no run of a known model says how long it took')

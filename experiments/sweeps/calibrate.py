@@ -33,7 +33,7 @@ def measure(jobs: Sequence[Job], folder: paths.Path, count: int = 6) -> Machine:
   name = kind if kind in PEAKS else f'{kind} with {jax.local_device_count()} device'
   cells = [job.cell for job in chosen]
   return calibrated(
-    name, [cell.model for cell in cells], [cell.batch_size for cell in cells],
+    name, [cell.work for cell in cells], [cell.batch_size for cell in cells],
     [len(job.lanes) for job in chosen], seconds, chips=jax.device_count(),
     fixed=float(np.median(fixed)),
   )  # fmt: skip

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from experiments.sweeps.analysis import Analysis
-from experiments.sweeps.laws import TOLERANCE
-from experiments.sweeps.runs import DIVERGED, FINISHED, HYPER, TRUNK
+from experiments.sweeps.runs import DIVERGED, FINISHED, TRUNK
 from vit_jax.costs import flops
 
 UNKNOWN = 'Not recorded: say it yourself.'
@@ -46,7 +45,12 @@ def _counting(a: Analysis) -> dict[str, str]:
     'How is the size of a model counted?': 'All parameters: embedding, positions and head among '
     f'them; {_range(cells["parameters"])}.',
     'How is the amount of data counted?': 'Images seen in training, each repetition counted: '
-    f'batch size x steps; {_range(cells["images"])}.',
+    f'batch size x steps; {_range(cells["images"])}.'
+    + (
+      f' Laws are in tokens of them that what is trained sees; {_range(cells["tokens"])}.'
+      if a.data == 'tokens'
+      else ''
+    ),
     'By which formula are FLOPs counted?': f'{flops.CONVENTION}; {_range(cells["flops"])}.',
   }
 
@@ -83,7 +87,7 @@ def _training(a: Analysis, config: Mapping[str, Any]) -> dict[str, str]:
   tried = sorted({len(t.rates) for t in a.runs.tuning})
   edges = sum(t.edge for t in tuning)
   others = ', '.join(
-    f'{name} {_column(a, name)}' for name in HYPER[1:] if len(_set(a, name)) > 1
+    f'{name} {_column(a, name)}' for name in a.runs.hyper[1:] if len(_set(a, name)) > 1
   )  # fmt: skip
   own = (
     f'Learning rates: {", ".join(map(str, tried))} tried for each shape and duration '
@@ -109,7 +113,9 @@ def _training(a: Analysis, config: Mapping[str, Any]) -> dict[str, str]:
   return {
     'Were hyperparameters tuned for each size?': own,
     'Which schedule, and did every duration have its own?': lasting,
-    'Which optimizer, with which settings?': f'AdamW: {settings}.' if settings else '',
+    'Which optimizer, with which settings?': f'{optim.get("name", "adamw")}: {settings}.'
+    if settings
+    else '',
     'Which batch size?': f'{_values(a.runs.cells["batch_size"])} images.',
   }
 
@@ -118,14 +124,21 @@ def _evaluation(a: Analysis, config: Mapping[str, Any]) -> dict[str, str]:
   source = config.get('data', {}).get('source', {})
   data = ' '.join(str(source[key]) for key in ('name', 'dataset', 'dir') if source.get(key))
   evals = config.get('evals', {})
-  name = next((name for name in evals if a.y.startswith(f'{name}_')), '')
+  column = a.runs.target.column
+  name = next((name for name in evals if column.startswith(f'{name}_')), '')
   epochs = [float(passes) for passes in _set(a, 'epochs')]
   return {
     'Trained on what?': f'{data}, split {config["data"].get("split", "?")}.' if data else '',
     'How often is data repeated?': (
       f'{min(epochs):.2g} to {max(epochs):.2g} passes over the training split.' if epochs else ''
     ),
-    'Evaluated on what?': f'{a.y}: split {evals[name].get("split", "?")}.' if name else '',
+    'Evaluated on what?': f'{column}: split {evals[name].get("split", "?")}.' if name else '',
+    'Which numbers are better, and where do they end?': (
+      f'High ones of {column}, up to {a.runs.target.best:g}: laws are of {a.y}.'
+      if a.runs.target.rises else
+      f'Low ones of {column}; where they end, the floor, is fitted'
+      + (f', from {a.runs.target.best:g} up.' if a.runs.target.best else '.')
+    ),
     'Is the evaluation set independent of the choice of hyperparameters?': (
       f'No: learning rates were chosen by {a.y} itself.'
       if any(len(t.rates) > 1 for t in a.runs.tuning) else f'Nothing was chosen by {a.y}.'
@@ -137,9 +150,9 @@ def _fit(a: Analysis) -> dict[str, str]:
   laws = [fit for fit in (a.choice and a.choice.fit, a.joint) if fit]
   each = lambda say: ' '.join(f'{fit.law.name}: {say(fit)}.' for fit in laws)  # noqa: E731
   reach = [
-    f'{name}: right within {TOLERANCE:.0%} up to {choice.factor:.3g} times beyond '
+    f'{name}: right within {a.tolerance:.1%} up to {choice.factor:.3g} times beyond '
     'what it was fitted to.'
-    for name, choice in (('frontier', a.choice), ('size and images', a.backtest)) if choice
+    for name, choice in (('frontier', a.choice), (f'size and {a.data}', a.backtest)) if choice
   ]  # fmt: skip
   return {
     'Which form?': each(lambda fit: f'{fit.law.formula}, {len(fit.residuals)} points'),

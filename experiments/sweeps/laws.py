@@ -14,13 +14,13 @@ from vit_jax.scaling.fitting import fit
 from vit_jax.scaling.table import Table
 
 SIZE, IMAGES, FLOPS = 'parameters', 'images', 'flops'
-UNITS = {SIZE: 'parameters', IMAGES: 'images', FLOPS: 'FLOP'}
+UNITS = {SIZE: 'parameters', IMAGES: 'images', 'tokens': 'tokens', FLOPS: 'FLOP'}
 LEVEL = 0.95
 # Approach 3 as Hoffmann et al. 2022 do it; runs of one shape share what is odd about it, and are
 # resampled together if there are `SHAPES` of them: of fewer, draws often have too few to fit.
 SHAPES = 6
 JOINT: dict[str, Any] = dict(loss='huber', group='shape', level=LEVEL, units=UNITS)
-TOLERANCE = 0.1  # relative error of the loss up to which an extrapolation counts as right
+TOLERANCE = 0.1  # see `tolerance_of`
 EXPECTED = 0.8  # share of runs inside their bands of 95 %, which few runs may miss by chance
 MANY = 8  # budgets from which on laws with more parameters are asked, too
 
@@ -41,7 +41,7 @@ class HoldOut:
     low: lower end of the band for a new run, of all laws that the data below do not reject.
     high: upper end.
     others: the same three of the laws that were not chosen, by name.
-    joint: law in size and images fitted below, None if that could not be.
+    joint: law in size and data fitted below, None if that could not be.
     inside: runs of the budget inside the band that was predicted for each.
     runs: of the budget.
     rmse: of its log loss over them.
@@ -69,7 +69,7 @@ class HoldOut:
 
   @property
   def narrow(self) -> bool:
-    """Whether fewer runs than expected lie inside the bands of the law in size and images."""
+    """Whether fewer runs than expected lie inside the bands of the law in size and data."""
     return self.inside < EXPECTED * self.runs
 
 
@@ -80,7 +80,7 @@ def frontier_of(cells: Table, y: str) -> tuple[Table, np.ndarray]:
   unless the parabola of `frontier.isoflop` has its minimum between them: these are left out where
   four others remain. Without shared budgets the frontier is that of Pareto over all cells.
   """
-  rows, edge = [], []
+  rows, edge, near = [], [], tolerance_of(cells, y)
   for budget in np.unique(cells['budget']):
     members = np.flatnonzero(cells['budget'] == budget)
     sizes = cells[SIZE][members]
@@ -88,7 +88,7 @@ def frontier_of(cells: Table, y: str) -> tuple[Table, np.ndarray]:
       best = members[cells[y][members].argmin()]
       rows.append(best)
       ends = cells[SIZE][best] in (sizes.min(), sizes.max())
-      edge.append(ends and not _has_minimum(cells.take(members), y))
+      edge.append(ends and not _has_minimum(cells.take(members), y, near))
   if not rows:
     rows = frontier.pareto(cells[FLOPS], cells[y])
     edge = [False] * len(rows)
@@ -98,27 +98,37 @@ def frontier_of(cells: Table, y: str) -> tuple[Table, np.ndarray]:
   return best, inner if inner.sum() >= 4 else np.ones(len(rows), bool)
 
 
-def _has_minimum(members: Table, y: str) -> bool:
+def _has_minimum(members: Table, y: str, near: float) -> bool:
   """Whether the losses of one budget have one between the sizes."""
   try:
-    return frontier.isoflop(members, flops=FLOPS, size=SIZE, loss=y)['flag'][0] == ''
+    optima = frontier.isoflop(members, flops=FLOPS, size=SIZE, loss=y, near=near)
+    return optima['flag'][0] == ''
   except RunError:
     return False
 
 
-def chosen(points: Table, y: str) -> Choice:
+def tolerance_of(cells: Table, y: str) -> float:
+  """The relative error of y up to which a prediction counts as right: `TOLERANCE`, or less.
+
+  Where most of y is a floor, as of the loss of pixels, it falls by little in all: then a tenth of
+  what it spans over the sweep.
+  """
+  return min(TOLERANCE, float(np.expm1(np.ptp(np.log(cells[y])) / 10)) or TOLERANCE)
+
+
+def chosen(points: Table, y: str, tolerance: float = TOLERANCE) -> Choice:
   """The law of a frontier."""
   laws = ['power', 'power_floor'] + ['m3', 'zhai'] * (points.rows >= MANY)
-  return choose(laws, points, x=FLOPS, y=y, tolerance=TOLERANCE, level=LEVEL, units=UNITS)
+  return choose(laws, points, x=FLOPS, y=y, tolerance=tolerance, level=LEVEL, units=UNITS)
 
 
-def joint(cells: Table, y: str) -> Fit:
-  """The law in size and images, by approach 3 of Hoffmann et al. 2022."""
+def joint(cells: Table, y: str, data: str = IMAGES) -> Fit:
+  """The law in size and data, by approach 3 of Hoffmann et al. 2022."""
   if len(np.unique(cells['shape'])) < 3:
-    raise RunError('a law in size and images takes three sizes at least')
+    raise RunError(f'a law in size and {data} takes three sizes at least')
   if len(np.unique(cells['budget'])) < 2:
-    raise RunError('size and images cannot be told apart by runs of one budget')
-  law = fit('chinchilla', cells, x=(SIZE, IMAGES), y=y, **joint_settings(cells))
+    raise RunError(f'size and {data} cannot be told apart by runs of one budget')
+  law = fit('chinchilla', cells, x=(SIZE, data), y=y, **joint_settings(cells))
   try:
     assert law.ci
   except np.linalg.LinAlgError:
@@ -131,7 +141,7 @@ def joint_settings(cells: Table) -> dict[str, Any]:
   return JOINT if len(np.unique(cells['shape'])) >= SHAPES else {**JOINT, 'group': None}
 
 
-def hold_out(cells: Table, y: str) -> HoldOut:
+def hold_out(cells: Table, y: str, data: str = IMAGES) -> HoldOut:
   """Fits both laws without the largest budget of the frontier, and compares.
 
   Raises:
@@ -151,7 +161,7 @@ def hold_out(cells: Table, y: str) -> HoldOut:
   reasons = []
   try:
     points, used = frontier_of(inner, y)
-    choice = chosen(points.take(used), y)
+    choice = chosen(points.take(used), y, tolerance_of(inner, y))
     _speaks(choice.fit)
     bands = {name: found.predict(outer[FLOPS][best]) for name, found in choice.fits.items()}
     bands = {
@@ -165,9 +175,9 @@ def hold_out(cells: Table, y: str) -> HoldOut:
   except RunError as error:
     reasons.append(str(error))
   try:
-    found = joint(inner, y)
+    found = joint(inner, y, data)
     _speaks(found)
-    bands = found.predict({SIZE: outer[SIZE], IMAGES: outer[IMAGES]})
+    bands = found.predict({SIZE: outer[SIZE], data: outer[data]})
     within = (bands.new_low <= outer[y]) & (outer[y] <= bands.new_high)
     rmse = float(np.sqrt(np.mean(np.log(outer[y] / bands.value) ** 2)))
     facts |= dict(joint=found, inside=int(within.sum()), runs=outer.rows, rmse=rmse)

@@ -10,8 +10,10 @@ import numpy as np
 
 from experiments.sweeps import plots, words
 from experiments.sweeps.analysis import Analysis
-from experiments.sweeps.laws import IMAGES, SIZE
+from experiments.sweeps.laws import SIZE
+from vit_jax.architecture import encoders
 from vit_jax.scaling.advise import Advice
+from vit_jax.scaling.design import varied
 
 STYLE = """
 :root { color-scheme: light; --ink: #1c2733; --soft: #5b6672; --line: #dfe4ea; --mark: #b3432b; }
@@ -65,7 +67,7 @@ def render(a: Analysis, card: dict[str, Any]) -> str:
     f'<h1>{_text(title)}</h1>',
     f'<p class="soft">{_text(_summary(a))}</p>',
     f'<section class="answers">{_paragraphs(words.answers(a))}</section>',
-    _advice_table(a.advice),
+    _advice_table(a.advice, a.y.replace('_', ' ')),
     '<h2>How far this can be trusted</h2>', _paragraphs(words.trust(a)),
     '<h2>Evidence</h2>', f'<div class="figures">{"".join(_figures(a))}</div>',
     '<h2>Fits</h2>', *_fits(a),
@@ -94,14 +96,15 @@ def _range(values: np.ndarray, say: Callable[[float], str]) -> str:
   return ' to '.join(dict.fromkeys((say(values.min()), say(values.max()))))
 
 
-def _advice_table(advice: Sequence[Advice]) -> str:
+def _advice_table(advice: Sequence[Advice], judged: str) -> str:
   if not advice:
     return ''
-  names = ('FLOPs', 'width', 'depth', 'MLP', 'heads', 'parameters', 'images', 'loss', 'interval',
+  names = ('FLOPs', 'width', 'depth', 'MLP', 'heads', 'parameters', 'images', judged, 'interval',
            'as good', 'trusted')  # fmt: skip
   rows = []
   for i in advice:
-    model, widths = i.model, [m.width for m in i.flat]
+    model, *others = (encoders(m)[varied(m)] for m in (i.model, *i.flat))
+    widths = [m.width for m in others]
     flat = f'{min(widths)} to {max(widths)} wide' if len(set(widths)) > 1 else ''
     rows.append((
       words.work(i.budget), model.width, model.depth, model.mlp_dim, model.num_heads,
@@ -112,30 +115,32 @@ def _advice_table(advice: Sequence[Advice]) -> str:
 
 
 def _figures(a: Analysis) -> list[str]:
+  judged = a.y.replace('_', ' ')
+  judged = judged[0].upper() + judged[1:]
   law, optima = a.choice and a.choice.fit, a.optima
   said = f'The law: {law.law.formula}, {_params(law)}. ' if law else ''
   said += 'Dashed beyond the data. Dark band: the curve; pale: a new run. ' if law else ''
   if a.choice and len(a.choice.plausible) > 1:
     said += f'Bands hold all laws that the data do not reject: {", ".join(a.choice.plausible)}.'
-  out = [_figure(plots.compute, a, 'Loss against compute', said)]
+  out = [_figure(plots.compute, a, f'{judged} against compute', said)]
   if optima is not None:
     flags = [flag for flag in optima['flag'].tolist() if flag]
     said = 'Parabolas' if a.method == 'parabola' else 'Akima splines'
     said += ' in log size through the points near each minimum.'
     if flags:
       said += f' {len(flags)} budgets have no usable minimum ({", ".join(sorted(set(flags)))}).'
-    out.append(_figure(plots.isoflop, a, 'Loss against size at equal compute', said))
+    out.append(_figure(plots.isoflop, a, f'{judged} against size at equal compute', said))
     if len(flags) < optima.rows:
       said = '; '.join(
-        f'{"size" if name == SIZE else "images"} as C^{fit.params["c"]:.3f} '
+        f'{"size" if name == SIZE else a.data} as C^{fit.params["c"]:.3f} '
         f'[{fit.ci["c"][0]:.3f}, {fit.ci["c"][1]:.3f}]'
         for name, fit in a.exponents.items()
       )
       said = f'They grow: {said}.' if said else 'Too few to say how they grow.'
-      out.append(_figure(plots.optimal, a, 'Best size and images', said, height=5.6))
+      out.append(_figure(plots.optimal, a, f'Best size and {a.data}', said, height=5.6))
   if a.joint:
     said = f'{a.joint.law.formula}, {_params(a.joint)}. Band: its noise, {a.joint.noise:.2%}.'
-    out.append(_figure(plots.joint, a, 'The law in size and images', said, height=5.6))
+    out.append(_figure(plots.joint, a, f'The law in size and {a.data}', said, height=5.6))
   if any(len(t.rates) > 1 for t in a.runs.tuning):
     said = 'Each shape at its longest duration with all rates.'
     out.append(_figure(plots.rates, a, 'Learning rates', said))
@@ -159,14 +164,16 @@ def _params(fit: Any) -> str:
 
 
 def _fits(a: Analysis) -> list[str]:
-  found = {'The frontier': a.choice and a.choice.fit, 'Size and images': a.joint,
-           'Best size': a.exponents.get(SIZE), 'Best images': a.exponents.get(IMAGES)}  # fmt: skip
+  found = {
+    'The frontier': a.choice and a.choice.fit, f'Size and {a.data}': a.joint,
+    'Best size': a.exponents.get(SIZE), f'Best {a.data}': a.exponents.get(a.data),
+  }  # fmt: skip
   out = [
     f'<details><summary>{name}: {_text(fit.law.formula)}</summary><pre>{_text(fit.report())}</pre>'
     '</details>'
     for name, fit in found.items() if fit
   ]  # fmt: skip
-  for name, choice in (('of the frontier', a.choice), ('in size and images', a.backtest)):
+  for name, choice in (('of the frontier', a.choice), (f'in size and {a.data}', a.backtest)):
     if choice:
       said = f'<summary>Back-test of the law {name}</summary><pre>{_text(choice.report())}</pre>'
       out.append(f'<details>{said}</details>')

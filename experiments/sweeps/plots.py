@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.sweeps.analysis import Analysis
-from experiments.sweeps.laws import FLOPS, IMAGES, SIZE
+from experiments.sweeps.laws import FLOPS, SIZE
 from vit_jax.core import paths
 from vit_jax.core.errors import RunError
 from vit_jax.scaling import frontier
@@ -112,7 +112,7 @@ def isoflop(a: Analysis, figure: Any) -> None:
     axes.plot(group[SIZE], group[a.y], 'o', ms=3.5, color=shade)
     axes.plot(group[SIZE], group[a.y], color=shade, lw=0.6, alpha=0.4)
     x, y = frontier._one_per_size(np.log(group[SIZE]), np.log(group[a.y]), 'lowest')
-    near = frontier._window(y, 0.1)
+    near = frontier._window(y, a.tolerance)
     if a.method == 'parabola' and near.sum() >= 3:
       line = np.polynomial.Polynomial.fit(x[near], y[near], 2)
       grid = np.linspace(x[near][0], x[near][-1], 40)
@@ -128,11 +128,11 @@ def isoflop(a: Analysis, figure: Any) -> None:
 
 
 def optimal(a: Analysis, figure: Any) -> None:
-  """The best size, and the images it sees, against compute."""
+  """The best size, and the data it sees, against compute."""
   top, bottom = figure.subplots(2, 1, sharex=True)
   assert a.optima is not None
   good = a.optima['flag'] == ''
-  for axes, name, what in ((top, SIZE, 'N'), (bottom, IMAGES, 'D')):
+  for axes, name, what in ((top, SIZE, 'N'), (bottom, a.data, 'D')):
     x, y = a.optima[FLOPS][good], a.optima[name][good]
     spread = np.nan_to_num(np.exp(a.optima['std_log_size'][good]))
     ends = (y - y / np.maximum(spread, 1), y * np.maximum(spread, 1) - y)
@@ -148,21 +148,21 @@ def optimal(a: Analysis, figure: Any) -> None:
                 f'exponent {low:.3f} to {high:.3f}')  # fmt: skip
       axes.fill_between(grid, band.low, band.high, color=LAW, alpha=0.18, lw=0)
     if a.advice:
-      values = [i.parameters if name == SIZE else i.images for i in a.advice]
+      values = [i.parameters if name == SIZE else getattr(i, name) for i in a.advice]
       axes.plot([i.budget for i in a.advice], values, 'D', ms=4.5, color=ADVICE,
                 label='advised')  # fmt: skip
-    axes.set_ylabel('parameters' if name == SIZE else 'images seen')
+    axes.set_ylabel('parameters' if name == SIZE else f'{name} seen')
     _log(axes.xaxis, axes.yaxis)
     axes.legend(loc='upper left')
   bottom.set_xlabel('training compute, FLOPs')
 
 
 def joint(a: Analysis, figure: Any) -> None:
-  """The law in size and images: what it says against what was seen, and what is left."""
+  """The law in size and data: what it says against what was seen, and what is left."""
   assert a.joint is not None
   top, bottom = figure.subplots(2, 1, height_ratios=(3, 2))
   cells = a.runs.cells
-  said = a.joint.predict({SIZE: cells[SIZE], IMAGES: cells[IMAGES]}).value
+  said = a.joint.predict({SIZE: cells[SIZE], a.data: cells[a.data]}).value
   ends = min(said.min(), cells[a.y].min()), max(said.max(), cells[a.y].max())
   top.plot(ends, ends, color=FAINT, lw=1, zorder=1)
   dots = top.scatter(said, cells[a.y], c=cells[SIZE], s=14, zorder=2, **_by_size(a))

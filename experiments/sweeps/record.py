@@ -13,7 +13,7 @@ import numpy as np
 from experiments.sweeps import analysis as analysis_lib
 from experiments.sweeps import checklist, laws
 from experiments.sweeps.analysis import Analysis
-from experiments.sweeps.runs import HYPER, config_of
+from experiments.sweeps.runs import config_of
 from vit_jax.core import paths
 from vit_jax.costs import flops
 from vit_jax.scaling.advise import Advice
@@ -36,11 +36,11 @@ def card(a: Analysis, folder: paths.Path) -> dict[str, Any]:
   groups: dict[str, int] = {}
   for row in rows:
     groups[str(row.get('group'))] = groups.get(str(row.get('group')), 0) + 1
-  lanes = {name: _values(rows, name) for name in (*HYPER, 'seed')}
+  lanes = {name: _values(rows, name) for name in (*a.runs.hyper, 'seed')}
   record = {
     'format': FORMAT,
     'made': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-    'loss': a.y,
+    'loss': a.y, 'target': dataclasses.asdict(a.runs.target), 'data': a.data,
     'flop_convention': flops.CONVENTION,
     'design': {
       'groups': groups, 'shapes': list(dict.fromkeys(a.runs.cells['shape'].tolist())),
@@ -52,7 +52,7 @@ def card(a: Analysis, folder: paths.Path) -> dict[str, Any]:
     'config': config,
     'settings': {
       'joint': {'law': 'chinchilla', **laws.joint_settings(a.runs.cells)},
-      'tolerance': laws.TOLERANCE, 'level': laws.LEVEL,
+      'tolerance': a.tolerance, 'level': laws.LEVEL,
     },
     'cells': _rows(a.runs.cells),
     'learning_rates': [dataclasses.asdict(tuned) for tuned in a.runs.tuning],

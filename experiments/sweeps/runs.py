@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -10,16 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.architecture.vit import ViTArchitecture
-from vit_jax.core import paths
+from experiments.sweeps.jobs import described, section
+from experiments.sweeps.target import Target, target
+from vit_jax.architecture import MODELS
+from vit_jax.core import paths, schema
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.costs import flops
-from vit_jax.scaling.design import DIMENSIONS, named
+from vit_jax.costs import step as costs
+from vit_jax.scaling.advise import DATA
+from vit_jax.scaling.design import DIMENSIONS, Passes, dimensions, named, varied
 from vit_jax.scaling.table import Table
+from vit_jax.tasks import TASKS
 
 Row = dict[str, Any]
 FINISHED, DIVERGED, TRUNK = 'finished', 'diverged', 'trunk'
-# Hyperparameters of which the best is taken.
+# Hyperparameters of which the best is taken, with what else a row says that combinations differ in.
 HYPER = ('lr', 'weight_decay', 'b1', 'b2')
 NEEDED = (*DIMENSIONS, 'batch_size', 'steps', 'images', 'parameters', 'flops')
 TOLERANCE = 0.05  # relative difference of FLOPs within a budget
@@ -65,10 +71,12 @@ class Runs:
 
   Attributes:
     rows: as written, all of them.
-    finished: those that count.
-    y: column of the loss.
-    cells: a row for each shape, batch size and duration, with the best hyperparameters; `budget` is
-      the FLOPs of those that cost alike, `seeds` how many losses were averaged.
+    finished: those that count, with the column `y`.
+    target: what they are judged by.
+    data: the column in which data are counted, one of `advise.DATA`.
+    hyper: columns of hyperparameters of which the best is taken, the learning rate first.
+    cells: a row for each shape, batch size, duration and cost, with the best hyperparameters;
+      `budget` is the FLOPs of those that cost alike, `seeds` how many losses were averaged.
     tuning: learning rates of each cell, in the order of `cells`.
     counts: rows by what became of them.
     left_out: ids of rows that are in no cell, by reason.
@@ -78,7 +86,9 @@ class Runs:
 
   rows: list[Row]
   finished: list[Row]
-  y: str
+  target: Target
+  data: str
+  hyper: tuple[str, ...]
   cells: Table
   tuning: list[Tuned]
   counts: dict[str, int]
@@ -86,39 +96,62 @@ class Runs:
   noise: float | None
   repeated: int
 
+  @property
+  def y(self) -> str:
+    """Column of what laws are fitted to: the loss, or how far a score is from the best."""
+    return self.target.name
 
-def read(folder: paths.Path, y: str = '') -> Runs:
+
+def read(
+  folder: paths.Path, y: str = '', *, better: str = '', best: float | None = None,
+  data: str = 'images',
+) -> Runs:  # fmt: skip
   """The runs of a sweep's directory.
 
+  Args:
+    folder: of the sweep.
+    y: any number of its runs, 'knn/top1'; by default the loss on the test set.
+    better, best: as for `target`.
+    data: the column in which data are counted, one of `advise.DATA`.
+
   Raises:
-    RunError: if there is no table, or no finished run with a loss in it.
+    RunError: if there is no table, or no finished run with that number in it.
   """
   rows, broken = _lines(folder / 'table.jsonl')
-  y = y or _loss_column(rows)
-  if not any(y in row for row in rows):
-    known = {name for row in rows for name in row}
-    raise RunError(f'{folder}: there is no column {y!r}; {suggest(y, sorted(known))}')
-  usable, left_out = _usable(rows, y)
+  column = (y or _loss_column(rows)).replace('/', '_')
+  if data not in DATA:
+    raise RunError(f'--data={data}: {suggest(data, DATA)}')
+  for name in (column, data):
+    if not any(name in row for row in rows):
+      known = {name for row in rows for name in row}
+      raise RunError(f'{folder}: there is no column {name!r}; {suggest(name, sorted(known))}')
+  judge = target(column, better, best)
+  usable, left_out = _usable(rows, judge, data)
+  y, more = judge.name, [name for row in rows for name in row.get('varied', ())]
+  hyper = tuple(dict.fromkeys((*HYPER, *(name for name in more if name != 'seed'))))
   left_out |= {'not a JSON object': broken} if broken else {}
   finished = [row for row in usable if row['status'] == FINISHED]
   if not finished:
     raise RunError(f'{folder}/table.jsonl: none of {len(rows)} rows is a finished run with {y}')
   by_cell: dict[tuple, list[Row]] = {}
   for row in usable:
-    by_cell.setdefault((named(row), row['batch_size'], row['steps']), []).append(row)
+    cell = named(row), row['batch_size'], row['steps'], row['flops']
+    by_cell.setdefault(cell, []).append(row)
   by_cell = {k: v for k, v in by_cell.items() if any(r['status'] == FINISHED for r in v)}
-  best, spread = zip(*(_best(members, y) for members in by_cell.values()), strict=True)
-  cells = Table({name: np.array([row[name] for row in best]) for name in best[0]})
-  cells |= {name: cells[name].astype(float) for name in ('parameters', 'images', 'flops')}
+  found = [_best(members, y, hyper, data) for members in by_cell.values()]
+  chosen, spread = zip(*found, strict=True)
+  cells = Table({name: np.array([row[name] for row in chosen]) for name in chosen[0]})
+  cells |= {name: cells[name].astype(float) for name in ('parameters', 'images', data, 'flops')}
   cells['budget'] = _budgets(cells['flops'])
   tuning = [
-    _tuned(members, y, budget)
+    _tuned(members, y, hyper, budget)
     for members, budget in zip(by_cell.values(), cells['budget'].tolist(), strict=True)
   ]
   squares, freedom = np.sum([each for cell in spread for each in cell] or [(0, 0)], axis=0)
   states = [str(row.get('status')) for row in rows]
   return Runs(
-    rows, finished, y, cells, tuning, {state: states.count(state) for state in sorted({*states})},
+    rows, finished, judge, data, hyper, cells, tuning,
+    {state: states.count(state) for state in sorted({*states})},
     left_out, math.sqrt(squares / freedom) if freedom else None, sum(map(len, spread)),
   )  # fmt: skip
 
@@ -149,13 +182,16 @@ def _loss_column(rows: Sequence[Row]) -> str:
   return 'test_loss' if 'test_loss' in names or not names else names[0]
 
 
-def _usable(rows: Sequence[Row], y: str) -> tuple[list[Row], dict[str, list[str]]]:
+def _usable(
+  rows: Sequence[Row], judge: Target, data: str
+) -> tuple[list[Row], dict[str, list[str]]]:
   """Runs that count, those that diverged among them, and the ids of others by reason."""
   latest = {str(row.get('id', number)): row for number, row in enumerate(rows)}
   out, left_out = [], {}
   for number, row in enumerate(rows):
     name, state = str(row.get('id', number)), row.get('status')
-    lacking = [key for key in (*NEEDED, 'lr') if not _positive(row.get(key))]
+    lacking = [key for key in (*NEEDED, data, 'lr') if not _positive(row.get(key))]
+    value = row.get(judge.column)
     if latest[name] is not row:
       reason = 'the same id comes again further down'
     elif state == TRUNK:
@@ -164,26 +200,32 @@ def _usable(rows: Sequence[Row], y: str) -> tuple[list[Row], dict[str, list[str]
       reason = f'{state}'
     elif lacking:
       reason = f'no {", ".join(lacking)}'
-    elif state == FINISHED and not _positive(row.get(y)):
-      reason = f'no {y}'
+    elif state == FINISHED and not _finite(value):
+      reason = f'no {judge.column}'
+    elif state == FINISHED and not _positive(judge.of(value)):
+      reason = f'no {judge.name} above 0'
     else:
-      out.append(row)
+      out.append({**row, judge.name: judge.of(value)} if state == FINISHED else row)
       reason = f'{DIVERGED}' if state == DIVERGED else ''
     if reason:
       left_out.setdefault(reason, []).append(name)
   return out, left_out
 
 
+def _finite(value: Any) -> bool:
+  return isinstance(value, int | float) and math.isfinite(value)
+
+
 def _positive(value: Any) -> bool:
-  return isinstance(value, int | float) and math.isfinite(value) and value > 0
+  return _finite(value) and value > 0
 
 
-def _settings(members: Sequence[Row], y: str) -> dict[tuple, list[float]]:
+def _settings(members: Sequence[Row], y: str, hyper: Sequence[str]) -> dict[tuple, list[float]]:
   """Losses of the seeds, by hyperparameters; of a run that diverged NaN."""
   found: dict[tuple, list[float]] = {}
   for row in members:
     loss = row[y] if row['status'] == FINISHED else math.nan
-    found.setdefault(tuple(row.get(name) for name in HYPER), []).append(loss)
+    found.setdefault(tuple(row.get(name) for name in hyper), []).append(loss)
   return found
 
 
@@ -193,16 +235,19 @@ def _mean(losses: Sequence[float]) -> float:
   return math.exp(sum(finite) / len(finite)) if finite else math.nan
 
 
-def _best(members: Sequence[Row], y: str) -> tuple[Row, list[tuple[float, int]]]:
+def _best(
+  members: Sequence[Row], y: str, hyper: Sequence[str], data: str
+) -> tuple[Row, list[tuple[float, int]]]:
   """A cell, and sums of squares between seeds with their degrees of freedom."""
-  settings = {hyper: losses for hyper, losses in _settings(members, y).items()
+  settings = {values: losses for values, losses in _settings(members, y, hyper).items()
               if math.isfinite(_mean(losses))}  # fmt: skip
-  hyper = min(settings, key=lambda key: _mean(settings[key]))
-  first = next(row for row in members if tuple(row.get(name) for name in HYPER) == hyper)
-  names = (*NEEDED, 'group', 'run', *(name for name in HYPER if first.get(name) is not None))
+  best = min(settings, key=lambda key: _mean(settings[key]))
+  first = next(row for row in members if tuple(row.get(name) for name in hyper) == best)
+  names = dict.fromkeys((*NEEDED, data, 'group', 'run'))
   cell = {name: first.get(name, '') for name in names}
-  cell |= {'shape': named(first), y: _mean(settings[hyper]),
-           'seeds': sum(map(math.isfinite, settings[hyper]))}  # fmt: skip
+  cell |= {name: first[name] for name in hyper if first.get(name) is not None}
+  cell |= {'shape': named(first), y: _mean(settings[best]),
+           'seeds': sum(map(math.isfinite, settings[best]))}  # fmt: skip
   spread = []
   for losses in settings.values():
     logs = np.log([loss for loss in losses if math.isfinite(loss)])
@@ -223,10 +268,10 @@ def _budgets(values: np.ndarray) -> np.ndarray:
   return out
 
 
-def _tuned(members: Sequence[Row], y: str, budget: float) -> Tuned:
+def _tuned(members: Sequence[Row], y: str, hyper: Sequence[str], budget: float) -> Tuned:
   found: dict[float, float] = {}
-  for hyper, losses in _settings(members, y).items():
-    found[hyper[0]] = float(np.fmin(found.get(hyper[0], math.nan), _mean(losses)))
+  for (rate, *_), losses in _settings(members, y, hyper).items():
+    found[rate] = float(np.fmin(found.get(rate, math.nan), _mean(losses)))
   rates = sorted(found)
   losses = [found[rate] for rate in rates]
   place = int(np.nanargmin(losses))
@@ -250,40 +295,65 @@ def config_of(folder: paths.Path, run: str) -> dict[str, Any]:
     return {}
 
 
-def architectures(folder: paths.Path, runs: Runs) -> dict[str, ViTArchitecture]:
-  """The models by shape, from the configurations of their runs.
+def architectures(folder: paths.Path, runs: Runs) -> tuple[dict[str, Any], Passes]:
+  """The models by shape, from the configurations of their runs; and the passes of the first.
 
   Raises:
     RunError: if one has no configuration, or its FLOPs or parameters are not those of the table.
   """
   out = {}
+  passes: Passes | None = None
   # Of a record without the runs: what models share is on the card of an earlier report.
   card = folder / 'card.json'
-  shared = json.loads(card.read_text())['config'].get('model') if card.exists() else None
+  shared = json.loads(card.read_text())['config'] if card.exists() else {}
   for shape, run in zip(runs.cells['shape'].tolist(), runs.cells['run'].tolist(), strict=True):
     if shape in out:
       continue
     row = next(row for row in runs.rows if row.get('run') == run)
-    record = config_of(folder, run).get('model')
-    if not record and shared:
-      record = {**shared, **{name: row[name] for name in DIMENSIONS},
-                'image_size': [row['image_size']] * 2}  # fmt: skip
+    config = config_of(folder, run)
+    record = config.get('model') or shared.get('model')
     if not record:
       raise RunError(f'{folder}/runs/{run}/config.json is not there')
-    known = {field.name for field in dataclasses.fields(ViTArchitecture)}
-    fields: dict[str, Any] = {
-      k: tuple(v) if isinstance(v, list) else v for k, v in record.items() if k in known
-    }
-    model = ViTArchitecture(**fields).resolve()
+    kind, task = MODELS[record.get('name', 'vit')], (config or shared).get('task', {})
+    task = _built(TASKS[task.get('name', 'classification')], task)
+    record = record if config else _shaped(kind, record, row)
+    model = task.adapt(_built(kind, record).resolve(), {})
     # Training takes the number of classes from the data: what is missing is the head.
     lacking = row['parameters'] - flops.costs(model).parameters()
-    if not model.num_classes and lacking > 0:
+    if not getattr(model, 'num_classes', 1) and lacking > 0:
       model = dataclasses.replace(model, num_classes=lacking // (model.width + 1)).resolve()
-    found = flops.costs(model).parameters(), flops.train_flops(model) * row['images']
+    own = described(config)[1] if task.networks else task.passes
+    each, passes = costs.step(own(model)), passes or own
+    found = flops.costs(model).parameters(), each * row['images']
     if found != (row['parameters'], row['flops']):
       raise RunError(
         f'{run}: its configuration has {found[0]:,} parameters and {found[1]:.6g} training FLOPs, '
         f'the table {row["parameters"]:,} and {row["flops"]:.6g}'
       )
     out[shape] = model
-  return out
+  assert passes is not None
+  return out, passes
+
+
+def _shaped(kind: Any, record: Any, row: Row) -> dict[str, Any]:
+  """The record of a model with the dimensions of a row in the table."""
+  record = copy.deepcopy(dict(record))
+  tower = varied(_built(kind, record))
+  for name in dimensions(row):
+    inside, _, field = name.rpartition('.')
+    value = [row[name]] * 2 if name == 'image_size' else row[name]
+    section(record, (inside or tower).replace('.', '/'))[field] = value
+  return record
+
+
+def _built(kind: Any, record: Any) -> Any:
+  """A dataclass of what JSON holds of it, without what later formats no longer know."""
+  types, known = schema.types_of(kind), {}
+  for field in dataclasses.fields(kind):
+    if field.name not in record or not field.init:
+      continue
+    value, inside = record[field.name], types[field.name]
+    if isinstance(value, dict) and dataclasses.is_dataclass(inside):
+      value = {n: v for n, v in value.items() if n in {f.name for f in dataclasses.fields(inside)}}
+    known[field.name] = value
+  return schema.build(kind, known)

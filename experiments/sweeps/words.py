@@ -7,10 +7,12 @@ import numpy as np
 from experiments.sweeps import analysis as analysis_lib
 from experiments.sweeps.analysis import Analysis
 from experiments.sweeps.laws import LEVEL, SHAPES
+from vit_jax.architecture import encoders
 from vit_jax.costs import flops
 from vit_jax.scaling.advise import JOINT, OPTIMA
+from vit_jax.scaling.design import varied
 
-METHODS = {JOINT: 'the law in size and images', OPTIMA: 'the best sizes at equal compute'}
+METHODS = {JOINT: 'the law in size and data', OPTIMA: 'the best sizes at equal compute'}
 
 
 def answers(a: Analysis) -> list[str]:
@@ -18,7 +20,7 @@ def answers(a: Analysis) -> list[str]:
   out = []
   top = float(a.runs.cells['budget'].max())
   for i in a.advice:
-    model, times = i.model, i.budget / top
+    model, times = encoders(i.model)[varied(i.model)], i.budget / top
     where = (
       'the largest budget of the sweep' if abs(times - 1) < 0.01
       else f'{times:.3g} times the largest of the sweep'
@@ -31,6 +33,10 @@ def answers(a: Analysis) -> list[str]:
       f' Learning rate {rate["lr"]:g}, as for the best run of {work(rate["at"])} FLOPs'
       f'{", the end of those tried" if rate["edge"] else ""}.' if rate else ''
     )  # fmt: skip
+    tokens = f', {number(i.tokens)} tokens' if a.data == 'tokens' else ''
+    goal = a.runs.target
+    shown = f' ({goal.column.replace("_", " ")} {goal.back(i.loss):.4g})'
+    score = shown if goal.name != goal.column else ''
     heads = f'{model.num_heads} head{"s" * (model.num_heads > 1)}'
     band = (
       f'; {LEVEL:.0%} of such runs between {i.low:.4g} and {i.high:.4g}' if np.isfinite(i.high)
@@ -40,8 +46,8 @@ def answers(a: Analysis) -> list[str]:
     out.append(
       f'With {work(i.budget)} FLOPs ({where}): a model of width {model.width}, depth '
       f'{model.depth}, MLP {model.mlp_dim} and {heads} ({number(i.parameters)} '
-      f'parameters{flat}), trained on {number(i.images)} images.{taken} Expect '
-      f'{a.y.replace("_", " ")} {i.loss:.4g}{tuned}{band}. {said} It comes from '
+      f'parameters{flat}), trained on {number(i.images)} images{tokens}.{taken} Expect '
+      f'{a.y.replace("_", " ")} {i.loss:.4g}{score}{tuned}{band}. {said} It comes from '
       f'{METHODS[i.method]}.'
     )
   if not out:
@@ -69,7 +75,7 @@ def _rate(a: Analysis) -> str:
     worst = f'{moved["worst"]:.1%}' if np.isfinite(moved['worst']) else 'divergence'
     said += (
       f' Taking the best rate of the smallest model for the others of a budget costs '
-      f'{moved["median"]:.1%} of the loss in the median, {worst} at worst.'
+      f'{moved["median"]:.1%} of {a.y.replace("_", " ")} in the median, {worst} at worst.'
     )
   return said
 
@@ -95,15 +101,15 @@ def trust(a: Analysis) -> list[str]:
     )  # fmt: skip
   if held and held.joint:
     out.append(
-      f'The law in size and images, fitted likewise, has {held.inside} of the {held.runs} runs of '
-      f'that budget inside its {held.joint.level:.0%} bands (root mean square error '
+      f'The law in size and {a.data}, fitted likewise, has {held.inside} of the {held.runs} runs '
+      f'of that budget inside its {held.joint.level:.0%} bands (root mean square error '
       f'{held.rmse:.1%})'
       + (': fewer than its bands promise. They are TOO NARROW, or the law is not the right one.'
          if held.narrow else '.')
     )  # fmt: skip
   for name, choice, fit in (
     ('of the frontier', a.choice, a.choice and a.choice.fit),
-    ('in size and images', a.backtest, a.joint),
+    (f'in size and {a.data}', a.backtest, a.joint),
   ):
     out += [f'The law {name}: {choice.sentence()}'] if choice else []
     out += [f'The law {name}: {flag}.' for flag in fit.flags()] if fit else []
@@ -113,7 +119,7 @@ def trust(a: Analysis) -> list[str]:
       'and are probably TOO NARROW.'
     )
   words = {'frontier': 'law of the frontier', 'isoflop': 'best sizes', 'exponents': 'exponents',
-           'joint': 'law in size and images', 'backtest': 'back-test of that law',
+           'joint': f'law in size and {a.data}', 'backtest': 'back-test of that law',
            'holdout': 'hold-out', 'models': 'shapes', 'advice': 'advice'}  # fmt: skip
   out += [f'No {words[part]}: {reason}.' for part, reason in a.missing.items() if part in words]
   return out

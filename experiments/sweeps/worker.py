@@ -26,17 +26,21 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments.sweeps.jobs import Job
+from experiments.sweeps.jobs import Job, section
 from experiments.sweeps.runs import DIVERGED, FINISHED, TRUNK
 from vit_jax.core import claims, paths
 from vit_jax.core.errors import DivergedError, PassingError, RunError
 from vit_jax.costs import flops
+from vit_jax.scaling import design
 from vit_jax.scaling.cost import Machine
 from vit_jax.train import train
 from vit_jax.training import config as config_lib
 
 FAILED = 'failed'
 WAIT, DONE = -1, -2
+# Relative difference of FLOPs by which design and run may count one step in another way: whole
+# examples of a subset.
+APART = 0.02
 # What came out of phases of a run that are worth a column.
 PHASES = ('step', 'input', 'compile', 'eval', 'checkpoint', 'init')
 
@@ -198,12 +202,18 @@ def _run(folder: paths.Path, job: Job, machine: Machine | None) -> list[dict[str
       f'{job.name} has {result["parameters"]:,} parameters, and {facts["parameters"]:,} in the '
       'design: give its models the num_classes of the data, and whatever else config.model sets'
     )
-  rows = []
+  if result and abs(result['flops']['training_per_image'] / job.cell.each - 1) > APART:
+    raise RunError(
+      f'{job.name} computes {result["flops"]["training_per_image"]:,.0f} FLOPs for an example, and '
+      f'{job.cell.each:,} in the design: make it with the passes of the task, '
+      'design.isoflop(..., passes=task.passes), and without parameters that are frozen'
+    )
+  rows, values = [], {**result.get('metrics', {}), **(_reported(path) if result else {})}
   for lane, own in enumerate(job.lanes):
     gone = result.get('diverged', {}).get(str(lane))
     scores = {
       name.replace('/', '_'): value[lane] if isinstance(value, list) else value
-      for name, value in result.get('metrics', {}).items()
+      for name, value in values.items()
     }
     what = DIVERGED if gone is not None else TRUNK if job.is_trunk and not error else state
     rows.append({
@@ -213,24 +223,33 @@ def _run(folder: paths.Path, job: Job, machine: Machine | None) -> list[dict[str
   return rows
 
 
+def _reported(path: paths.Path) -> dict[str, Any]:
+  """What training has reported last, by name: the means over `log.every`."""
+  file = path / 'metrics.jsonl'
+  lines = map(json.loads, file.read_text().splitlines() if file.exists() else ())
+  reports = [{n: v for n, v in line.items() if n.startswith('train/')} for line in lines]
+  return next((report for report in reversed(reports) if report), {})
+
+
 def predicted_seconds(job: Job, machine: Machine) -> float:
   """Of a whole job on a machine."""
   cell, steps = job.cell, job.cell.steps - job.start
-  return machine.run_seconds(cell.model, cell.batch_size, steps, len(job.lanes))
+  return machine.run_seconds(cell.work, cell.batch_size, steps, len(job.lanes))
 
 
 def _facts(job: Job, config: Any) -> dict[str, Any]:
   """What is known of a job before it is run."""
   cell, optim = job.cell, config.optim
   found = flops.costs(cell.model)
+  tower = section(config.model, design.varied(cell.model))
   return {
     'group': cell.group, **cell.shape, 'batch_size': cell.batch_size, 'steps': cell.steps,
-    'images': cell.images, 'parameters': found.parameters(),
+    'images': cell.images, 'tokens': cell.tokens, 'parameters': found.parameters(),
     'parameters_non_embedding': found.parameters(without=('embedding',)), 'flops': cell.flops,
-    'lr': optim.lr, 'weight_decay': optim.weight_decay, 'b1': optim.b1, 'b2': optim.b2,
+    **{name: optim.get(name) for name in ('lr', 'weight_decay', 'b1', 'b2')},
     'seed': config.seed, 'schedule': optim.schedule, 'warmup': optim.warmup,
-    'cooldown': optim.cooldown, 'mup_width': config.model.mup_width,
-    'mup_depth': config.model.mup_depth,
+    'cooldown': optim.cooldown, 'mup_width': tower.mup_width, 'mup_depth': tower.mup_depth,
+    'varied': list(job.lanes[0]), 'task': config.task.name,
     'config_hash': config_lib.run_hash(config_lib.to_dict(config)),
   }  # fmt: skip
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from vit_jax.architecture import Backbone, Composition, encoders
 from vit_jax.costs import flops
-from vit_jax.costs.parts import parts
+from vit_jax.costs.parts import parts, sequences
 from vit_jax.costs.pieces import pieces
 
 # Products in a pass, as multiples of those of its forward pass: what is learned from it is the
@@ -62,15 +62,31 @@ def step(passes: Iterable[Pass], *, examples: int = 0) -> int:
   """
   total = 0.0
   for one in passes:
-    model = one.model
-    if one.size and tuple(one.size) != tuple(model.image_size):
-      model = dataclasses.replace(model, image_size=tuple(one.size)).resolve()
+    model = sized(one)
     if one.trained is not None and one.grad == 'full':
       products = _partly(model, one.trained, examples)
     else:
       products = GRADS[one.grad] * flops.forward_macs(model, training=True, examples=examples)
     total += 2 * one.times * products
   return round(total)
+
+
+def tokens(passes: Iterable[Pass]) -> float:
+  """How many of an example what is trained gets to see, in all views: the unit of data 'tokens'.
+
+  Of a model of several towers those of the first: of what a decoder or a teacher computes, none is
+  more data. Networks that are no transformers have none.
+  """
+  first = lambda one: next(iter(sequences(sized(one), training=True).values()), None)  # noqa: E731
+  found = [(one.times, first(one)) for one in passes if one.grad == 'full']
+  return sum(times * run.tokens for times, run in found if run)
+
+
+def sized(one: Pass) -> Any:
+  """The model of a pass, for images of its size."""
+  if not one.size or tuple(one.size) == tuple(one.model.image_size):
+    return one.model
+  return dataclasses.replace(one.model, image_size=tuple(one.size)).resolve()
 
 
 def _partly_of(config: Backbone, own: Collection[str]) -> float:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from scipy.optimize import nnls
 
-from vit_jax.architecture.vit import ViTArchitecture
+from vit_jax.architecture import encoders
 from vit_jax.core.errors import RunError
-from vit_jax.costs import flops
+from vit_jax.costs import step as costs
+from vit_jax.costs.parts import sequences
+from vit_jax.costs.step import Pass
 
 # What the time of a step is made of; each has a coefficient in seconds.
 TERMS = ('step', 'blocks', 'flops', 'elements')
@@ -60,15 +61,13 @@ class Machine:
     chips = fields.get('chips', 1)
     return cls(name, (overhead, 0.0, 1 / (flops_per_second * chips), 0.0), **fields)
 
-  def step_seconds(self, model: ViTArchitecture, batch_size: int, lanes: int = 1) -> float:
-    """Of a training step of so many models side by side."""
-    return float(terms(model, batch_size, lanes) @ np.array(self.seconds))
+  def step_seconds(self, work: Any, batch_size: int, lanes: int = 1) -> float:
+    """Of a training step of so many models side by side; `work` as for `terms`."""
+    return float(terms(work, batch_size, lanes) @ np.array(self.seconds))
 
-  def run_seconds(
-    self, model: ViTArchitecture, batch_size: int, steps: int, lanes: int = 1
-  ) -> float:
+  def run_seconds(self, work: Any, batch_size: int, steps: int, lanes: int = 1) -> float:
     """Of so many steps, and of what every run takes in addition."""
-    return self.fixed + steps * self.step_seconds(model, batch_size, lanes)
+    return self.fixed + steps * self.step_seconds(work, batch_size, lanes)
 
   def money(self, seconds: float) -> float:
     """What so much time costs on all chips."""
@@ -100,24 +99,38 @@ class Machine:
     return cls(**{**fields, 'seconds': tuple(fields['seconds'])})
 
 
-def terms(model: ViTArchitecture, batch_size: int, lanes: int = 1) -> np.ndarray:
-  """How much of each of `TERMS` is in a step."""
-  tokens = math.prod(model.grid) + model.prefix
-  features = 4 * model.width + 2 * model.mlp_dim + model.num_heads * tokens
-  elements = batch_size * lanes * tokens * model.depth * features
-  work = flops.train_flops(model) * batch_size * lanes
-  return np.array([1.0, model.depth, work, elements], float)
+def terms(work: Any, batch_size: int, lanes: int = 1) -> np.ndarray:
+  """How much of each of `TERMS` is in a step.
+
+  Args:
+    work: what it computes for an image, passes as of `design.Cell.work`; of a model, which may take
+      their place, it is one pass.
+    batch_size: of each model.
+    lanes: models that are trained side by side.
+  """
+  passes = work if isinstance(work, tuple) else (Pass(work),)
+  blocks = elements = 0.0
+  for one in passes:
+    model = costs.sized(one)
+    towers, every = encoders(model), sequences(model, training=True)
+    for prefix, run in every.items():
+      tower = towers[prefix.rstrip('/')]
+      features = 4 * tower.width + 2 * tower.mlp_dim + tower.num_heads * run.tokens
+      blocks += one.times * tower.depth
+      elements += one.times * run.tokens * tower.depth * features
+  images = batch_size * lanes
+  return np.array([1.0, blocks, costs.step(passes) * images, images * elements], float)
 
 
 def calibrated(
-  name: str, models: Sequence[ViTArchitecture], batch_sizes: Sequence[int], lanes: Sequence[int],
+  name: str, work: Sequence[Any], batch_sizes: Sequence[int], lanes: Sequence[int],
   seconds: Sequence[float], **fields: Any,
 ) -> Machine:  # fmt: skip
   """A machine from measured steps: the non-negative coefficients with the least relative error.
 
   Args:
     name: of the machine.
-    models, batch_sizes, lanes, seconds: of each measurement; at least two.
+    work, batch_sizes, lanes, seconds: of each measurement, as for `terms`; at least two.
     **fields: others of `Machine`.
 
   Raises:
@@ -125,7 +138,7 @@ def calibrated(
   """
   if len(seconds) < 2:
     raise RunError(f'{len(seconds)} measured steps do not tell a speed: measure several models')
-  matrix = np.array([terms(*each) for each in zip(models, batch_sizes, lanes, strict=True)])
+  matrix = np.array([terms(*each) for each in zip(work, batch_sizes, lanes, strict=True)])
   relative = matrix / np.array(seconds)[:, None]
   scale = relative.max(0)
   found, _ = nnls(relative / scale, np.ones(len(seconds)))

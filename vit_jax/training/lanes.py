@@ -27,6 +27,8 @@ def experiment(cfg: config_lib.Config, *arguments: Any, **options: Any) -> Exper
 class Lanes(Experiment):
   """Runs that differ only in `Hyper`.
 
+  Evaluations know nothing of that: what a task names as `traced` must not change what it predicts.
+
   Every array of the state has a leading axis over the lanes, and so have metrics and
   hyperparameters; scores are lists. Frozen parameters are shared. A lane computes what it would
   compute alone, but for rounding.
@@ -36,7 +38,7 @@ class Lanes(Experiment):
 
   def __init__(self, cfg: config_lib.Config, *arguments: Any, **options: Any):
     self.lanes = hyper_lib.lanes(cfg)
-    super().__init__(cfg, *arguments, **options)
+    super().__init__(hyper_lib.shared(cfg, self.lanes[0]), *arguments, **options)
     if self.batch_axes and cfg.task.frozen:
       self.notes.append(f'all lanes have the frozen parameters of one run, that of seed={cfg.seed}')
 
