@@ -28,8 +28,13 @@ CONFIGS = [
   'pretraining.py:G/14', 'pretraining.py:So400m/14', 'pretraining.py:22B/14,imagenet2012',
   'vit.py:B/16,21k', 'vit.py:B/16,cifar10', 'vit_s16.py:90', 'augreg.py:S/16,1k', 'deit.py:Ti/16',
   'deit.py:Ti/16,distilled', 'deit3.py:S/16,800', 'flexivit.py:B/32,21k', 'distillation.py:teacher',
-  'distillation.py:student', 'bit.py:pet,fast',
+  'distillation.py:student', 'bit.py:pet,fast', 'mae.py:mae', 'mae.py:simmim', 'mae.py:colours',
+  'dino.py:dino', 'dino.py:ibot', 'dino.py:dinov2', 'dino.py:collapse',
 ]  # fmt: skip
+
+
+# Of self-distillation.
+WATCHED = 'images', 'entropy', 'kl', 'mean_entropy', 'used', 'spread', 'rank', 'distance'
 
 
 def load(name):
@@ -76,6 +81,8 @@ def test_configs_trace_a_step(name, data_dir):
   own = {
     'classification': {'top1'}, 'segmentation': {'accuracy'},
     'distillation': {'top1', 'teacher', 'agreement'},
+    'dino': {*WATCHED, *metrics.keys() & {'center', 'patches', 'koleo'}},
+    'masked': {'accuracy'} & {'accuracy' * (tree['task'].get('target') == 'colours')},
   }.get(tree['task']['name'], set())  # fmt: skip
   assert {'loss', 'grad_norm', 'skipped', *own} == metrics.keys()
 

@@ -35,10 +35,13 @@ DRAWN = dict(name='scenes', size=(16, 16), most=2, pieces=1)
 SCENES = dict(source=dict(name='generated', examples=96, held_out=40, generator=DRAWN))
 OTHER = {**VIT, 'variant': 'mu/2', 'patch_size': 2, 'depth': 1, 'width': 8, 'mlp_dim': 16,
          'drop_path': 0.0}  # fmt: skip
+MOMENTUM = '0.9->1 cosine 4 steps'
+CROPPED = dict(crop=dict(name='random_resized', min_area=0.4))
 FEW = 'query,key,value'  # gradients of biases are products, and many where features are so few
 # Of each task: its model and evaluation; what lanes may be over, one of them as without lanes;
 # fields with which a layer is not scanned; whether its evaluation leaves arrays; fields with which
-# its costs are known; its data, if they are not the digits: 40 examples to test on.
+# its costs are known; its data, if they are not the digits: 40 examples to test on; its view;
+# whether it cannot be computed in parts.
 CASES = {
   'toy_dino': dict(
     costs=dict(model__drop_path=0.0),  # what is dropped costs nothing, and is drawn
@@ -105,13 +108,47 @@ CASES = {
       name='distillation', teacher=dict(init=teachers.saved(data_dir)), frozen=('embed/.*',)
     ),
   ),
+  'masked': dict(
+    evals=dict(test=dict(name='reconstruction', every='100%', batch_size=64)),
+    model=dict(name='masked', encoder={**VIT, 'pool': None}), lanes={'lr': (1e-3, 1e-2)},
+    unrolled=dict(model__encoder__scan=False),
+    costs=dict(model__encoder__drop_path=0.0, model__encoder__no_bias=FEW),
+    task=dict(name='masked', target='colours', ratio=0.5, swapped=0.2, left=0.1),
+  ),
+  'mae': dict(
+    evals=dict(test=dict(name='reconstruction', every='100%', batch_size=64)),
+    model=dict(name='mae', encoder={**VIT, 'pool': None},
+               decoder=dict(width=8, depth=1, num_heads=2, no_bias=FEW)), lanes={'seed': (0, 1)},
+    unrolled=dict(model__encoder__scan=False),
+    costs=dict(model__encoder__drop_path=0.0, model__encoder__no_bias=FEW),
+    task=dict(name='masked', ratio=0.5),
+  ),
+  'dino': dict(
+    arrays=True, evals=dict(test=dict(name='knn', features='class', every='100%', batch_size=64)),
+    model=dict(name='dino', prototypes=24, hidden=16, bottleneck=8, patch_head='shared',
+               encoder={**VIT, 'pool': None}), lanes={'temperature': (0.04, 0.1)},
+    unrolled=dict(model__encoder__scan=False),
+    costs=dict(model__encoder__drop_path=0.0, model__encoder__no_bias=FEW),
+    view=CROPPED, task=dict(name='dino', local=2, local_size=4, momentum=MOMENTUM,
+                            last_layer='0 until 2 steps then 1'),
+  ),
+  'dinov2': dict(
+    arrays=True, coupled=True, view=CROPPED, lanes={'seed': (0, 1)},
+    evals=dict(test=dict(name='knn', features='class', every='100%', batch_size=64)),
+    model=dict(name='dino', prototypes=24, hidden=16, bottleneck=8, patch_head='separate',
+               patch_prototypes=16, scaled=True, encoder={**VIT, 'pool': None}),
+    unrolled=dict(model__encoder__scan=False),
+    costs=dict(model__encoder__drop_path=0.0, model__encoder__no_bias=FEW),
+    task=dict(name='dino', local=2, local_size=4, koleo=0.1, centering='sinkhorn', smallest=1,
+              momentum=MOMENTUM),
+  ),
 }  # fmt: skip
 NAMES = tuple(CASES)
 
 
 def but(*slow):
   """All cases; these, which differ from the others in what is tested elsewhere, are slow."""
-  return only(*(name for name in NAMES if name not in slow))
+  return only(*(name for name in NAMES if name not in (*slow, 'masked', 'dino')))
 
 
 def only(*quick):
@@ -133,7 +170,8 @@ def configured(name, data_dir, optimizer='adamw', **changes):
   config = dict(
     total='6 steps', batch_size=16, model=json.loads(json.dumps(case['model'])),
     task=task(data_dir) if callable(task) else task,
-    data=case.get('data', dict(source=dict(name='tfds', dataset='digits', dir=data_dir))),
+    data=case.get('data', dict(source=dict(name='tfds', dataset='digits', dir=data_dir)))
+    | case.get('view', {}),
     optim=dict(name=optimizer, lr=1e-2, warmup='2 steps', schedule='wsd',
                **({'eps': 1e-3} if optimizer in ('adamw', 'lamb', 'muon') else {})),
     evals=case['evals'],
@@ -199,14 +237,16 @@ def assert_same(a, b, rtol=2e-4):
 def test_a_step_is_the_same_in_parts_on_a_mesh(name, data_dir):
   plain = known(configured(name, data_dir))
   assert all(np.isfinite(line['loss']) for line in plain[0])
-  assert_same(stepped(configured(name, data_dir, optim__accumulate=2), '2x2x2'), plain)
+  parts = 1 if 'coupled' in CASES[name] else 2
+  assert_same(stepped(configured(name, data_dir, optim__accumulate=parts), '2x2x2'), plain)
 
 
 @pytest.mark.parametrize('name', only('toy_dino', 'toy_lit', 'toy_pair'))
 def test_a_step_is_the_same_unrolled(name, data_dir):
   plain = known(configured(name, data_dir))
   unrolled = CASES[name].get('unrolled', dict(model__scan=False))
-  assert_same(stepped(configured(name, data_dir, optim__accumulate=4, **unrolled)), plain)
+  parts = 1 if 'coupled' in CASES[name] else 4
+  assert_same(stepped(configured(name, data_dir, optim__accumulate=parts, **unrolled)), plain)
 
 
 @pytest.mark.parametrize('optimizer', tiers(['sgd', 'lamb', 'adafactor', 'muon'], 2, 3))
@@ -272,7 +312,7 @@ def test_a_run_is_killed_resumed_and_exported(name, data_dir, tmp_path):
     experiment, state = restore(str(tmp_path / 'whole'))
     judged = tree.flatten(experiment.config.task.judged(state, experiment.frozen))
   facts = Workdir(tmp_path / 'whole').checkpoints().facts()
-  assert facts['task'].pop('name') == name
+  assert facts['task'].pop('name') == {'mae': 'masked', 'dinov2': 'dino'}.get(name, name)
   assert facts['task'].keys() == vars(experiment.config.task).keys()
   rows = experiment.config.task.rows(
     experiment.config.model, experiment.fields, View(), train=False

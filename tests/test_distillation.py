@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 
 import jax
@@ -11,11 +12,13 @@ import pytest
 from flax import nnx
 
 import vit_jax
+from experiments.sweeps import jobs as sweeps
 from tests import runs, teachers
 from tests.test_conformance import built, configured, one_device
 from vit_jax.architecture.card import Card
 from vit_jax.core.errors import RunError
 from vit_jax.core.schedule import Schedule
+from vit_jax.costs import step as costs
 from vit_jax.models.segmenter import SegmenterConfig
 from vit_jax.models.vit import ViTConfig
 from vit_jax.nn import positions, tree
@@ -233,6 +236,17 @@ def test_teachers_that_do_not_fit_are_refused(data_dir, tmp_path):
   ):  # fmt: skip
     with one_device(), pytest.raises(RunError, match=message):
       built(configured('distillation', data_dir, task__teacher__init=str(tmp_path / name)))
+
+
+def test_a_sweep_counts_its_teacher(data_dir):
+  """In its design, which opens the checkpoint, as in a run."""
+  config = configured('distillation', data_dir, task__frozen=())
+  model, passes = sweeps.described(config)
+  with one_device():
+    assert costs.step(passes(model)) == built(config).flops()
+  (own, teacher) = passes(model)
+  assert (own.model, own.grad, teacher.grad) == (model, 'full', 'none')
+  assert costs.tokens(passes(model)) == math.prod(model.grid) + model.prefix
 
 
 def test_a_run_needs_its_teacher_for_the_start_only(data_dir, tmp_path):

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from experiments.sweeps import analysis, page, record, runs, words
+from experiments.sweeps import analysis, laws, page, record, runs, target, words
 from tests import sweeps
 from vit_jax.core.errors import RunError
 from vit_jax.costs import flops
@@ -274,6 +274,87 @@ def test_learning_rates(tmp_path):
   # From 4e-3 to 1e-2 the loss falls by this much.
   rise = np.exp(0.1 * np.log(2.5) - 0.05 * np.log(2.5) ** 2) - 1
   assert moved['worst'] == pytest.approx(rise, rel=1e-6)
+
+
+def test_any_number_is_a_target(table, tmp_path):
+  """A share of what is right is judged by its error, data may be counted in tokens."""
+  folder = sweeps.write(tmp_path, table)  # in which top1 is 1 - loss / 3, and an image 16 tokens
+  assert run(folder, '--y=test/top1', '--data=tokens', '--budget=1e12') == 0
+  card = strict(folder / 'card.json')
+  assert card['target'] == {'column': 'test_top1', 'rises': True, 'best': 1.0}
+  law, truth = card['joint']['law'], sweeps.TRUTH
+  for name, value in dict(
+    a=truth['a'], b=truth['b'], E=truth['E'] / 3, A=truth['A'] / 3,
+    B=truth['B'] / 3 * 16 ** truth['b'],
+  ).items():  # fmt: skip
+    low, high = law['ci'][name]
+    assert low < value < high, name
+  (advice,) = card['advice']
+  assert advice['tokens'] == 16 * advice['images']
+  assert card['holdout']['passed']
+  text = Page((folder / 'report.html').read_text()).text
+  said = (
+    f'Expect 1 - test top1 {advice["loss"]:.4g} (test top1 {1 - advice["loss"]:.4g}) at the best'
+  )
+  assert said in text
+  assert f'images, {words.number(advice["tokens"])} tokens. Learning rate' in text
+  assert '1 - test top1 against compute' in text
+  assert 'tokens seen' in text
+  plain = runs.read(folder).cells
+  np.testing.assert_allclose(runs.read(folder, 'test/top1').cells['1 - test_top1'],
+                             plain['test_loss'] / 3)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ('options', 'name', 'value'),
+  [
+    (dict(column='test/loss'), 'test_loss', 0.7),
+    (dict(column='few_top1_5'), '1 - few_top1_5', 0.3),
+    (dict(column='psnr', better='high', best=40.0), '40 - psnr', 39.3),
+    (dict(column='nll', better='low', best=-3.0), 'nll + 3', 3.7),
+    (dict(column='top1', best=100.0), '100 - top1', 99.3),
+  ],
+)  # fmt: skip
+def test_what_laws_are_fitted_to(options, name, value):
+  got = target.target(**options)
+  assert got.name == name
+  assert got.of(0.7) == pytest.approx(value)
+  assert got.back(got.of(0.7)) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    (dict(column='psnr'), 'which numbers are better is not known'),
+    (dict(column='psnr', better='high'), 'how far it is from the best'),
+    (dict(column='test_loss', better='hihg'), 'did you mean high'),
+  ],
+)
+def test_targets_of_which_too_little_is_known(options, message):
+  with pytest.raises(RunError, match=message):
+    target.target(**options)
+
+
+def test_what_is_close_where_most_is_a_floor():
+  """Of the loss of pixels, that falls by 12% in all, a tenth of itself says nothing."""
+  cells = {'loss': np.array([0.45, 0.42, 0.40])}
+  assert laws.tolerance_of(cells, 'loss') == pytest.approx((0.45 / 0.4) ** 0.1 - 1)
+  assert laws.tolerance_of({'loss': np.array([1.5, 0.4])}, 'loss') == 0.1
+
+
+def test_the_best_of_all_hyperparameters_is_taken(tmp_path):
+  rows = sweeps.rows([1e10, 1e11], noise=0, rates=(4e-3,))
+  other = [{**row, 'id': f'{row["id"]}x', 'test_loss': 0.9 * row['test_loss']} for row in rows]
+  for part, value in ((rows, 0.1), (other, 0.2)):
+    for row in part:
+      row |= {'varied': ['lr', 'task.temperature'], 'task.temperature': value}
+  found = runs.read(sweeps.write(tmp_path, rows + other))
+  assert found.repeated == 0  # they are no seeds of each other
+  assert set(found.cells['task.temperature']) == {0.2}
+  for row in other:  # what makes a step dearer is no better at equal compute
+    row['flops'] *= 2
+  dearer = runs.read(sweeps.write(tmp_path, rows + other))
+  assert dearer.cells.rows == 2 * found.cells.rows
 
 
 def test_seeds_are_averaged_and_give_the_noise(tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests import sweeps
+from vit_jax.architecture.masked import MaeArchitecture
 from vit_jax.architecture.vit import ViTArchitecture
 from vit_jax.core.errors import RunError
 from vit_jax.costs import flops
@@ -48,6 +49,22 @@ def test_a_family_between_models():
   assert last.depth >= models[-1].depth
   with pytest.raises(RunError, match='two sizes, found 1'):
     between(models[:1])
+
+
+def test_a_family_of_two_towers():
+  """Both follow their trends; the decoder reads what the encoder gives."""
+  base = MaeArchitecture(
+    ViTArchitecture('mu/4', image_size=(28, 28), in_channels=1, class_token=True),
+    outputs=16, decoder=ViTArchitecture('', width=16, depth=1, num_heads=2),
+  ).resolve()  # fmt: skip
+  models = [design.resized(base, head_dim=8, width=w, depth=d) for w, d in ((16, 2), (64, 4))]
+  family = between(models, beyond=2)
+  assert len(family) > 6
+  for model in family:
+    assert model == model.resolve()
+    assert (model.decoder.width, model.decoder.depth) == (16, 1)
+    assert model.decoder.in_channels == model.encoder.width == 8 * model.encoder.num_heads
+  assert {2, 3, 4} <= {model.encoder.depth for model in family}
 
 
 @pytest.mark.parametrize('budget', [3e11, 1e13])

@@ -76,13 +76,27 @@ def test_lanes_by_the_end_of_a_name(digits):
   assert built(digits, lanes={'optim/b1': (0.8,)}).lane_count == 1
 
 
+def test_points_that_one_program_trains(digits):
+  cfg = built(digits)
+  program = lambda **point: hyper.program(cfg, point)  # noqa: E731
+  assert program(lr=1e-3, seed=1, eps=1e-8, clip=1.0) == program(lr=1, seed=2, eps=1e-6, clip=2.0)
+  assert program(clip=0.0) != program(clip=1.0)
+  off = built(digits, lanes={'clip': (0, 0), 'eps': (1e-8, 1e-6)})
+  assert hyper.names(off)[-1] == 'optim.eps'  # what is off is no argument of the step
+  assert hyper.shared(off, hyper.lanes(off)[0]).optim.clip == 0
+  assert program(mixup=0.1) != program(mixup=0.2)
+
+
 @pytest.mark.parametrize(
   ('lanes', 'message'),
   [
     ({'lrr': (1,)}, r'lanes\.lrr is not a hyperparameter: did you mean lr'),
     ({'lr': (1e-3,), 'seed': (0, 1)}, 'the same number of values'),
     ({'lr': ('much',)}, 'must be numbers'), ({'seed': (-1,)}, 'seed=-1'),
-    ({'batch_size': (1, 2)}, 'is not a hyperparameter'),
+    ({'batch_size': (1, 2)}, 'is not a hyperparameter: batch_size is of the run: lanes go through'),
+    ({'model/width': (8, 16)}, 'model.width says what the compiled step computes'),
+    ({'mixup': (0.1, 0.2)}, 'task.mixup is a constant of the compiled step'),
+    ({'ema': (0.0, 0.9)}, 'train the run without optim.ema by itself'),
   ],
 )  # fmt: skip
 def test_lanes_that_cannot_be(digits, lanes, message):

@@ -8,6 +8,8 @@ from vit_jax.architecture.backbones import (
   MixerArchitecture,
   ResNetArchitecture,
 )
+from vit_jax.architecture.dino import DinoArchitecture
+from vit_jax.architecture.masked import MaeArchitecture, MaskedArchitecture
 from vit_jax.architecture.segmenter import SegmenterArchitecture
 from vit_jax.architecture.towers import (
   Composition,
@@ -21,7 +23,8 @@ from vit_jax.architecture.vit import EncoderConfig, ViTArchitecture
 MODELS = {
   'vit': ViTArchitecture, 'two_towers': TwoTowersArchitecture, 'segmenter': SegmenterArchitecture,
   'resnet': ResNetArchitecture, 'convnext': ConvNeXtArchitecture, 'mixer': MixerArchitecture,
-  'convnet': ConvNetArchitecture,
+  'convnet': ConvNetArchitecture, 'masked': MaskedArchitecture, 'mae': MaeArchitecture,
+  'dino': DinoArchitecture,
 }  # fmt: skip
 
 # Models that give one vector for each image.
@@ -34,7 +37,10 @@ __all__ = [
   'Composition',
   'ConvNeXtArchitecture',
   'ConvNetArchitecture',
+  'DinoArchitecture',
   'EncoderConfig',
+  'MaeArchitecture',
+  'MaskedArchitecture',
   'MixerArchitecture',
   'ResNetArchitecture',
   'SegmenterArchitecture',

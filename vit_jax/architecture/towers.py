@@ -60,9 +60,13 @@ class Composition:
   """A model made of other models: each field that holds an architecture is one of its towers.
 
   The module has each of them under the name of its field.
+
+  Attributes:
+    main: the tower that others start from, where it is not said which.
   """
 
   kind: ClassVar[str]
+  main: ClassVar[str] = ''
 
   @property
   def towers(self) -> dict[str, Any]:

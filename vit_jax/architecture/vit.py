@@ -33,7 +33,7 @@ UNSET: Any = None
 STEM_GROUPS = 32
 # Epsilons of its weight standardisation and group normalisation, by who trained the model.
 STEM_CONVENTIONS = ('bit', 'timm')
-POSEMB = ('learned', 'sincos', 'factorised', 'space_time', 'none')
+POSEMB = ('learned', 'sincos', 'sincos_mae', 'factorised', 'space_time', 'none')
 # One number for each axis of an image; a single one stands for height and width.
 Sides = tuple[int, int] | tuple[int, int, int] | tuple[int]
 # Axes of images of one, two and three, the last ones of these; see `architecture.pattern.AXES`.
@@ -274,9 +274,10 @@ class ViTArchitecture(EncoderConfig):
       that read answers from them (YOLOS, Fang et al. 2021).
     mask_token: a learned vector that replaces patches that are masked out.
     embed_norm: a norm between embedding and first block (CLIP).
-    posemb: 'learned' (one vector per position), 'sincos' (fixed), 'factorised' (a vector per row
-      plus one per column, Dehghani et al. 2023, and one per frame), 'space_time' (one per position
-      in a frame plus one per frame, which begin at 0, Bertasius et al. 2021) or 'none'.
+    posemb: 'learned' (one vector per position), 'sincos' (fixed, with the frequencies of MoCo v3
+      and big_vision) or 'sincos_mae' (with those of MAE, He et al. 2022), 'factorised' (a vector
+      per row plus one per column, Dehghani et al. 2023, and one per frame), 'space_time' (one per
+      position in a frame plus one per frame, which begin at 0, Bertasius et al. 2021) or 'none'.
     posemb_tokens: which tokens 'learned' and 'space_time' have vectors for: 'patches' only, also
       'class' and distillation token, or 'all' with registers and queries.
     interpolation: how learned positions are resampled; see `positions.resize_weights`.
@@ -361,9 +362,10 @@ class ViTArchitecture(EncoderConfig):
     if any(side < 1 or side % stride for side, stride in sides):
       stride = config.stride[0] if len(set(config.stride)) == 1 else config.stride
       raise RunError(f'patch_size={stride} does not divide image_size={config.image_size}')
-    if config.posemb == 'sincos' and config.width % (2 * axes):
+    if 'sincos' in config.posemb and config.width % (2 * axes):
       raise RunError(
-        f'posemb=sincos needs a width divisible by {2 * axes}, twice the axes, not {config.width}'
+        f'posemb={config.posemb} needs a width divisible by {2 * axes}, twice the axes, not '
+        f'{config.width}'
       )
     if config.posemb == 'space_time' and axes != 3:
       raise RunError(f'posemb=space_time needs frames: image_size={config.image_size}')

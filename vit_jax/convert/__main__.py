@@ -19,12 +19,12 @@ with epy.lazy_imports():
 
 def main(
   source: str, target: str, to: str, choice: Mapping[str, Any], dtype: str = 'float32',
-  overwrite: bool = False,
+  tower: str = '', overwrite: bool = False,
 ) -> None:  # fmt: skip
   """Reads `source`, changes it, and writes `target`; prints what is not the same in both."""
   if to == 'changes':
     taken = {name: value for name, value in choice.items() if name in ('step', 'part')}
-    given = {**choice, 'dtype': dtype.removeprefix('float32')}
+    given = {**choice, 'tower': tower, 'dtype': dtype.removeprefix('float32')}
     if wrong := [name for name, value in given.items() if value and name not in taken]:
       raise RunError(f'--to=changes writes what a run holds as it is: leave out --{wrong[0]}')
     with notes.printed():
@@ -32,7 +32,7 @@ def main(
     print(f'{target}: what {source} has changed of its checkpoint')
     return
   with notes.printed():
-    model = read.load(source, **choice)
+    model = read.load(source, tower=tower, **choice)
     write.save(model, target, to, dtype=dtype, overwrite=overwrite)
   print(f'{target}: {to}, from {model.card.dialect}')
 
@@ -56,6 +56,10 @@ if __name__ == '__main__':
   parser.add_argument(
     '--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'), metavar='DTYPE',
     help='float32, bfloat16 or float16',
+  )  # fmt: skip
+  parser.add_argument(
+    '--tower', default='', metavar='NAME',
+    help="of a model of several towers, the one to convert alone, such as 'encoder'",
   )  # fmt: skip
   parser.switch('--overwrite', 'replace TARGET if it is there')
   arguments.run(parser, main)

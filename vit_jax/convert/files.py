@@ -20,6 +20,8 @@ from vit_jax.core.errors import RunError
 
 WEIGHTS = ('model.safetensors', 'open_clip_model.safetensors', 'open_clip_pytorch_model.bin',
            'pytorch_model.bin')  # fmt: skip
+# Of parameters.
+TYPES = {np.dtype(t) for t in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)}
 
 
 class Stub:

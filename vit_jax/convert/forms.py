@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.architecture import Backbone, ViTArchitecture
+from vit_jax.architecture import Backbone, Composition, ViTArchitecture, encoders
 from vit_jax.convert.adapt import Leaves, abstract
 from vit_jax.core.errors import RunError
 from vit_jax.models.vit import ViTConfig
-from vit_jax.nn import positions
+from vit_jax.nn import positions, tree
 
 Fields = Mapping[str, tuple | None]
 GELUS = ('gelu', 'gelu_tanh', 'quick_gelu')
@@ -67,7 +67,7 @@ _VIT = (
   Form('', {**_JAX, **_STEM}),
   Form('', {**_JAX, **_STEM, 'class_token': (False,), 'pool': ('mean',)}),
 )
-_FIXED = dict(posemb=('learned', 'sincos'))
+_FIXED = dict(posemb=('learned', 'sincos', 'sincos_mae'))
 _BIG_VISION = (
   Form('', {**_JAX, **_FIXED}, rows=('patches',)),
   Form('', {**_JAX, **_FIXED, 'class_token': (False,), 'pool': ('mean', 'map')}),
@@ -146,13 +146,47 @@ FORMS: dict[str, tuple[Form, ...]] = {
 }  # fmt: skip
 
 
-def fitted(config: ViTConfig, leaves: Leaves, dialect: str) -> tuple[str, ViTConfig, Leaves]:
+# Of models that fill in hidden patches, the same by the kind of model and for each tower.
+_MASKED = dict(_HF, **_HEADLESS, mask_token=(True,))
+_MAE = dict(_HEADLESS, mask_token=None)
+# Of models that learn from a teacher of their own.
+_DINO = dict(_HEADLESS, mlp=('gelu',), eps=(1e-6,))
+
+
+def _mae(fields: Fields, without: tuple[str, ...] = ()) -> dict[str, Form]:
+  """An encoder, and a decoder whose class token is the first row of its positions."""
+  form = Form('vit_mae', {**_MAE, **fields}, (without,), square=True)
+  return {'encoder': form, 'decoder': dataclasses.replace(form, rows=('patches',))}
+
+
+_OF_TRANSFORMERS: dict[str, tuple[dict[str, Form], ...]] = {
+  'masked': (
+    {'encoder': Form('vit', _MASKED, _subsets(QKV), square=True)},
+    {'encoder': Form('deit', {**_MASKED, 'distilled': (True,)}, _subsets(QKV), square=True)},
+    {'encoder': Form('beit', {**_BEIT, **_HEADLESS, 'relative_bias': ('layer', 'shared', 'none'),
+                              'mask_token': (True,)}, (('key',),), square=True)},
+  ),
+  'mae': (_mae(_HF), _mae(_HF, QKV)),
+}  # fmt: skip
+COMPOSED = {
+  'transformers': _OF_TRANSFORMERS, 'transformers-v5': _OF_TRANSFORMERS,
+  'mae': {'mae': (_mae(dict(mlp=('gelu',), eps=(1e-6,))),)},
+  'dino': {'dino': ({'encoder': Form('dino', _DINO, square=True)},)},
+  'ibot': {'dino': ({'encoder': Form('ibot', {**_DINO, 'mask_token': (True,)}, square=True)},)},
+  'dinov2': {'dino': ({'encoder': FORMS['dinov2'][0]},)},
+}  # fmt: skip
+
+
+def fitted(
+  config: Any, leaves: Leaves, dialect: str, *, of_classes: bool = False
+) -> tuple[str, Any, Leaves]:
   """A model in the form in which a dialect can hold it, with the same function.
 
   Args:
-    config: resolved.
+    config: resolved, of a single tower or a composition in `COMPOSED`.
     leaves: parameters by name.
-    dialect: one of `FORMS`.
+    dialect: one of `FORMS` or `COMPOSED`.
+    of_classes: whether it says classes of hidden patches, and no pixels.
 
   Returns:
     Kind of the form, configuration and parameters of the model in it.
@@ -160,15 +194,43 @@ def fitted(config: ViTConfig, leaves: Leaves, dialect: str) -> tuple[str, ViTCon
   Raises:
     RunError: if there is none, naming the fields.
   """
-  config, leaves = _without_mup(config, dict(leaves))
-  found = [(form, _misfits(config, form)) for form in FORMS[dialect]]
-  fitting = [form for form, wrong in found if not wrong]
+  if isinstance(config, Composition):
+    choices = COMPOSED.get(dialect, {}).get(config.kind, ())
+    if config.kind == 'masked':
+      choices = [forms for forms in choices if (forms['encoder'].kind == 'beit') == of_classes]
+  else:
+    choices = [{'': form} for form in FORMS.get(dialect, ())]
+  if not choices:
+    raise RunError(f'{dialect} has no models of the kind {config.kind}')
+  towers = {
+    name: _without_mup(tower, tree.inside(leaves, name)) for name, tower in encoders(config).items()
+  }
+  found = []
+  for forms in choices:
+    wrong = [
+      f'{name}.{field}'.lstrip('.')
+      for name, (tower, _) in towers.items() for field in _misfits(tower, forms[name])
+    ]  # fmt: skip
+    found.append((forms, wrong))
+  fitting = [forms for forms, wrong in found if not wrong]
+  kind_of = lambda forms: next(iter(forms.values())).kind  # noqa: E731
   if not fitting:
-    form, wrong = min(found, key=lambda pair: len(pair[1]))
-    nearest = f' (closest kind: {form.kind})' if form.kind else ''
+    forms, wrong = min(found, key=lambda pair: len(pair[1]))
+    nearest = f' (closest kind: {kind_of(forms)})' if kind_of(forms) else ''
     raise RunError(f'{dialect} cannot express {", ".join(wrong)}{nearest}')
-  form = min(fitting, key=lambda form: len(_biases(config, form) ^ set(config.without)))
-  return form.kind, *_in_form(config, leaves, form)
+
+  def apart(forms: dict[str, Form]) -> int:
+    return sum(len(_biases(t, forms[n]) ^ set(t.without)) for n, (t, _) in towers.items())
+
+  forms = min(fitting, key=apart)
+  made = {name: _in_form(*pair, forms[name]) for name, pair in towers.items()}
+  if '' in made:
+    return kind_of(forms), *made['']
+  own = {n: leaf for n, leaf in leaves.items() if n.partition('/')[0] not in made}
+  for name, (_, inside) in made.items():
+    own |= {f'{name}/{n}': leaf for n, leaf in inside.items()}
+  config = dataclasses.replace(config, **{name: tower for name, (tower, _) in made.items()})
+  return kind_of(forms), config, own
 
 
 def _misfits(config: ViTConfig, form: Form) -> list[str]:
@@ -264,8 +326,9 @@ def _with_table(config: ViTConfig, leaves: Leaves) -> tuple[ViTConfig, Leaves]:
   """Positions as a table of which row is added to which patch."""
   shape = (1, math.prod(config.grid), config.width)
   table = np.zeros(shape, np.float32)
-  if config.posemb == 'sincos':
-    table += positions.sincos(positions.grid_coords(*config.grid), config.width)
+  if 'sincos' in config.posemb:
+    mae = config.posemb == 'sincos_mae'
+    table += positions.sincos(positions.grid_coords(*config.grid), config.width, mae=mae)
   elif config.posemb == 'factorised':
     rows, columns = leaves.pop('posemb_rows'), leaves.pop('posemb_columns')
     table += (rows[:, :, None] + columns[:, None]).reshape(shape)

@@ -29,12 +29,19 @@ class To:
     ndim: dimensions of the foreign array, fewer or more than ours by leading ones.
     plain: not transposed, though their other matrices are.
     shape: of the foreign array, where it is ours in another shape.
+    axis: along which the parts of a pack follow one another.
+    rest: shape of those that our model lacks, if it is not that of the others.
+    channels: where our features are of pixels and these channels of each, and theirs of channels
+      first, how many there are.
   """
 
   name: str
   ndim: int | None = None
   plain: bool = False
   shape: tuple[int, ...] | None = None
+  axis: int = 0
+  rest: tuple[int, ...] | None = None
+  channels: int = 0
 
 
 Table = Mapping[str, 'str | To']
@@ -43,7 +50,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """One foreign array and the parts of ours it is made of, one after another along its first axis.
+  """One foreign array and the parts of ours it is made of, one after another along an axis.
 
   Attributes:
     theirs: its name.
@@ -54,6 +61,8 @@ class Rule:
     ndim: dimensions of theirs if not implied.
     fixed: shape of theirs, likewise.
     interleaved: rotary features 2i and 2i + 1 of theirs are i and i + head_dim / 2 of ours.
+    axis: of theirs, along which the parts are.
+    channels: see `To`.
   """
 
   theirs: str
@@ -62,13 +71,17 @@ class Rule:
   ndim: int | None = None
   fixed: tuple[int, ...] | None = None
   interleaved: bool = False
+  axis: int = 0
+  channels: int = 0
 
   def write(self, parts: list[np.ndarray]) -> np.ndarray:
     """Our parts -> their array."""
     out = []
     for part, (name, _, _) in zip(parts, self.ours, strict=True):
       if self.interleaved and name and _ROTARY.search(name):
-        part = _interleave(part)
+        part = _turned(part, 2)
+      if self.channels:
+        part = _turned(part, part.shape[-1] // self.channels)
       if self.kind == 'conv':
         part = part.transpose(3, 2, 0, 1)
       elif self.kind == 'linear':
@@ -85,11 +98,16 @@ class Rule:
           raise RunError(f'{name} {part.shape} cannot be written as {self.theirs}')
         part = part.reshape((1,) * (self.ndim - len(rest)) + rest)
       out.append(part)
-    return out[0] if len(out) == 1 else np.concatenate(out)
+    return out[0] if len(out) == 1 else np.concatenate(out, self.axis)
 
   def read(self, array: np.ndarray) -> list[np.ndarray]:
     """Their array -> our parts."""
-    parts = np.split(array, len(self.ours)) if len(self.ours) > 1 else [array]
+    parts = [array]
+    if self.axis:
+      ends = np.cumsum([shape[self.axis] for _, _, shape in self.ours])
+      parts = np.split(array, ends[:-1], self.axis)
+    elif len(self.ours) > 1:
+      parts = np.split(array, len(self.ours))
     out = []
     for part, (name, _, shape) in zip(parts, self.ours, strict=True):
       if self.kind == 'conv':
@@ -97,8 +115,9 @@ class Rule:
       elif self.kind == 'linear':
         part = part.T
       part = part.reshape(shape)
-      turned = self.interleaved and name and _ROTARY.search(name)
-      out.append(_deinterleave(part) if turned else part)
+      if self.interleaved and name and _ROTARY.search(name):
+        part = _turned(part, part.shape[-1] // 2)
+      out.append(_turned(part, self.channels) if self.channels else part)
     return out
 
   @property
@@ -115,13 +134,9 @@ def _contracted(name: str | None) -> int:
   return 2 if name and name.endswith('attn/out/kernel') else 1
 
 
-def _interleave(x: np.ndarray) -> np.ndarray:
-  """The halves of the last axis, one feature of each in turn."""
-  return x.reshape(*x.shape[:-1], 2, -1).swapaxes(-1, -2).reshape(x.shape)
-
-
-def _deinterleave(x: np.ndarray) -> np.ndarray:
-  return x.reshape(*x.shape[:-1], -1, 2).swapaxes(-1, -2).reshape(x.shape)
+def _turned(x: np.ndarray, rows: int) -> np.ndarray:
+  """The last axis, read as a matrix of so many rows, column by column."""
+  return x.reshape(*x.shape[:-1], rows, -1).swapaxes(-1, -2).reshape(x.shape)
 
 
 def rules(table: Table, shapes: Shapes, *, torch: bool, interleaved: bool = False) -> list[Rule]:
@@ -165,9 +180,17 @@ def rules(table: Table, shapes: Shapes, *, torch: bool, interleaved: bool = Fals
     stacked = leaf.startswith(BLOCKS) or f'/{BLOCKS}' in leaf
     layers = range(shapes[leaf][0]) if stacked and '{}' in to.name else [None]
     for layer in layers:
-      shape = shapes[leaf][1:] if layer is not None else shapes[leaf]
-      ours = tuple((name if name in shapes else None, layer, shape) for name in names)
-      found.append(Rule(theirs.format(layer), ours, how, ndim, to.shape, interleaved))
+      own = slice(layer is not None, None)
+      lacking = to.rest or shapes[leaf][own]
+      ours = tuple(
+        (name, layer, shapes[name][own]) if name in shapes else (None, layer, lacking)
+        for name in names
+      )
+      found.append(
+        Rule(
+          theirs.format(layer), ours, how, ndim, to.shape, interleaved, to.axis, to.channels
+        )
+      )  # fmt: skip
   return found
 
 

@@ -13,18 +13,17 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 from flax import nnx
 
 from vit_jax import models
 from vit_jax.architecture.card import Card
 from vit_jax.convert import adapt, layout
+from vit_jax.convert.files import TYPES
 from vit_jax.core.errors import RunError
 from vit_jax.core.misfits import misfits, refuse
 from vit_jax.nn import sharding, tree
 
-TYPES = {np.dtype(t) for t in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)}
 Wanted = Mapping[str, jax.ShapeDtypeStruct]
 
 

@@ -16,7 +16,15 @@ import numpy as np
 from flax import nnx
 
 from vit_jax import models
-from vit_jax.architecture import MODELS, Backbone, TextArchitecture, ViTArchitecture
+from vit_jax.architecture import (
+  MODELS,
+  Backbone,
+  DinoArchitecture,
+  MaskedArchitecture,
+  TextArchitecture,
+  ViTArchitecture,
+  encoders,
+)
 from vit_jax.architecture.card import Card
 from vit_jax.architecture.vit import INTERPOLATIONS
 from vit_jax.checkpoints.store import Checkpoints
@@ -32,11 +40,13 @@ from vit_jax.nn import sharding, tree
 
 # Dialects in which parameters say everything about the model.
 JAX = ('vit', 'vit-linen', 'big_vision', 'big_vision-scan')
+# Numbers in the header of a safetensors file, see `timm.facts`.
+FACTS = ('num_heads', 'decoder_num_heads', 'norm_pix_loss', 'norm_last_layer')
 
 
 def load(
   path: str | paths.Path, *, step: int | None = None, part: str = '', prefix: str | None = None,
-  ignore: str = '', base: str = '', patch_method: str = 'bilinear', **changes: Any,
+  ignore: str = '', base: str = '', tower: str = '', patch_method: str = 'bilinear', **changes: Any,
 ) -> Any:  # fmt: skip
   """A model from a checkpoint of any known dialect.
 
@@ -52,46 +62,99 @@ def load(
     ignore: regular expression of names, without the prefix, that may be missing, unexpected or
       misshapen. Parameters that are not read for that get the values of a fresh model.
     base: of a file of changes (see `delta`) the checkpoint that is changed, if it has moved.
+    tower: of a model of several, the one to read alone, whose fields the changes are then.
     patch_method: how the patch embedding is resampled if patch_size is changed; see
       `layers.resample_patches`.
     **changes: fields of the model's configuration. num_classes replaces the head by a fresh one (0
       removes it), image_size (one number, or one for each axis) resamples learned positions, by the
       model's own interpolation or the one given, patch_size and in_channels resample and adapt the
       patch embedding; the other fields override what was inferred (num_heads, eps, mlp, dtype,
-      remat, ...). For two towers: image and text, dicts of such fields.
+      remat, ...). For several towers dicts of such fields by their names: image and text, or
+      encoder and decoder.
 
   Returns:
-    `models.vit.ViT`, or `models.two_towers.TwoTowers`; what it expects of images is its `card`.
+    `models.vit.ViT`, `models.two_towers.TwoTowers`, `models.masked.Masked` or `Mae`,
+    `models.dino.Dino`, or another of `architecture.MODELS`; what it expects of images is its
+    `card`.
 
   Raises:
     RunError: if the checkpoint is missing, damaged, not recognised, or does not fit.
   """
+  if tower:
+    others = {name: value for name, value in changes.items() if isinstance(value, Mapping)}
+    changes = {name: value for name, value in changes.items() if name not in others}
+    for name in reversed(tower.split('/')):
+      changes = {name: changes}
+    changes = {**others, **changes}
   opened = open_checkpoint(
     path, step=step, part=part, prefix=prefix, ignore=ignore, base=base, **changes
   )
-  return model_of(opened, patch_method)
+  return model_of(opened, patch_method, tower)
 
 
-def model_of(opened: Opened, patch_method: str = 'bilinear') -> Any:
+def model_of(opened: Opened, patch_method: str = 'bilinear', tower: str = '') -> Any:
   """The model in a checkpoint, with the changes with which it was opened; see `load`."""
   methods = [method for method in INTERPOLATIONS if method not in ('corner', 'bicubic_offset')]
   if patch_method not in methods:
     raise RunError(f'unknown patch_method {patch_method!r}: {suggest(patch_method, methods)}')
   leaves = opened.leaves()
   config, card, changes = opened.config, opened.card, opened.changes
+  if tower:
+    config, leaves, changes = _alone(tower, config, leaves, changes, opened.where)
+    card = dataclasses.replace(card, task={}, fields={})
+  elif isinstance(config, MaskedArchitecture):
+    changes = _followed(config, changes, opened.where)
   classes = changes.get('num_classes')
   if classes and classes != getattr(config, 'num_classes', classes):
     names = ', and class names are dropped' if card.class_names else ''
     notes.say(f'{opened.where}: the head for {classes} classes is new, initialised to zero{names}')
-  for name, tower in getattr(config, 'towers', {}).items():
-    wanted = changes.get(name, {}).get('num_classes', tower.num_classes)
-    if wanted != tower.num_classes:
+  towers: dict[str, Any] = getattr(config, 'towers', {})
+  for name, one in towers.items():
+    wanted = changes.get(name, {}).get('num_classes', one.num_classes)
+    if wanted != one.num_classes:
       raise RunError(
-        f'{opened.where}: {name} projects to {tower.num_classes} features, as the other towers '
+        f'{opened.where}: {name} projects to {one.num_classes} features, as the other towers '
         f'need it: its num_classes cannot be {wanted}'
       )
   config, card, leaves = adapt.adapt(config, card, leaves, changes, patch_method)
   return build(config, leaves, card)
+
+
+def _alone(
+  tower: str, config: Any, leaves: Mapping[str, Any], changes: Mapping[str, Any], where: str
+) -> tuple[Any, dict[str, Any], Mapping[str, Any]]:
+  """Of one tower: its configuration, parameters and changes."""
+  towers = {name: one for name, one in encoders(config).items() if name}
+  if tower not in towers:
+    known = suggest(tower, towers) if towers else 'it is a single one'
+    raise RunError(
+      f'{where} has a model of the kind {config.kind}, without a tower {tower!r}: {known}'
+    )
+  for name in tower.split('/'):
+    changes = changes.get(name, {})
+  return towers[tower], tree.inside(leaves, tower), changes
+
+
+def _followed(
+  config: MaskedArchitecture, changes: Mapping[str, Any], where: str
+) -> Mapping[str, Any]:
+  """Changes of a model that fills in hidden patches: of its images alone, which all of it follows.
+
+  Raises:
+    RunError: for others, by which the head would be of other patches.
+  """
+  for name, tower in config.towers.items():
+    for field in adapt.CHANGES:
+      value = changes.get(name, {}).get(field, old := getattr(tower, field))
+      if value != old and (name, field) != ('encoder', 'image_size'):
+        raise RunError(
+          f'{where} fills in patches, by which {name}.{field}={old} is decided: it cannot be '
+          f'{value}; the encoder can be changed where it is read alone, with tower=encoder'
+        )
+  if 'decoder' not in config.towers:
+    return changes
+  grid = adapt.changed(config.encoder, changes.get('encoder', {})).grid
+  return {**changes, 'decoder': {**changes.get('decoder', {}), 'image_size': grid}}
 
 
 def build(config: Any, leaves: Mapping[str, Any], card: Card | None) -> Any:
@@ -194,9 +257,9 @@ def _open_file(
     config = paths.read_object(beside[0]) if beside else {}
     if (folder / 'preprocessor_config.json').exists():
       preprocessor = paths.read_object(folder / 'preprocessor_config.json')
-  facts = files.facts(file) if file.suffix == '.safetensors' else {}
-  if facts.get('num_heads', '').isdecimal():
-    config.setdefault('model_args', {'num_heads': int(facts['num_heads'])})
+  said = files.facts(file) if file.suffix == '.safetensors' else {}
+  if facts := {name: int(said[name]) for name in FACTS if said.get(name, '').isdecimal()}:
+    config.setdefault('model_args', facts)
   chosen = parts.pick(whole, part, str(path))
   # A model without registers may still have an array of none.
   arrays = {name: a for name, a in whole[chosen].items() if 0 not in a.shape}
@@ -393,11 +456,24 @@ def _say_what_is_read(opened: Opened, source: Source) -> None:
 def _say_what_is_guessed(opened: Opened, source: Source) -> None:
   """Notes on what no file next to the weights says."""
   config, card = opened.config, opened.card
-  if isinstance(config, ViTArchitecture) and opened.dialect not in JAX and not source.config:
-    fields = [f for f in ('num_heads', 'mlp', 'pool') if f not in opened.changes]
-    values = ', '.join(f'{field}={getattr(config, field)!r}' for field in fields)
+  fields = (
+    ('num_heads', 'mlp', 'pool') if isinstance(config, ViTArchitecture) else ('num_heads', 'mlp')
+  )
+  told = ViTArchitecture | MaskedArchitecture | DinoArchitecture
+  towers = encoders(config) if isinstance(config, told) else {}
+  if opened.dialect not in JAX and not source.config:
+    values = ', '.join(
+      f'{tower}.{field}={getattr(one, field)!r}'.lstrip('.')
+      for tower, one in towers.items() for field in fields
+      if field not in (opened.changes.get(tower, {}) if tower else opened.changes)
+    )  # fmt: skip
     if values:
       notes.say(f'{opened.where}: no configuration next to the weights; guessing {values}')
+  if isinstance(config, ViTArchitecture) and source.computed:
+    notes.say(
+      f'{opened.where}: {source.computed[0]} holds the fixed positions of MAE, which are computed '
+      'instead, for images of other sizes, too; posemb=learned reads them as a table'
+    )
   given = source.config.get('pretrained_cfg') or source.config
   if not (source.preprocessor or source.config.get('preprocess_cfg') or given.get('mean')):
     height, width = card.size

@@ -10,7 +10,7 @@ from typing import Any
 
 from vit_jax.architecture import encoders
 from vit_jax.architecture.card import Card
-from vit_jax.convert import adapt, backbones, npz, openai, parts, timm, transformers
+from vit_jax.convert import adapt, backbones, dino, npz, openai, parts, timm, transformers
 from vit_jax.convert.dialects import DIALECTS
 from vit_jax.convert.opened import Opened
 from vit_jax.convert.source import Source
@@ -19,7 +19,7 @@ from vit_jax.core.errors import RunError, suggest
 
 READERS: dict[str, Any] = {
   'npz': npz, 'openai': openai, 'transformers': transformers, 'timm': timm,
-  'backbones': backbones,
+  'backbones': backbones, 'dino': dino,
 }  # fmt: skip
 
 
@@ -180,7 +180,8 @@ def _as_model(source: Source) -> Opened:
     made = reader.make_rules(config, adapt.abstract(config), style)
   except (ValueError, OverflowError, TypeError) as error:
     raise RunError(f'{source.where}: the configuration is inconsistent: {error}') from None
+  buffers = '|'.join([reader.IGNORE, *map(re.escape, source.computed)])
   return Opened(
-    card.dialect or name, config, card, source.arrays, made, reader.IGNORE, source.where,
+    card.dialect or name, config, card, source.arrays, made, buffers, source.where,
     changes=source.hints,
   )  # fmt: skip

@@ -7,8 +7,12 @@ import math
 import re
 from typing import Any
 
-from vit_jax.convert.files import Arrays
+import ml_dtypes
+import numpy as np
+
+from vit_jax.convert.files import TYPES, Arrays
 from vit_jax.core.errors import RunError
+from vit_jax.nn import positions
 
 INCEPTION = ((0.5,) * 3, (0.5,) * 3)
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -27,6 +31,8 @@ class Source:
     hints: fields of the model's configuration that the caller knows better.
     dropped: names of arrays that are parameters of something else than the model.
     notes: what the reader had to replace by something near.
+    computed: names of arrays that hold what the model computes by itself.
+    tower: of several, that this is of.
   """
 
   where: str
@@ -36,6 +42,13 @@ class Source:
   hints: dict[str, Any] = dataclasses.field(default_factory=dict)
   dropped: list[str] = dataclasses.field(default_factory=list)
   notes: list[str] = dataclasses.field(default_factory=list)
+  computed: list[str] = dataclasses.field(default_factory=list)
+  tower: str = ''
+
+  def inside(self, tower: str, arrays: Arrays | None = None) -> Source:
+    """The same for one tower of several: with what the caller says of it, and its arrays."""
+    arrays = self.arrays if arrays is None else arrays
+    return dataclasses.replace(self, tower=tower, hints=self.hints.get(tower, {}), arrays=arrays)
 
   def __contains__(self, name: str) -> bool:
     return name in self.arrays
@@ -74,7 +87,8 @@ class Source:
       return self.integer(hint, 'num_heads')
     heads = {32: 2, **HEADS, **(special or {})}.get(width) or (0 if width % 64 else width // 64)
     if not heads:
-      raise RunError(f'{self.where} does not say how many heads it has: give num_heads')
+      whose = f'its {self.tower}' if self.tower else 'it'
+      raise RunError(f'{self.where} does not say how many heads {whose} has: give num_heads')
     return heads
 
   def grid(self, rows: int, prefixes: dict[str, int], stride: int, size: Any = None):
@@ -98,6 +112,28 @@ class Source:
     raise RunError(
       f'{self.where}: {rows} positions are not a square of patches: give image_size=(height, width)'
     )
+
+  def fixed(self, name: str, grid: tuple[int, ...], *, zeros: bool = True) -> bool:
+    """Whether positions are the fixed ones of MAE, which a model computes, unless told otherwise.
+
+    Args:
+      name: of the table, (1, tokens, features), the patches last.
+      grid: these along each axis.
+      zeros: whether the rows of the tokens before them must be zero.
+    """
+    shape, kind = self.shape(name, 3), self.arrays[name].dtype
+    before = shape[1] - math.prod(grid)
+    wanted = self.hints.get('posemb', 'sincos_mae') == 'sincos_mae'
+    if not wanted or before < 0 or shape[2] % 4 or kind not in TYPES:
+      return False
+    table = np.asarray(self.arrays[name])
+    if table.shape != shape:  # of what is not written yet
+      return False
+    own = positions.sincos(positions.grid_coords(*grid), shape[2], mae=True)
+    # Some compute it in float32, and of half precision less is left.
+    near = max(1e-5, float(ml_dtypes.finfo(kind).eps))
+    same = np.abs(table[0, before:].astype(np.float32) - own).max() <= near
+    return bool(same) and not (zeros and table[0, :before].any())
 
 
 # Heads by width where they are not 64 wide.

@@ -1,4 +1,4 @@
-"""Checkpoints of timm (VisionTransformer, Eva, Beit, hybrids) and of Meta (DINOv2, DINOv3)."""
+"""Checkpoints of timm (VisionTransformer, Eva, Beit, hybrids) and of Meta (DINOv2, DINOv3, MAE)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from vit_jax.architecture import MaeArchitecture, ViTArchitecture
 from vit_jax.architecture.card import Card
 from vit_jax.architecture.vit import stem_stride
+from vit_jax.convert import masked
 from vit_jax.convert.layout import BLOCKS, Rule, Shapes, Table, To, rules
 from vit_jax.convert.source import IMAGENET, INCEPTION, OPENAI, Source, pair
 from vit_jax.core.errors import RunError
+from vit_jax.models.masked import MaeConfig
 from vit_jax.models.vit import ViTConfig
 
 IGNORE = r'.*\.(periods|bias_mask|relative_position_index|k_bias)|local_cls_norm\..*|rope\..*'
@@ -22,7 +25,10 @@ STYLES: dict[str, dict[str, Any]] = {
   'eva-split': dict(scale='gamma_{}', qkv='split', qkv_bias='split', glu='split'),
   'dinov2': dict(scale='ls{}.gamma', qkv='packed', qkv_bias='packed', glu='w12'),
   'dinov3': dict(scale='ls{}.gamma', qkv='packed', qkv_bias='packed', glu='w123'),
+  'mae': dict(scale='ls{}.gamma', qkv='packed', qkv_bias='packed', glu='packed', decoder=True),
 }
+# What MAE adds to an encoder.
+_DECODER = re.compile(r'decoder_.*|mask_token')
 # Architectures of timm with a tanh GELU, and ones that differ from all others in what no name of a
 # parameter shows: where norms are, how positions are counted, which heads share keys.
 GELU_TANH = re.compile(
@@ -43,9 +49,14 @@ def recognise(source: Source) -> dict[str, Any] | None:
   """Which of the family wrote a checkpoint; None if none of them."""
   if 'patch_embed.proj.weight' not in source:
     return None
-  if 'decoder_embed.weight' in source:  # MAE, of which the encoder alone is a model of images
-    source.dropped += [n for n in source.arrays if n.startswith('decoder_') or n == 'mask_token']
+  if {'decoder_embed.weight', 'decoder_pos_embed', 'decoder_pred.weight'} <= {*source.arrays}:
+    return dict(STYLES['mae'])
+  if 'decoder_embed.weight' in source:  # of something else, of which the encoder can be read
+    source.dropped += [name for name in source.arrays if _DECODER.fullmatch(name)]
     source.arrays = {n: a for n, a in source.arrays.items() if n not in source.dropped}
+  if 'masked_embed' in source:  # the mask token of iBOT's students
+    source.dropped.append('masked_embed')
+    source.arrays = {n: a for n, a in source.arrays.items() if n != 'masked_embed'}
   if any(re.match(r'blocks\.\d+\.\d+\.', name) for name in source.arrays):  # chunked by Meta
     source.arrays = {
       re.sub(r'^blocks\.\d+\.(\d+)\.', r'blocks.\1.', name): array
@@ -76,7 +87,7 @@ def recognise(source: Source) -> dict[str, Any] | None:
   return style
 
 
-def table(config: ViTConfig, style: dict[str, Any]) -> Table:
+def table(config: ViTArchitecture, style: dict[str, Any]) -> Table:
   """From our names to theirs."""
   meta = style['glu'] in ('w12', 'w123')
   block, ours = 'blocks.{}.', BLOCKS
@@ -136,15 +147,53 @@ def table(config: ViTConfig, style: dict[str, Any]) -> Table:
   return names
 
 
-def make_rules(config: ViTConfig, shapes: Shapes, style: dict[str, Any]) -> list[Rule]:
+def make_rules(config: Any, shapes: Shapes, style: dict[str, Any]) -> list[Rule]:
   """The rules by which a model is read and written."""
+  if isinstance(config, MaeArchitecture):
+    theirs = {name: f'decoder_{name}' for name in ('embed', 'norm')}
+    theirs |= {'mask_token': 'mask_token', 'posemb': 'decoder_pos_embed'}
+    blocks = {n: f'decoder_{to}' for n, to in table(config.decoder, style).items()}
+    decoder = masked.decoder_table(blocks, theirs, config.decoder)
+    both = {
+      **{f'encoder/{name}': to for name, to in table(config.encoder, style).items()},
+      **{f'decoder/{name}': to for name, to in decoder.items()}, 'head': 'decoder_pred',
+    }  # fmt: skip
+    return rules(both, shapes, torch=True)
   # Eva turns neighbouring features together; DINOv3 the two halves, as we do.
   interleaved = config.rope == 'grid'
   return rules(table(config, style), shapes, torch=True, interleaved=interleaved)
 
 
-def architecture(source: Source, style: dict[str, Any]) -> tuple[ViTConfig, Card]:
+def _mae(source: Source, style: dict[str, Any]) -> tuple[MaeConfig, Card]:
+  """The encoder and the decoder of MAE."""
+  args = source.config.get('model_args') or {}
+  inner = {n: a for n, a in source.arrays.items() if not _DECODER.fullmatch(n)}
+  encoder, _ = architecture(source.inside('encoder', inner), {**style, 'decoder': False})
+  mine, width = source.inside('decoder'), source.shape('decoder_embed.weight', 2)[0]
+  decoder = ViTConfig(
+    '', width=width, depth=source.count(r'decoder_blocks\.(\d+)\.'),
+    mlp_dim=source.shape('decoder_blocks.0.mlp.fc1.weight', 2)[0],
+    num_heads=mine.heads(width, args.get('decoder_num_heads'), special=masked.HEADS), mlp='gelu',
+    eps=1e-6, interpolation='bicubic_aa',
+    **masked.decoder_positions(mine, 'decoder_pos_embed', encoder.resolve()),
+  )  # fmt: skip
+  normalized = args.get('norm_pix_loss')
+  if normalized is None:
+    # The files that were published to look at are of those without it.
+    normalized = 'visualize' not in source.where.rpartition('/')[2]
+    source.notes.append(
+      'no configuration says what was predicted; guessing '
+      + ('normalized pixels' if normalized else 'pixels')
+    )
+  card = Card('mae', encoder.image_size, *IMAGENET, crop=0.875)
+  card = masked.trained(card, ratio=0.75, target='normalized' if normalized else 'pixels')
+  return MaeConfig(encoder, source.shape('decoder_pred.weight', 2)[0], decoder), card
+
+
+def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
   """The model of a checkpoint, by its arrays and by the configuration that timm saves with them."""
+  if style.get('decoder'):
+    return _mae(source, style)
   args = source.config.get('model_args') or {}
   given = source.config.get('pretrained_cfg') or source.config
   name = str(source.config.get('architecture') or '').partition('.')[0]
@@ -232,6 +281,10 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[ViTConfig, Card
     if not found['registers']:
       prefixes.pop('all')
     found['image_size'], found['posemb_tokens'] = source.grid(count, prefixes, stride, size)
+    grid = tuple(side // stride for side in found['image_size'])
+    if source.fixed('pos_embed', grid):
+      found['posemb'] = 'sincos_mae'
+      source.computed.append('pos_embed')
   else:
     found['posemb'] = 'none'
     if rows:
@@ -294,10 +347,13 @@ def _is_rotary(name: str, found: dict, has: Any) -> bool:
 
 
 def _card(source: Source, name: str, given: dict, config: ViTConfig, meta: bool) -> Card:
-  mean, std = IMAGENET if meta else OPENAI if config.embed_norm else INCEPTION
+  mae = config.posemb == 'sincos_mae'
+  mean, std = IMAGENET if meta or mae else OPENAI if config.embed_norm else INCEPTION
   card: dict[str, Any] = dict(dialect='timm', size=config.image_size, mean=mean, std=std, crop=0.9)
   if meta:
     card |= dict(dialect='dinov3' if config.rope == 'unit' else 'dinov2', crop=0.875)
+  elif mae:
+    card['crop'] = 0.875
   return told(source, given, card, config.num_classes)
 
 
@@ -328,7 +384,27 @@ def told(source: Source, given: Mapping[str, Any], card: dict[str, Any], classes
   return Card(**card)
 
 
-def style_for(config: ViTConfig, dialect: str, kind: str) -> dict[str, Any]:
+def facts(config: Any, card: Card) -> dict[str, int]:
+  """What the header of a file of Meta's dialects says, in the words of their classes.
+
+  Raises:
+    RunError: for MLPs that these cannot have.
+  """
+  if not isinstance(config, MaeArchitecture):
+    return dict(num_heads=config.num_heads)
+  (wide, mlp), (own, ours) = ((t.width, t.mlp_dim) for t in (config.encoder, config.decoder))
+  if ours * wide != mlp * own:
+    raise RunError(
+      f'mae cannot express decoder.mlp_dim={ours}: its decoder has the mlp_ratio of the encoder, '
+      f'{mlp / wide:.3g} times {own}'
+    )
+  return dict(
+    num_heads=config.encoder.num_heads, decoder_num_heads=config.decoder.num_heads,
+    norm_pix_loss=int(card.task.get('target') == 'normalized'),
+  )  # fmt: skip
+
+
+def style_for(config: Any, dialect: str, kind: str) -> dict[str, Any]:
   """How a model is written; for 'timm', by the kind of its form, see `forms`."""
   if dialect != 'timm':
     return dict(STYLES[dialect])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
-from vit_jax.architecture import TwoTowersArchitecture
+from vit_jax.architecture import MaskedArchitecture, TwoTowersArchitecture
 from vit_jax.architecture.card import Card
+from vit_jax.convert import masked
 from vit_jax.convert.source import IMAGENET, INCEPTION, OPENAI, Source, pair
 from vit_jax.convert.transformers_names import TOWERS
 from vit_jax.convert.transformers_names import make_rules as make_rules
 from vit_jax.core.errors import RunError, suggest
+from vit_jax.models.masked import MaeConfig, MaskedConfig
 from vit_jax.models.text import TextConfig
 from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.models.vit import ViTConfig
@@ -31,16 +34,20 @@ TYPES: dict[str, dict[str, Any]] = {
     inner='dinov2_with_registers.', stats=IMAGENET, resize='bicubic', crop=0.875
   ),
   'dinov3_vit': dict(inner='model.', stats=IMAGENET, resize='bilinear', crop=0.0),
+  'vit_mae': dict(inner='vit.', stats=IMAGENET, resize='bicubic', crop=0.875),
   'clip': dict(stats=OPENAI, resize='bicubic', crop=1.0),
   'siglip': dict(stats=INCEPTION, resize='bicubic', crop=0.0),
   'siglip2': dict(stats=INCEPTION, resize='bilinear', crop=0.0),
 }
+# As version 5 saves layers of MAE's decoder, taking them for an encoder's.
+_DECODER = re.compile(r'^(decoder\.decoder_)encoder\.layer\.')
 VISION_ONLY = {f'{tower}_vision_model': tower for tower in TOWERS}
 
 
 def recognise(source: Source) -> dict[str, Any] | None:
   """The style of a checkpoint of transformers: type, old or new names, prefix; None if none."""
   kind = source.config.get('model_type')
+  source.arrays = {_DECODER.sub(r'\1layers.', name): a for name, a in source.arrays.items()}
   names = source.arrays
   for prefix in ('vision_model.', ''):
     if f'{prefix}embeddings.patch_embedding.weight' not in source:
@@ -61,7 +68,17 @@ def recognise(source: Source) -> dict[str, Any] | None:
   prefix = embedded[0].removesuffix('embeddings.cls_token')
   if kind == 'dinov3_vit':
     old = any(n.startswith(f'{prefix}layer.') for n in names)
-  return dict(kind=kind, two=False, old=old, prefix=prefix)
+  return dict(kind=kind, two=False, old=old, prefix=prefix, filled=_filled(source, prefix))
+
+
+def _filled(source: Source, prefix: str) -> str:
+  """What a model says of hidden patches: 'decoded' or plain 'pixels', 'codes'; '' for none."""
+  if 'decoder.decoder_embed.weight' in source:
+    return 'decoded'
+  if f'{prefix}embeddings.mask_token' not in source:
+    return ''
+  heads = {'decoder.0.weight': 'pixels', 'lm_head.weight': 'codes'}
+  return next((filled for head, filled in heads.items() if head in source), '')
 
 
 def _guess_tower(source: Source, prefix: str) -> str:
@@ -75,6 +92,8 @@ def _guess_tower(source: Source, prefix: str) -> str:
 def _guess(source: Source) -> str:
   """The model_type of weights without a config.json."""
   has = lambda part: any(part in name for name in source.arrays)  # noqa: E731
+  if has('decoder.decoder_embed.'):
+    return 'vit_mae'
   if has('.distillation_token'):
     return 'deit'
   if has('lambda_1'):
@@ -89,6 +108,8 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
   kind, given = style['kind'], source.config
   if kind in TOWERS:
     return _towers(source, style)
+  if style['filled']:
+    return _masked(source, style)
   prefix, has = style['prefix'], source.__contains__
   embed = f'{prefix}embeddings.patch_embeddings.' + ('' if kind == 'dinov3_vit' else 'projection.')
   width, channels, patch, _ = source.shape(f'{embed}weight', 4)
@@ -151,6 +172,9 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
   if has(posemb):
     rows = source.shape(posemb, 3)[1]
     found['image_size'], _ = source.grid(rows, {'class': 1 + found['distilled']}, patch, size)
+    if source.fixed(posemb, tuple(side // patch for side in found['image_size'])):
+      found['posemb'] = 'sincos_mae'
+      source.computed.append(posemb)
   else:
     found |= dict(posemb='none', image_size=size or (14 * patch, 14 * patch))
   if kind == 'dinov3_vit':
@@ -184,16 +208,68 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
   return config, _card(source, kind, config.image_size, config.num_classes)
 
 
+def _masked(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
+  """A model that fills in hidden patches."""
+  filled, given = style['filled'], source.config
+  encoder, card = architecture(source.inside('encoder'), {**style, 'filled': ''})
+  if filled == 'codes':
+    if f'{style["prefix"]}layernorm.weight' in source:
+      raise RunError(
+        f'{source.where} has two norms behind its last block (use_mean_pooling=false), which is '
+        'not supported'
+      )
+    return MaskedConfig(encoder, source.shape('lm_head.weight', 2)[0]), card
+  if filled == 'pixels':
+    outputs, pixels = source.shape('decoder.0.weight', 4)[0], encoder.patch_size**2
+    if outputs != pixels * encoder.in_channels:
+      raise RunError(
+        f'{source.where} predicts {outputs} numbers for each patch, which has {pixels} pixels of '
+        f'{encoder.in_channels} channels: only encoder_stride=patch_size is supported'
+      )
+    # As in SimMIM.
+    return MaskedConfig(encoder, outputs), masked.trained(
+      card, ratio=0.6, target='pixels', loss_of='l1'
+    )
+  mine, at = source.inside('decoder'), 'decoder.decoder_'
+  width, mlp = source.shape(f'{at}embed.weight', 2)[0], 'intermediate.dense'
+  mlp = mlp if style['old'] else 'mlp.fc1'
+  bias = 'attention.attention.query.bias' if style['old'] else 'attention.q_proj.bias'
+  found: dict[str, Any] = dict(
+    variant='', width=width, depth=source.count(re.escape(at) + r'layers\.(\d+)\.'),
+    mlp_dim=source.shape(f'{at}layers.0.{mlp}.weight', 2)[0], eps=encoder.eps, mlp=encoder.mlp,
+    num_heads=mine.heads(width, given.get('decoder_num_attention_heads'), special=masked.HEADS),
+    interpolation='bicubic', no_bias='' if f'{at}layers.0.{bias}' in source else 'query,key,value',
+    **masked.decoder_positions(mine, f'{at}pos_embed', encoder.resolve()),
+  )  # fmt: skip
+  _check_config(source, found, DECODER_SIZES)
+  normalized = given.get('norm_pix_loss', False)
+  card = masked.trained(
+    card,
+    ratio=float(given.get('mask_ratio', 0.75)),
+    target='normalized' if normalized else 'pixels',
+  )
+  return MaeConfig(encoder, source.shape(f'{at}pred.weight', 2)[0], ViTConfig(**found)), card
+
+
 def _theta(given: dict[str, Any]) -> float:
   rope = given.get('rope_parameters') or {}
   return float(given.get('rope_theta') or rope.get('rope_theta') or 100.0)
 
 
-def _check_config(source: Source, found: dict[str, Any]) -> None:
+# Names in config.json of what arrays say, too.
+SIZES = {
+  'hidden_size': 'width', 'num_hidden_layers': 'depth', 'patch_size': 'patch_size',
+  'num_channels': 'in_channels', 'intermediate_size': 'mlp_dim',
+}  # fmt: skip
+DECODER_SIZES = {
+  'decoder_hidden_size': 'width', 'decoder_num_hidden_layers': 'depth',
+  'decoder_intermediate_size': 'mlp_dim',
+}  # fmt: skip
+
+
+def _check_config(source: Source, found: dict[str, Any], sizes: Mapping[str, str] = SIZES) -> None:
   """Raises RunError where config.json contradicts the arrays."""
-  for name, ours in (('hidden_size', 'width'), ('num_hidden_layers', 'depth'),
-                     ('patch_size', 'patch_size'), ('num_channels', 'in_channels'),
-                     ('intermediate_size', 'mlp_dim')):  # fmt: skip
+  for name, ours in sizes.items():
     value = source.config.get(name)
     if isinstance(value, int) and value != found[ours]:
       raise RunError(
@@ -307,6 +383,8 @@ def style_for(config: Any, kind: str, *, old: bool) -> dict[str, Any]:
   if isinstance(config, TwoTowersArchitecture):
     kind = 'clip' if config.image.embed_norm else _siglip(config.image)
     return dict(kind=kind, two=True, old=True, prefix='vision_model.')
+  if isinstance(config, MaskedArchitecture):
+    return dict(kind=kind, two=False, old=old, prefix=TYPES[kind]['inner'])
   if kind in TOWERS:
     prefix = 'vision_model.' if old or config.num_classes else ''
     return dict(kind='clip' if kind == 'clip' else _siglip(config), two=False, old=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vit_jax.architecture import TwoTowersArchitecture
+from vit_jax.architecture import MaeArchitecture, MaskedArchitecture, TwoTowersArchitecture
 from vit_jax.architecture.card import Card
 from vit_jax.convert import images
 from vit_jax.convert.transformers import ACTIVATIONS
@@ -18,7 +18,8 @@ def sidecar(
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
   """config.json and preprocessor_config.json of a model, and what these do not quite say."""
   kind, two = style['kind'], isinstance(config, TwoTowersArchitecture)
-  image = config.image if two else config
+  hides = isinstance(config, MaskedArchitecture)
+  image: Any = config.image if two else config.encoder if hides else config
   act = {v: k for k, v in reversed(ACTIVATIONS.items())}
   given: dict[str, Any] = dict(
     hidden_size=image.width, num_hidden_layers=image.depth, num_attention_heads=image.num_heads,
@@ -36,8 +37,12 @@ def sidecar(
     ),
     'dinov3_vit': ('DINOv3ViTModel', 'DINOv3ViTModel'),
   }  # fmt: skip
+  hiding = {
+    'vit': 'ViTForMaskedImageModeling', 'deit': 'DeiTForMaskedImageModeling',
+    'beit': 'BeitForMaskedImageModeling', 'vit_mae': 'ViTMAEForPreTraining',
+  }  # fmt: skip
   without = image.without
-  if kind in ('vit', 'deit', 'dinov2', 'dinov2_with_registers'):
+  if kind in ('vit', 'vit_mae', 'deit', 'dinov2', 'dinov2_with_registers'):
     given['qkv_bias'] = 'query' not in without
   if kind == 'vit' and image.representation_size:
     given['pooler_output_size'] = image.representation_size
@@ -49,6 +54,8 @@ def sidecar(
       use_mask_token=image.mask_token, use_mean_pooling=image.pool == 'mean',
       layer_scale_init_value=image.layerscale,
     )  # fmt: skip
+  if hides:
+    given |= _of_hidden(config, card, kind)
   if kind.startswith('dino'):
     given['layerscale_value'] = image.layerscale
   if kind.startswith('dinov2'):
@@ -73,7 +80,8 @@ def sidecar(
     notes.append('class names repeat: label2id has the last class of each, id2label all of them')
   if kind not in TOWERS:
     head = bool(image.num_classes)
-    given |= dict(model_type=kind, architectures=[architectures[kind][head]])
+    name = hiding[kind] if hides else architectures[kind][head]
+    given |= dict(model_type=kind, architectures=[name])
     given |= _labels(image, card) if head else {}
     return {'config.json': given, 'preprocessor_config.json': preprocessor}, notes
   if kind == 'siglip2':
@@ -114,6 +122,21 @@ def sidecar(
   if kind == 'clip':
     whole['projection_dim'] = text.num_classes
   return {'config.json': whole, 'preprocessor_config.json': preprocessor}, notes
+
+
+def _of_hidden(config: Any, card: Card, kind: str) -> dict[str, Any]:
+  """Of a model that fills in hidden patches: its head, its decoder and its task."""
+  if isinstance(config, MaeArchitecture):
+    decoder = config.decoder
+    return dict(
+      decoder_hidden_size=decoder.width, decoder_num_hidden_layers=decoder.depth,
+      decoder_num_attention_heads=decoder.num_heads, decoder_intermediate_size=decoder.mlp_dim,
+      mask_ratio=card.task.get('ratio', 0.75),
+      norm_pix_loss=card.task.get('target') == 'normalized',
+    )  # fmt: skip
+  if kind == 'beit':
+    return dict(vocab_size=config.outputs, use_mean_pooling=True)
+  return dict(encoder_stride=config.encoder.patch_size)
 
 
 def _labels(image: ViTConfig, card: Card) -> dict[str, Any]:

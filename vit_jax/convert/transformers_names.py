@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from vit_jax.architecture import TwoTowersArchitecture
+from vit_jax.architecture import (
+  MaeArchitecture,
+  MaskedArchitecture,
+  TwoTowersArchitecture,
+  ViTArchitecture,
+)
+from vit_jax.convert import masked
 from vit_jax.convert.layout import BLOCKS, Rule, Shapes, Table, To, rules
-from vit_jax.models.vit import ViTConfig
 
 TOWERS = ('clip', 'siglip', 'siglip2')
 
@@ -18,7 +23,7 @@ def _block(base: str, names: tuple[str, ...]) -> dict[str, Any]:
   return {BLOCKS + a: base + b for a, b in zip(ours, names, strict=True)}
 
 
-def table(config: ViTConfig, style: dict[str, Any]) -> Table:
+def table(config: ViTArchitecture, style: dict[str, Any]) -> Table:
   """From our names to theirs, for one image tower that is not of CLIP or SigLIP."""
   kind, old, prefix = style['kind'], style['old'], style['prefix']
   attention = (
@@ -40,8 +45,9 @@ def table(config: ViTConfig, style: dict[str, Any]) -> Table:
   }
   dino2 = kind.startswith('dinov2')
   names['mask_token'] = To(f'{prefix}embeddings.mask_token', ndim=2 if dino2 else 3)
-  if kind in ('vit', 'deit', 'beit'):
+  if kind in ('vit', 'deit', 'beit', 'vit_mae'):
     base = f'{prefix}encoder.layer.{{}}.' if old else f'{prefix}layers.{{}}.'
+    base = style.get('base', base)
     mlp = ('intermediate.dense', 'output.dense') if old else ('mlp.fc1', 'mlp.fc2')
     norms = ('layernorm_before', 'layernorm_after')
     scales = ('lambda_1', 'lambda_2')
@@ -73,6 +79,27 @@ def table(config: ViTConfig, style: dict[str, Any]) -> Table:
   if config.distilled:
     names |= {'head': 'cls_classifier', 'distill_head': 'distillation_classifier'}
   return names
+
+
+def masked_table(config: Any, style: dict[str, Any]) -> Table:
+  """The same for models that fill in hidden patches."""
+  both: dict[str, Any] = {f'encoder/{n}': to for n, to in table(config.encoder, style).items()}
+  if isinstance(config, MaeArchitecture):
+    at = 'decoder.'
+    theirs = {name: f'{at}decoder_{name}' for name in ('embed', 'norm')}
+    theirs |= {'mask_token': f'{at}mask_token', 'posemb': f'{at}decoder_pos_embed'}
+    blocks = table(config.decoder, {**style, 'base': f'{at}decoder_layers.{{}}.'})
+    decoder = masked.decoder_table(blocks, theirs, config.decoder)
+    both |= {f'decoder/{name}': to for name, to in decoder.items()}
+    return {**both, 'head': f'{at}decoder_pred'}
+  if style['kind'] == 'beit':
+    return {**both, 'encoder/encoder/norm': 'layernorm', 'head': 'lm_head'}
+  width, channels = config.encoder.width, config.encoder.in_channels
+  return {
+    **both,
+    'head/kernel': To('decoder.0.weight', shape=(config.outputs, width, 1, 1), channels=channels),
+    'head/bias': To('decoder.0.bias', channels=channels),
+  }
 
 
 def towers_table(config: Any, style: dict[str, Any]) -> tuple[Table, Table]:
@@ -120,5 +147,7 @@ def make_rules(config: Any, shapes: Shapes, style: dict[str, Any]) -> list[Rule]
       'logit_bias': 'logit_bias',
     }
     return rules(both, shapes, torch=True)
+  if isinstance(config, MaskedArchitecture):
+    return rules(masked_table(config, style), shapes, torch=True)
   one = towers_table(config, style)[0] if style['kind'] in TOWERS else table(config, style)
   return rules(one, shapes, torch=True)

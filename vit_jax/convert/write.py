@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 import jax
 import ml_dtypes
 import numpy as np
 
-from vit_jax.architecture import SINGLE, Backbone, Composition, TwoTowersArchitecture, encoders
+from vit_jax.architecture import (
+  SINGLE,
+  Backbone,
+  Composition,
+  DinoArchitecture,
+  MaskedArchitecture,
+  TwoTowersArchitecture,
+  encoders,
+)
 from vit_jax.architecture.card import Card, about
 from vit_jax.checkpoints.staging import FACTS
 from vit_jax.checkpoints.store import Checkpoints
 from vit_jax.convert import (
   backbones,
+  dino,
   files,
   forms,
   layout,
+  masked,
   notes,
   npz,
   openai,
@@ -35,6 +46,8 @@ from vit_jax.core import paths
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.nn import tree
 
+# Dialects of a file alone, whose header says what names and shapes do not.
+HEADERS = ('dinov2', 'dinov3', 'mae', 'dino', 'ibot')
 DTYPES = {'float32': np.float32, 'float16': np.float16, 'bfloat16': ml_dtypes.bfloat16}
 
 
@@ -47,7 +60,8 @@ def save(
   What the files say otherwise than the model, or not at all, is logged as warnings; see `notes`.
 
   Args:
-    model: `models.vit.ViT` or `models.two_towers.TwoTowers`.
+    model: `models.vit.ViT`, `models.two_towers.TwoTowers`, `models.dino.Dino`, or one of
+      `models.masked`.
     path: of a file, or of a folder where the dialect has a configuration next to the weights. It
       appears when it is complete.
     dialect: one of `DIALECTS`.
@@ -95,11 +109,6 @@ def save(
         (place / name).write_text(json.dumps(value, indent=2) + '\n')
   for text in plan.notes:
     notes.say(f'{path}: {text}')
-  if (task := card.task.get('name', 'classification')) not in ('classification', 'distillation'):
-    notes.say(
-      f'{path}: {dialect} does not say what a model was trained for: that it is {task} is lost, '
-      'and predictions would be read as classes; the dialect vit_jax keeps it'
-    )
   return None
 
 
@@ -143,15 +152,17 @@ def _plan(model: Any, leaves: Leaves, card: Card, dialect: str) -> _Plan:
   two = isinstance(model, TwoTowersArchitecture)
   if isinstance(model, Backbone):
     return _plan_backbone(model, leaves, card, dialect)
-  if not two and isinstance(model, Composition):
-    raise RunError(f'{dialect} has no models of the kind {model.kind}')
-  if two and dialect in ('timm', 'dinov2', 'dinov3'):
+  if isinstance(model, MaskedArchitecture | DinoArchitecture):
+    model = _not_pooled(model)
+  if two and dialect in ('timm', *HEADERS):
     raise RunError(f'{dialect} has no text towers')
   if two and model.image.pool == 'map' and dialect in ('openai', 'vit', 'vit-linen'):
     raise RunError(f'{dialect} cannot express towers with a map head')
   kind, config = '', model
   if not two:
-    kind, config, leaves = forms.fitted(model, leaves, dialect)
+    kind, config, leaves = forms.fitted(
+      model, leaves, dialect, of_classes=_says_classes(model, card)
+    )
   if len(card.class_names) != getattr(config, 'num_classes', 0):
     card = dataclasses.replace(card, class_names=())
   shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
@@ -165,18 +176,42 @@ def _plan(model: Any, leaves: Leaves, card: Card, dialect: str) -> _Plan:
   elif dialect == 'openai':
     made = openai.make_rules(config, shapes, openai.style_for(config))
     beside = openai.sidecar(config, card)
-  elif dialect in ('timm', 'dinov2', 'dinov3'):
+  elif isinstance(config, DinoArchitecture):
+    facts = {n: str(value) for n, value in dino.facts(config).items()}
+    config, leaves = dino.with_lengths(config, leaves)
+    shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
+    made = dino.make_rules(config, shapes, dino.style_for(dialect))
+  elif dialect in ('timm', *HEADERS):
     style = timm.style_for(config, dialect, kind)
     made = timm.make_rules(config, shapes, style)
     if dialect == 'timm':
       beside = {'config.json': timm_config.sidecar(config, card, kind, style)}
     else:
-      facts = {'num_heads': str(config.num_heads)}
+      facts = {n: str(value) for n, value in timm.facts(config, card).items()}
   else:
     made = npz.make_rules(config, shapes, npz.style_for(config, dialect))
   read, its_card = _read_back(config, made, beside, dialect)
   found += _differences(model, config, read, card, its_card, dialect, told=bool(beside))
-  return _Plan(config, leaves, made, beside, facts, found)
+  return _Plan(config, leaves, made, beside, facts, found + _lost(card, its_card, dialect))
+
+
+def _not_pooled(model: Any) -> Any:
+  """The one way to say a model whose towers pool nothing."""
+  towers = {
+    name: dataclasses.replace(tower, pool='token' if tower.class_token else 'mean')
+    for name, tower in model.towers.items()
+  }
+  return dataclasses.replace(model, **towers)
+
+
+def _says_classes(model: Any, card: Card) -> bool:
+  """Whether a model says classes of hidden patches, and no pixels, by its task or its outputs."""
+  if not isinstance(model, MaskedArchitecture):
+    return False
+  encoder = model.encoder
+  if target := card.task.get('target'):
+    return target in ('colours', 'codes')
+  return model.outputs != math.prod(encoder.patch) * encoder.in_channels
 
 
 def _plan_backbone(config: Backbone, leaves: Leaves, card: Card, dialect: str) -> _Plan:
@@ -189,7 +224,7 @@ def _plan_backbone(config: Backbone, leaves: Leaves, card: Card, dialect: str) -
   beside = {'config.json': backbones.sidecar(config, card)} if dialect == 'timm' else {}
   read, its_card = _read_back(config, made, beside, dialect)
   found = _differences(config, config, read, card, its_card, dialect, told=bool(beside))
-  return _Plan(config, leaves, made, beside, {}, found)
+  return _Plan(config, leaves, made, beside, {}, found + _lost(card, its_card, dialect))
 
 
 def _read_back(
@@ -197,29 +232,43 @@ def _read_back(
 ) -> tuple[Any, Card]:
   """What is written as it would be read; raises RunError unless that is the same model."""
   stubs = {rule.theirs: files.Stub(rule.shape, np.float32, lambda: None) for rule in made}
-  two = isinstance(config, TwoTowersArchitecture)
   # The number of heads goes into the header of the file, the shape of images nowhere.
-  hints: dict[str, Any] = {} if two else {'image_size': config.image_size}
-  if dialect in ('dinov2', 'dinov3'):
-    hints['num_heads'] = config.num_heads
+  hints: dict[str, Any] = {}
+  if not isinstance(config, TwoTowersArchitecture):
+    hints = {name: _told(tower, dialect) for name, tower in encoders(config).items()}
+    hints = hints.get('', hints)
   known = json.loads(json.dumps(next((beside[name] for name in SIDECARS if name in beside), {})))
   images = json.loads(json.dumps(beside.get('preprocessor_config.json', {})))
   try:
     _, _, _, back, card = recognise(Source(dialect, stubs, known, images, hints))
   except RunError as error:
     raise RunError(f'{dialect} cannot express this model. Read back, {error}') from None
-  pairs = [(config, back)]
-  if two:
-    pairs = [(getattr(config, n), getattr(back, n, None)) for n in ('image', 'text')]
-  for ours, theirs in pairs:
-    a, b = forms.signature(ours), forms.signature(theirs) if theirs else {}
+  ours, theirs = encoders(config), encoders(back)
+  pairs = [
+    (tower, forms.signature(one), forms.signature(theirs[tower]) if tower in theirs else {})
+    for tower, one in ours.items()
+  ]
+  if isinstance(config, Composition) and not isinstance(config, TwoTowersArchitecture):
+    pairs.append(('', config.own, back.own))
+  for tower, a, b in pairs:
     for name, value in a.items():
       if b.get(name) != value:
+        name = name if isinstance(config, TwoTowersArchitecture) else f'{tower}.{name}'.lstrip('.')
         raise RunError(
           f'{dialect} cannot express {name}={value!r}: it would be read as {b.get(name)!r}'
         )
-  channels = (back.image if two else back).in_channels
-  return back, card_for_channels(card, channels)
+  return back, card_for_channels(card, _seeing(back).in_channels)
+
+
+def _seeing(config: Any) -> Any:
+  """The tower of a model that sees images."""
+  return next(tower for tower in encoders(config).values() if isinstance(tower, SINGLE))
+
+
+def _told(config: Any, dialect: str) -> dict[str, Any]:
+  """What a reader is told of a tower by the header of a file, or by people."""
+  known = {'image_size': config.image_size}
+  return {**known, 'num_heads': config.num_heads} if dialect in HEADERS else known
 
 
 # Of a card, in the words of notes.
@@ -231,25 +280,29 @@ def _differences(
 ) -> list[str]:
   """Notes on what a written model is told otherwise, or is not told."""
   found = []
-  ours, written, theirs = (getattr(c, 'image', c) for c in (model, config, back))
-  if isinstance(ours, Backbone):
-    return found + _differences_of_images(ours, theirs, card, its_card, dialect, told=told)
-  if ours.posemb != written.posemb:
-    sides = 'x'.join(map(str, ours.grid))
-    found.append(f'posemb={ours.posemb!r} is written as a learned table of {sides} '
-                 'positions with the same values')  # fmt: skip
-  if ours.pool != written.pool:
-    found.append(f'pool={ours.pool!r} is written as pool={written.pool!r} with zeros in the head')
-  for name in ('mup_width', 'mup_depth'):
-    if getattr(ours, name) != getattr(written, name):
-      found.append(f'{name}={getattr(ours, name)} is multiplied into the parameters')
-  if ours.mask_token and not written.mask_token:
-    found.append('mask_token is dropped: only pre-training uses it')
-  if written.posemb == 'learned' and ours.interpolation != theirs.interpolation:
-    found.append(
-      f'interpolation={ours.interpolation!r} of positions, for images of other sizes, becomes '
-      f'{theirs.interpolation!r}'
-    )
+  towers = {n: t for n, t in encoders(model).items() if isinstance(t, SINGLE)}
+  for name, ours in towers.items():
+    if isinstance(ours, Backbone):
+      continue
+    written, theirs = encoders(config)[name], encoders(back)[name]
+    at = '' if isinstance(model, TwoTowersArchitecture) else f'{name}.'.lstrip('.')
+    if ours.posemb != written.posemb:
+      sides = 'x'.join(map(str, ours.grid))
+      found.append(f'{at}posemb={ours.posemb!r} is written as a learned table of {sides} '
+                   'positions with the same values')  # fmt: skip
+    if ours.pool != written.pool:
+      found.append(f'pool={ours.pool!r} is written as pool={written.pool!r} with zeros in the head')
+    for field in ('mup_width', 'mup_depth'):
+      if getattr(ours, field) != getattr(written, field):
+        found.append(f'{at}{field}={getattr(ours, field)} is multiplied into the parameters')
+    if ours.mask_token and not written.mask_token:
+      found.append('mask_token is dropped: only pre-training uses it')
+    if written.posemb == 'learned' and ours.interpolation != theirs.interpolation:
+      found.append(
+        f'{at}interpolation={ours.interpolation!r} of positions, for images of other sizes, '
+        f'becomes {theirs.interpolation!r}'
+      )
+  ours, theirs = _seeing(model), _seeing(back)
   return found + _differences_of_images(ours, theirs, card, its_card, dialect, told=told)
 
 
@@ -276,6 +329,23 @@ def _differences_of_images(
       found.append(f'{name}={notes.shown(value)} is dropped: {dialect} has no place for it'
                    f'{assumed}')  # fmt: skip
   return found
+
+
+def _lost(card: Card, its_card: Card, dialect: str) -> list[str]:
+  """What a written model does not say, or says otherwise, of the task that it was trained for."""
+  ours, theirs = card.task, its_card.task
+  task = ours.get('name', 'classification')
+  if task in ('classification', 'distillation'):
+    return []
+  if theirs.get('name') != task:
+    read = '' if task == 'masked' else ', and predictions would be read as classes'
+    return [f'{dialect} does not say what a model was trained for: that it is {task} is lost'
+            f'{read}; the dialect vit_jax keeps it']  # fmt: skip
+  return [
+    f'task.{name}={ours[name]!r} is dropped: {dialect} has no place for it, and readers assume '
+    f'{theirs[name]!r}'
+    for name in masked.TASK if name in ours and name in theirs and ours[name] != theirs[name]
+  ]  # fmt: skip
 
 
 def _plain_card(config: Any) -> Card:

@@ -4,6 +4,7 @@ from vit_jax.evaluators.classification import Classification
 from vit_jax.evaluators.imagenet import ImageNet, ImageNetC, ImageNetReal
 from vit_jax.evaluators.multilabel import MultiLabel
 from vit_jax.evaluators.probes import FewShot, Knn, Linear, Logistic
+from vit_jax.evaluators.reconstruction import Reconstruction
 from vit_jax.evaluators.regression import Regression
 from vit_jax.evaluators.segmentation import Segmentation
 
@@ -11,4 +12,5 @@ EVALUATORS = {
   'classification': Classification, 'multilabel': MultiLabel, 'regression': Regression,
   'segmentation': Segmentation, 'knn': Knn, 'logistic': Logistic, 'linear': Linear,
   'fewshot': FewShot, 'imagenet': ImageNet, 'imagenet_real': ImageNetReal, 'imagenet_c': ImageNetC,
+  'reconstruction': Reconstruction,
 }  # fmt: skip

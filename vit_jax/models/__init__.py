@@ -9,6 +9,9 @@ from vit_jax.architecture import (
   MODELS,
   ConvNetArchitecture,
   ConvNeXtArchitecture,
+  DinoArchitecture,
+  MaeArchitecture,
+  MaskedArchitecture,
   MixerArchitecture,
   ResNetArchitecture,
   SegmenterArchitecture,
@@ -28,6 +31,9 @@ MODULES: dict[type, str] = {
   ConvNeXtArchitecture: 'vit_jax.models.convnext:ConvNeXt',
   MixerArchitecture: 'vit_jax.models.mixer:Mixer',
   ConvNetArchitecture: 'vit_jax.models.convnet:ConvNet',
+  MaskedArchitecture: 'vit_jax.models.masked:Masked',
+  MaeArchitecture: 'vit_jax.models.masked:Mae',
+  DinoArchitecture: 'vit_jax.models.dino:Dino',
 }
 
 

@@ -211,6 +211,7 @@ class ViT(nnx.Module):
 
   def tokens(
     self, images: Any, *, key: Any = None, masked: jax.Array | None = None,
+    kept: jax.Array | None = None,
     patch_size: int | tuple[int, ...] | None = None, spacing: jax.Array | None = None,
   ) -> tuple[jax.Array, Context]:  # fmt: skip
     """What enters the encoder.
@@ -219,6 +220,7 @@ class ViT(nnx.Module):
       images: float (batch, *sides, in_channels), or `Patches`.
       key: of patch dropout and stochastic depth; without one nothing is dropped.
       masked: patches to be replaced by the mask token, bool (batch, patches).
+      kept: numbers of the patches that are not left out, int (batch, patches that are left).
       patch_size: cut the images into patches of this size instead of the model's own; the kernel is
         resampled (FlexiViT).
       spacing: how far apart pixels are along each axis, in units of those that the model knows
@@ -276,8 +278,10 @@ class ViT(nnx.Module):
       x = prepend_tokens(tokens, x)
     if config.embed_norm:
       x = self.embed_norm(x)
-    if key is not None and config.patch_dropout:
-      x, coords, mask = self._drop_patches(x, coords, mask, key)
+    if key is not None and config.patch_dropout and kept is None:
+      kept = self._left(x.shape[1] - config.prefix, mask, key, batch=len(x))
+    if kept is not None:
+      x, coords, mask = self._kept(x, coords, mask, kept)
       xp = jnp
     context = self._context(coords, size, grid, mask, xp)
     if packed and images.segment is not None:  # padding attends to padding
@@ -330,9 +334,9 @@ class ViT(nnx.Module):
   def _position(self, coords, size, grid, dtype) -> Any:
     """What is added to the embeddings of patches, (1 or batch, patches, width)."""
     config = self.config
-    if config.posemb == 'sincos':
-      xp = np if isinstance(coords, np.ndarray) else jnp
-      return jnp.asarray(positions.sincos(coords, config.width, xp=xp), dtype)
+    if 'sincos' in config.posemb:
+      xp, mae = np if isinstance(coords, np.ndarray) else jnp, config.posemb == 'sincos_mae'
+      return jnp.asarray(positions.sincos(coords, config.width, xp=xp, mae=mae), dtype)
     found = []
     for name, axes in config.tables.items():
       table = getattr(self, name)[0].astype(jnp.float32)
@@ -352,19 +356,21 @@ class ViT(nnx.Module):
     y = functools.reduce(jnp.add, found)
     return (y.reshape(1, -1, config.width) if grid else y).astype(dtype)
 
-  def _drop_patches(self, x, coords, mask, key):
+  def _left(self, count: int, mask: jax.Array | None, key: Any, *, batch: int) -> jax.Array:
     """A random subset of the patches of each example, of static size, in their old order."""
-    config = self.config
-    batch, count = x.shape[0], x.shape[1] - config.prefix
-    keep = max(1, round(count * (1 - config.patch_dropout)))
+    keep = max(1, round(count * (1 - self.config.patch_dropout)))
     draw = noise(key).draw(jax.random.uniform, batch, count)
     if mask is not None:  # padding goes first
       draw = draw + ~mask
-    kept = jnp.sort(jnp.argsort(draw, axis=1)[:, :keep], axis=1)
+    return jnp.sort(jnp.argsort(draw, axis=1)[:, :keep], axis=1)
+
+  def _kept(self, x, coords, mask, kept):
+    """Tokens, coordinates and mask of the patches of these numbers alone."""
+    prefix, batch = self.config.prefix, x.shape[0]
     take = jax.vmap(lambda x, index: x[index])
-    shape = (batch, count, coords.shape[-1])
+    shape = (batch, x.shape[1] - prefix, coords.shape[-1])
     coords = jnp.broadcast_to(coords, shape, out_sharding=spec('batch', None, None))
-    x = jnp.concatenate([x[:, : config.prefix], take(x[:, config.prefix :], kept)], axis=1)
+    x = jnp.concatenate([x[:, :prefix], take(x[:, prefix:], kept)], axis=1)
     return x, take(coords, kept), None if mask is None else take(mask, kept)
 
   def _context(self, coords, size, grid, mask, xp) -> Context:

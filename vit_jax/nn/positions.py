@@ -131,8 +131,9 @@ def looked_up(table: Array, coords: Array, size: Array, method: str) -> Array:
 
 
 def sincos(
-  coords: Array, features: int, temperature: float = 10_000.0, xp: ModuleType = np
-) -> Array:
+  coords: Array, features: int, temperature: float = 10_000.0, xp: ModuleType = np, *,
+  mae: bool = False,
+) -> Array:  # fmt: skip
   """Fixed sine-cosine position embedding of any number of axes (MoCo v3, Chen et al. 2021).
 
   Args:
@@ -141,13 +142,14 @@ def sincos(
       first: sin x, cos x, sin y, cos y for rows and columns; what is left over is 0.
     temperature: longest wavelength over 2 pi.
     xp: numpy or jax.numpy.
+    mae: whether the longest wavelength is the one after the last, as in MAE (He et al. 2022).
 
   Returns:
     float32 array of shape (..., features).
   """
   axes = coords.shape[-1]
   bands = features // (2 * axes)
-  omega = temperature ** -(np.arange(bands) / max(bands - 1, 1))
+  omega = temperature ** -(np.arange(bands) / (bands if mae else max(bands - 1, 1)))
   parts = []
   for axis in reversed(range(axes)):
     angle = coords[..., axis, None] * omega

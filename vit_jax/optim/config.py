@@ -79,6 +79,8 @@ class OptimConfig:
   layer_decay: float = 1.0
   # Fields with a largest value, which they must be below.
   _BELOW_ONE: ClassVar[tuple[str, ...]] = ()
+  # Constants that lanes may differ in: nothing but the arithmetic of a step depends on them.
+  traced: ClassVar[tuple[str, ...]] = ('clip', 'ema', 'skip_above')
 
   def __post_init__(self):
     for name, choices in (
@@ -134,6 +136,7 @@ class AdamW(OptimConfig):
   eps: float = 1e-8
   mu_dtype: str = 'float32'
   _BELOW_ONE: ClassVar[tuple[str, ...]] = ('b1', 'b2')
+  traced: ClassVar[tuple[str, ...]] = (*OptimConfig.traced, 'eps')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,6 +185,7 @@ class Adafactor(OptimConfig):
   b2_cap: float = 0.999
   smallest: int = 32
   _BELOW_ONE: ClassVar[tuple[str, ...]] = ('momentum',)
+  traced: ClassVar[tuple[str, ...]] = (*OptimConfig.traced, 'decay_rate', 'b2_cap')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -63,7 +63,8 @@ def adam(b1: Any, b2: Any, eps: Any, mu_dtype: str = 'float32') -> Rule:
     mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grad)
     nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grad)
     mean, square = 1 / (1 - b1**count), 1 / (1 - b2**count)
-    every = jax.tree.map(lambda _: eps, mu) if isinstance(eps, float) else eps
+    own = jax.tree.structure(eps) == jax.tree.structure(mu)
+    every = eps if own else jax.tree.map(lambda _: eps, mu)
     updates = jax.tree.map(lambda m, v, e: mean * m / (jnp.sqrt(square * v) + e), mu, nu, every)
     mu = jax.tree.map(lambda m: m.astype(mu_dtype), mu)
     return updates, optax.ScaleByAdamState(count, mu, nu)

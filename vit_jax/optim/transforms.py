@@ -26,7 +26,10 @@ def hyperparameters(config: OptimConfig) -> tuple[str, ...]:
 
 
 def optimizer(
-  config: OptimConfig, params: Any, hyper: Mapping[str, Any] | None = None
+  config: OptimConfig,
+  params: Any,
+  hyper: Mapping[str, Any] | None = None,
+  rates: Mapping[str, Any] | None = None,
 ) -> optax.GradientTransformation:
   """The optimizer of one step.
 
@@ -35,6 +38,7 @@ def optimizer(
     params: a tree of parameters; that of a model with `mup` has their factors applied.
     hyper: by dotted name, may be traced; the state does not depend on them, and without them only
       its structure can be asked for.
+    rates: factors on the learning rate besides those of the configuration, of `Task.rates`.
 
   Raises:
     RunError: for groups that do not fit the parameters, or muP with anything but Adam.
@@ -56,6 +60,10 @@ def optimizer(
       for ours, field in ((decay, 'decay'), (scale, 'lr'))
     )
     eps = jax.tree.map(lambda factor: eps * factor, pick('eps'))
+  for pattern, rate in (rates or {}).items():
+    scale = jax.tree_util.tree_map_with_path(
+      lambda path, s, p=pattern, r=rate: s * r if re.fullmatch(p, tree.name(path)) else s, scale
+    )
   rule = rules.rule(config, hyper, eps)
 
   def update(updates, state, params=None):
@@ -77,7 +85,7 @@ def clip(updates: Any, limit: float, by: str = 'global') -> Any:
   As `optax.clip_by_global_norm`, with one multiplication where that divides every number; a limit
   of 0 does nothing. `by` is one of `config.CLIPS`.
   """
-  if not limit:
+  if isinstance(limit, float | int) and not limit:
     return updates
   factor = lambda norm: jnp.minimum(1.0, limit / norm)  # noqa: E731
   if by == 'global':

@@ -10,7 +10,9 @@ from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.data.fields import Field
 from vit_jax.tasks.classification import Classification
+from vit_jax.tasks.dino import Dino
 from vit_jax.tasks.distillation import Distillation
+from vit_jax.tasks.masked import MaskedImages
 from vit_jax.tasks.multilabel import MultiLabel
 from vit_jax.tasks.networks import Network
 from vit_jax.tasks.packed import PackedClassification
@@ -21,6 +23,7 @@ from vit_jax.tasks.task import Fields, Task
 TASKS = {
   'classification': Classification, 'multilabel': MultiLabel, 'regression': Regression,
   'segmentation': Segmentation, 'packed': PackedClassification, 'distillation': Distillation,
+  'masked': MaskedImages, 'dino': Dino,
 }  # fmt: skip
 
 

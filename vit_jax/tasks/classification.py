@@ -65,6 +65,7 @@ class Classification(Images):
   mix_mode: str = 'batch'
   flip: bool = False
   classed = 'label'
+  traced = ('label_smoothing',)
 
   def __post_init__(self):
     super().__post_init__()

@@ -49,7 +49,9 @@ class Network:
 
   @property
   def config(self) -> Any:
-    """What the network is, resolved."""
+    """What the network is, resolved; RunError before its checkpoint was opened."""
+    if self.found is None:
+      raise RunError(f'{self.init}: what network it holds is known when a run has opened it')
     return _said(self.found)[0]
 
   @property

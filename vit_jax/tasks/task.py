@@ -110,15 +110,20 @@ class Task:
     frozen_dtype: of these parameters; 'bfloat16' halves them.
     coupled: whether the loss of an example depends on the other examples of the batch. Such a task
       cannot be computed in parts, unless it is a `Coupled` one.
+    remedy: what may be done about `signs`, a sentence.
     one_size: whether images are all brought to the size of the model.
     classed: the field whose classes the model has outputs for; '' for none.
+    traced: its fields, numbers that are no `Schedule`, on which nothing depends but the arithmetic
+      of its loss and its update, neither rows nor predictions: lanes may differ in them.
   """
 
   frozen: tuple[str, ...] = ()
   frozen_dtype: str = 'float32'
   coupled: ClassVar[bool] = False
+  remedy: ClassVar[str] = ''
   one_size: ClassVar[bool] = True
   classed: ClassVar[str] = ''
+  traced: ClassVar[tuple[str, ...]] = ()
 
   def __post_init__(self):
     if self.frozen_dtype not in DTYPES:
@@ -227,6 +232,37 @@ class Task:
     """
     del model, seen, ctx
     return extra
+
+  def rates(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """Factors on learning rates in this step, by regular expressions of names of parameters."""
+    del hyper
+    return {}
+
+  def report(self, extra: Any, model: Any, seen: Mapping[str, Any], ctx: Context) -> dict[str, Any]:
+    """What else is reported of a step: scalars that are no means over the batch.
+
+    Args:
+      extra: the state after the step.
+      model, seen, ctx: as for `update`.
+    """
+    del extra, model, seen, ctx
+    return {}
+
+  def signs(self, model: Any, values: Mapping[str, float], examples: int) -> dict[str, str]:
+    """What is wrong with a run, by name: a sentence each. Plain Python; two reports must agree.
+
+    Args:
+      model: its configuration, as `adapt` gave it.
+      values: that are reported.
+      examples: of a batch.
+    """
+    del model, values, examples
+    return {}
+
+  @property
+  def stops(self) -> bool:
+    """Whether `signs` end the run."""
+    return False
 
   def predict(self, model: Any, batch: Batch) -> dict[str, Any]:
     """What the model says of a batch that went through `augment`: arrays of the batch's length."""

@@ -192,8 +192,9 @@ class Config:
       its cooldown: this run starts from the newest checkpoint that both have in common, and ends as
       if it had been trained from the start.
     lanes: runs of one model, trained side by side by one program. Lane i has the i-th of the values
-      given for a hyperparameter: the learning rate, the seed, and every field of type Schedule, by
-      the end of its name (`lanes.lr=1e-3,3e-3`). Lanes of one seed share their batches.
+      given for a hyperparameter: the seed, the learning rate and its ends (lr_first, lr_last), any
+      field of type Schedule, and eps, clip, ema, skip_above and label_smoothing, by the end of its
+      name (`lanes.lr=1e-3,3e-3`). Lanes of one seed share their batches.
     compilation_cache: directory, relative to the run's, where compiled programs are kept for the
       next start; '' for none. Where JAX_COMPILATION_CACHE_DIR is set, that is used.
   """

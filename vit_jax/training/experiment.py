@@ -174,16 +174,17 @@ class Experiment:
         f'optim.layer_decay={cfg.optim.layer_decay}: a {self.config.model.kind} has no encoder '
         'whose layers it could count; optim.lr_scale is for any parameters by name'
       )
-    task = type(cfg.task)
-    if cfg.optim.accumulate > 1 and task.coupled and not issubclass(task, Coupled):
+    task = self.config.task
+    if cfg.optim.accumulate > 1 and task.coupled and not isinstance(task, Coupled):
       raise RunError(
-        f'optim.accumulate={cfg.optim.accumulate}: the loss of {task.__name__} couples the '
+        f'optim.accumulate={cfg.optim.accumulate}: the loss of {type(task).__name__} couples the '
         'examples of a batch, and cannot be computed in parts'
       )
     if len(self.models) > 1:
       self.notes.append(cfg.sizes.described(self.models, self.total))
     count = lambda duration: self.steps(duration, 'a schedule')  # noqa: E731
-    self._tables = [hyper_lib.Table(each, count, **self._durations) for each in self._alone()]
+    own = hyper_lib.varied(self.config)
+    self._tables = [hyper_lib.Table(each, count, own, **self._durations) for each in self._alone()]
     schedules.check(
       cfg.optim, **self._durations, batch_size=cfg.batch_size, devices=sharding.shards('batch')
     )
@@ -369,9 +370,10 @@ class Experiment:
   def _step(
     self, size: int, state: State, frozen: Any, batch: Any, hyper: Hyper
   ) -> tuple[State, dict[str, Any]]:
-    cfg = self.config
+    names = hyper_lib.names(self.config)
+    cfg = hyper_lib.within(self.config, hyper.named(names))
     return train_step(
-      state, frozen, batch, hyper, task=cfg.task, config=cfg.optim, names=hyper_lib.names(cfg),
+      state, frozen, batch, hyper, task=cfg.task, config=cfg.optim, names=names,
       sized=self.sized(size),
     )  # fmt: skip
 

@@ -409,8 +409,8 @@ def _tower(config: Any, fields: Any, wanted: str, own: str, where: str) -> str:
     way = '; a tower alone starts from --config.inits.TOWER=PATH' * isinstance(fields, Composition)
     raise RunError(f'{inside}, not of the kind {fields.kind}{way}')
   fitting = [name for name, tower in towers.items() if tower.kind == fields.kind]
-  if (wanted or own) in fitting:
-    return wanted or own
+  if (wanted or own or config.main) in fitting:
+    return wanted or own or config.main
   if len(fitting) != 1:
     raise RunError(
       f'{inside} with the towers {", ".join(towers)}: choose one of the kind {fields.kind} by '

@@ -459,6 +459,29 @@ class _Session:
       own = {'lr': plain(hyper.values[..., 0]), 'images_per_second': rate}
       self.books.scalars(step, {**values, **own, **hosts})
       self.reporter.train(step, values, rate)
+      self._watch(step, metrics)
+
+  def _watch(self, step: int, metrics: Mapping[str, Any]) -> None:
+    """Says what two reports in a row agree is wrong, once; stops the run if that is asked for."""
+    cfg, lanes = self.experiment.config, self.experiment.config.lane_count
+    known = self.history.get('signs', {'now': [], 'found': {}})
+    now: dict[str, str] = {}
+    for lane in range(max(1, lanes)):
+      values = {name: float(np.ravel(value)[lane]) for name, value in metrics.items()}
+      prefix = f'lane {lane}: ' * bool(lanes)
+      signs = cfg.task.signs(cfg.model, values, cfg.batch_size)
+      now |= {f'{prefix}{name}': f'{prefix}{text}' for name, text in signs.items()}
+    new = [sign for sign in now if sign in known['now'] and sign not in known['found']]
+    if not now and not known['now']:
+      return
+    found = known['found'] | {sign: {'step': step, 'text': now[sign]} for sign in new}
+    self.history['signs'] = {'now': [*now], 'found': found}
+    for sign in new:
+      self.reporter.say(f'warning: step {step}: {now[sign]}')
+    if new and not known['found']:
+      self.reporter.say(cfg.task.remedy)
+    if new and cfg.task.stops:
+      raise RunError(f'stopped at step {step}: {now[new[0]]}. {cfg.task.remedy}')
 
   def _of_sound_lanes(self, values: Any) -> Any:
     """Scores, None where a lane has diverged."""

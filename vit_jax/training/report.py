@@ -57,9 +57,11 @@ def _whole(run: Left) -> str:
       ),
     )
   ]  # fmt: skip
-  notes = tag('ul', [tag('li', note) for note in run.notes], class_='notes')
+  signs = run.result.get('signs', {}).get('found', {}).values()
+  said = [*run.notes, *(f'From step {shown(s["step"])} on: {s["text"]}.' for s in signs)]
+  notes = tag('ul', [tag('li', note) for note in said], class_='notes')
   name = run.folder.resolve().name
-  return page.document(name, tag('h1', name), head, notes if run.notes else None, rest)
+  return page.document(name, tag('h1', name), head, notes if said else None, rest)
 
 
 def _about(run: Left) -> Html:

@@ -68,8 +68,9 @@ def train_step(
 
   Returns:
     The new state and a dict of float32 scalars: the sums that the task reports, divided by their
-    totals, grad_norm (of what is trained, before clipping) and skipped, or images of packed rows;
-    where updates may be skipped, how many have been, and how many just now, one after another.
+    totals, what else it reports, grad_norm (of what is trained, before clipping) and skipped, or
+    images of packed rows; where updates may be skipped, how many have been, and how many just now,
+    one after another.
   """
   named = hyper.named(names)
   augment_key, model_key = jax.random.split(
@@ -80,7 +81,8 @@ def train_step(
   noise = Noise(model_key, examples=len(batch['mask']))
   ctx = Context(state.extra, totals, named, noise, state.step, frozen, sized)
   grad, sums, seen = _gradient(task, state.model, batch, ctx, config.accumulate)
-  update, opt = optimizer(config, state.model, named).update(grad, state.opt, state.model)
+  rates = task.rates(named)
+  update, opt = optimizer(config, state.model, named, rates).update(grad, state.opt, state.model)
   model = optax.apply_updates(state.model, update)
   ema = state.ema
   if ema is not None:
@@ -91,6 +93,7 @@ def train_step(
   extra = task.update(state.extra, model, seen, ctx)
   _same_kind(state.extra, extra, f'{type(task).__name__}.update gives another state than it got')
   metrics = {name: value / totals[total] for name, (value, total) in sums.items()}
+  metrics |= task.report(extra, model, seen, ctx)
   metrics['grad_norm'] = optax.tree.norm(grad)
   if batch['mask'].ndim == 1:
     metrics['skipped'] = (1 - batch['mask']).sum()
