@@ -37,7 +37,7 @@ SLOW = {
   'docs/how-to/plan-a-run.md': 'compiles for a slice of TPUs',
   'docs/how-to/pods.md': 'six programs, and devices that are examined',
   'docs/how-to/predict.md': 'a run and three predictions',
-  'docs/how-to/pretrain-without-labels.md': 'three runs and a judgement',
+  'docs/how-to/pretrain-without-labels.md': 'four runs and a judgement',
   'docs/how-to/probe.md': 'a run, a table and two judgements',
   'docs/how-to/recipes.md': 'a run',
   'docs/how-to/regression.md': 'a run and predictions',
