@@ -1,6 +1,7 @@
 """Unrolled layers and checkpoints: what the devices hold meanwhile, and what is on disk."""
 
 import contextlib
+import gc
 import json
 
 import jax
@@ -23,6 +24,7 @@ from vit_jax.training.experiment import Experiment
 def on_devices():
   """Bytes of all arrays that are in the memory of devices."""
   live = [a for a in jax.live_arrays() if a.sharding.memory_kind != 'pinned_host']
+  gc.collect()  # what other tests have left is no part of it
   return sum(shard.data.nbytes for a in live for shard in a.addressable_shards)
 
 
