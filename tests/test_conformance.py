@@ -351,6 +351,8 @@ def test_what_does_not_go_together_is_refused(data_dir, monkeypatch):
   )
   with pytest.raises(RunError, match='couples the examples of a batch'):
     build('toy_dino', optim__accumulate=2)
+  with pytest.raises(RunError, match='Dino evaluates and exports a network of its own'):
+    build('toy_dino', optim__ema=0.9)
   with pytest.raises(RunError, match=r"task\.frozen: 'haed.*' matches no parameter"):
     build('toy_set', task__frozen=('haed.*',))
   config = configured('toy_lit', data_dir).to_dict() | {'evals': {}}

@@ -180,6 +180,11 @@ class Experiment:
         f'optim.accumulate={cfg.optim.accumulate}: the loss of {type(task).__name__} couples the '
         'examples of a batch, and cannot be computed in parts'
       )
+    if cfg.optim.ema and type(task).judged is not Task.judged:
+      raise RunError(
+        f'optim.ema={cfg.optim.ema}: {type(task).__name__} evaluates and exports a network of its '
+        'own, and nobody would look at the average: leave it out'
+      )
     if len(self.models) > 1:
       self.notes.append(cfg.sizes.described(self.models, self.total))
     count = lambda duration: self.steps(duration, 'a schedule')  # noqa: E731
