@@ -85,6 +85,26 @@ def test_new_models_have_the_values_of_their_recipe():
   assert not np.array_equal(*(found[name] for name in names))
 
 
+def test_new_models_have_the_values_of_mae():
+  """Xavier uniform as its code has it, where queries, keys and values are one matrix."""
+  options = dict(width=64, mlp_dim=128, num_heads=2, depth=2, num_classes=0, image_size=(32, 32),
+                 pool='token', posemb='sincos_mae', mask_token=True)  # fmt: skip
+  found = tree.flatten(vit_jax.create('mu/4', seed=1, initial='mae', **options))
+  usual = tree.flatten(vit_jax.create('mu/4', seed=1, **options))
+  bounds = {'embed/proj/kernel': np.sqrt(6 / (48 + 64)), 'embed/proj/bias': 1 / np.sqrt(48)}
+  for part in ('query', 'key', 'value'):
+    bounds[f'encoder/blocks/attn/{part}/kernel'] = np.sqrt(6 / (64 + 192))
+  for name, leaf in ((name, np.asarray(leaf)) for name, leaf in found.items()):
+    if bound := bounds.pop(name, 0):
+      assert 0.9 * bound < np.abs(leaf).max() <= bound, name
+      assert abs(leaf.std() * np.sqrt(3) / bound - 1) < 0.2, name
+    elif name in ('token', 'mask_token'):
+      assert abs(leaf.std() / 0.02 - 1) < 5 / np.sqrt(2 * leaf.size), name
+    else:
+      np.testing.assert_array_equal(leaf, usual[name], err_msg=name)
+  assert not bounds
+
+
 @pytest.mark.parametrize('scan', [True, False])
 def test_dropout_leaves_out_features_where_the_first_models_did(scan):
   """Of the input, of hidden layers and of what branches add, each with its own draw.

@@ -50,7 +50,7 @@ VIT_OPTIONS = {
   'interpolation': INTERPOLATIONS,
   'rope': ('none', 'unit', 'grid'),
   'stem_convention': STEM_CONVENTIONS,
-  'initial': ('vit', 'deit'),
+  'initial': ('vit', 'deit', 'mae'),
 }
 
 
@@ -293,8 +293,10 @@ class ViTArchitecture(EncoderConfig):
     pool_norm: apply the last norm after the pooling instead of before.
     representation_size: width of a tanh layer before the head; 0 for none.
     initial: values of a new model: 'vit', those of the original: kernels are Xavier uniform, and
-      zero in the head; or 'deit', those of DeiT and DeiT III: kernels, positions and tokens are
-      normal noise of 0.02, and the embedding of patches is as PyTorch makes it.
+      zero in the head; 'deit', those of DeiT, DeiT III and DINO: kernels, positions and tokens are
+      normal noise of 0.02, and the embedding of patches is as PyTorch makes it; or 'mae', those of
+      MAE: tokens are that noise, kernels Xavier uniform, queries, keys and values as if they were
+      one, and so is the embedding of patches.
     head_bias: initial value of the bias of a new head, whose kernel is 0: with a loss of each class
       the logarithm of the odds that a class is there, -10 of ImageNet-21k and -6.9 of ImageNet in
       big_vision.

@@ -106,8 +106,8 @@ class ViT(nnx.Module):
       self.head = head()
       if config.distilled:
         self.distill_head = head()
-    if config.initial == 'deit':
-      _as_deit(self, rngs)
+    if config.initial != 'vit':
+      _drawn_again(self, rngs)
 
   def __call__(self, images: Any, **kwargs) -> jax.Array:
     """Logits; without a head, pooled features.
@@ -389,20 +389,31 @@ class ViT(nnx.Module):
     return Context(angles, index, mask=Mask(keys=mask), grid=grid)
 
 
-def _as_deit(model: ViT, rngs: nnx.Rngs) -> None:
-  """Draws the parameters of a new model once more, as DeiT does (Touvron et al. 2021)."""
-  vectors = ('token', 'distill_token', 'registers', 'queries', *model.config.tables)
-  limit = 1 / math.sqrt(math.prod(model.embed.proj.kernel.shape[:-1]))
+def _drawn_again(model: ViT, rngs: nnx.Rngs) -> None:
+  """Draws the parameters of a new model as DeiT (Touvron et al. 2021) or MAE (He et al. 2022)."""
+  config, vectors = model.config, {'token', 'distill_token', 'registers', 'queries'}
+  inputs, width = math.prod(model.embed.proj.kernel.shape[:-1]), config.width
+  patches = biases = uniform(1 / math.sqrt(inputs))  # PyTorch's for every convolution
+  if config.initial == 'deit':
+    every = of_attention = normal(0.02)  # cut at a hundred standard deviations there
+    vectors |= {*config.tables}
+  else:
+    patches, every = uniform(math.sqrt(6 / (inputs + width))), None
+    of_attention = uniform(math.sqrt(6 / (4 * width)))  # three matrices, drawn as one
+    vectors |= {'mask_token'}
   for path, value in nnx.iter_graph(model):
     if not isinstance(value, nnx.Param) or path[0] == 'stem':
       continue
     if path[:2] == ('embed', 'proj'):
-      init = uniform(limit)  # PyTorch's for every convolution
-    elif path[-1] == 'kernel' or path[0] in vectors:
-      init = normal(0.02)  # cut at a hundred standard deviations there
+      init = patches if path[-1] == 'kernel' else biases
+    elif path[0] in vectors:
+      init = normal(0.02)
+    elif path[-1] == 'kernel':
+      init = of_attention if path[-2] in ('query', 'key', 'value') else every
     else:
       continue
-    value[...] = init(rngs.params(), value.shape, jax.typeof(value[...]).sharding)
+    if init:
+      value[...] = init(rngs.params(), value.shape, jax.typeof(value[...]).sharding)
 
 
 def _logits(head: Dense, x: jax.Array) -> jax.Array:
