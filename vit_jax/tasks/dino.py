@@ -92,7 +92,6 @@ class Dino(Images):
   smallest: int = 4
   koleo: float = 0.0
   on_collapse: str = 'warn'
-  classed: ClassVar[str] = ''
 
   def __post_init__(self):
     super().__post_init__()
@@ -229,13 +228,14 @@ class Dino(Images):
     large = _flat(part['global'])
     token, patches = model(large, hidden=hidden, key=keys[0])
     taught, taught_patches = jax.lax.stop_gradient(teacher(large))
-    logits = _apart(jax.lax.stop_gradient(teacher.head(taught)), VIEWS)
+    logits = _apart(jax.lax.stop_gradient(teacher.head(taught)[:, 0]), VIEWS)
     seen: dict[str, Any] = {}
     target = self._target(logits, ctx, 'head', 'temperature', mask[:, None])
     cool = ctx.hyper['task.student_temperature']
-    said = [_apart(model.head(token), VIEWS)]
+    said = [_apart(model.head(token)[:, 0], VIEWS)]
     if self.local:
-      said.append(_apart(model.head(model(_flat(part['local']), key=keys[1])[0]), self.local))
+      small = model(_flat(part['local']), key=keys[1])[0]
+      said.append(_apart(model.head(small)[:, 0], self.local))
     each = _pairs(target, *(logits / cool for logits in said))
     entropy = -(target * jnp.log(jnp.maximum(target, 1e-30))).sum(-1).mean(-1)
     sums = {'images': each, 'entropy': entropy, 'kl': each - entropy}
@@ -245,13 +245,13 @@ class Dino(Images):
       sums['patches'] = of_patches
       total = total + self.patch_weight * of_patches
     if self.koleo:
-      features = _apart(token, VIEWS).astype(jnp.float32)
+      features = _apart(token[:, 0], VIEWS).astype(jnp.float32)
       sums['koleo'] = nearness(features[:, 0], mask) + nearness(features[:, 1], mask)
       total = total + self.koleo * sums['koleo']
     sums = {
       name: ((value * mask).sum(), 'examples') for name, value in {'loss': total, **sums}.items()
     }
-    seen |= _statistics(logits, target, _apart(taught, VIEWS).astype(jnp.float32), mask)
+    seen |= _statistics(logits, target, _apart(taught[:, 0], VIEWS).astype(jnp.float32), mask)
     return sums['loss'][0] / ctx.totals['examples'], sums, jax.lax.stop_gradient(seen)
 
   def _target(
@@ -279,8 +279,8 @@ class Dino(Images):
     """The cross-entropy of hidden patches, a mean of each view, of both views: (batch,)."""
     asked, share = _flat(part['asked']), part['share'] * part['mask'][:, None, None]
     pick = lambda tokens: jax.vmap(lambda x, index: x[index])(tokens, asked)  # noqa: E731
-    logits = _apart_tokens(jax.lax.stop_gradient(teacher.of_patches(pick(taught))), VIEWS)
-    said = _apart_tokens(model.of_patches(pick(patches)), VIEWS)
+    logits = _apart(jax.lax.stop_gradient(teacher.of_patches(pick(taught))), VIEWS)
+    said = _apart(model.of_patches(pick(patches)), VIEWS)
     temperature = 'temperature' if self.patch_temperature is None else 'patch_temperature'
     target = self._target(logits, ctx, 'patch_head', temperature, share)
     logs = jax.nn.log_softmax(said / ctx.hyper['task.student_temperature'])
@@ -419,15 +419,9 @@ def _flat(x: jax.Array) -> jax.Array:
 
 
 def _apart(x: jax.Array, views: int) -> jax.Array:
-  """(batch * views, 1, features) -> (batch, views, features)."""
-  shape = (-1, views, x.shape[-1])
-  return x.reshape(shape, out_sharding=sharding.spec('batch', None, None))
-
-
-def _apart_tokens(x: jax.Array, views: int) -> jax.Array:
-  """(batch * views, tokens, features) -> (batch, views, tokens, features)."""
+  """(batch * views, ...) -> (batch, views, ...)."""
   shape = (-1, views, *x.shape[1:])
-  return x.reshape(shape, out_sharding=sharding.spec('batch', None, None, None))
+  return x.reshape(shape, out_sharding=sharding.spec('batch', *(None,) * x.ndim))
 
 
 def _pairs(target: jax.Array, large: jax.Array, small: jax.Array | None = None) -> jax.Array:

@@ -226,22 +226,16 @@ class MaskedImages(Images):
     if self.target == 'pixels':
       return patches
     if self.target == 'normalized':
-      # Unbiased, of all pixels and channels of a patch together.
-      mean, spread = patches.mean(-1, keepdims=True), patches.var(-1, keepdims=True, ddof=1)
-      return (patches - mean) * jax.lax.rsqrt(spread + _EPS)
+      mean, deviation = _moments(patches)
+      return (patches - mean) / deviation
     if self.target == 'colours':
       mean, std = map(jnp.array, self.statistics(encoder.in_channels))
       colour = patches.reshape(*patches.shape[:2], -1, encoder.in_channels).mean(2) * std + mean
       bins = jnp.clip(jnp.floor(colour * 8).astype(jnp.int32), 0, 7)
       return (bins * 8 ** np.arange(encoder.in_channels)[::-1]).sum(-1)
     codes = jnp.asarray(self._codes(), jnp.float32)
-    near = jnp.einsum(
-      'bnp,kp->bnk',
-      patches,
-      codes,
-      precision='highest',
-      out_sharding=sharding.spec('batch', None, None),
-    )
+    layout = sharding.spec('batch', None, None)
+    near = jnp.einsum('bnp,kp->bnk', patches, codes, precision='highest', out_sharding=layout)
     return jnp.argmax(near - 0.5 * jnp.square(codes).sum(-1), -1)
 
   def predict(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
@@ -279,15 +273,12 @@ class MaskedImages(Images):
     if self.target == 'pixels':
       return said
     if self.target == 'normalized':
-      mean, spread = patches.mean(-1, keepdims=True), patches.var(-1, keepdims=True, ddof=1)
-      return said * jnp.sqrt(spread + _EPS) + mean
+      mean, deviation = _moments(patches)
+      return said * deviation + mean
     likeliest = said.argmax(-1)
     if self.target == 'codes':
-      return (
-        jnp.asarray(self._codes(), jnp.float32)
-        .at[likeliest]
-        .get(out_sharding=sharding.spec('batch', None, None))
-      )
+      layout = sharding.spec('batch', None, None)
+      return jnp.asarray(self._codes(), jnp.float32).at[likeliest].get(out_sharding=layout)
     mean, std = map(jnp.array, self.statistics(config.in_channels))
     digits = likeliest[..., None] // 8 ** np.arange(config.in_channels)[::-1] % 8
     colour = ((digits + 0.5) / 8 - mean) / std
@@ -345,6 +336,13 @@ def swapped(images: jax.Array, source: jax.Array, patch: tuple[int, ...]) -> jax
   """Images in which patch i shows what was in patch source[i]."""
   grid = tuple(side // step for side, step in zip(images.shape[1:3], patch, strict=True))
   return joined(jax.vmap(lambda x, index: x[index])(cut(images, patch), source), grid, patch)
+
+
+def _moments(patches: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Mean and standard deviation of each patch, unbiased, of all its pixels and channels."""
+  return (
+    patches.mean(-1, keepdims=True), jnp.sqrt(patches.var(-1, keepdims=True, ddof=1) + _EPS)
+  )  # fmt: skip
 
 
 def _asked(batch: Batch) -> jax.Array:
