@@ -1,7 +1,6 @@
 """Unrolled layers and checkpoints: what the devices hold meanwhile, and what is on disk."""
 
 import contextlib
-import gc
 import json
 
 import jax
@@ -21,10 +20,15 @@ from vit_jax.training import lanes
 from vit_jax.training.experiment import Experiment
 
 
+@pytest.fixture(autouse=True)
+def others():
+  """What other tests have left on the devices, kept, so that none of it goes in between."""
+  return jax.live_arrays()
+
+
 def on_devices():
   """Bytes of all arrays that are in the memory of devices."""
   live = [a for a in jax.live_arrays() if a.sharding.memory_kind != 'pinned_host']
-  gc.collect()  # what other tests have left is no part of it
   return sum(shard.data.nbytes for a in live for shard in a.addressable_shards)
 
 
