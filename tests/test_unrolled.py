@@ -19,16 +19,25 @@ from vit_jax.train import train
 from vit_jax.training import lanes
 from vit_jax.training.experiment import Experiment
 
+OTHERS = []
+
 
 @pytest.fixture(autouse=True)
 def others():
-  """What other tests have left on the devices, kept, so that none of it goes in between."""
-  return jax.live_arrays()
+  """What other tests have left on the devices: kept, so that nothing else takes its place."""
+  OTHERS[:] = jax.live_arrays()
+  yield
+  OTHERS.clear()
 
 
 def on_devices():
-  """Bytes of all arrays that are in the memory of devices."""
-  live = [a for a in jax.live_arrays() if a.sharding.memory_kind != 'pinned_host']
+  """Bytes of all arrays that are in the memory of devices, but for `OTHERS`.
+
+  To look at the shards of an array makes arrays of them, which would count from then on.
+  """
+  left = set(map(id, OTHERS))
+  live = [a for a in jax.live_arrays() if id(a) not in left]
+  live = [a for a in live if a.sharding.memory_kind != 'pinned_host']
   return sum(shard.data.nbytes for a in live for shard in a.addressable_shards)
 
 
