@@ -28,8 +28,8 @@ CONFIGS = [
   'pretraining.py:G/14', 'pretraining.py:So400m/14', 'pretraining.py:22B/14,imagenet2012',
   'vit.py:B/16,21k', 'vit.py:B/16,cifar10', 'vit_s16.py:90', 'augreg.py:S/16,1k', 'deit.py:Ti/16',
   'deit.py:Ti/16,distilled', 'deit3.py:S/16,800', 'flexivit.py:B/32,21k', 'distillation.py:teacher',
-  'distillation.py:student', 'bit.py:pet,fast', 'mae.py:mae', 'mae.py:simmim', 'mae.py:colours',
-  'dino.py:dino', 'dino.py:ibot', 'dino.py:dinov2', 'dino.py:collapse',
+  'distillation.py:student', 'bit.py:pet,fast', 'ssl.py:mae', 'ssl.py:simmim', 'ssl.py:colours',
+  'ssl.py:dino', 'ssl.py:ibot', 'ssl.py:dinov2', 'ssl.py:collapse',
 ]  # fmt: skip
 
 

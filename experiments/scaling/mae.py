@@ -4,7 +4,7 @@
     python -m experiments.report runs/mae --data=tokens --out=runs/mae/loss
     python -m experiments.report runs/mae --y=knn/top1 --data=tokens --out=runs/mae/knn
 
-Task, patches and what is hidden are those of configs/mae.py:mae. Encoder and decoder are equally
+Task, patches and what is hidden are those of configs/ssl.py:mae. Encoder and decoder are equally
 wide, and the decoder is one block, so that neither is a bottleneck of the other. Every run is
 judged twice at its end: by the loss on hidden patches of the test split, and by what the nearest of
 5,000 labelled neighbours say of the features of its encoder. The reports leave out the largest
@@ -19,7 +19,7 @@ from experiments.sweeps.jobs import Sweep, described
 from vit_jax.core import modules, paths
 from vit_jax.scaling import design
 
-CONFIG = paths.here(__file__).parent.parent / 'configs' / 'mae.py'
+CONFIG = paths.here(__file__).parent.parent / 'configs' / 'ssl.py'
 # Width and depth of the encoder.
 SIZES = ((16, 1), (16, 2), (24, 2), (32, 2), (48, 3), (64, 4), (96, 4))
 HEAD = 8  # features
