@@ -29,7 +29,8 @@ CONFIGS = [
   'vit.py:B/16,21k', 'vit.py:B/16,cifar10', 'vit_s16.py:90', 'augreg.py:S/16,1k', 'deit.py:Ti/16',
   'deit.py:Ti/16,distilled', 'deit3.py:S/16,800', 'flexivit.py:B/32,21k', 'distillation.py:teacher',
   'distillation.py:student', 'bit.py:pet,fast', 'ssl.py:mae', 'ssl.py:simmim', 'ssl.py:colours',
-  'ssl.py:dino', 'ssl.py:ibot', 'ssl.py:dinov2', 'ssl.py:collapse',
+  'ssl.py:dino', 'ssl.py:ibot', 'ssl.py:dinov2', 'ssl.py:collapse', 'ssl.py:mae,imagenette',
+  'ssl.py:dinov2,imagenette', 'ssl.py:labels,imagenette',
 ]  # fmt: skip
 
 
