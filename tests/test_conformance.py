@@ -20,6 +20,7 @@ from vit_jax.core.errors import RunError
 from vit_jax.data.pipeline import arrays
 from vit_jax.data.views import View
 from vit_jax.nn import sharding, tree
+from vit_jax.tasks import prototypes
 from vit_jax.train import train
 from vit_jax.training import config as config_lib
 from vit_jax.training import hyper, lanes
@@ -239,6 +240,14 @@ def test_a_step_is_the_same_in_parts_on_a_mesh(name, data_dir):
   assert all(np.isfinite(line['loss']) for line in plain[0])
   parts = 1 if 'coupled' in CASES[name] else 2
   assert_same(stepped(configured(name, data_dir, optim__accumulate=parts), '2x2x2'), plain)
+
+
+@pytest.mark.parametrize('name', tiers(['dinov2', 'dino'], 0))
+def test_a_step_is_the_same_with_logits_in_pieces(name, data_dir, monkeypatch):
+  """Those of hidden patches, three or four tokens at a time on each of eight devices."""
+  plain = known(configured(name, data_dir))
+  monkeypatch.setattr(prototypes, 'PIECE', 3 * 4 * 24)
+  assert_same(stepped(configured(name, data_dir), '2x2x2'), plain)
 
 
 @pytest.mark.parametrize('name', only('toy_dino', 'toy_lit', 'toy_pair'))

@@ -18,7 +18,7 @@ from vit_jax.models import create
 from vit_jax.models.vit import ViTConfig
 from vit_jax.nn import tree
 from vit_jax.nn.noise import Noise
-from vit_jax.tasks import dino
+from vit_jax.tasks import dino, prototypes
 from vit_jax.tasks.dino import Dino, nearness, sinkhorn
 from vit_jax.tasks.task import Context
 
@@ -91,9 +91,17 @@ def drawn(model, seed):
   return jax.tree.map(lambda x: x + jnp.asarray(random.normal(0, 0.2, x.shape), x.dtype), model)
 
 
-@pytest.mark.parametrize('centering', ['center', 'sinkhorn'])
-def test_a_loss_is_the_sum_of_its_parts(centering):
-  """Of images, hidden patches and neighbours, in float64 from logits; padding changes nothing."""
+@pytest.mark.parametrize(
+  ('centering', 'piece'),
+  [('center', None), ('sinkhorn', None), ('center', 5), ('sinkhorn', 5), ('none', 5)],
+)
+def test_a_loss_is_the_sum_of_its_parts(centering, piece, monkeypatch):
+  """Of images, hidden patches and neighbours, in float64 from logits; padding changes nothing.
+
+  Nor do pieces: of 64 patches, logits of 5 at a time.
+  """
+  if piece:
+    monkeypatch.setattr(prototypes, 'PIECE', piece * 6 * 4)
   config = dataclasses.replace(MODEL, patch_head='separate', patch_prototypes=6, scaled=True)
   config = config.resolve()
   student = create(config, nnx.Rngs(0))
@@ -144,8 +152,8 @@ def test_a_loss_is_the_sum_of_its_parts(centering):
   there = hidden[:3]
 
   def target(logits, name, warm):
-    if centering == 'center':
-      return softmax((logits - center[name]) / warm)
+    if centering != 'sinkhorn':
+      return softmax((logits - center[name] * (centering == 'center')) / warm)
     q = np.exp((logits - logits.max()) / warm)
     for _ in range(3):
       q = q / q.sum(0)

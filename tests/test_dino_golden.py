@@ -13,6 +13,7 @@ from tests import golden
 from vit_jax.core.schedule import Schedule
 from vit_jax.models.dino import Head
 from vit_jax.nn import tree
+from vit_jax.tasks import prototypes
 from vit_jax.tasks.dino import Dino, nearness, sinkhorn
 
 with np.load(golden.FOLDER / 'dino.npz') as file:
@@ -38,10 +39,16 @@ class Repeats:
   def __call__(self, x, *, hidden=None, key=None):
     return x[:, self.who, :1], x[:, self.who, 1:]
 
-  def head(self, tokens):
-    return tokens
+  class Head:
+    def __call__(self, tokens):
+      return tokens
 
-  of_patches = head
+    features = __call__
+
+    def compared(self):
+      return jnp.eye(THEIRS['taught'].shape[-1])
+
+  head = of_patches = Head()
 
 
 def part_of(large, local, patches):
@@ -125,6 +132,21 @@ def test_sinkhorn():
   gradients, (means, _) = both(task, STUDENT, CENTER, 0.07, 0.07)
   close(means['patches'], THEIRS['dinov2/patch/sinkhorn'])
   close(gradients['patches'].swapaxes(0, 1), THEIRS['dinov2/patch/sinkhorn/patches'])
+
+
+@pytest.mark.parametrize('centering', ['center', 'sinkhorn'])
+def test_patches_in_pieces(centering, monkeypatch):
+  """The same, with the logits of three tokens at a time."""
+  monkeypatch.setattr(prototypes, 'PIECE', 3 * 4 * THEIRS['taught'].shape[-1])
+  both.clear_cache()  # it knows nothing of pieces
+  task = Dino(local=3, centering=centering, patch_temperature=Schedule(0.07))
+  with jax.default_matmul_precision('highest'):
+    gradients, (means, center) = both(task, STUDENT, CENTER, 0.07, 0.07)
+  both.clear_cache()
+  close(means['patches'], THEIRS[f'dinov2/patch/{centering}'])
+  close(gradients['patches'].swapaxes(0, 1), THEIRS[f'dinov2/patch/{centering}/patches'])
+  if center:
+    close(center['patch_head'], THEIRS['dinov2/patch_center'])
 
 
 def test_nearest_neighbours():

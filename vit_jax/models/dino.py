@@ -51,15 +51,21 @@ class Head(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """(batch, tokens, width) of any dtype -> float32 (batch, tokens, prototypes)."""
+    features = self.features(x)
+    return einsum('bnd,dk->bnk', features, self.compared(), out=('batch', None, None))
+
+  def features(self, x: jax.Array) -> jax.Array:
+    """What is compared: (batch, tokens, width) -> float32 (batch, tokens, bottleneck), length 1."""
     *hidden, last = self.layers
     layout = ('batch', None, None)
     for layer in hidden:
       x = jax.nn.gelu(layer(x, 'bnd,dh->bnh', layout), approximate=False)
-    x = unit(last(x, 'bnd,dh->bnh', layout).astype(jnp.float32), -1)
+    return unit(last(x, 'bnd,dh->bnh', layout).astype(jnp.float32), -1)
+
+  def compared(self) -> jax.Array:
+    """What with: the prototypes as they are used, float32 (bottleneck, prototypes), not cut up."""
     kernel = unit(gather(self.last.kernel[...], 'embed', None), 0)
-    if hasattr(self, 'scale'):
-      kernel = kernel * self.scale[...]
-    return einsum('bnd,dk->bnk', x, kernel, out=layout)
+    return kernel * self.scale[...] if hasattr(self, 'scale') else kernel
 
 
 class Dino(nnx.Module):
@@ -95,9 +101,10 @@ class Dino(nnx.Module):
     x = self.encoder.encoder(x, context, key=keys[1])[0]
     return x[:, :1], x[:, self.config.encoder.prefix :]
 
-  def of_patches(self, patches: jax.Array) -> jax.Array:
-    """Logits of patches, by the head that there is for them."""
-    return (self.patch_head if self.config.patch_head == 'separate' else self.head)(patches)
+  @property
+  def of_patches(self) -> Head:
+    """The head that reads patches."""
+    return self.patch_head if self.config.patch_head == 'separate' else self.head
 
 
 def unit(x: jax.Array, axis: int) -> jax.Array:

@@ -32,6 +32,7 @@ with epy.lazy_imports():
 
   from vit_jax.models import dino
   from vit_jax.nn import sharding, tree
+  from vit_jax.tasks import prototypes
 
 CENTERINGS = ('center', 'sinkhorn', 'none')
 ON_COLLAPSE = ('warn', 'stop')
@@ -279,16 +280,29 @@ class Dino(Images):
     """The cross-entropy of hidden patches, a mean of each view, of both views: (batch,)."""
     asked, share = _flat(part['asked']), part['share'] * part['mask'][:, None, None]
     pick = lambda tokens: jax.vmap(lambda x, index: x[index])(tokens, asked)  # noqa: E731
-    logits = _apart(jax.lax.stop_gradient(teacher.of_patches(pick(taught))), VIEWS)
-    said = _apart(model.of_patches(pick(patches)), VIEWS)
+    apart = lambda x: _apart(x, VIEWS)  # noqa: E731
+    ours, theirs, there = model.of_patches, teacher.of_patches, share > 0
+    patches, taught = pick(patches), pick(taught)
     temperature = 'temperature' if self.patch_temperature is None else 'patch_temperature'
-    target = self._target(logits, ctx, 'patch_head', temperature, share)
-    logs = jax.nn.log_softmax(said / ctx.hyper['task.student_temperature'])
+    cool = ctx.hyper['task.student_temperature']
+    if prototypes.fit(jax.eval_shape(ours, patches)):
+      logits = apart(jax.lax.stop_gradient(theirs(taught)))
+      target = self._target(logits, ctx, 'patch_head', temperature, share)
+      each = -(target * jax.nn.log_softmax(apart(ours(patches)) / cool)).sum(-1)
+      total = (logits * there[..., None].astype(jnp.float32)).sum((0, 1, 2))
+    else:
+      said = prototypes.Said(apart(ours.features(patches)), ours.compared(), cool)
+      known = apart(theirs.features(taught)), theirs.compared(), ctx.hyper[f'task.{temperature}']
+      known = prototypes.Said(*jax.lax.stop_gradient(known))
+      shift = jnp.zeros(known.compared.shape[1])
+      if self.centering == 'center':
+        shift = -ctx.extra['center']['patch_head'] / known.temperature
+      if self.centering == 'sinkhorn':
+        shift = prototypes.sinkhorn(known, there)
+      each, total = prototypes.cross_entropy(said, known, there, shift)
     if self.centering == 'center':
-      there = (share > 0).astype(jnp.float32)
-      seen['patch_logits'] = (logits * there[..., None]).sum((0, 1, 2))
-      seen['patch_count'] = there.sum()
-    return (-(target * logs).sum(-1) * share).sum((1, 2)) / VIEWS
+      seen['patch_logits'], seen['patch_count'] = total, there.astype(jnp.float32).sum()
+    return (each * share).sum((1, 2)) / VIEWS
 
   def update(self, extra: Any, model: Any, seen: Mapping[str, Any], ctx: Context) -> dict[str, Any]:
     """See `Task`: centres move after they were used, the teacher after the student."""
