@@ -30,7 +30,8 @@ CONFIGS = [
   'deit.py:Ti/16,distilled', 'deit3.py:S/16,800', 'flexivit.py:B/32,21k', 'distillation.py:teacher',
   'distillation.py:student', 'bit.py:pet,fast', 'ssl.py:mae', 'ssl.py:simmim', 'ssl.py:colours',
   'ssl.py:dino', 'ssl.py:ibot', 'ssl.py:dinov2', 'ssl.py:collapse', 'ssl.py:mae,imagenette',
-  'ssl.py:dinov2,imagenette', 'ssl.py:labels,imagenette',
+  'ssl.py:dinov2,imagenette', 'ssl.py:labels,imagenette', 'mae.py:H/14,800',
+  'simmim.py:B/16,800',
 ]  # fmt: skip
 
 

@@ -24,7 +24,7 @@ def rates(total=100, warmup=10, cooldown=0, **config):
   config = AdamW(lr=2.0, **config)
   durations = dict(total=total, warmup=warmup, cooldown=cooldown)
   schedules.check(config, **durations, batch_size=1)
-  return np.array([schedules.learning_rate(t, config, **durations) for t in range(total)])
+  return np.array([schedules.learning_rate(t, config, int, **durations) for t in range(total)])
 
 
 def test_warmup_is_linear_and_never_zero():
@@ -66,6 +66,14 @@ def test_cosine_of_timm():
   np.testing.assert_allclose(lr[10:], fall[10:])
 
 
+def test_a_schedule_that_is_written_out():
+  """`MultiStepLRScheduler._get_lr` of SimMIM: milestones are counted from the first step."""
+  lr = rates(schedule='1 until 70 then 0.1 until 20 then 0.01', lr_first=0.5)
+  np.testing.assert_allclose(lr[:10], 0.5 + np.arange(10) * (2 - 0.5) / 10)
+  milestones = np.searchsorted([70, 90], np.arange(10, 100), side='right')
+  np.testing.assert_allclose(lr[10:], 2 * 0.1**milestones)
+
+
 @pytest.mark.parametrize(
   ('config', 'durations', 'message'),
   [
@@ -75,6 +83,9 @@ def test_cosine_of_timm():
     (dict(schedule='rsqrt', fall_from='start'), {}, 'cosine and linear'),
     (dict(fall_from='begin'), {}, 'unknown optim.fall_from'),
     (dict(schedule='cosin'), {}, 'did you mean cosine'),
+    (dict(schedule='1 then 0.1'), {}, 'unknown .*; or write a factor on optim.lr'),
+    (dict(schedule='1 until 30 then -1'), {}, 'optim.schedule=.* must be at least 0'),
+    (dict(schedule='1->0 linear', lr_last=0.1), {}, 'changes nothing about optim.schedule=1->0'),
     (dict(schedule='rsqrt'), dict(warmup=0), 'timescale'),
     ({}, dict(warmup=60, cooldown=50), 'exceed the total'),
     (dict(ema=1.0), {}, 'less than 1'),

@@ -1,7 +1,11 @@
 """Published recipes: what configurations make of them, against a table typed from their sources."""
 
+import collections
+import dataclasses
+import functools
 import importlib
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -11,10 +15,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import vit_jax
 from vit_jax import models
+from vit_jax.convert import adapt
+from vit_jax.convert import dialects as convert_dialects
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
-from vit_jax.models.vit import ViTConfig
 from vit_jax.nn import tree
 from vit_jax.optim import schedules, transforms
 from vit_jax.training import config as config_lib
@@ -22,7 +28,7 @@ from vit_jax.training import hyper as hyper_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 ROWS = json.loads((ROOT / 'tests' / 'golden' / 'recipes.json').read_text())['rows']
-FILES = ('vit', 'vit_s16', 'augreg', 'deit', 'deit3', 'flexivit', 'bit')
+FILES = ('vit', 'vit_s16', 'augreg', 'deit', 'deit3', 'flexivit', 'bit', 'mae', 'simmim')
 # Images of an epoch, by split.
 EPOCHS = {
   'train': 1_281_167, 'train[:98%]': 1_255_544, 'train[:99%]': 1_268_355,
@@ -37,12 +43,19 @@ def built(name):
   return schema.build(config_lib.Config, config)
 
 
+def sizes(cfg):
+  """What durations are multiples of."""
+  each = dict(batch_size=cfg.batch_size, epoch=EPOCHS.get(cfg.data.split, 1))
+  return dict(**each, total=config_lib.steps(cfg.total, **each))
+
+
+def steps(cfg):
+  """Of a duration."""
+  return functools.partial(config_lib.steps, **sizes(cfg))
+
+
 def durations(cfg):
-  sizes = dict(batch_size=cfg.batch_size, epoch=EPOCHS.get(cfg.data.split, 1))
-  total = config_lib.steps(cfg.total, **sizes)
-  return dict(
-    total=total, warmup=config_lib.steps(cfg.optim.warmup, **sizes, total=total), cooldown=0
-  )  # fmt: skip
+  return dict(total=sizes(cfg)['total'], warmup=steps(cfg)(cfg.optim.warmup), cooldown=0)
 
 
 def colour(section):
@@ -59,6 +72,19 @@ def crop(section):
   assert section.dialect == dialect
   assert section.max_aspect == pytest.approx(4 / 3)
   return ['random_resized', section.min_area, section.method]
+
+
+def encoder(model):
+  """The tower that is pre-trained, of a model of several."""
+  return getattr(model, 'encoder', model)
+
+
+def counted(model):
+  """Parameters of each part of a model."""
+  found = collections.Counter()
+  for name, shape in adapt.abstract(model).items():
+    found[name.split('/')[0]] += math.prod(shape)
+  return dict(found)
 
 
 def first(cfg):
@@ -85,6 +111,8 @@ READ = {
   'ema': lambda c: c.optim.ema, 'images': lambda c: list(c.sizes.images),
   'patches': lambda c: sorted(c.sizes.patches), 'sizes': lambda c: c.sizes.order,
   'matching': lambda c: [c.task.match, c.task.alpha.constant, c.task.temperature.constant],
+  'hidden': lambda c: [c.task.shape, c.task.unit, c.task.ratio], 'target': lambda c: c.task.target,
+  'normalized': lambda c: [*c.task.mean, *c.task.std],
 }  # fmt: skip
 # And of those that are of the model as it is resolved.
 OF_MODEL = {
@@ -93,6 +121,8 @@ OF_MODEL = {
   'pool': lambda m: m.pool, 'posemb': lambda m: m.posemb, 'size': lambda m: m.image_size[0],
   'representation': lambda m: m.representation_size, 'distilled': lambda m: m.distilled,
   'drop_path': lambda m: [0.0 if m.drop_path_mode == 'linear' else m.drop_path, m.drop_path],
+  'shape': lambda m: [m.width, m.depth, m.num_heads, m.mlp_dim, m.mlp], 'eps_norm': lambda m: m.eps,
+  'relative_bias': lambda m: m.relative_bias, 'no_bias': lambda m: m.no_bias,
 }  # fmt: skip
 
 
@@ -106,14 +136,19 @@ def test_a_recipe_is_as_published(row):
       found['drop_path'] = OF_MODEL['drop_path'](cfg.model)
   else:
     model = cfg.model.resolve()
-    found |= {name: OF_MODEL[name](model) for name in row if name in OF_MODEL}
+    found |= {name: OF_MODEL[name](encoder(model)) for name in row if name in OF_MODEL}
+    if 'decoder' in row:
+      found['decoder'] = [OF_MODEL[n](model.decoder) for n in ('shape', 'posemb', 'initial')]
+    if 'parameters' in row:
+      found['parameters'] = counted(cfg.task.adapt(model, {}))
   if 'decay' in row:
     assert cfg.optim.decay_with == 'lr'
     found['decay'] = cfg.optim.weight_decay.constant
   assert row.keys() - found.keys() <= {'config', 'source', 'lr', 'last_lr', 'decayed'}
   for name, value in found.items():
-    assert value == (pytest.approx(row[name]) if name != 'colour' else row[name]), name
-  rate = lambda step: schedules.learning_rate(step, cfg.optim, **durations(cfg))  # noqa: E731
+    exact = name in ('colour', 'decoder')  # lists of names
+    assert value == (row[name] if exact else pytest.approx(row[name])), name
+  rate = lambda step: schedules.learning_rate(step, cfg.optim, steps(cfg), **durations(cfg))  # noqa: E731
   for step, want in row.get('lr', {}).items():
     assert rate(int(step)) == pytest.approx(want, rel=1e-4), step
   if 'last_lr' in row:
@@ -122,8 +157,19 @@ def test_a_recipe_is_as_published(row):
 
 OF_EACH_FAMILY = (
   'vit_s16.py:90', 'augreg.py:B/16,1k', 'vit.py:B/16,21k', 'vit.py:B/16,cifar10', 'deit.py:B/16',
-  'deit.py:B/16,distilled', 'deit3.py:S/16,800',
+  'deit.py:B/16,distilled', 'deit3.py:S/16,800', 'mae.py:L/16,1600', 'simmim.py:B/16,800',
 )  # fmt: skip
+
+
+def small(model):
+  """The same with two narrow layers, and the same parameters by name."""
+  tower = dict(width=8, depth=2, mlp_dim=16, num_heads=2, patch_size=16, image_size=(64, 64))
+  inside = {n: dataclasses.replace(e, **tower) for n, e in getattr(model, 'towers', {}).items()}
+  if not inside:  # what a checkpoint decides of one that is tuned is not here
+    return dataclasses.replace(model, **tower, num_classes=3)
+  if 'decoder' in inside:  # its images are the tokens of the encoder
+    inside['decoder'] = dataclasses.replace(inside['decoder'], image_size=None, patch_size=None)
+  return dataclasses.replace(model, **inside)
 
 
 @pytest.mark.parametrize('name', OF_EACH_FAMILY)
@@ -131,22 +177,21 @@ def test_rates_and_decay_of_every_parameter(name):
   """By what the optimizer of a step does to them, whatever the configuration says.
 
   Kernels alone are decayed: in DeiT what has two axes, but for the tokens and positions that timm
-  knows, in big_vision `.*/kernel$`.
+  knows, in big_vision `.*/kernel$`; and what a row names besides.
   """
   row, cfg = next(row for row in ROWS if row['config'] == name), built(name)
-  options = {f: getattr(cfg.model, f) for f in ('pool', 'posemb', 'posemb_tokens', 'layerscale')}
-  options['distilled'] = row.get('distilled')
-  small = dict(width=8, depth=2, mlp_dim=16, num_heads=2, image_size=(32, 32), num_classes=3)
-  config = ViTConfig('mu/16', **small, **{k: v for k, v in options.items() if v is not None})
-  model = models.create(config.resolve(), nnx.Rngs(0))
+  config = small(cfg.model).resolve()
+  if config.kind != 'vit':
+    config = cfg.task.adapt(config, {})
+  model = models.create(config, nnx.Rngs(0))
   params = jax.tree.map(lambda p: p + 0.5, model)
   step = int(max(row['lr'], key=int))
-  table = hyper_lib.Table(cfg, int, **durations(cfg))
+  table = hyper_lib.Table(cfg, steps(cfg), **durations(cfg))
   named = table(step).named(hyper_lib.names(cfg))
   tx = transforms.optimizer(cfg.optim, params, named)
-  state, small = tx.init(params), 1e-3  # nothing is clipped
+  state, little = tx.init(params), 1e-3  # nothing is clipped
   still, _ = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
-  moved, _ = tx.update(jax.tree.map(lambda p: jnp.full_like(p, small), params), state, params)
+  moved, _ = tx.update(jax.tree.map(lambda p: jnp.full_like(p, little), params), state, params)
   lr, values = row['lr'][str(step)], tree.flatten(params)
   moves = tree.flatten(moved)
   for param, update in tree.flatten(still).items():
@@ -157,8 +202,26 @@ def test_rates_and_decay_of_every_parameter(name):
     want = -lr * factor * np.asarray(values[param])
     np.testing.assert_allclose(update, want, rtol=1e-3, atol=1e-12, err_msg=param)
     if not decayed:  # Adam's first update is 1
-      want = -lr * (small if row['optimizer'] == 'sgd' else 1.0)
+      want = -lr * (little if row['optimizer'] == 'sgd' else 1.0)
       np.testing.assert_allclose(moves[param], want, rtol=1e-3, err_msg=param)
+
+
+# Whose programs can read what a recipe makes.
+DIALECTS = (('mae.py:L/16,1600', 'mae'),)
+
+
+@pytest.mark.parametrize(('name', 'dialect'), DIALECTS)
+def test_published_programs_read_what_a_recipe_makes(name, dialect, tmp_path):
+  """And so theirs is a checkpoint of the same architecture."""
+  cfg = built(name)
+  model = models.create(cfg.task.adapt(small(cfg.model).resolve(), {}), nnx.Rngs(0))
+  path = str(tmp_path / f'there{convert_dialects.DIALECTS[dialect]}')
+  vit_jax.save(model, path, dialect)
+  found = vit_jax.load(path).config.towers
+  for tower, made in model.config.towers.items():
+    other = {n for n, value in vars(made).items() if value != getattr(found[tower], n)}
+    # Fixed positions are of all tokens, whatever posemb_tokens says.
+    assert other <= {*config_lib.OWN, 'variant', 'posemb_tokens'}, tower
 
 
 @pytest.mark.parametrize('file', FILES)

@@ -36,7 +36,8 @@ class OptimConfig:
     schedule: after a linear warm-up, 'cosine' falls to lr_last at the end of the run (Loshchilov &
       Hutter 2017), and so does 'linear', evenly; 'rsqrt' falls with the inverse square root of the
       step, the warm-up being its timescale (Zhai et al. 2022, section 3.5), 'wsd' stays at the peak
-      (warmup-stable-decay).
+      (warmup-stable-decay). Or a factor on the peak, as it changes from the beginning of the run:
+      '1 until 700 epochs then 0.1'.
     warmup: duration of the linear rise.
     cooldown: duration of the linear fall to 0 at the end, on top of any schedule.
     lr_first: learning rate of the first step, from which it rises to that of step number `warmup`:
@@ -83,9 +84,10 @@ class OptimConfig:
   traced: ClassVar[tuple[str, ...]] = ('clip', 'ema', 'skip_above')
 
   def __post_init__(self):
+    if self.schedule not in SCHEDULES:
+      self._check_written()
     for name, choices in (
-      ('schedule', SCHEDULES), ('clip_by', CLIPS), ('decay_with', DECAYS), ('mu_dtype', DTYPES),
-      ('fall_from', FALLS),
+      ('clip_by', CLIPS), ('decay_with', DECAYS), ('mu_dtype', DTYPES), ('fall_from', FALLS)
     ):  # fmt: skip
       value = getattr(self, name, choices[0])
       if value not in choices:
@@ -106,6 +108,22 @@ class OptimConfig:
       raise RunError(f'optim.ema={self.ema} must be at least 0 and less than 1')
     if not 0 < self.layer_decay <= 1:
       raise RunError(f'optim.layer_decay={self.layer_decay} must be more than 0 and at most 1')
+
+  @property
+  def written(self) -> Schedule | None:
+    """The factor on the peak, where `schedule` is none of the names."""
+    return None if self.schedule in SCHEDULES else Schedule(self.schedule)
+
+  def _check_written(self) -> None:
+    """Raises RunError for a schedule that is neither a name nor a factor."""
+    try:
+      factor = Schedule(self.schedule)
+    except RunError:
+      raise RunError(
+        f'unknown optim.schedule {self.schedule!r}: {suggest(self.schedule, SCHEDULES)}; or write '
+        "a factor on optim.lr as it changes, '1 until 30 epochs then 0.1'"
+      ) from None
+    factor.check('optim.schedule')
 
   def _check_ends(self) -> None:
     """Raises RunError for learning rates of the first and the last step that cannot be."""

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from vit_jax.core.errors import RunError
 from vit_jax.optim.config import FALLING, OptimConfig
 
 
 def learning_rate(
-  step: int, config: OptimConfig, *, total: int, warmup: int, cooldown: int
-) -> float:
-  """The learning rate of step `step`, counted from 0; durations in steps.
+  step: int, config: OptimConfig, steps: Callable[[str], int], *, total: int, warmup: int,
+  cooldown: int,
+) -> float:  # fmt: skip
+  """The learning rate of a step.
 
-  Neither the first nor the last step has a learning rate of 0, unless `lr_first` is.
+  Neither the first nor the last step has a learning rate of 0, unless `lr_first` is, or what a
+  schedule that is written out says.
+
+  Args:
+    step: counted from 0.
+    config: of the optimizer.
+    steps: of a duration in such a schedule.
+    total, warmup, cooldown: durations in steps.
   """
   fall = min(1.0, (total - step) / cooldown) if cooldown else 1.0
   if step < warmup:
@@ -27,6 +36,8 @@ def learning_rate(
     body = 1 - share if config.schedule == 'linear' else 0.5 + 0.5 * math.cos(math.pi * share)
   elif config.schedule == 'rsqrt':
     body = math.sqrt(warmup / max(warmup, step + 1))
+  elif config.written:
+    body = config.written.at(step, total, steps)
   if config.lr_last:
     return (config.lr_last + (config.lr - config.lr_last) * body) * fall
   return config.lr * body * fall

@@ -389,7 +389,8 @@ def check(config: Any) -> Config:
   for field, duration in durations.items():
     steps(duration, **sizes, total=1, field=field)
   for lane in [cfg, *hyper.lanes(cfg)]:
-    for name, schedule in schema.scheduled(lane).items():
+    written = {'optim.schedule': lane.optim.written} if lane.optim.written else {}
+    for name, schedule in (schema.scheduled(lane) | written).items():
       for piece in schedule.pieces:
         if piece.duration:
           steps(piece.duration, **sizes, total=1, field=name)

@@ -197,7 +197,7 @@ class Table:
 
   def __call__(self, step: int) -> Hyper:
     """Of a step, computed in float64."""
-    lr = schedules.learning_rate(step, self._cfg.optim, **self._durations)
+    lr = schedules.learning_rate(step, self._cfg.optim, self._steps, **self._durations)
     total = self._durations['total']
     rest = {name: each.at(step, total, self._steps) for name, each in self._scheduled.items()}
     if self._cfg.optim.decay_with == 'schedule' and self._cfg.optim.lr:  # undoes that factor

@@ -57,6 +57,24 @@ def big_vision(
   )  # fmt: skip
 
 
+def torchvision(
+  dataset: str, *, least: float = 0.08, method: str = 'bicubic', **more: Any
+) -> dict[str, Any]:
+  """Data of those who take random crops from torchvision, and mirror half of them.
+
+  Args:
+    dataset: of TFDS.
+    least: share of the image's area in the smallest crop.
+    method: by which a crop is resized.
+    **more: fields of the section besides.
+  """
+  return dict(
+    source=dict(name='tfds', dataset=dataset), split=SPLITS.get(dataset, ('train', 'test'))[0],
+    crop=dict(name='random_resized', dialect='torchvision', method=method, min_area=least),
+    flip='horizontal', **more,
+  )  # fmt: skip
+
+
 def timm(
   dataset: str, *, fraction: float, colour: Mapping[str, Any], simple: bool = False,
   erase: float = 0.0, repeats: int = 1,
@@ -71,17 +89,12 @@ def timm(
     erase: probability that a box is filled with noise.
     repeats: views of an image in a batch.
   """
-  train, test = SPLITS.get(dataset, ('train', 'test'))
-  crop = dict(name='random_resized', dialect='torchvision', method='bicubic')
-  return dict(
-    data=dict(
-      source=dict(name='tfds', dataset=dataset), split=train, flip='horizontal', repeats=repeats,
-      crop=dict(name='simple', method='bicubic') if simple else crop, colour=dict(colour),
-      erase=dict(name='random', prob=erase, mode='pixel') if erase else dict(name='none'),
-    ),
-    evals=dict(
-      test=dict(
-        split=test, every='5 epochs', crop=dict(name='center', fraction=fraction, method='bicubic')
-      )
-    ),
+  data = torchvision(
+    dataset, repeats=repeats, colour=dict(colour),
+    erase=dict(name='random', prob=erase, mode='pixel') if erase else dict(name='none'),
   )  # fmt: skip
+  if simple:
+    data['crop'] = dict(name='simple', method='bicubic')
+  crop = dict(name='center', fraction=fraction, method='bicubic')
+  test = SPLITS.get(dataset, ('train', 'test'))[1]
+  return dict(data=data, evals=dict(test=dict(split=test, every='5 epochs', crop=crop)))
