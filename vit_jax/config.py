@@ -1,6 +1,6 @@
 """What files in `configs/` import."""
 
 from vit_jax.training.config import complete
-from vit_jax.training.recipes import IMAGENET, big_vision, chosen, timm, torchvision
+from vit_jax.training.recipes import IMAGENET, big_vision, chosen, multicrop, timm, torchvision
 
-__all__ = ['IMAGENET', 'big_vision', 'chosen', 'complete', 'timm', 'torchvision']
+__all__ = ['IMAGENET', 'big_vision', 'chosen', 'complete', 'multicrop', 'timm', 'torchvision']

@@ -64,7 +64,8 @@ class Dino(Images):
       moving average of its logits is subtracted, or 'sinkhorn', three iterations of Sinkhorn-Knopp
       (Caron et al. 2020) over all large views of the batch. With 'none' it will choose the same, as
       in DINO's appendix D.
-    last_layer: factor on the learning rate of prototypes: '0 until 1 epoch then 1' in DINO.
+    last_layer: factor on the learning rate of prototypes, and of their lengths where these are
+      learned: '0 until 1 epoch then 1' in DINO.
     patch_weight: of the loss of hidden patches.
     patch_temperature: of the teacher, for patches; unset: that for images.
     masked: probability of a large view to have hidden patches.
@@ -212,7 +213,7 @@ class Dino(Images):
 
   def rates(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
     """See `Task`: prototypes may be kept where they are at first."""
-    return {r'.*head/last/kernel': hyper['task.last_layer']}
+    return {r'.*head/(last/kernel|scale)': hyper['task.last_layer']}
 
   def augment(self, batch: Batch, key: Any, hyper: Mapping[str, Any]) -> Batch:
     """See `Task`."""

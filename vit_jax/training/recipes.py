@@ -75,6 +75,31 @@ def torchvision(
   )  # fmt: skip
 
 
+def multicrop(dataset: str, *, apart: float, local: int) -> dict[str, Any]:
+  """Data, task and evaluation of DINO and those who took its views over.
+
+  Args:
+    dataset: of TFDS.
+    apart: share of the image's area that is the least of a large view, and the most of a small one.
+    local: how many small views there are.
+  """
+  colour = dict(name='jitter', saturation=0.2, hue=0.1, prob=0.8, grey=0.2)
+  train, test = SPLITS.get(dataset, ('train', 'test'))
+  return dict(
+    data=torchvision(dataset, least=apart, colour=colour),
+    task=dict(
+      name='dino', local=local, local_area=(0.05, apart), blur=(1.0, 0.1, 0.5),
+      solarize=(0.0, 0.2, 0.0), **IMAGENET,
+    ),
+    evals=dict(
+      knn=dict(
+        name='knn', split=test, train=f'fold 1/10 of {train}', features='class', every='10%',
+        crop=dict(name='center', method='bicubic'),
+      )
+    ),
+  )  # fmt: skip
+
+
 def timm(
   dataset: str, *, fraction: float, colour: Mapping[str, Any], simple: bool = False,
   erase: float = 0.0, repeats: int = 1,
