@@ -21,7 +21,7 @@ from vit_jax.training import config as config_lib
 # Arguments are checked before JAX is there.
 with epy.lazy_imports():
   from vit_jax.convert import notes, read
-  from vit_jax.training.workdir import Workdir
+  from vit_jax.training import workdir
 
 DATA = (
   'a directory of images by split and class, a data set of TFDS or Parquet files, the directory of '
@@ -81,7 +81,7 @@ def data_of(text: str, overrides: Sequence[tuple[str, str]]) -> DataConfig:
   name, _, _ = text.partition(':')
   path = paths.at(text)
   if name.endswith('.py') or (path / 'config.json').is_file():
-    config = config_lib.load(text) if name.endswith('.py') else Workdir(text).record()
+    config = config_lib.load(text) if name.endswith('.py') else workdir.Workdir(text).record()
     return config_lib.check(config_lib.override(config, overrides)).data
   if overrides:
     raise RunError(
