@@ -29,13 +29,10 @@ way; `python -m experiments.ssl.compare` compares the small ones, and
 `python -m experiments.reproduce.imagenette_ssl` those of Imagenette.
 """
 
-from typing import Any
-
 from vit_jax.config import IMAGENET, chosen, complete
 
-Section = dict[str, Any]
 # What a method is, whatever it learns from: how it is trained, fields of its model and of its task.
-METHODS: dict[str, tuple[str, Section, Section]] = {
+METHODS: dict[str, tuple[str, dict, dict]] = {
   'colours': ('masked', {}, dict(ratio=0.5, target='colours', swapped=0.1, left=0.1)),
   'simmim': ('masked', {}, dict(ratio=0.6, target='pixels', loss_of='l1')),
   'mae': ('mae', {}, dict(ratio=0.75, target='normalized')),
@@ -54,11 +51,11 @@ RECIPES = [*METHODS, *(f'{name}{LARGE}' for name in (*METHODS, 'labels'))]
 
 def small(kind):
   """Everything about Fashion-MNIST: 49 tokens of patches of 4 pixels."""
-  encoder: Section = dict(
+  encoder: dict = dict(
     variant='mu/4', image_size=(28, 28), in_channels=1, width=64, depth=4, mlp_dim=256,
     num_heads=4, scan=False, class_token=True,
   )  # fmt: skip
-  made: Section = dict(
+  made: dict = dict(
     total='20 epochs', batch_size=256, model=dict(encoder=encoder),
     task=dict(mean=(0.286,), std=(0.353,)),
     data=dict(
@@ -98,11 +95,11 @@ def large(kind):
   prototypes than 65,536, and the decoder is half as wide as the encoder, as in the paper for L/16.
   """
   view = dict(crop=dict(name='center', method='bicubic'), split='val', every='10%')
-  encoder: Section = dict(
+  encoder: dict = dict(
     variant='S/16', mlp='gelu', class_token=True, dtype='bfloat16', remat='names'
   )
-  crop: Section = dict(name='random_resized', dialect='torchvision', method='bicubic', min_area=0.2)
-  made: Section = dict(
+  crop: dict = dict(name='random_resized', dialect='torchvision', method='bicubic', min_area=0.2)
+  made: dict = dict(
     total='200 epochs', batch_size=256, model=dict(encoder=encoder), task=dict(IMAGENET),
     data=dict(
       source=dict(name='folder', dir='data/imagenette2-320'), split='train', flip='horizontal',
