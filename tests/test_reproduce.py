@@ -51,15 +51,16 @@ def test_mistakes_are_one_line():
     assert 'Traceback' not in done.stderr
 
 
-def imagenet(root, count=2000):
-  """As TFDS leaves it: JPEG files of 1,000 classes, and 100 to evaluate on."""
+def prepared(root, name, train, test, classes, size=''):
+  """As TFDS leaves it: so many JPEG files to train on and to evaluate on, in ArrayRecord."""
   rng = np.random.default_rng(0)
 
-  class Imagenet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version('5.1.0')
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=size)] if size else []
 
     def _info(self):
-      label = tfds.features.ClassLabel(num_classes=1000)
+      label = tfds.features.ClassLabel(num_classes=classes)
       features = {'image': tfds.features.Image(encoding_format='jpeg'), 'label': label}
       return tfds.core.DatasetInfo(
         builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
@@ -69,24 +70,24 @@ def imagenet(root, count=2000):
       def made(count):
         for i in range(count):
           pixels = rng.integers(0, 256, (48, 64, 3), np.uint8)
-          yield i, {'image': toys.encoded(pixels, 'JPEG'), 'label': i % 1000}
+          yield i, {'image': toys.encoded(pixels, 'JPEG'), 'label': i % classes}
 
-      return {'train': made(count), 'validation': made(100)}
+      return {'train': made(train), 'validation': made(test)}
 
     def _generate_examples(self):
       raise NotImplementedError
 
-  Imagenet.name = 'imagenet2012'
+  Prepared.name = name
   config = tfds.download.DownloadConfig(num_shards=4)
   with contextlib.redirect_stdout(None):
-    builder = Imagenet(data_dir=str(root), file_format='array_record')
+    builder = Prepared(data_dir=str(root), file_format='array_record')
     builder.download_and_prepare(download_config=config)
 
 
 @pytest.mark.slow
 def test_from_jpeg_files_to_a_row(tmp_path):
   """All that DeiT does to images, small; the second command has nothing left to train."""
-  imagenet(tmp_path / 'data')
+  prepared(tmp_path / 'data', 'imagenet2012', 2000, 100, 1000)
   changes = {
     'data.source.dir': tmp_path / 'data', 'total': '6 steps', 'batch_size': 16,
     'optim.warmup': '2 steps', 'model.image_size': 32, 'model.depth': 2, 'evals.test.every': '100%',
@@ -113,13 +114,32 @@ def test_from_jpeg_files_to_a_row(tmp_path):
 # --- without labels, on Imagenette ---
 
 
-def built(method, splits=imagenette_ssl.CHOICE, own=None, **changes):
+def built(method, splits=imagenette_ssl.CHOICE, own=None, asked=None, **changes):
   """The configuration of a run of the comparison."""
   source = {'name': 'folder', 'dir': 'nowhere'}
-  asked = imagenette_ssl.Asked(source, 'val', 9469, ROOT, 3, changes)
+  asked = asked or imagenette_ssl.Asked(source, 'val', 9469, ROOT, 3, changes)
   fields = imagenette_ssl.fields_of(asked, method, splits, own or {'optim.lr': '5e-4'})
   config = config_lib.load(str(ROOT / imagenette_ssl.config_of(method)))
   return schema.build(config_lib.Config, config_lib.override(config, [*fields.items()]).to_dict())
+
+
+def test_imagenette_of_tfds(tmp_path, monkeypatch):
+  """By the name that TFDS has for it; and numbers of other images are no reproduction."""
+  size = 'imagenette/320px-v2'
+  prepared(tmp_path, 'imagenette', 40, 20, 10, size='320px-v2')
+  known = []
+  monkeypatch.setattr(imagenette_ssl, 'measured', lambda asked, method: known.append(asked) or {})
+  monkeypatch.setattr(imagenette_ssl, 'page', lambda rows: f'{len(rows)} rows')
+  given = argparse.Namespace(
+    methods=['mae'], data=size, workdir=str(tmp_path / 'runs'), seeds=3, results=tmp_path / 'r',
+    set=[f'data.source.dir={tmp_path}'],
+  )  # fmt: skip
+  imagenette_ssl.main(given)
+  assert (tmp_path / 'r' / 'README.md').read_text() == '1 rows'
+  (asked,) = known
+  assert (asked.test, asked.images) == ('validation', 40)
+  data = built('mae', asked=asked).data
+  assert [len(data.open(split)) for split in (*imagenette_ssl.CHOICE, 'validation')] == [36, 4, 20]
 
 
 def test_choosing_a_rate_sees_nothing_to_judge_by():

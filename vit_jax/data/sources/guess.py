@@ -125,7 +125,7 @@ def _kind(text: str) -> dict[str, Any]:
     if place.suffix.lower() == '.parquet':
       raise RunError(f'{text} is one of the files of a data set: give its directory')
     raise RunError(f'{text} is neither a directory, nor a zip file, nor one of {", ".join(TABLES)}')
-  if re.fullmatch(r'[a-z][a-z0-9_]*(/[\w.]+)?', text):
+  if re.fullmatch(r'[a-z][a-z0-9_]*(/\w[\w.+-]*)?', text):
     return {'name': 'tfds', 'dataset': text}
   raise RunError(f'there is no {text}: give a directory, a zip file, a table, or a name of TFDS')
 
