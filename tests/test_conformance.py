@@ -242,12 +242,15 @@ def test_a_step_is_the_same_in_parts_on_a_mesh(name, data_dir):
   assert_same(stepped(configured(name, data_dir, optim__accumulate=parts), '2x2x2'), plain)
 
 
-@pytest.mark.parametrize('name', tiers(['dinov2', 'dino'], 0))
-def test_a_step_is_the_same_with_logits_in_pieces(name, data_dir, monkeypatch):
-  """Those of hidden patches, three or four tokens at a time on each of eight devices."""
+@pytest.mark.parametrize(
+  ('name', 'layout'),
+  tiers([('dinov2', '2x2x2'), ('dinov2', None), ('dino', '2x2x2'), ('dino', '8x1x1')], 0, 1),
+)
+def test_a_step_is_the_same_with_logits_in_pieces(name, layout, data_dir, monkeypatch):
+  """Those of hidden patches, three or four tokens at a time on each device."""
   plain = known(configured(name, data_dir))
   monkeypatch.setattr(prototypes, 'PIECE', 3 * 4 * 24)
-  assert_same(stepped(configured(name, data_dir), '2x2x2'), plain)
+  assert_same(stepped(configured(name, data_dir), layout), plain)
 
 
 @pytest.mark.parametrize('name', only('toy_dino', 'toy_lit', 'toy_pair'))

@@ -14,7 +14,7 @@ from vit_jax.architecture.dino import DinoArchitecture
 from vit_jax.models.vit import ViT, ViTConfig
 from vit_jax.nn.layers import Dense, normal, ones, uniform
 from vit_jax.nn.noise import noise
-from vit_jax.nn.sharding import einsum, gather, param
+from vit_jax.nn.sharding import einsum, param, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Head(nnx.Module):
 
   def compared(self) -> jax.Array:
     """What with: the prototypes as they are used, float32 (bottleneck, prototypes), not cut up."""
-    kernel = unit(gather(self.last.kernel[...], 'embed', None), 0)
+    kernel = unit(whole(self.last.kernel[...]), 0)
     return kernel * self.scale[...] if hasattr(self, 'scale') else kernel
 
 
