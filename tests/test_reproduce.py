@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -198,6 +199,12 @@ def test_the_best_rate_of_the_held_out_tenth_is_taken(tmp_path, monkeypatch):
   assert judged.RANDOM in imagenette_ssl.measured(asked, 'labels')['scores']
   assert len(seen) == 18 + 6 + 3 * 2
   assert '| mae, changed |' in imagenette_ssl.page([row])
+  monkeypatch.setattr(imagenette_ssl, 'TESTED', 100)
+  for changes, ruled in (
+    ({'model.encoder.remat': 'full', 'data.source.dir': 'd'}, True), ({'total': '9 steps'}, False),
+  ):  # fmt: skip
+    asked = asked._replace(folder=tmp_path / str(ruled), changes=changes)
+    assert imagenette_ssl.measured(asked, 'mae')['reproduction'] == ruled
 
 
 def test_methods_are_under_the_same_rules():
@@ -232,6 +239,25 @@ def test_costs_of_methods_from_their_configurations():
   products = 3 * (2 * by_hand(196) + 8 * by_hand(36) + 10 * head) + 2 * (by_hand(196) + head)
   steps = -(-images // 256)
   assert found['dino'] == pytest.approx(2 * products * 256 * steps / 1e18, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_command_leaves_devices_to_what_it_starts(tmp_path):
+  """A process that touches a GPU keeps most of its memory."""
+  right: Any = {f'{judged.OURS}/linear': np.ones((1, 8), bool)}
+  np.savez(tmp_path / 'judged.npz', **right)
+  np.savez(tmp_path.parent / 'pixels0.npz')
+  code = f"""
+import pathlib
+from experiments.reproduce import imagenette_ssl
+from experiments.ssl import judged
+from jax._src import xla_bridge
+imagenette_ssl.exaflops('dino')
+found = judged.apart(pathlib.Path({str(tmp_path)!r}), 0, ('train', 'val'), imagenette_ssl.JUDGED)
+print(judged.summary([found[judged.OURS]['linear']])['top1'], xla_bridge.backends_are_initialized())
+"""
+  done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+  assert done.stdout == '1.0 False\n', done.stderr
 
 
 @pytest.mark.slow

@@ -39,14 +39,18 @@ CASES = (
   ('deit3.py:H/14,21k', 'v5p:4x4x4'), ('flexivit.py:B/32,21k', 'v5e:8x8'),
   ('deit.py:S/16,distilled', 'v5e:4x4'), ('flexivit.py:S/16,90', 'v5e:2x4'),
   ('bit.py:i1k,300', 'v5e:4x8'), ('bit.py:pet,fast', 'v5e:2x4'),
+  ('ssl.py:mae,imagenette', 'v5e:1x1'), ('ssl.py:dino,imagenette', 'v5e:1x1'),
+  ('ssl.py:labels,imagenette', 'v5e:1x1'), ('ssl.py:simmim,imagenette', 'v5e:1x1'),
+  ('ssl.py:dinov2,imagenette', 'v5e:1x1'),
 )  # fmt: skip
 # What their checkpoints are, to start from and of teachers: by what is in the name of the file.
 CHECKPOINTS = {
   'R152x2_T_224': ('resnet:R152x2', 224), 'R152x2_T_pet128': ('resnet:R152x2', 128),
   'deit_3_small_384': ('deit3:S/16', 384), 'teacher': ('resnet:R152x2', 224),
 }  # fmt: skip
-# Images and classes of training splits.
+# Images and classes of training splits, or of a data set by the last word of a recipe.
 DATA = {
+  'imagenette': (9469, 10),
   'train': (1_281_167, 1000), 'train[:98%]': (1_255_544, 1000), 'train[:99%]': (1_268_355, 1000),
   'full[51200:]': (13_103_041, 21_843), 'train[:90%]': (3312, 37),
 }  # fmt: skip
@@ -57,7 +61,7 @@ PRICES = {'v5e': 1.20, 'v5p': 4.20}
 def measure(name: str, where: str) -> dict[str, Any]:
   """A row of the table."""
   config: Any = config_lib.load(f'configs/{name}').unlock()
-  images, classes = DATA[config.data.split]
+  images, classes = DATA.get(name.rpartition(',')[2]) or DATA[config.data.split]
   # Of the data only their number and that of their classes matter.
   config.data.source = dict(name='synthetic', num_classes=classes)
   with tempfile.TemporaryDirectory() as place:
