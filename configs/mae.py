@@ -29,7 +29,7 @@ BATCH = 4096
 
 def get_config(argument='L/16,1600'):
   variant, epochs = chosen(argument, RECIPES)
-  own = dict(initial='mae', remat='names')
+  own = dict(initial='mae', scan=False)
   return complete(dict(
     total=f'{epochs} epochs',
     batch_size=BATCH,

@@ -82,6 +82,9 @@ def test_reading_a_program():
     Collective('collective-permute', 1, 8 * 128 * 2, 0),
     Collective('reduce-scatter', 1, gathered, gathered),
   ]
+  assert not program.untimed
+  unknown = Program(PROGRAM.replace('"estimated_cycles":"11"', f'"estimated_cycles":"{2**63 - 1}"'))
+  assert (unknown.cycles, unknown.untimed) == (12 * 100, ['fusion.9'])
   # Of its operands a kernel may read a part, and then says so.
   assert program.kernels == [Kernel('attention_forward_64', 1000, 7, 1)]
   whole = Program(PROGRAM.replace(',"bytes_accessed":"7"', ''))

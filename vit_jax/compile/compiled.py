@@ -22,6 +22,8 @@ _ARRAY = re.compile(r'\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\](\{[^}]*\})?')
 _BITS = {'pred': 8, 'bf16': 16}
 # Products of queries and keys, or of scores and one of these, in JAX's splash attention.
 _SPLASH = {'fwd': 2, 'dq': 3, 'dkv': 4}
+# Cycles of what the compiler's model of costs has no answer for.
+_UNKNOWN = 2**63 - 1
 COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
 
 
@@ -86,6 +88,7 @@ class Program:
   Attributes:
     operations, kernels, collectives: what it does in one execution; collectives are those within
       a slice, see `transfers` for those between slices.
+    untimed: names of operations whose cycles the compiler could not tell.
 
   Raises:
     ValueError: if the text has no entry computation, or a loop without a known trip count.
@@ -95,13 +98,17 @@ class Program:
     self._bodies, entry = _computations(text)
     self.operations: list[Operation] = []
     self.kernels: list[Kernel] = []
+    self.untimed: list[str] = []
     self._entry = entry
     self._transfers, self._channels = self._between_slices()
     self._timed: dict[str, Operation | Kernel] = {}  # by the instruction's name
     self._schedules: dict[str, list[tuple[str, Any]]] = {}
     moved: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0, 0])
     for count, name, shape, opcode, line in self._walk(entry, 1):
-      if cycles := re.search(r'"estimated_cycles":"(\d+)"', line):
+      cycles = re.search(r'"estimated_cycles":"(\d+)"', line)
+      if cycles and int(cycles[1]) == _UNKNOWN:
+        self.untimed.append(name)
+      elif cycles:
         source = re.search(r'op_name="([^"]*)"', line)
         self.operations.append(Operation(name, source[1] if source else '', int(cycles[1]), count))
         self._timed[name] = self.operations[-1]

@@ -85,6 +85,7 @@ class Plan:
     link, dcn: bytes/s of a chip that these times assume: all links together, and its share of the
       network between slices.
     kernels: names, counts, FLOPs and bytes of kernels written by hand.
+    untimed: operations that the compiler gives no estimate of, which are in none of the times.
     sizes: where steps have several sizes of images and patches, the plan of each by its name.
       Then memory and what else is of one program are of the size that needs most, and times are of
       an average step.
@@ -120,6 +121,7 @@ class Plan:
   link: float | None = None
   dcn: float | None = None
   kernels: tuple[Kernel, ...] = ()
+  untimed: tuple[str, ...] = ()
   sizes: dict[str, Plan] = dataclasses.field(default_factory=dict)
   trace_time: float = 0.0
   compile_time: float = 0.0
@@ -242,6 +244,7 @@ def _of_size(
     link=chip.link,
     dcn=chip.dcn,
     kernels=tuple(dict.fromkeys(_merged(program.kernels))),
+    untimed=tuple(program.untimed),
   )
 
 

@@ -56,6 +56,9 @@ def describe(result: Plan) -> dict[str, str]:
     'collectives': f'{moved}; at {rate(result.link)} at least {ms(result.collective_time or 0)} are'
     ' not hidden behind the step, and come on top',
   }
+  if result.untimed:
+    names = ', '.join(result.untimed)
+    rows['untimed'] = f'{names}: the compiler gives no time of this, which comes on top'
   if several:
     rows['between slices'] = (
       f'{crossed}; at {rate(result.dcn)}, which are assumed, {ms(result.transfer_time or 0)}, of '
