@@ -42,7 +42,7 @@ FEW = 'query,key,value'  # gradients of biases are products, and many where feat
 # Of each task: its model and evaluation; what lanes may be over, one of them as without lanes;
 # fields with which a layer is not scanned; whether its evaluation leaves arrays; fields with which
 # its costs are known; its data, if they are not the digits: 40 examples to test on; its view;
-# whether it cannot be computed in parts.
+# whether it cannot be computed in parts; a parameter that rests for three steps.
 CASES = {
   'toy_dino': dict(
     costs=dict(model__drop_path=0.0),  # what is dropped costs nothing, and is drawn
@@ -131,7 +131,8 @@ CASES = {
     unrolled=dict(model__encoder__scan=False),
     costs=dict(model__encoder__drop_path=0.0, model__encoder__no_bias=FEW),
     view=CROPPED, task=dict(name='dino', local=2, local_size=4, momentum=MOMENTUM,
-                            last_layer='0 until 2 steps then 1'),
+                            last_layer='0 until 3 steps then 1'),
+    rests='head/last/kernel',
   ),
   'dinov2': dict(
     arrays=True, coupled=True, view=CROPPED, lanes={'seed': (0, 1)},
@@ -306,13 +307,26 @@ def test_a_run_is_forked(name, data_dir, tmp_path):
   assert alone['metrics'] == forked['metrics']
 
 
+def first_and_last(workdir, name):
+  """A parameter before the first step of a run, and in its last checkpoint."""
+  with one_device():
+    experiment, state = restore(str(workdir))
+    return [np.asarray(tree.flatten(s.model)[name]) for s in (experiment.init(), state)]
+
+
 @pytest.mark.parametrize('name', only('toy_set', 'toy_dino', 'segmentation', 'distillation'))
 def test_a_run_is_killed_resumed_and_exported(name, data_dir, tmp_path):
   config = configured(name, data_dir)
   result = train(config, str(tmp_path / 'whole'))
   runs.cut_off(tmp_path / 'cut', config, 'at step 3')
+  if rests := CASES[name].get('rests'):
+    first, cut = first_and_last(tmp_path / 'cut', rests)
+    np.testing.assert_array_equal(cut, first)
   train(config, str(tmp_path / 'cut'))
   runs.assert_bit_identical(tmp_path / 'whole', tmp_path / 'cut')
+  if rests:
+    first, last = first_and_last(tmp_path / 'cut', rests)
+    assert (last != first).mean() > 0.9
   # What an evaluation left, and what is exported: the model that is judged.
   again = evaluate(str(tmp_path / 'whole'))
   assert {n: float(v) for n, v in again.items()} == pytest.approx(
