@@ -5,10 +5,20 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from experiments.augmentation import recipes as augmentations
-from experiments.benchmarks import attention, memory, plan, recipes, report, timing, train_step
+from experiments.benchmarks import (
+  attention,
+  masked,
+  memory,
+  plan,
+  recipes,
+  report,
+  timing,
+  train_step,
+)
 from experiments.benchmarks import compile as compile_
 from vit_jax.costs import flops
 from vit_jax.models.vit import ViTConfig
@@ -268,6 +278,48 @@ def test_the_page_on_recipes_has_the_numbers_of_the_results():
   ]
   for name, price in recipes.PRICES.items():
     assert re.search(rf'{price:.2f} \$ [^.]*{name}', ' '.join(page.split()))
+
+
+@pytest.mark.slow
+def test_masked(tmp_path, results):
+  """Three training steps of two layers; FLOPs are six for each of their multiply-adds."""
+  rows = masked.main(['--quick', f'--folder={tmp_path}'])
+  record = json.loads((tmp_path / 'masked.json').read_text())
+  assert record['rows'] == rows
+  blocks = lambda n, width: n * (12 * width**2 + 2 * n * width)  # noqa: E731
+  pixels = 16 * 16 * 16 * 3  # of 16 patches
+  decoder = 16 * 192 * 512 + blocks(17, 512) + 512 * pixels
+  want = [2 * blocks(n, 192) + 192 * pixels + decoder for n in (16, 5)]
+  want.append(2 * blocks(17, 192) + 2 * 192 * pixels)
+  for row, macs, tokens in zip(rows, want, (16, 5, 17), strict=True):
+    assert row['tokens'] == tokens
+    assert row['GFLOP'] == pytest.approx(6e-9 * macs)
+    assert row['FLOPs, x'] == pytest.approx(rows[0]['GFLOP'] / row['GFLOP'])
+    assert row['ms'] > 0
+    for name in ('x', 'CPU, x'):
+      assert row[f'{name}, low'] <= row[name] <= row[f'{name}, high']
+  assert rows[2]['of the decoder'] == 0
+  assert 0.5 < rows[0]['of the decoder'] < rows[1]['of the decoder'] < 0.9
+
+
+def test_ratios_of_pairs():
+  """Student's interval of the logarithm: of four rounds 3.182 standard errors."""
+  own = np.array([1.0, 2.0, 4.0, 1.0])
+  mean, low, high = masked.ratio(own * np.exp([0.9, 1.1, 0.9, 1.1]), own)
+  half = 3.18245 * np.std([0.9, 1.1, 0.9, 1.1], ddof=1) / 2
+  np.testing.assert_allclose([mean, low, high], np.exp([1, 1 - half, 1 + half]), rtol=1e-5)
+
+
+def test_the_page_on_training_without_labels_has_the_numbers_of_the_results():
+  rows = json.loads((report.RESULTS / 'masked.json').read_text())['rows']
+  of = {(row['encoder'], row['step']): row for row in rows}
+  page = ' '.join((PAGES / 'pretrain-without-labels.md').read_text().split())
+  for encoder, decoder in (('S/16', 'one block'), ('B/16', 'eight as published')):
+    row, other = (of[encoder, step] for step in (masked.QUARTER, masked.SIMMIM))
+    low, high = (f'{row[f"x, {end}"]:.2f}' for end in ('low', 'high'))
+    cells = f'{row["FLOPs, x"]:.2f} | {row["x"]:.2f}, {low} to {high} | {row["CPU, x"]:.2f}'
+    share = f'{100 * row["of the decoder"]:.0f} %'
+    assert f'| {encoder}, {decoder} | {share} | {cells} | {row["x"] / other["x"]:.2f} |' in page
 
 
 def test_the_page_on_cpus_has_the_numbers_of_the_results():

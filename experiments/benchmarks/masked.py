@@ -87,7 +87,7 @@ class Contestant:
     if way == ALL:
       task |= dict(ratio=1e-3)
     if way == SIMMIM:
-      model, task = dict(name='masked', encoder=encoder), simmim.get_config().task.to_dict()
+      model, task = dict(name='masked', encoder=encoder), simmim.get_config().to_dict()['task']
     record |= dict(
       total='100 steps', batch_size=race.batch, model=model, task=task, evals={},
       data=dict(source=dict(name='synthetic', image_size=race.size)),
