@@ -109,7 +109,7 @@ def large(kind):
     evals=dict(knn=dict(name='knn', train='train', features='class+mean', **view)),
   )  # fmt: skip
   if kind == 'dino':
-    encoder['drop_path'] = 0.1
+    encoder |= dict(drop_path=0.1, remat='full')  # ten views: 16 GiB are enough
     crop['min_area'] = 0.4
     made['model'] |= dict(prototypes=8192)
     made['task'] |= dict(

@@ -261,7 +261,9 @@ def main(given: argparse.Namespace) -> None:
   for name in changes:
     if name in OWN:
       raise RunError(f'--set {name}: this command says {", ".join(OWN)} itself, by its rules')
-    if not any(_has(config_lib.load(config_of(method)), name) for method in methods):
+    # Of the recipe of `labels` all have what is not of its model: it fine-tunes them.
+    where = methods if name.startswith('model.') else [*methods, 'labels']
+    if not any(_has(config_lib.load(config_of(method)), name) for method in where):
       raise RunError(f'--set {name}: none of {", ".join(methods)} has this field')
   found = guess(given.data, [item for item in changes.items() if item[0].startswith('data.source')])
   if (found.split, len(found.opened.class_names)) != ('train', CLASSES) or not found.test:
