@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import dinov2
 from experiments.augmentation import recipes as augmentations
 from experiments.benchmarks import (
   attention,
@@ -20,9 +21,12 @@ from experiments.benchmarks import (
   train_step,
 )
 from experiments.benchmarks import compile as compile_
+from vit_jax.core import schema
 from vit_jax.costs import flops
+from vit_jax.costs.step import step
 from vit_jax.models.vit import ViTConfig
 from vit_jax.nn.kernels import choice, heads
+from vit_jax.training import config as config_lib
 
 
 @pytest.fixture
@@ -320,6 +324,11 @@ def test_the_page_on_training_without_labels_has_the_numbers_of_the_results():
     cells = f'{row["FLOPs, x"]:.2f} | {row["x"]:.2f}, {low} to {high} | {row["CPU, x"]:.2f}'
     share = f'{100 * row["of the decoder"]:.0f} %'
     assert f'| {encoder}, {decoder} | {share} | {cells} | {row["x"] / other["x"]:.2f} |' in page
+  # Logits of half of the patches of two views: the teacher's four times more, the student's once.
+  record = config_lib.to_dict(dinov2.get_config('L/14,22k'))
+  cfg = schema.build(config_lib.Config, record)
+  more = 5 * 2 * (2 * 128) * 256 * 131_072 / step(cfg.task.passes(cfg.model.resolve()))
+  assert f'at most another {100 * more:.0f} % of the FLOPs' in page
 
 
 def test_the_page_on_cpus_has_the_numbers_of_the_results():
