@@ -92,9 +92,14 @@ def test_targets_are_those_of_their_papers(tmp_path):
   np.testing.assert_array_equal(of(target='colours'), bins @ [64, 8, 1])
   codes = rng(1).normal(size=(7, 48)).astype(np.float32)
   np.save(tmp_path / 'codes.npy', codes)
-  found = of(target='codes', codebook=str(tmp_path / 'codes.npy'))
+  own = dict(target='codes', codebook=str(tmp_path / 'codes.npy'))
   far = ((patches[:, :, None] - codes) ** 2).sum(-1)
-  np.testing.assert_array_equal(found, far.argmin(-1))
+  np.testing.assert_array_equal(of(**own), far.argmin(-1))
+  # They are those of the start of a run.
+  np.save(tmp_path / 'codes.npy', codes[::-1])
+  np.testing.assert_array_equal(of(**own), far.argmin(-1))
+  MaskedImages(**own).adapt(MaskedConfig(ENCODER).resolve(), {})
+  np.testing.assert_array_equal(of(**own), 6 - far.argmin(-1))
 
 
 # --- models ---

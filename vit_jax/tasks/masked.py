@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -129,17 +130,12 @@ class MaskedImages(Images):
         )
       return 8**encoder.in_channels
     if self.target == 'codes':
-      codes = self._codes().shape
+      _codes.cache_clear()  # a run begins, and the file may be another one than for the last
+      codes = _codes(self.codebook).shape
       if len(codes) != 2 or codes[1] != pixels:
         raise RunError(f'{self.codebook} is {codes}, and a patch has {pixels} numbers')
       return codes[0]
     return pixels
-
-  def _codes(self) -> np.ndarray:
-    try:
-      return np.load(paths.fetched(paths.at(self.codebook)), allow_pickle=False)
-    except (OSError, ValueError) as error:
-      raise RunError(f'task.codebook={self.codebook} cannot be read: {error}') from None
 
   def _hiding(self, model: Any) -> Hiding:
     """What is hidden of the model's images."""
@@ -233,7 +229,7 @@ class MaskedImages(Images):
       colour = patches.reshape(*patches.shape[:2], -1, encoder.in_channels).mean(2) * std + mean
       bins = jnp.clip(jnp.floor(colour * 8).astype(jnp.int32), 0, 7)
       return (bins * 8 ** np.arange(encoder.in_channels)[::-1]).sum(-1)
-    codes = jnp.asarray(self._codes(), jnp.float32)
+    codes = jnp.asarray(_codes(self.codebook), jnp.float32)
     layout = sharding.spec('batch', None, None)
     near = jnp.einsum('bnp,kp->bnk', patches, codes, precision='highest', out_sharding=layout)
     return jnp.argmax(near - 0.5 * jnp.square(codes).sum(-1), -1)
@@ -278,7 +274,7 @@ class MaskedImages(Images):
     likeliest = said.argmax(-1)
     if self.target == 'codes':
       layout = sharding.spec('batch', None, None)
-      return jnp.asarray(self._codes(), jnp.float32).at[likeliest].get(out_sharding=layout)
+      return jnp.asarray(_codes(self.codebook), jnp.float32).at[likeliest].get(out_sharding=layout)
     mean, std = map(jnp.array, self.statistics(config.in_channels))
     digits = likeliest[..., None] // 8 ** np.arange(config.in_channels)[::-1] % 8
     colour = ((digits + 0.5) / 8 - mean) / std
@@ -305,6 +301,15 @@ class MaskedImages(Images):
     ]  # fmt: skip
     whole = picture_of(example)
     return pictures.beside(pictures.resized(whole, pictures.scale(*whole.shape[:2])), *drawn)
+
+
+@functools.cache
+def _codes(codebook: str) -> np.ndarray:
+  """Those of a file, read once: every program of a run has the same, whatever becomes of it."""
+  try:
+    return np.load(paths.fetched(paths.at(codebook)), allow_pickle=False)
+  except (OSError, ValueError) as error:
+    raise RunError(f'task.codebook={codebook} cannot be read: {error}') from None
 
 
 def cut(images: jax.Array, patch: tuple[int, ...]) -> jax.Array:
