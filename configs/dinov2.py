@@ -34,12 +34,12 @@ RECIPES = {
   'L/16,1k': dict(
     dataset='imagenet2012', epochs=100, batch=2048, lr=4e-3, warmup=10, decay=0.4, momentum=0.992,
     layer_decay=0.9, heads=dict(patch_head='shared'), centering='center', local_size=96,
-    encoder=dict(drop_path=0.3),
+    mesh='data', encoder=dict(drop_path=0.3),
   ),
   'L/14,22k': dict(
     dataset='imagenet21k', epochs=500, batch=3072, lr=2e-4, warmup=80, decay=0.2, momentum=0.994,
     layer_decay=1.0, heads=LARGE, centering='sinkhorn', local_size=98,
-    encoder=dict(drop_path=0.4, mlp='swiglu', mlp_dim=2736),
+    mesh='fsdp', encoder=dict(drop_path=0.4, mlp='swiglu', mlp_dim=2736),
   ),
 }  # fmt: skip
 EPOCH = 1250  # steps
@@ -52,6 +52,7 @@ def get_config(argument='L/16,1k'):
   return complete(dict(
     total=f'{EPOCH * recipe["epochs"]} steps',
     batch_size=batch,
+    mesh=recipe['mesh'],
     model=dict(
       name='dino', scaled=True, **recipe['heads'],
       encoder=dict(
