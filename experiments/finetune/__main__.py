@@ -133,7 +133,7 @@ def main() -> None:
         continue
       runs, places = [], []
       for number, (place, fields) in enumerate(DATA[name](folder)[: arguments.folds]):
-        places.append(folder / name / f'{recipe.replace(" ", "-")}-{number}')
+        places.append(folder / 'runs' / name / f'{recipe.replace(" ", "-")}-{number}')
         if arguments.again:
           shutil.rmtree(places[-1], ignore_errors=True)
         own = {**COMMON, **fields, **RECIPES[recipe]}
