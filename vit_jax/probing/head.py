@@ -47,8 +47,7 @@ def fitted(features: np.ndarray, labels: np.ndarray, classes: int) -> Head:
   spread = np.where(spread > 0, spread, 1)
   x = ((features - mean) / spread).astype(np.float32)
   folds = min(FOLDS, np.unique(labels, return_counts=True)[1].min())
-  whole = np.ones(len(labels), bool)
-  (good,) = judge.by_folds(x, labels, [(whole, folds)], STRENGTHS, 0, classes)
+  good = judge.by_folds(x, labels, folds, STRENGTHS, 0, classes)
   best = max(good, key=good.__getitem__) if good else FIXED
   last = logistic.fit(x, labels, np.array([1 / (best * len(labels))]), classes)
   kernel = last.kernel[0] / spread[:, None]

@@ -234,56 +234,46 @@ def curve(data: Data, name: str, settings: Settings) -> dict[int, Outcome]:
   train, test = scaled(data, name)
   sizes = subsets.sizes(settings.sizes, data.train_labels, data.classes)
   found: dict[int, tuple[list, list]] = {size: ([], []) for size in sizes}
-  for seed in _seeds(settings) if sizes else ():
-    few = subsets.shots(data.train_labels, max(sizes), seed, data.classes)
-    x, y = train[few], data.train_labels[few]
-    rank = np.tile(np.arange(max(sizes)), data.classes)  # of an example in its class
-    parts = [(rank < size, min(FOLDS, size)) for size in sizes]
-    good = by_folds(x, y, parts, DECADES, seed, data.classes)
-    best = [max(own, key=own.__getitem__) if own else FIXED_C for own in good]
-    weights = np.array([inside for inside, _ in parts], np.float32)
-    l2 = 1 / (np.array(best) * weights.sum(1))
-    fitted = logistic.fit(x, y, l2, data.classes, weights=weights)
-    for i, size in enumerate(sizes):
-      found[size][0].append(fitted.logits(i, test).argmax(1) == data.test_labels)
-      found[size][1].append({'C': best[i]})
+  for seed in _seeds(settings):
+    for size in sizes:  # alone: of fewer examples than features a problem is smaller, see `fit`
+      few = subsets.shots(data.train_labels, size, seed, data.classes)
+      x, y = train[few], data.train_labels[few]
+      good = by_folds(x, y, min(FOLDS, size), DECADES, seed, data.classes)
+      best = max(good, key=good.__getitem__) if good else FIXED_C
+      fitted = logistic.fit(x, y, np.array([1 / (best * len(y))]), data.classes)
+      found[size][0].append(fitted.logits(0, test).argmax(1) == data.test_labels)
+      found[size][1].append({'C': best})
   return {size: Outcome(np.array(right), chosen) for size, (right, chosen) in found.items()}
 
 
 def by_folds(
-  x: np.ndarray, y: np.ndarray, parts: Sequence[tuple[np.ndarray, int]],
-  choices: Sequence[float], seed: int, classes: int,
-) -> list[dict[float, tuple[float, float]]]:  # fmt: skip
-  """How good each C is for some parts of the examples, by folds of each part alone.
+  x: np.ndarray, y: np.ndarray, count: int, choices: Sequence[float], seed: int, classes: int
+) -> dict[float, tuple[float, float]]:
+  """How good each C is, by folds of some examples.
 
   Args:
     x: features, float (examples, features).
     y: labels, int (examples,).
-    parts: which examples are of it, bool (examples,), and the number of its folds.
+    count: of the folds.
     choices: of C.
     seed: of the folds.
     classes: how many there are.
 
   Returns:
-    For each part the mean accuracy and log-likelihood of each C; of none with less than two folds.
+    The mean accuracy and log-likelihood of each C; of none with less than two folds.
   """
-  problems: list[tuple[int, float, np.ndarray, np.ndarray]] = []
-  for at, (inside, count) in enumerate(parts):
-    fold = np.full(len(y), -1)
-    fold[inside] = subsets.folds(y[inside], count, seed)
-    problems += [
-      (at, choice, inside & (fold != number), fold == number)
-      for number in range(count if count > 1 else 0) for choice in choices
-    ]  # fmt: skip
-  good: list[dict[float, list[tuple[float, float]]]] = [{} for _ in parts]
-  if problems:
-    weights = np.array([seen for _, _, seen, _ in problems], np.float32)
-    l2 = 1 / (np.array([choice for _, choice, _, _ in problems]) * weights.sum(1))
-    fitted = logistic.fit(x, y, l2, classes, weights=weights)
-    for i, (at, choice, _, asked) in enumerate(problems):
-      good[at].setdefault(choice, []).append(_good(fitted.logits(i, x[asked]), y[asked]))
-  mean = lambda pairs: tuple(np.mean(pairs, 0).tolist())  # noqa: E731
-  return [{choice: mean(pairs) for choice, pairs in own.items()} for own in good]
+  if count < 2:
+    return {}
+  fold = subsets.folds(y, count, seed)
+  problems = [(choice, number) for number in range(count) for choice in choices]
+  weights = np.array([fold != number for _, number in problems], np.float32)
+  l2 = 1 / (np.array([choice for choice, _ in problems]) * weights.sum(1))
+  fitted = logistic.fit(x, y, l2, classes, weights=weights)
+  good: dict[float, list[tuple[float, float]]] = {choice: [] for choice in choices}
+  for i, (choice, number) in enumerate(problems):
+    asked = fold == number
+    good[choice].append(_good(fitted.logits(i, x[asked]), y[asked]))
+  return {choice: tuple(np.mean(pairs, 0).tolist()) for choice, pairs in good.items()}
 
 
 def _good(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
