@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from experiments import packaged
 from experiments.gallery import controls
 from experiments.gallery.metrics import MEAN_AP, MEAN_IOU, R2, TOP1, Metric
-from experiments.gallery.ways import Distilled, Finetuned, Probed, Trained, Way
+from experiments.gallery.ways import Distilled, Finetuned, Pretrained, Probed, Trained, Way
+from experiments.ssl import judged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Row:
   caveat: str = ''
 
 
+UNLABELLED = 'Fashion-MNIST, 1, 10 and 60 labels a class'
 PIXELS = {'k nearest neighbours': controls.neighbours, 'RBF SVM': controls.svm}
 ROWS: Sequence[Row] = (
   Row(
@@ -99,6 +101,20 @@ ROWS: Sequence[Row] = (
       ('mean@4', 'mean@8', 'patches@2', 'patches@4', 'patches@6', 'patches@8', 'patches@10'),
     ),
     TOP1, 'gain', 0.05,
+  ),
+  Row('mae', 'ssl', 'quick', UNLABELLED, Pretrained('configs/ssl.py:mae'), TOP1, 'gain', 0.08),
+  Row(
+    'simmim', 'ssl', 'quick', UNLABELLED, Pretrained('configs/ssl.py:simmim'), TOP1, 'gain', 0.08
+  ),
+  Row(
+    'masked_patches', 'ssl', 'quick', UNLABELLED, Pretrained('configs/ssl.py:colours'), TOP1,
+    'gain', 0.05,
+  ),
+  Row('dino', 'ssl', 'quick', UNLABELLED, Pretrained('configs/ssl.py:dino'), TOP1, 'gain', 0.05),
+  Row(
+    'mae_long', 'ssl', 'hours', UNLABELLED,
+    Pretrained('configs/ssl.py:mae', {'total': '100 epochs'}, (judged.PIXELS, judged.COMPONENTS)),
+    TOP1, 'gain', 0.02,
   ),
 )  # fmt: skip
 

@@ -26,6 +26,7 @@ import vit_jax
 from experiments import packaged
 from experiments.benchmarks.report import machine
 from experiments.gallery.metrics import Arrays, Metric
+from experiments.ssl.judged import OURS, RANDOM, Found, Rules, apart, few
 from vit_jax.core import schema
 from vit_jax.data import preprocess
 from vit_jax.data.classes import aligned
@@ -316,6 +317,62 @@ class Probed:
       )  # fmt: skip
       table.write(file, embedder, parts, card, overwrite=True)
     return table.Table(file)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+  """An encoder that learned without labels, judged by a few of them, beside itself at random.
+
+  Attributes:
+    config: the recipe, as `--config` takes it.
+    fields: of all runs, and their texts.
+    against: whose features are controls, of those that `judged` has; the others stand beside.
+    rules: how they are judged.
+    parts: splits whose labels are seen, and to judge by.
+  """
+
+  config: str
+  fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  against: tuple[str, ...] = (RANDOM,)
+  rules: Rules = Rules()
+  parts: tuple[str, str] = ('train', 'test')
+
+  def place(self, runs: pathlib.Path, seed: int) -> pathlib.Path:
+    """The directory of a run; pixels are judged once for all that are beside each other."""
+    names = [self.config.partition(':')[2], *self.fields.values(), str(seed)]
+    return runs / 'ssl' / '-'.join(names).replace(' ', '-')
+
+  def judged(
+    self, runs: pathlib.Path, seed: int, options: Mapping[str, str]
+  ) -> tuple[Found, float]:  # fmt: skip
+    """Of a run that is trained, or continued, what its features are worth, and the seconds."""
+    place, fields = self.place(runs, seed), {**self.fields, **options, 'seed': str(seed)}
+    line = arguments('vit_jax.train', f'--config={self.config}', place=place, fields=fields)
+    seconds = run(line, place)
+    return apart(place, seed, self.parts, self.rules), seconds
+
+  def measured(self, asked: Asked) -> Measured:
+    """Trains, and judges the runs."""
+    kept: dict[str, list[np.ndarray]] = {}
+    seconds = []
+    for seed in range(asked.seeds):
+      found, took = self.judged(asked.runs, seed, asked.options)
+      seconds.append(took)
+      for whose, each in found.items():
+        kept.setdefault(whose, []).append(few(each, self.rules))
+        asked.say(f'{whose} of seed {seed}', kept[whose][-1])
+    ours = kept.pop(OURS)
+    others = {whose: np.stack(each) for whose, each in kept.items()}
+    fields = {**self.fields, **asked.options}
+    line = arguments(
+      'vit_jax.train', f'--config={self.config}', place=pathlib.Path('runs') / asked.name,
+      fields=fields,
+    )  # fmt: skip
+    return Measured(
+      typed(line), ours, {whose: others[whose] for whose in self.against},
+      [asked.metric.score(each) for each in ours], seconds, None,
+      {whose: each for whose, each in others.items() if whose not in self.against},
+    )  # fmt: skip
 
 
 def configured(config: str, options: Mapping[str, str]) -> config_lib.Config:

@@ -147,6 +147,11 @@ def summary(runs: Sequence[np.ndarray]) -> dict[str, Any]:
   }  # fmt: skip
 
 
+def few(found: Mapping[str, np.ndarray], rules: Rules) -> np.ndarray:
+  """How often an example is right with few labels: the mean over sizes and subsets, (examples,)."""
+  return np.mean([found[f'{size} labels a class'].mean(0) for size in rules.sizes], 0)
+
+
 def apart(place: pathlib.Path, number: int, splits: Sequence[str], rules: Rules) -> Found:
   """As `judged`, which then has only to read: another process has found it."""
   if all(file.exists() for file in _files(place, number).values()):

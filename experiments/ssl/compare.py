@@ -1,0 +1,124 @@
+"""What methods learn without labels on Fashion-MNIST, in one table, beside their controls.
+
+    python -m experiments.ssl.compare                  # what is missing, hours on two cores
+    python -m experiments.ssl.compare mae dino --again
+
+Encoder, data, batches and what judges are the same for all methods of `configs/ssl.py`; each trains
+for minutes, and for as long as its configuration says. Three runs of each differ in their seed and
+in the few labels that judge them. Runs are kept and continued, and are those of the gallery.
+Results are one file for each method in results/, and README.md, written here and by nobody else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from experiments.gallery import ways
+from experiments.ssl.judged import COMPONENTS, OURS, PIXELS, Found, Rules, few, summary
+from vit_jax.core import paths
+from vit_jax.core.errors import RunError, suggest
+
+RESULTS = pathlib.Path(__file__).parent / 'results'
+METHODS = ('colours', 'simmim', 'mae', 'dino', 'ibot', 'dinov2')
+FEW = 'mean of few'
+TITLES = {'knn': 'kNN', 'linear': 'linear'}
+
+
+def measured(found: Sequence[Found], rules: Rules) -> dict[str, dict[str, Any]]:
+  """By whose features and by method: the mean over runs, its interval, and each run."""
+  scores: dict[str, dict[str, Any]] = {}
+  for whose in found[0]:
+    scores[whose] = {m: summary([each[whose][m] for each in found]) for m in found[0][whose]}
+    scores[whose][FEW] = summary([few(each[whose], rules)[None] for each in found])
+  return scores
+
+
+def page(rows: Sequence[Mapping[str, Any]]) -> str:
+  """README.md."""
+  methods: list[str] = [*rows[0]['scores'][OURS]] if rows else []
+  titles: list[str] = [TITLES.get(method, method) for method in methods]
+  lines = [
+    '# Without labels on Fashion-MNIST', '',
+    'Top-1 on the 10,000 test images, with 95 % over runs and images, written by', '',
+    '```console', 'python -m experiments.ssl.compare', '```', '',
+    'An encoder of 4 blocks, 64 wide, on patches of 4 pixels; its class token beside the mean of '
+    'its patches is what is judged:', 'by nearest neighbours and a linear classifier with all '
+    'labels, and by logistic regression on 1, 10 and 60 labels of each class,', 'three subsets for '
+    'each of the runs, the same for all methods. Below each method is the same encoder at random.',
+    '', f'| | {" | ".join(titles)} | epochs | minutes |', f'|{"---|" * (len(titles) + 3)}',
+  ]  # fmt: skip
+  last: Mapping[str, Any] = {}
+  for row in rows:
+    minutes = f'{row["epochs"]:.3g} | {row["seconds"] / 60:.0f}'
+    for whose, scores in row['scores'].items():
+      of_pixels = whose in (PIXELS, COMPONENTS)
+      last = {**last, whose: scores} if of_pixels else last
+      if not of_pixels:
+        name, rest = (row['method'], minutes) if whose == OURS else (whose, ' | ')
+        lines.append(_line(name, scores, methods, rest))
+  lines += [_line(whose, scores, methods, ' | ') for whose, scores in last.items()]
+  return '\n'.join([*lines, ''])
+
+
+def _line(name: str, scores: Mapping[str, Any], methods: Sequence[str], rest: str) -> str:
+  cells = []
+  for method in methods:
+    low, high = scores[method]['interval']
+    cells.append(f'{scores[method]["top1"]:.3f} [{low:.3f}, {high:.3f}]')
+  return f'| {name} | {" | ".join(cells)} | {rest} |'
+
+
+def main() -> None:
+  """The command."""
+  parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
+  parser.add_argument('methods', nargs='*', help=f'of {", ".join(METHODS)}; all, if none is given')
+  parser.add_argument('--runs', default='runs/gallery', help='where runs are kept')
+  parser.add_argument('--seeds', type=int, default=3, help='runs of each (3)')
+  parser.add_argument('--again', action='store_true', help='methods that have a result, too')
+  parser.add_argument('--results', type=pathlib.Path, default=RESULTS, help='for rows and table')
+  parser.add_argument('--set', action='append', default=[], metavar='FIELD=VALUE',
+                      help='a field of every run')  # fmt: skip
+  given = parser.parse_args()
+  flags.FLAGS.mark_as_parsed()
+  for name in given.methods:
+    if name not in METHODS:
+      raise RunError(f'unknown method {name!r}: {suggest(name, METHODS)}')
+  options = dict(text.split('=', 1) for text in given.set)
+  runs = pathlib.Path(given.runs)
+  given.results.mkdir(parents=True, exist_ok=True)
+  file = lambda method: given.results / f'{method}.json'  # noqa: E731
+  for method in given.methods or METHODS:
+    if file(method).exists() and not given.again:
+      print(f'{method}: has a result')
+      continue
+    way = ways.Pretrained(f'configs/ssl.py:{method}')
+    found, seconds = [], []
+    for seed in range(given.seeds):
+      each, took = way.judged(runs, seed, options)
+      found.append(each)
+      seconds.append(took)
+    last = paths.read_object(paths.at(str(way.place(runs, 0))) / 'result.json')
+    row = {
+      'method': method, 'config': way.config, 'changed': options, 'seeds': given.seeds,
+      'settings': way.rules._asdict(), 'scores': measured(found, way.rules),
+      'epochs': last['epochs'], 'flops': last['flops']['training_total'],
+      'seconds': float(np.mean(seconds)), **ways.made(),
+    }  # fmt: skip
+    file(method).write_text(json.dumps(row, indent=1) + '\n')
+    rows = [json.loads(file(each).read_text()) for each in METHODS if file(each).exists()]
+    (given.results.parent / 'README.md').write_text(page(rows))
+    print(f'{file(method)} is written', flush=True)
+
+
+if __name__ == '__main__':
+  try:
+    main()
+  except RunError as error:
+    raise SystemExit(f'error: {error}') from None
