@@ -13,8 +13,8 @@ r"""Small Vision Transformers without labels: one method each, all else equal.
 
 On Fashion-MNIST, minutes on a CPU. Behind a comma the same methods on Imagenette, ten classes of
 ImageNet (https://github.com/fastai/imagenette): a ViT-S/16 at 224 pixels for 200 epochs, which one
-GPU trains in hours. `labels,imagenette` is the same encoder with labels, from scratch or, with
---config.init, fine-tuned. None of these has been run at its size by us.
+GPU trains in hours; none of these has been run at its size by us. `labels` is the same encoder with
+labels, from scratch or, with --config.init, fine-tuned.
 
     python -m vit_jax.train --config=configs/ssl.py:mae,imagenette --workdir=runs/mae_imagenette \
       --config.data.source.dir=DIR
@@ -46,7 +46,7 @@ METHODS: dict[str, tuple[str, dict, dict]] = {
 LARGE = ',imagenette'
 # Of 224 pixels: the side of what SimMIM hides, and iBOT's smallest block.
 OF_LARGE = {'simmim': dict(unit=32), 'ibot': dict(smallest=16)}
-RECIPES = [*METHODS, *(f'{name}{LARGE}' for name in (*METHODS, 'labels'))]
+RECIPES = [*METHODS, 'labels', *(f'{name}{LARGE}' for name in (*METHODS, 'labels'))]
 
 
 def small(kind):
@@ -72,16 +72,22 @@ def small(kind):
   if kind == 'mae':
     made['model'] |= dict(decoder=dict(width=64, depth=1, num_heads=4))
   if kind == 'dino':
-    encoder['drop_path'] = 0.1
+    # The teacher and every view cost: large ones are of 20 pixels, 25 tokens.
+    encoder |= dict(image_size=(20, 20), drop_path=0.1)
+    made |= dict(total='6 epochs', batch_size=128)
     made['model'] |= dict(prototypes=512, hidden=256, bottleneck=64)
     made['task'] |= dict(
-      local=4, local_size=12, local_area=(0.1, 0.4), momentum='0.99->1 cosine',
+      local=2, local_size=12, local_area=(0.1, 0.4), momentum='0.99->1 cosine',
       last_layer='0 until 5% then 1', centering='sinkhorn',
     )  # fmt: skip
     made['data'] |= dict(
       crop=dict(name='random_resized', min_area=0.4), colour=dict(name='jitter', saturation=0.0)
     )
-    made['optim'] |= dict(lr=1e-3, weight_decay='0.04->0.2 cosine', clip=3.0)
+    made['optim'] |= dict(lr=1e-3, weight_decay=0.04, clip=3.0)
+  elif kind == 'labels':
+    made['model'] = dict(encoder, posemb='sincos_mae', pool='mean')
+    made['optim'] |= dict(lr=1e-3, weight_decay=0.05)
+    made['evals'] = dict(test=dict(name='classification', split='test', every='100%'))
   else:
     made['optim'] |= dict(lr=1.5e-3, weight_decay=0.05, b2=0.95, clip=0.0)
     made['evals'] |= dict(test=dict(name='reconstruction', split='test', every='20%'))

@@ -29,9 +29,9 @@ CONFIGS = [
   'vit.py:B/16,21k', 'vit.py:B/16,cifar10', 'vit_s16.py:90', 'augreg.py:S/16,1k', 'deit.py:Ti/16',
   'deit.py:Ti/16,distilled', 'deit3.py:S/16,800', 'flexivit.py:B/32,21k', 'distillation.py:teacher',
   'distillation.py:student', 'bit.py:pet,fast', 'ssl.py:mae', 'ssl.py:simmim', 'ssl.py:colours',
-  'ssl.py:dino', 'ssl.py:ibot', 'ssl.py:dinov2', 'ssl.py:collapse', 'ssl.py:mae,imagenette',
-  'ssl.py:dinov2,imagenette', 'ssl.py:labels,imagenette', 'mae.py:H/14,800',
-  'simmim.py:B/16,800', 'dino.py:S/16,800', 'ibot.py:B/16,400', 'dinov2.py:L/14,22k',
+  'ssl.py:dino', 'ssl.py:ibot', 'ssl.py:dinov2', 'ssl.py:collapse', 'ssl.py:labels',
+  'ssl.py:mae,imagenette', 'ssl.py:dinov2,imagenette', 'ssl.py:labels,imagenette',
+  'mae.py:H/14,800', 'simmim.py:B/16,800', 'dino.py:S/16,800', 'ibot.py:B/16,400', 'dinov2.py:L/14,22k',
 ]  # fmt: skip
 
 

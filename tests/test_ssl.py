@@ -2,13 +2,14 @@
 
 import json
 import sys
+import types
 
 import numpy as np
 import pytest
 
 from experiments.gallery import ways
 from experiments.gallery.metrics import TOP1
-from experiments.ssl import compare
+from experiments.ssl import compare, finetune
 from experiments.ssl.judged import COMPONENTS, OURS, PIXELS, RANDOM, Rules, few
 
 TINY = {
@@ -57,3 +58,25 @@ def test_runs_beside_their_controls(tmp_path, monkeypatch):
   assert [line.split('|')[1].strip() for line in page.splitlines() if line.startswith('| ')] == [
     '', 'mae', RANDOM, PIXELS, COMPONENTS
   ]  # fmt: skip
+
+  # And fine-tuned, beside the same from scratch.
+  found = {'HERE': tmp_path, 'IMAGES': 1200, 'SIZES': {100: '2 steps'}, 'RATES': ('1e-3',)}
+  found |= {'PARTS': range(1, 2), 'CHOICE': 'train[1200:]'}
+  found['named'] = lambda names: [types.SimpleNamespace(way=way)]
+  for name, value in found.items():
+    monkeypatch.setattr(finetune, name, value)
+  own = {n: t for n, t in options.items() if n not in ('total', 'evals')}
+  own = {n.replace('model.encoder', 'model'): t for n, t in own.items()}
+  line = ['finetune', f'--runs={tmp_path / "runs"}', *(f'--set={n}={t}' for n, t in own.items())]
+  monkeypatch.setattr(sys, 'argv', line)
+  finetune.main()
+  (row,) = json.loads((tmp_path / 'finetune.json').read_text())['rows']
+  assert row['gain'] == row['fine-tuned'][0] - row['from scratch'][0]
+  folder = tmp_path / 'runs' / 'ssl' / 'tuned'
+  configs = {path.name: json.loads((path / 'config.json').read_text()) for path in folder.iterdir()}
+  tuned, scratch = configs['mae-0-100-part1'], configs['scratch-100-part1']
+  assert tuned['init'].endswith('mae-0')
+  assert not scratch['init']
+  assert tuned['data']['split'] == scratch['data']['split'] == 'fold 1/12 of train[:1200]'
+  assert tuned['evals']['test']['split'] == 'test'
+  assert configs['mae-0-100-1e-3']['evals']['test']['split'] == 'train[1200:]'

@@ -154,9 +154,9 @@ def test_a_design_costs_what_the_passes_of_a_task_cost():
   cell = dataclasses.replace(design.Cell('x', SMALL, 8, 1), passes=tuple(extra(SMALL)))
   assert cell.each == 2 * flops.train_flops(SMALL) + flops.train_flops(SMALL) // 3
   assert cell.tokens == 8 * 2 * 4
-  # Two views of 49 patches and four of 9, each with a class token.
+  # Two views of 25 patches and two of 9, each with a class token.
   model, passes = described(modules.call(f'{ROOT}/configs/ssl.py:dino', 'get_config'))
-  assert design.Cell('x', model, 8, 1, tuple(passes(model))).tokens == 8 * (2 * 50 + 4 * 10)
+  assert design.Cell('x', model, 8, 1, tuple(passes(model))).tokens == 8 * (2 * 26 + 2 * 10)
   with pytest.raises(RunError, match="has no tower 'head'"):
     design.resized(base, tower='head', width=8)
 

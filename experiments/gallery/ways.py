@@ -43,6 +43,8 @@ from vit_jax.training.finetune import HEAD
 from vit_jax.training.result import revision
 
 FOLDS = 5
+# Of predictions; any usual number of devices divides it.
+BATCH = 128
 # Of Fashion-MNIST: with the labels that are seen, to choose features by, to judge them by.
 PROBED = ('fold 1/60 of train', 'fold 2/60 of train', 'test')
 
@@ -342,13 +344,17 @@ class Pretrained:
     names = [self.config.partition(':')[2], *self.fields.values(), str(seed)]
     return runs / 'ssl' / '-'.join(names).replace(' ', '-')
 
+  def line(self, place: pathlib.Path, options: Mapping[str, str]) -> list[str]:
+    """Arguments of Python for a run in a directory."""
+    fields = {**self.fields, **options}
+    return arguments('vit_jax.train', f'--config={self.config}', place=place, fields=fields)
+
   def judged(
     self, runs: pathlib.Path, seed: int, options: Mapping[str, str]
   ) -> tuple[Found, float]:  # fmt: skip
     """Of a run that is trained, or continued, what its features are worth, and the seconds."""
-    place, fields = self.place(runs, seed), {**self.fields, **options, 'seed': str(seed)}
-    line = arguments('vit_jax.train', f'--config={self.config}', place=place, fields=fields)
-    seconds = run(line, place)
+    place = self.place(runs, seed)
+    seconds = run(self.line(place, {**options, 'seed': str(seed)}), place)
     return apart(place, seed, self.parts, self.rules), seconds
 
   def measured(self, asked: Asked) -> Measured:
@@ -363,11 +369,7 @@ class Pretrained:
         asked.say(f'{whose} of seed {seed}', kept[whose][-1])
     ours = kept.pop(OURS)
     others = {whose: np.stack(each) for whose, each in kept.items()}
-    fields = {**self.fields, **asked.options}
-    line = arguments(
-      'vit_jax.train', f'--config={self.config}', place=pathlib.Path('runs') / asked.name,
-      fields=fields,
-    )  # fmt: skip
+    line = self.line(pathlib.Path('runs') / asked.name, asked.options)
     return Measured(
       typed(line), ours, {whose: others[whose] for whose in self.against},
       [asked.metric.score(each) for each in ours], seconds, None,
@@ -479,8 +481,9 @@ def outputs(task: Any, model: Any, test: Mapping[str, np.ndarray]) -> dict[str, 
   def predict(model: Any, batch: Any) -> Any:
     return task.predict(model, task.augment(batch, None, {}))
 
-  parts = []
-  for first in range(0, len(test['mask']), 100):
-    batch = {name: test[name][first : first + 100] for name in (*inputs, 'mask')}
+  parts, count = [], len(test['mask'])
+  for first in range(0, count, BATCH):
+    at = np.minimum(np.arange(first, first + BATCH), count - 1)
+    batch = {name: test[name][at] for name in (*inputs, 'mask')}
     parts.append(jax.device_get(predict(model, batch)))
-  return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+  return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
