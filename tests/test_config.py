@@ -31,7 +31,8 @@ CONFIGS = [
   'distillation.py:student', 'bit.py:pet,fast', 'ssl.py:mae', 'ssl.py:simmim', 'ssl.py:colours',
   'ssl.py:dino', 'ssl.py:ibot', 'ssl.py:dinov2', 'ssl.py:collapse', 'ssl.py:labels',
   'ssl.py:mae,imagenette', 'ssl.py:dinov2,imagenette', 'ssl.py:labels,imagenette',
-  'mae.py:H/14,800', 'simmim.py:B/16,800', 'dino.py:S/16,800', 'ibot.py:B/16,400', 'dinov2.py:L/14,22k',
+  'mae.py:H/14,800', 'simmim.py:B/16,800', 'dino.py:S/16,800', 'ibot.py:B/16,400',
+  'dinov2.py:L/14,22k',
 ]  # fmt: skip
 
 
