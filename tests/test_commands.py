@@ -116,7 +116,7 @@ def test_mistakes_are_one_line(refused, tmp_path, flags, message):
 @pytest.mark.parametrize(
   ('config', 'message'),
   [
-    ('configs/none.py', 'there is no file .*configs/none.py: did you mean .*configs/deit.py'),
+    ('configs/digit.py', 'there is no file .*configs/digit.py: did you mean .*configs/digits.py'),
     ('nowhere/none.py', 'there is no file nowhere/none.py: nowhere has no Python files'),
     ('configs/digits', 'there is no file'),
     ('configs/digits.py:foo', 'configs/digits.py takes no argument: leave :foo out'),
