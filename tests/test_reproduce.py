@@ -247,7 +247,8 @@ def test_the_command_leaves_devices_to_what_it_starts(tmp_path):
   """A process that touches a GPU keeps most of its memory."""
   right: Any = {f'{judged.OURS}/linear': np.ones((1, 8), bool)}
   np.savez(tmp_path / 'judged.npz', **right)
-  np.savez(tmp_path.parent / 'pixels0.npz')
+  (tmp_path / 'config.json').write_text('{"model": {}}')
+  np.savez(tmp_path.parent / 'pixels0-usual.npz')
   code = f"""
 import pathlib
 from experiments.reproduce import imagenette_ssl

@@ -43,7 +43,7 @@ def test_runs_beside_their_controls(tmp_path, monkeypatch):
   assert (found.beside[PIXELS][0] != found.beside[PIXELS][1]).any()
 
   files = sorted((tmp_path / 'runs').rglob('*.npz'))
-  assert len([path for path in files if path.name in ('judged.npz', 'pixels0.npz')]) == 3
+  assert len([path for path in files if path.name in ('judged.npz', 'pixels0-8x8.npz')]) == 3
   when = [path.stat().st_mtime_ns for path in files]
   monkeypatch.setattr(ways, 'Pretrained', lambda config: way)
   line = ['compare', 'mae', '--seeds=2', f'--runs={tmp_path / "runs"}']

@@ -54,16 +54,16 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
     'each of the runs, the same for all methods. Below each method is the same encoder at random.',
     '', f'| | {" | ".join(titles)} | epochs | minutes |', f'|{"---|" * (len(titles) + 3)}',
   ]  # fmt: skip
-  last: Mapping[str, Any] = {}
+  pixels: dict[str, Any] = {}
   for row in rows:
     minutes = f'{row["epochs"]:.3g} | {row["seconds"] / 60:.0f}'
     for whose, scores in row['scores'].items():
-      of_pixels = whose in (PIXELS, COMPONENTS)
-      last = {**last, whose: scores} if of_pixels else last
-      if not of_pixels:
+      if whose in (PIXELS, COMPONENTS):  # of the first; views of others may be smaller
+        pixels.setdefault(whose, scores)
+      else:
         name, rest = (row['method'], minutes) if whose == OURS else (whose, ' | ')
         lines.append(_line(name, scores, methods, rest))
-  lines += [_line(whose, scores, methods, ' | ') for whose, scores in last.items()]
+  lines += [_line(whose, scores, methods, ' | ') for whose, scores in pixels.items()]
   return '\n'.join([*lines, ''])
 
 

@@ -90,8 +90,11 @@ def judged(place: pathlib.Path, number: int, splits: Sequence[str], rules: Rules
 
 
 def _files(place: pathlib.Path, number: int) -> dict[str, pathlib.Path]:
-  """Where it is kept what was found."""
-  return {'ours': place / 'judged.npz', 'pixels': place.parent / f'pixels{number}.npz'}
+  """Where it is kept what was found; what pixels are worth depends on how many the model gets."""
+  model = paths.read_object(paths.at(str(place)) / 'config.json')['model']
+  size = model.get('encoder', model).get('image_size') or ['usual']
+  name = f'pixels{number}-{"x".join(map(str, size))}.npz'
+  return {'ours': place / 'judged.npz', 'pixels': place.parent / name}
 
 
 @functools.lru_cache(1)
