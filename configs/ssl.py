@@ -1,4 +1,4 @@
-r"""Small Vision Transformers without labels: one method each, all else equal.
+r"""Small Vision Transformers without labels: one method each, on the same encoder.
 
     python -m vit_jax.train --config=configs/ssl.py:mae --workdir=runs/mae
     python -m vit_jax.train --config=configs/ssl.py:dino --workdir=runs/dino

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from experiments.ssl.judged import ANSWERS, OURS, Found, Rules, apart, summary
+from experiments.ssl.judged import ANSWERS, OURS, Found, Rules, apart, cell, scores
 from vit_jax.core import paths
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.costs.step import step as step_flops
@@ -185,10 +185,6 @@ def measured(asked: Asked, method: str) -> dict[str, Any]:
     controls = {name: judged[name] for name in judged if method == 'labels' and name != OURS}
     found.append({method: right, **controls})
     places.append(place)
-  scores = {
-    whose: {name: summary([each[whose][name] for each in found]) for name in every}
-    for whose, every in found[0].items()
-  }
   results = [paths.read_object(paths.at(str(place)) / 'result.json') for place in places]
   last, examples = results[-1], [asked.images, found[0][method][ALL].shape[1]]
   free = all(config_lib.is_free(name) for name in asked.changes)  # they change no result
@@ -196,7 +192,7 @@ def measured(asked: Asked, method: str) -> dict[str, Any]:
   return {
     'method': method, 'config': config_of(method), 'changed': dict(asked.changes),
     'reproduction': ruled, 'rate': rate, 'tried': tried, 'seeds': asked.seeds, 'examples': examples,
-    'settings': JUDGED._asdict(), 'scores': scores,
+    'settings': JUDGED._asdict(), 'scores': scores(found),
     'published': PUBLISHED.get(method), 'source': SOURCE if method in PUBLISHED else None,
     'exaflops': last['flops']['training_total'] / 1e18,
     'hours': float(np.mean([sum(each['seconds'].values()) for each in results])) / 3600,
@@ -219,8 +215,8 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
   for row in rows:
     published = f'{100 * row["published"]:.1f}' if row['published'] else ''
     cost = [row['rate'], f'{row["exaflops"]:.3g}', f'{row["hours"]:.2g} on {row["device"]}']
-    for name, scores in row['scores'].items():
-      own = [_cell(scores.get(measure)) for measure in ('knn', 'linear', *few, ALL)]
+    for name, each in row['scores'].items():
+      own = [cell(each[m]) if m in each else '' for m in ('knn', 'linear', *few, ALL)]
       rest = [*cost, published] if name == row['method'] else [''] * (len(cost) + 1)
       mark = '' if row['reproduction'] else ', changed'
       lines.append(f'| {name}{mark} | {" | ".join([*own, *rest])} |')
@@ -233,13 +229,6 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
   said = f'Published: linear probes of {SOURCE}. They are the best of all epochs by the images to'
   lines += ['', '## Rules', RULES, said, 'judge by, with the rates of ImageNet.', '']
   return '\n'.join(lines)
-
-
-def _cell(score: Mapping[str, Any] | None) -> str:
-  if score is None:
-    return ''
-  low, high = score['interval']
-  return f'{100 * score["top1"]:.1f} [{100 * low:.1f}, {100 * high:.1f}]'
 
 
 def main(given: argparse.Namespace) -> None:

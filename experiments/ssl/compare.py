@@ -3,10 +3,11 @@
     python -m experiments.ssl.compare                  # what is missing, hours on two cores
     python -m experiments.ssl.compare mae dino --again
 
-Encoder, data, batches and what judges are the same for all methods of `configs/ssl.py`; each trains
-for minutes, and for as long as its configuration says. Three runs of each differ in their seed and
-in the few labels that judge them. Runs are kept and continued, and are those of the gallery.
-Results are one file for each method in results/, and README.md, written here and by nobody else.
+Encoder, data and what judges are the same for all methods of `configs/ssl.py`; views and batches of
+self-distillation are smaller, and each trains for minutes, as long as its configuration says. Three
+runs of each differ in their seed and in the few labels that judge them. Runs are kept and
+continued, and are those of the gallery. Results are one file for each method in results/, and
+README.md, written here and by nobody else.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 from absl import flags
 
 from experiments.gallery import ways
-from experiments.ssl.judged import COMPONENTS, OURS, PIXELS, Found, Rules, few, summary
+from experiments.ssl.judged import COMPONENTS, OURS, PIXELS, cell, few, scores
 from vit_jax.core import paths
 from vit_jax.core.errors import RunError, suggest
 
@@ -31,22 +32,13 @@ FEW = 'mean of few'
 TITLES = {'knn': 'kNN', 'linear': 'linear'}
 
 
-def measured(found: Sequence[Found], rules: Rules) -> dict[str, dict[str, Any]]:
-  """By whose features and by method: the mean over runs, its interval, and each run."""
-  scores: dict[str, dict[str, Any]] = {}
-  for whose in found[0]:
-    scores[whose] = {m: summary([each[whose][m] for each in found]) for m in found[0][whose]}
-    scores[whose][FEW] = summary([few(each[whose], rules)[None] for each in found])
-  return scores
-
-
 def page(rows: Sequence[Mapping[str, Any]]) -> str:
   """README.md."""
   methods: list[str] = [*rows[0]['scores'][OURS]] if rows else []
   titles: list[str] = [TITLES.get(method, method) for method in methods]
   lines = [
     '# Without labels on Fashion-MNIST', '',
-    'Top-1 on the 10,000 test images, with 95 % over runs and images, written by', '',
+    'Top-1 in percent on the 10,000 test images, with 95 % over runs and images, written by', '',
     '```console', 'python -m experiments.ssl.compare', '```', '',
     'An encoder of 4 blocks, 64 wide, on patches of 4 pixels; its class token beside the mean of '
     'its patches is what is judged:', 'by nearest neighbours and a linear classifier with all '
@@ -57,21 +49,18 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
   pixels: dict[str, Any] = {}
   for row in rows:
     minutes = f'{row["epochs"]:.3g} | {row["seconds"] / 60:.0f}'
-    for whose, scores in row['scores'].items():
+    for whose, found in row['scores'].items():
       if whose in (PIXELS, COMPONENTS):  # of the first; views of others may be smaller
-        pixels.setdefault(whose, scores)
+        pixels.setdefault(whose, found)
       else:
         name, rest = (row['method'], minutes) if whose == OURS else (whose, ' | ')
-        lines.append(_line(name, scores, methods, rest))
-  lines += [_line(whose, scores, methods, ' | ') for whose, scores in pixels.items()]
+        lines.append(_line(name, found, methods, rest))
+  lines += [_line(whose, found, methods, ' | ') for whose, found in pixels.items()]
   return '\n'.join([*lines, ''])
 
 
-def _line(name: str, scores: Mapping[str, Any], methods: Sequence[str], rest: str) -> str:
-  cells = []
-  for method in methods:
-    low, high = scores[method]['interval']
-    cells.append(f'{scores[method]["top1"]:.3f} [{low:.3f}, {high:.3f}]')
+def _line(name: str, found: Mapping[str, Any], methods: Sequence[str], rest: str) -> str:
+  cells = [cell(found[method]) for method in methods]
   return f'| {name} | {" | ".join(cells)} | {rest} |'
 
 
@@ -102,12 +91,12 @@ def main() -> None:
     found, seconds = [], []
     for seed in range(given.seeds):
       each, took = way.judged(runs, seed, options)
-      found.append(each)
+      found.append({whose: {**of, FEW: few(of, way.rules)[None]} for whose, of in each.items()})
       seconds.append(took)
     last = paths.read_object(paths.at(str(way.place(runs, 0))) / 'result.json')
     row = {
       'method': method, 'config': way.config, 'changed': options, 'seeds': given.seeds,
-      'settings': way.rules._asdict(), 'scores': measured(found, way.rules),
+      'settings': way.rules._asdict(), 'scores': scores(found),
       'epochs': last['epochs'], 'flops': last['flops']['training_total'],
       'seconds': float(np.mean(seconds)), **ways.made(),
     }  # fmt: skip

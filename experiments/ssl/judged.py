@@ -150,6 +150,20 @@ def summary(runs: Sequence[np.ndarray]) -> dict[str, Any]:
   }  # fmt: skip
 
 
+def scores(found: Sequence[Found]) -> dict[str, dict[str, Any]]:
+  """Of several runs, by whose features and by method, as `summary` has it."""
+  return {
+    whose: {method: summary([each[whose][method] for each in found]) for method in every}
+    for whose, every in found[0].items()
+  }
+
+
+def cell(score: Mapping[str, Any]) -> str:
+  """Of a table, in percent."""
+  low, high = score['interval']
+  return f'{100 * score["top1"]:.1f} [{100 * low:.1f}, {100 * high:.1f}]'
+
+
 def few(found: Mapping[str, np.ndarray], rules: Rules) -> np.ndarray:
   """How often an example is right with few labels: the mean over sizes and subsets, (examples,)."""
   return np.mean([found[f'{size} labels a class'].mean(0) for size in rules.sizes], 0)
@@ -157,12 +171,11 @@ def few(found: Mapping[str, np.ndarray], rules: Rules) -> np.ndarray:
 
 def apart(place: pathlib.Path, number: int, splits: Sequence[str], rules: Rules) -> Found:
   """As `judged`, which then has only to read: another process has found it."""
-  if all(file.exists() for file in _files(place, number).values()):
-    return judged(place, number, splits, rules)
-  line = ['-m', 'experiments.ssl.judged', str(place), str(number), *splits]
-  line.append(f'--rules={json.dumps(rules._asdict())}')
-  if code := subprocess.run([sys.executable, *line]).returncode:
-    sys.exit(code)
+  if not all(file.exists() for file in _files(place, number).values()):
+    line = ['-m', 'experiments.ssl.judged', str(place), str(number), *splits]
+    line.append(f'--rules={json.dumps(rules._asdict())}')
+    if code := subprocess.run([sys.executable, *line]).returncode:
+      sys.exit(code)
   return judged(place, number, splits, rules)
 
 
