@@ -49,7 +49,7 @@ CAPTIONS = {
 IDS = np.array([[0, 5], [300, 70_000]])
 PANOPTIC = {
   'images': INSTANCES['images'],
-  'categories': [dict(id=200, name='sky'), dict(id=3, name='man')],
+  'categories': [dict(id=200, name='sky', isthing=0), dict(id=3, name='man')],
   'annotations': [
     dict(image_id=i, file_name=f'{i:03d}.png', segments_info=[
       dict(id=5, category_id=200, iscrowd=0), dict(id=70_000, category_id=3, iscrowd=i == 7),
@@ -205,7 +205,7 @@ def test_panoptic_and_captions(tmp_path):
     panoptic='annotations/panoptic_{split}.json', captions='annotations/captions_{split}.json'
   )
   source = Coco(dir=str(tmp_path), **more).open('train2017')
-  assert source.fields['panoptic'] == fields.Field('panoptic', ('man', 'sky'))
+  assert source.fields['panoptic'] == fields.Field('panoptic', ('man', 'sky'), stuff=('sky',))
   assert source.fields['text'] == fields.Field('text')
   assert [e['text'] for e in source] == [('d',), ('b',), ('a', 'c')]
   example = source[1]

@@ -19,7 +19,7 @@ from vit_jax.data.classes import matched
 from vit_jax.data.config import DataConfig
 from vit_jax.data.examples import Source
 from vit_jax.data.fields import VOID, Boxes, Field, Mapped, named, require, wanted
-from vit_jax.data.generators import Scenes
+from vit_jax.data.generators import Scenes, Shapes, shapes
 from vit_jax.data.misfit import MisfitError
 from vit_jax.data.order import drawn
 from vit_jax.data.rows.columns import Map
@@ -126,6 +126,69 @@ def test_scenes_agree_with_themselves():
       Scenes(**bad)
   with pytest.raises(RunError, match='held_out=0 must be at least 1'):
     Generated(Scenes(), held_out=0)
+
+
+def test_shapes_agree_with_themselves():
+  """Every pixel is of one segment, of one class; things hidden by others are not there at all."""
+  config = Shapes(size=(48, 56), crowd=0.3, void=0.3, visible=0.5, channels=4)
+  source = open_split(Generated(config, examples=60, held_out=20), 'train')
+  stuff = set(range(len(shapes.STUFF)))
+  seen, crowds, voids = set(), 0, 0
+  for example in source.read(range(60)):
+    assert example.keys() == {*source.fields, 'name'}
+    assert (example['image'].shape, example['image'].dtype) == ((48, 56, 4), np.uint8)
+    ids, boxes, segments = example['panoptic'].ids, example['boxes'], example['panoptic'].segments
+    assert {*np.unique(ids)} - {0} == {*segments}
+    classes = np.array([segments[i][0] if i else 255 for i in ids.flat]).reshape(ids.shape)
+    np.testing.assert_array_equal(classes, example['map'])
+    things = [number for number, (label, _) in segments.items() if label not in stuff]
+    assert len({label for label, _ in segments.values() if label in stuff}) == len(segments) - len(
+      things
+    )
+    assert [segments[n] for n in things] == [
+      (label + 3, crowd) for label, crowd in zip(boxes.label, boxes.crowd, strict=True)
+    ]
+    for number, corners, area, mask in zip(
+      things, boxes.corners, boxes.area, example['masks'].shapes, strict=True
+    ):
+      np.testing.assert_array_equal(mask, ids == number)
+      x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+      assert corners.tolist() == [x, y, x + width, y + height]
+      assert area == mask.sum() > 0
+    assert set(example['labels'].tolist()) == set(boxes.label.tolist())
+    assert not example['image'][ids == 0].any()
+    seen |= set(boxes.label.tolist())
+    crowds, voids = crowds + boxes.crowd.sum(), voids + (ids == 0).any()
+  assert seen == set(range(5))
+  assert min(crowds, voids) > 5
+  assert source.fields['map'].ignore == (255,)
+  assert source.fields['panoptic'].stuff == source.fields['panoptic'].names[:3]
+  assert Shapes(kinds=2).fields['boxes'].names == ('disc', 'square')
+  assert not Shapes().fields['map'].ignore
+  again = pickle.loads(pickle.dumps(source))
+  assert (again[7]['image'] == source[7]['image']).all()
+  for bad, message in (
+    (dict(least=7), '0 <= least'), (dict(kinds=6), '1 to 5 kinds'), (dict(void=2.0), 'void=2.0'),
+    (dict(radius=(4.0, 30.0)), 'radius <= 24.0'),
+  ):  # fmt: skip
+    with pytest.raises(RunError, match=message):
+      Shapes(**bad)
+
+
+@pytest.mark.parametrize('angle', [0.0, 0.7])
+def test_shapes_have_the_areas_of_geometry(angle):
+  """Of a circle around each of radius r: what anybody can look up, times r squared."""
+  end = np.sqrt(1 - 0.3**2)  # of an arm of the cross, which is 0.6 wide
+  areas = dict(
+    disc=np.pi, square=2, triangle=0.75 * np.sqrt(3), ring=np.pi * 0.75,
+    cross=8 * end * 0.3 - 4 * 0.3**2,
+  )  # fmt: skip
+  points = shapes._grid((64, 64)) - (31.7, 32.2)
+  for kind in shapes.THINGS:
+    alpha = shapes._covered(kind, points, 24, angle)
+    assert alpha.sum() == pytest.approx(areas[kind] * 24**2, rel=0.01), kind
+    y, x = np.nonzero(alpha == 1)
+    assert np.hypot(x - 31.2, y - 31.7).max() < 24
 
 
 def test_random_images_have_something_for_every_task():

@@ -49,6 +49,7 @@ class Field:
     dtype: of the pixels of an image, once that is known: 'uint8', 'uint16' or 'float32'.
     channels: of the image, once that is known; 0 before.
     ignore: values of a map that are no class.
+    stuff: names of the classes of panoptic segments that are not counted, such as sky.
     center, spread: mean and standard deviation of the numbers of a vector, once they are known.
   """
 
@@ -58,6 +59,7 @@ class Field:
   dtype: str = ''
   channels: int = 0
   ignore: tuple[int, ...] = ()
+  stuff: tuple[str, ...] = ()
   center: tuple[float, ...] = ()
   spread: tuple[float, ...] = ()
 

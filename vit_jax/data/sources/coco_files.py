@@ -216,7 +216,10 @@ class Segments:
     self._folder = file.path.removesuffix('.json')
     self._files = [annotation['file_name'] for (annotation,) in found]
     check_files(self._folder, self._files)
-    self.fields = {'panoptic': Field('panoptic', names)}
+    stuff = {each['name'] for each in file.data['categories'] if each.get('isthing') == 0}
+    self.fields = {
+      'panoptic': Field('panoptic', names, stuff=tuple(n for n in names if n in stuff))
+    }
 
   def __call__(self, index: int) -> dict[str, Any]:
     """Of an image."""
