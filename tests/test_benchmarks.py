@@ -11,6 +11,7 @@ import pytest
 from configs import dinov2
 from experiments.augmentation import recipes as augmentations
 from experiments.benchmarks import (
+  assignment,
   attention,
   masked,
   memory,
@@ -304,6 +305,39 @@ def test_masked(tmp_path, results):
       assert row[f'{name}, low'] <= row[name] <= row[f'{name}, high']
   assert rows[2]['of the decoder'] == 0
   assert 0.5 < rows[0]['of the decoder'] < rows[1]['of the decoder'] < 0.9
+
+
+def test_assignment(tmp_path, results):
+  rows = assignment.main(['--quick', f'--folder={tmp_path}'])
+  assert json.loads((tmp_path / 'assignment.json').read_text())['rows'] == rows
+  assert len(rows) == 2 * len(assignment.CONTESTANTS)
+  assert all(row['ms'] > 0 for row in rows)
+  assert {row['contestant'] for row in rows if row['status'] != 'right'} <= {'greedy, vmap'}
+  assert assignment.Race.parse('48,100,300,20,trained') == (48, 100, 300, 20, True)
+
+
+def test_what_is_wrong_with_an_assignment():
+  """By hand: the diagonal costs 2, the other one 1; the third row is padding."""
+  cost, there = np.array([[[1, 0.5], [0.5, 1], [9, 9]]]), np.array([[True, True, False]])
+  wrong = [[0, 0, -1], [0, -1, 1]]
+  assert [assignment.excess(cost, there, np.array([p])) for p in wrong] == [np.inf, np.inf]
+  for places, more in (([1, 0, -1], 0), ([0, 1, -1], 1)):
+    assert assignment.excess(cost, there, np.array([places])) == more
+
+
+def test_the_assignment_that_is_used_is_the_best_where_targets_are_padded():
+  """What `nn.assignment` says of itself, by the committed results."""
+  rows = json.loads((report.RESULTS / 'assignment.json').read_text())['rows']
+  races = {}
+  for row in rows:
+    key = tuple(row[name] for name in ('problems', 'targets', 'queries', 'real', 'trained'))
+    races.setdefault(key, {})[row['contestant']] = row
+  assert len(races) == len(assignment.RACES)
+  for (_, targets, _, real, _), of in races.items():
+    assert all(row['status'] == 'right' for name, row in of.items() if 'greedy' not in name)
+    if real < targets:
+      assert 10 * of['ours, vmap']['ms'] < of['optax, vmap']['ms']
+  assert any(row['status'] == 'not the least' for row in rows)
 
 
 def test_ratios_of_pairs():

@@ -19,11 +19,12 @@ def assigned(cost: jax.Array, valid: jax.Array) -> jax.Array:
 
   Successive shortest paths with dual variables (Jonker and Volgenant 1987; for other than square
   costs Crouse 2016, 'On implementing 2D rectangular assignment algorithms', which is SciPy's), one
-  valid target after another: targets that are only padding cost nothing. All problems run side by
-  side, on each device those of its part of the batch. Nothing is differentiated.
+  valid target after another: targets that are only padding cost nothing, which decides more than
+  the algorithm (`experiments.benchmarks.assignment`). All problems run side by side, on each device
+  those of its part of the batch. Nothing is differentiated.
 
-  A cost that is not finite is chosen only where there is no other way. Which of several equally good
-  assignments is given is not said.
+  A cost that is not finite is chosen only where there is no other way. Which of several equally
+  good assignments is given is not said.
 
   Args:
     cost: (..., targets, queries); compared in float32. The first axis is the batch.
