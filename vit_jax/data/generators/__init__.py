@@ -2,5 +2,6 @@
 
 from vit_jax.data.generators.scenes import Scenes
 from vit_jax.data.generators.shapes import Shapes
+from vit_jax.data.generators.terrain import Terrain
 
-GENERATORS = {'scenes': Scenes, 'shapes': Shapes}
+GENERATORS = {'scenes': Scenes, 'shapes': Shapes, 'terrain': Terrain}
