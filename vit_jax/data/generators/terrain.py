@@ -67,11 +67,10 @@ class Terrain:
   of the sensor and clouds differ from date to date, and fields are ploughed, green or ripe. What is
   under a cloud or its shadow has no class.
 
-  Fields: `map`, and of the land cover `image`, else `before` and `after`. The second date is shifted
-  by parts of a pixel, and by whole ones. In a quarter of the pairs of changes nothing has changed
-  but the looks; else houses are built or pulled down, woods are cut, or water rises or falls. Of
-  damage, levels are drawn by house: some dark holes in the roof, a torn one with debris around, or
-  debris alone; most houses have none.
+  Fields: `map`, and of the land cover `image`, else `before` and `after`, which is shifted by parts
+  of a pixel or more. In a quarter of the pairs of changes nothing but the looks has changed; else
+  houses are built or pulled down, woods are cut, or water rises or falls. Of damage, each house has
+  a level: none, some dark holes in its roof, a torn roof with debris around, or debris alone.
 
   Attributes:
     of: which of `NAMES` the map is of: 'cover', 'change' or 'damage'.
@@ -89,7 +88,7 @@ class Terrain:
   dtype: str = 'uint8'
   nuisance: float = 1.0
   clouds: float = 0.15
-  shift: float = 1.5
+  shift: float = 2.0
 
   def __post_init__(self):
     for name, value, known in (('of', self.of, NAMES), ('dtype', self.dtype, DTYPES)):
@@ -162,7 +161,7 @@ class Terrain:
     ground[relief < sand] = _SAND
     ground[relief < water] = _WATER
     ground[_ways(rng, size)] = _ROAD
-    world = _World(relief, ground, parcels, float(water), ())
+    world = _World(relief, ground, parcels, float(water), (), int(rng.integers(2**31)))
     dense = 1 / 200 if self.of == 'damage' else 1 / 400
     return self._built(world, rng, max(2, round(rng.uniform(0.5, 1.5) * dense * height * width)))
 
@@ -178,8 +177,8 @@ class Terrain:
       where = rng.integers(np.array(free.shape))
       house = _House(
         (float(where[1]), float(where[0])), (float(sides[0]), float(sides[1])),
-        float(rng.uniform(0, 90)), _ROOFS[rng.integers(len(_ROOFS))], float(rng.uniform(0.85, 1.15)),
-        int(rng.integers(2**31)),
+        float(rng.uniform(0, 90)), _ROOFS[rng.integers(len(_ROOFS))],
+        float(rng.uniform(0.85, 1.15)), int(rng.integers(2**31)),
       )  # fmt: skip
       # Around it is a path.
       if free[_drawn(free.shape, house, 2.0)].all():
@@ -245,7 +244,7 @@ class Terrain:
     # Haze is bluest, as it is scattered.
     waves = np.array([BANDS.index(band) for band in self.bands]) / len(BANDS)
     haze = rng.uniform(0, 0.06) * strong * np.exp(-3 * waves)
-    gain = 1 + strong * (rng.uniform(-0.15, 0.15) + rng.uniform(-0.08, 0.08, len(self.bands)))
+    gain = 1 + strong * (rng.uniform(-0.25, 0.25) + rng.uniform(-0.08, 0.08, len(self.bands)))
     image = image * gain + haze + rng.normal(0, 0.004 + 0.006 * strong, image.shape)
     if self.dtype == 'uint8':
       return np.rint(np.clip(image / _WHITE, 0, 1) * 255).astype(np.uint8), hidden
@@ -259,17 +258,16 @@ class Terrain:
 
     size, strong = world.ground.shape, self.nuisance
     green = np.clip(0.5 + strong * (rng.uniform(-0.5, 0.5) + 0.12 * _noise(rng, size, 2)), 0, 1)
-    dry, lush = (
-      np.stack([spectra.get(f'{name} {how}', spectra.get(name, spectra['debris'])) for name in COVER])
-      for how in ('dry', 'green')
-    )
+    dry, lush = (_table(self.bands, how) for how in ('dry', 'green'))
     image = dry[world.ground] + (lush - dry)[world.ground] * green[..., None]
     stages = np.stack([spectra[f'field {stage}'] for stage in ('bare', 'green', 'ripe')])
     count, fields = int(world.parcels.max()) + 1, world.ground == _FIELD
     # Without nuisances a field is always at the same stage, whatever the date.
     stage = rng.integers(3, size=count) if strong else np.arange(count) % 3
     image[fields] = stages[stage[world.parcels[fields]]]
-    fine, coarse = rng.standard_normal(size), _noise(rng, size, 1.2)
+    # What lies there stays; leaves and waves do not.
+    own = np.random.default_rng(world.seed)
+    fine, coarse = (rng if strong else own).standard_normal(size), _noise(own, size, 1.2)
     texture = np.array(_TEXTURE)[world.ground] * (0.5 * fine + 0.8 * coarse)
     # Fields have rows, each in a direction of its own.
     turn = world.parcels * 2.4  # of neighbours quite another one
@@ -348,6 +346,7 @@ class _World(NamedTuple):
     parcels: numbers of fields.
     water: level of it.
     houses: buildings.
+    seed: of the texture of the ground.
   """
 
   relief: np.ndarray
@@ -355,6 +354,7 @@ class _World(NamedTuple):
   parcels: np.ndarray
   water: float
   houses: tuple[_House, ...]
+  seed: int
 
   @property
   def numbers(self) -> np.ndarray:
@@ -468,6 +468,16 @@ def _clouded(
   image = image * (1 - 0.6 * shadow[..., None])
   found = image * (1 - thick[..., None]) + white * thick[..., None]
   return found, np.maximum(thick, shadow) > _HIDDEN
+
+
+@functools.lru_cache(32)
+def _table(bands: tuple[str, ...], season: str) -> Any:
+  """Reflectance of each class but buildings in a season, float64 (classes, bands)."""
+  import numpy as np
+
+  spectra = _spectra(bands)
+  names = ((name, f'{name} {season}', f'{name} green') for name in COVER[:_BUILDING])
+  return np.stack([next(spectra[n] for n in each if n in spectra) for each in names])
 
 
 @functools.lru_cache(32)
