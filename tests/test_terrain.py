@@ -1,6 +1,7 @@
 """Drawn land: what its maps say is what its pictures show, and looks alone give nothing away."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from vit_jax.data.generators.terrain import BANDS, COVER, NAMES, Terrain
 from vit_jax.data.rows.columns import Columns, Image, Map
 from vit_jax.data.views import View
 
-PLAIN = dict(nuisance=0.0, clouds=0.0, shift=0.0)
+PLAIN: dict[str, Any] = dict(nuisance=0.0, clouds=0.0, shift=0.0)
 
 
 def drawn(terrain, count=24):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vit_jax.core.errors import RunError, suggest
@@ -222,7 +221,7 @@ class Terrain:
   # --- how it looks ---
 
   def _seen(
-    self, world: _World, rng: np.random.Generator, shift: Sequence[float] = (0.0, 0.0)
+    self, world: _World, rng: np.random.Generator, shift: Any = (0.0, 0.0)
   ) -> tuple[np.ndarray, np.ndarray]:
     """A picture, (*size, bands), and what of it is hidden by clouds, bool (*size)."""
     import numpy as np
@@ -443,7 +442,7 @@ def _moved(values: np.ndarray, by: np.ndarray) -> np.ndarray:
   return found
 
 
-def _between(image: np.ndarray, shift: Sequence[float]) -> np.ndarray:
+def _between(image: np.ndarray, shift: Any) -> np.ndarray:
   """The picture without its margin, moved by parts of pixels: bilinear."""
   import numpy as np
 
