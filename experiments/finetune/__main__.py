@@ -37,11 +37,12 @@ COMMON = {
 # What is changed in the plan.
 RECIPES: Mapping[str, Mapping[str, str]] = {
   'default': {},
-  'lr 1e-5': {'optim.lr': '1e-5'},
-  'lr 1e-4': {'optim.lr': '1e-4'},
+  'lr 3e-5': {'optim.lr': '3e-5'},
+  'lr 3e-4': {'optim.lr': '3e-4'},
   'no layer decay': {'optim.layer_decay': '1'},
   'weak crops': {'data.crop.name': 'random_resized', 'data.crop.min_area': '0.8'},
   'low rank': {'lora.rank': '8'},
+  'low rank 1e-3': {'lora.rank': '8', 'optim.lr': '1e-3'},
   'twice as long': {'total': '10 epochs'},
   'stochastic depth': {'model.drop_path': '0.1'},
 }

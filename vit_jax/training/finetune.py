@@ -214,7 +214,7 @@ def chosen(facts: Facts) -> dict[str, Choice]:
   batch = max(min(batch, count), 1)
   batch = -(-batch // parts) * parts
   epochs = _epochs(count)
-  lr = 3e-4 if facts.lora else 3e-5
+  lr = 3e-4 if facts.lora else 1e-4
   lr *= math.sqrt(batch / 32)
   found = {
     'total': Choice(f'{epochs} epochs', f'of {count:,} images'),
@@ -230,7 +230,7 @@ def chosen(facts: Facts) -> dict[str, Choice]:
     ),
     'optim.lr': Choice(
       float(f'{lr:.2g}'),
-      'for low-rank changes' if facts.lora else '3e-5 for batches of 32, more for larger ones',
+      'for low-rank changes' if facts.lora else '1e-4 for batches of 32, more for larger ones',
     ),
     'optim.layer_decay': Choice(
       1.0 if facts.lora else 0.75,
