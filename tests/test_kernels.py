@@ -37,6 +37,8 @@ def seen(mask, batch, queries, keys):
       keep[b, i, j] = False
     if mask.segments is not None and mask.segments[0][b, i] != mask.segments[1][b, j]:
       keep[b, i, j] = False
+    if mask.pairs is not None and i < mask.pairs.shape[1]:
+      keep[b, i, j] &= mask.pairs[b % len(mask.pairs), i, j]
   return keep
 
 
@@ -103,6 +105,8 @@ def masks(rng, batch, queries, keys):
     'all': Mask(True, (20, 9), there | prefix, prefix, segments),
     'start': Mask(causal=True, start=start),
     'step': Mask(causal=True, keys=there, window=(7, 0), start=np.int32(3)),
+    'pairs': Mask(pairs=rng.random((batch, 1 + queries // 3, keys)) < 0.5, segments=segments),
+    'shared pairs': Mask(causal=True, pairs=rng.random((1, queries, keys)) < 0.8),
   }
 
 
@@ -176,11 +180,14 @@ DESCRIBED = {
   'chunked': functools.partial(chunked.attention, rows=16),
   'splash': splash,
 }
+PAIRS = ('pairs', 'shared pairs')
 REFUSED = {
-  'short': {'start', 'step'}, 'packed': {'start', 'step'},
-  'splash': {'prefix', 'all', 'start', 'step'},
+  'short': {'start', 'step', *PAIRS}, 'packed': {'start', 'step', *PAIRS},
+  'splash': {'prefix', 'all', 'start', 'step', *PAIRS},
 }  # fmt: skip
-KINDS = ('window', 'causal window', 'prefix', 'segments', 'documents', 'all', 'start', 'step')
+KINDS = (
+  'window', 'causal window', 'prefix', 'segments', 'documents', 'all', 'start', 'step', *PAIRS
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -407,11 +414,12 @@ def test_the_table_in_the_package():
     assert row['ms'].keys() <= choice.IMPLEMENTATIONS.keys()
 
 
-def test_attend_is_the_reference():
-  q, k, v, dy, bias, mask = operands(5, 2, 17, 17, 4, 8, 'float32', 2, 'all')
-  close(
-    run(functools.partial(attend, num_heads=4), q, k, v, dy, bias, mask),
-    exact(q, k, v, dy, bias, mask, num_heads=4),
-    'float32',
-  )
+@pytest.mark.parametrize('mask', ['all', 'pairs'])
+def test_attend_is_the_reference(mask):
+  q, k, v, dy, bias, mask = operands(5, 2, 17, 17, 4, 8, 'float32', 2, mask)
+  want = exact(q, k, v, dy, bias, mask, num_heads=4)
+  close(run(functools.partial(attend, num_heads=4), q, k, v, dy, bias, mask), want, 'float32')
+  more = [jnp.pad(y, ((0, 0), (0, 3), (0, 0))) for y in (q, k, v, dy)]
+  padded = run(functools.partial(attend, num_heads=4, length=17), *more, bias, mask)
+  close([*(y[:, :17] for y in padded[:4]), *padded[4:]], want, 'float32')
   assert attention_lib.padding(197, 64) == 0  # no TPU here

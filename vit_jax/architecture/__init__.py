@@ -9,6 +9,7 @@ from vit_jax.architecture.backbones import (
   ResNetArchitecture,
 )
 from vit_jax.architecture.dino import DinoArchitecture
+from vit_jax.architecture.eomt import EomtArchitecture
 from vit_jax.architecture.masked import MaeArchitecture, MaskedArchitecture
 from vit_jax.architecture.segmenter import SegmenterArchitecture
 from vit_jax.architecture.towers import (
@@ -24,7 +25,7 @@ MODELS = {
   'vit': ViTArchitecture, 'two_towers': TwoTowersArchitecture, 'segmenter': SegmenterArchitecture,
   'resnet': ResNetArchitecture, 'convnext': ConvNeXtArchitecture, 'mixer': MixerArchitecture,
   'convnet': ConvNetArchitecture, 'masked': MaskedArchitecture, 'mae': MaeArchitecture,
-  'dino': DinoArchitecture,
+  'dino': DinoArchitecture, 'eomt': EomtArchitecture,
 }  # fmt: skip
 
 # Models that give one vector for each image.
@@ -39,6 +40,7 @@ __all__ = [
   'ConvNetArchitecture',
   'DinoArchitecture',
   'EncoderConfig',
+  'EomtArchitecture',
   'MaeArchitecture',
   'MaskedArchitecture',
   'MixerArchitecture',

@@ -10,7 +10,7 @@ from typing import Any
 
 from vit_jax.architecture import encoders
 from vit_jax.architecture.card import Card
-from vit_jax.convert import adapt, backbones, dino, npz, openai, parts, timm, transformers
+from vit_jax.convert import adapt, backbones, dino, eomt, npz, openai, parts, timm, transformers
 from vit_jax.convert.dialects import DIALECTS
 from vit_jax.convert.opened import Opened
 from vit_jax.convert.source import Source
@@ -18,7 +18,7 @@ from vit_jax.core import schema
 from vit_jax.core.errors import RunError, suggest
 
 READERS: dict[str, Any] = {
-  'npz': npz, 'openai': openai, 'transformers': transformers, 'timm': timm,
+  'eomt': eomt, 'npz': npz, 'openai': openai, 'transformers': transformers, 'timm': timm,
   'backbones': backbones, 'dino': dino,
 }  # fmt: skip
 

@@ -10,6 +10,7 @@ from vit_jax.architecture import (
   ConvNetArchitecture,
   ConvNeXtArchitecture,
   DinoArchitecture,
+  EomtArchitecture,
   MaeArchitecture,
   MaskedArchitecture,
   MixerArchitecture,
@@ -34,6 +35,7 @@ MODULES: dict[type, str] = {
   MaskedArchitecture: 'vit_jax.models.masked:Masked',
   MaeArchitecture: 'vit_jax.models.masked:Mae',
   DinoArchitecture: 'vit_jax.models.dino:Dino',
+  EomtArchitecture: 'vit_jax.models.eomt:Eomt',
 }
 
 

@@ -392,12 +392,28 @@ def attend(
     As `q`. A query that sees no key gets something finite, and gives it no gradient.
   """
   options: Any = dict(num_heads=num_heads, cap=cap, length=length)
+  if mask.pairs is not None and mask.pairs.shape[1] < (length or q.shape[1]):
+    return _in_halves(q, k, v, bias, mask, options)
   problem = _problem(q, k.shape[1], q.shape[-1] // num_heads, bias, mask, options)
   way = choice.IMPLEMENTATIONS[choice.choose(problem)]
   options['num_heads'] //= shards('heads')
   run = functools.partial(way.run, **options)
   inputs = (*(_PACKED,) * 3, _bias_axes(bias), _mask_axes(mask))
   return per_shard(run, inputs, _PACKED)(q, k, v, bias, mask)
+
+
+def _in_halves(q, k, v, bias, mask, options):
+  """Queries that see keys of their own, and those behind them, which a fused kernel may serve."""
+  length, count = options['length'] or q.shape[1], mask.pairs.shape[1]
+  padding = ((0, 0), (0, q.shape[1] - length), (0, 0))
+  q, k, v = (y[:, :length] for y in (q, k, v))
+  parts = (slice(0, count), slice(count, None))
+  y = [
+    attend(q[:, part], k, v, None if bias is None else bias[:, :, part], own,
+           **{**options, 'length': None})
+    for part, own in zip(parts, mask.halves(count), strict=True)
+  ]  # fmt: skip
+  return jnp.pad(jnp.concatenate(y, axis=1), padding)
 
 
 def _problem(q, keys, head_dim, bias, mask, options) -> choice.Problem:
@@ -422,7 +438,9 @@ def _bias_axes(bias):
 def _mask_axes(mask: Mask) -> Mask:
   """The mask with logical axes in place of its arrays."""
   of = lambda x: ('batch', *(None,) * (x.ndim - 1)) if jnp.ndim(x) else ()  # noqa: E731
-  return jax.tree.map(of, mask)
+  axes = jax.tree.map(of, mask)
+  shared = mask.pairs is not None and mask.pairs.shape[0] == 1
+  return axes.replace(pairs=(None,) * 3) if shared else axes
 
 
 def rotate(x: jax.Array, angles: jax.Array, *, neighbours: bool = False) -> jax.Array:

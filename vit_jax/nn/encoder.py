@@ -281,8 +281,9 @@ class Encoder(nnx.Module):
     self.config, self.grid, self.memory = config, grid, memory
 
   def __call__(
-    self, x: jax.Array, context: Context | None = None, *, key=None, record: bool = False
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    self, x: jax.Array, context: Context | None = None, *, key=None, record: bool = False,
+    layers: tuple[int, int] | None = None,
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:  # fmt: skip
     """All blocks, and the norm.
 
     Args:
@@ -290,27 +291,33 @@ class Encoder(nnx.Module):
       context: of the tokens.
       key: a key or `Noise` of dropout and stochastic depth; none drops nothing.
       record: whether to return what happened inside.
+      layers: the first that is applied and the one behind the last, if not all are: one part after
+        another, with the same key, is the same. The norm is behind the last of all. For layers that
+        are all of one kind.
 
     Returns:
       The normalised tokens, and if asked 'attn', 'mlp' and 'block', (depth, batch, tokens, width):
       what each layer added, and its output.
     """
     context, tokens, depth = context or Context(), x.shape[1], self.config.depth
+    first, last = layers or (0, depth)
     x, context = self._padded(x, context)
     contexts = self.contexts(x[:, :tokens], context)
+    if layers and len(contexts) > 1:
+      raise ValueError(f'attention={self.config.attention!r} is of several kinds of layers')
     drop: Any = (None, None)
     if key is not None and (self.config.drop_path or self.config.dropout):
-      if self.config.dropout:
+      if self.config.dropout and not first:
         own = noise(key).other(_INPUT)
         x = unflatten(dropout(flatten(x), own, self.config.dropout, len(x)), len(x))
       rates = jnp.full(depth, self.config.drop_path, jnp.float32)
       if self.config.drop_path_mode == 'linear':
         rates = jnp.linspace(0.0, self.config.drop_path, depth)
-      drop = noise(key).stacked(depth), rates
-    x, recorded = self._through(x, drop, contexts, record)
+      drop = jax.tree.map(lambda y: y[first:last], (noise(key).stacked(depth), rates))
+    x, recorded = self._through(x, drop, contexts, record, first, last)
     recorded = jax.tree.map(lambda y: y[:, :, :tokens], recorded or {})
     x = x[:, :tokens]
-    return self.norm(x) if hasattr(self, 'norm') else x, recorded
+    return self.norm(x) if hasattr(self, 'norm') and last == depth else x, recorded
 
   def _padded(self, x: jax.Array, context: Context) -> tuple[jax.Array, Context]:
     """With more tokens, where attention and layouts are better for it."""
@@ -322,14 +329,18 @@ class Encoder(nnx.Module):
     angles, position = jax.tree.map(fill, (context.angles, context.position))
     return jnp.pad(x, more), context.replace(angles=angles, position=position, length=tokens)
 
-  def _through(self, x, drop, contexts, record):
+  def _through(self, x, drop, contexts, record, first, last):
     """The output of the last block, and what happened inside, if asked, else None."""
-    config, batch = self.config, x.shape[0]
+    config, batch, count = self.config, x.shape[0], last - first
     blocks: Any = self.blocks
     stacked = isinstance(blocks, Block)
     if stacked:
       # Once for all layers; a single matrix is cast as it is read.
       blocks = cast_weights(blocks, x.dtype)
+      if count < config.depth:
+        blocks = jax.tree.map(lambda w: w[first:last], blocks)
+    else:
+      blocks = blocks[first:last]
 
     def layer(x, item, contexts):
       block, (key, rate) = item
@@ -338,8 +349,8 @@ class Encoder(nnx.Module):
 
     bodies = [functools.partial(layer, contexts=own) for own in contexts]
     if not (config.scan and stacked):
-      return self._unrolled(x, tree.unstack(blocks, config.depth) if stacked else blocks, drop,
-                            bodies, record)  # fmt: skip
+      blocks = tree.unstack(blocks, count) if stacked else blocks
+      return self._unrolled(x, blocks, tree.unstack(drop, count), bodies, record)
     count = len(contexts)
     items = remat.in_periods((blocks, drop), count)
     if remat.stays(config.remat) and not record:
@@ -364,7 +375,7 @@ class Encoder(nnx.Module):
   def _unrolled(self, x, blocks, drop, bodies, record):
     config, steps = self.config, []
     bodies = [remat.checkpoint(body, config.remat, scan=config.scan) for body in bodies]
-    items = zip(blocks, tree.unstack(drop, config.depth), strict=True)
+    items = zip(blocks, drop, strict=True)
     for item, body in zip(items, itertools.cycle(bodies), strict=False):
       x, step = body(x, item)
       steps.append(step)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=['keys', 'prefix', 'segments', 'start'],
+  data_fields=['keys', 'prefix', 'segments', 'start', 'pairs'],
   meta_fields=['causal', 'window'],
 )
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Mask:
     segments: of queries and of keys, the image or document they belong to, int (batch, queries)
       and (batch, keys): only keys of the same number. Places count on across segments.
     start: place of the first query among the keys, int () or (batch,), or None for 0.
+    pairs: what nothing shorter says: which keys each of the first so many queries sees, bool (1 or
+      batch, some, keys); it holds for no later ones. `attention.attend` keeps these apart.
   """
 
   causal: bool = False
@@ -41,6 +43,7 @@ class Mask:
   prefix: Any = None
   segments: tuple[Any, Any] | None = None
   start: Any = None
+  pairs: Any = None
 
   @property
   def kinds(self) -> tuple[str, ...]:
@@ -70,6 +73,9 @@ class Mask:
     if self.segments is not None:
       of_queries, of_keys = self.segments
       parts.append(of_queries[:, :, None] == of_keys[:, None, :])
+    if self.pairs is not None:
+      others = ((0, 0), (0, queries - self.pairs.shape[1]), (0, 0))
+      parts.append(jnp.pad(self.pairs, others, constant_values=True))
     if not parts:
       return None
     seen = functools.reduce(jnp.logical_and, parts)
@@ -78,20 +84,32 @@ class Mask:
   def part(self, first: Any, count: int) -> Mask:
     """That of `count` queries from number `first` on, which may be known only at run time."""
     start = first if self.start is None else self.start + first
-    segments = self.segments
-    if segments is not None:
-      cut = jax.lax.dynamic_slice_in_dim(segments[0], first, count, axis=1)
-      segments = cut, segments[1]
-    return self.replace(start=start, segments=segments)
+    cut = lambda x: jax.lax.dynamic_slice_in_dim(x, first, count, axis=1)  # noqa: E731
+    segments = None if self.segments is None else (cut(self.segments[0]), self.segments[1])
+    pairs = None if self.pairs is None else cut(self.pairs)
+    return self.replace(start=start, segments=segments, pairs=pairs)
 
   def rows(self, take: Any) -> Mask:
     """`take` applied to everything that has a batch axis."""
     picked = lambda x: take(x) if x is not None and jnp.ndim(x) else x  # noqa: E731
     segments = None if self.segments is None else tuple(map(take, self.segments))
+    pairs = self.pairs if self.pairs is None or len(self.pairs) == 1 else take(self.pairs)
     return self.replace(
       keys=picked(self.keys), prefix=picked(self.prefix), segments=segments,
-      start=picked(self.start),
+      start=picked(self.start), pairs=pairs,
     )  # fmt: skip
+
+  def halves(self, count: int) -> tuple[Mask, Mask]:
+    """That of the first `count` queries, which `pairs` is of, and that of the others."""
+    start = count if self.start is None else self.start + count
+    before = after = self.segments
+    if self.segments is not None:
+      of_queries, of_keys = self.segments
+      before, after = (of_queries[:, :count], of_keys), (of_queries[:, count:], of_keys)
+    placed = self.causal or self.window
+    return self.replace(segments=before), self.replace(
+      segments=after, pairs=None, start=start if placed else self.start
+    )
 
 
 FULL = Mask()

@@ -264,7 +264,7 @@ def _splash_accepts(problem: Problem) -> bool:
     and not problem.bias
     and problem.queries == problem.keys > 1024
     and problem.head_dim % 64 == 0
-    and not {'prefix', 'start'} & set(problem.masks)
+    and not {'prefix', 'start', 'pairs'} & set(problem.masks)
   )
 
 
@@ -272,7 +272,7 @@ def _short_accepts(problem: Problem) -> bool:
   return (
     problem.platform == 'tpu'
     and short.fits(problem.queries, problem.keys, problem.head_dim)
-    and 'start' not in problem.masks
+    and not {'start', 'pairs'} & set(problem.masks)
   )
 
 

@@ -38,6 +38,9 @@ def attention(
   if mask.segments is not None:
     of_queries, of_keys = mask.segments
     mask = mask.replace(segments=(jnp.pad(of_queries, ((0, 0), (0, extra))), of_keys))
+  if mask.pairs is not None:
+    fill = ((0, 0), (0, parts * height - mask.pairs.shape[1]), (0, 0))
+    mask = mask.replace(pairs=jnp.pad(mask.pairs, fill, constant_values=True))
 
   @jax.checkpoint
   def part(item: Any) -> jax.Array:

@@ -1,0 +1,144 @@
+"""What an encoder-only mask transformer is made of, in plain Python."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import ClassVar, Self
+
+from vit_jax.architecture.towers import Composition
+from vit_jax.architecture.vit import UNSET, ViTArchitecture
+from vit_jax.core.errors import RunError
+
+
+@dataclasses.dataclass(frozen=True)
+class EomtArchitecture(Composition):
+  """A plain encoder whose last blocks see queries, too (EoMT, Kerssies et al. 2025).
+
+  Each query says a class, or that it found nothing, and a mask: how much every place is like it.
+
+  Attributes:
+    encoder: without a head of its own, nor anything that pools; attention is full.
+    queries: how many segments there may be.
+    blocks: the last so many of the encoder see the queries.
+    num_classes: of segments, besides nothing.
+    upscale: how often rows and columns are doubled for masks; unset: once, or, with patches of 16
+      and more pixels, so often that a cell of a mask is 4 pixels wide.
+    pixel_head: while it is trained, a class for every cell of the masks is said as well.
+  """
+
+  kind: ClassVar[str] = 'eomt'
+  main: ClassVar[str] = 'encoder'
+  encoder: ViTArchitecture = dataclasses.field(default_factory=ViTArchitecture)
+  queries: int = 100
+  blocks: int = 4
+  num_classes: int = 0
+  upscale: int = UNSET
+  pixel_head: bool = False
+
+  @property
+  def image_size(self) -> tuple[int, ...]:
+    """Height and width of the images."""
+    return self.encoder.image_size
+
+  @property
+  def grid(self) -> tuple[int, ...]:
+    """Rows and columns of the masks."""
+    return tuple(side * 2**self.upscale for side in self.encoder.grid)
+
+  @property
+  def rest(self) -> tuple[tuple[str, int, int], ...]:
+    """See `Composition`: queries, and the heads applied once."""
+    encoder, queries = self.encoder, self.queries
+    width, tokens = encoder.width, math.prod(encoder.grid) + encoder.prefix
+    products = 2 * width * (encoder.query_width + encoder.key_width)
+    products += (3 if encoder.mlp == 'swiglu' else 2) * width * encoder.mlp_dim
+    pairs = (tokens + queries) ** 2 - tokens**2
+    more = self.blocks * (queries * products + 2 * encoder.query_width * pairs)
+    return (('queries', queries * width, more), *self.heads, *self._pixels)
+
+  @property
+  def heads(self) -> tuple[tuple[str, int, int], ...]:
+    """Parameters and multiply-adds of what makes classes and masks of tokens."""
+    width, queries, cells = self.encoder.width, self.queries, math.prod(self.encoder.grid)
+    classes, squares = self.num_classes + 1, 0
+    for _ in range(self.upscale):
+      squares += cells * 4 * (width**2 + 9 * width)
+      cells *= 4
+    return (
+      ('classes', width * classes + classes, queries * width * classes),
+      ('mask_mlp', 3 * (width**2 + width), 3 * queries * width**2),
+      ('upscale', self.upscale * (4 * width**2 + 12 * width), squares),
+      ('masks', 0, queries * width * cells),
+    )
+
+  @property
+  def _pixels(self) -> tuple[tuple[str, int, int], ...]:
+    weights = self.encoder.width * self.num_classes * self.pixel_head
+    return (('pixels', weights + self.num_classes * self.pixel_head, 0),) if weights else ()
+
+  def resolve(self) -> Self:
+    """See `Composition`."""
+    if self.encoder.num_classes:
+      raise RunError('model.encoder.num_classes: queries say the classes: leave it out')
+    config = super().resolve()
+    # Nothing is pooled; a class token that the variant has stays among the others.
+    encoder = dataclasses.replace(
+      config.encoder, pool='mean', representation_size=0, pool_norm=False
+    )
+    config = super(EomtArchitecture, dataclasses.replace(config, encoder=encoder)).resolve()
+    encoder = config.encoder
+    if len(config.image_size) != 2:
+      raise RunError(f'model.encoder.image_size={config.image_size}: masks are of images of 2 axes')
+    if (
+      encoder.attention != 'full' or encoder.relative_bias != 'none' or encoder.norm_place != 'pre'
+    ):
+      raise RunError(
+        'model.encoder: queries have no place on the grid, and see what is normed: needed are '
+        f'attention=full, relative_bias=none and norm_place=pre, not {encoder.attention}, '
+        f'{encoder.relative_bias} and {encoder.norm_place}'
+      )
+    if encoder.patch_dropout:
+      raise RunError('model.encoder.patch_dropout: patches that are left out have no masks')
+    if config.queries < 1 or config.num_classes < 0:
+      raise RunError(
+        f'model.queries={config.queries} must be at least 1, num_classes={config.num_classes} 0'
+      )
+    if not 1 <= config.blocks <= encoder.depth:
+      raise RunError(f'model.blocks={config.blocks} must be from 1 to the depth, {encoder.depth}')
+    upscale = config.upscale
+    if upscale is None:
+      upscale = max(1, math.floor(math.log2(max(encoder.stride))) - 2)
+    if upscale < 0:
+      raise RunError(f'model.upscale={upscale} must not be negative')
+    return dataclasses.replace(config, upscale=upscale)
+
+
+@dataclasses.dataclass(frozen=True)
+class EomtDeep(Composition):
+  """What an `EomtArchitecture` computes besides while it is trained: heads before its last blocks.
+
+  Attributes:
+    model: whose.
+  """
+
+  kind: ClassVar[str] = 'eomt_deep'
+  model: EomtArchitecture = dataclasses.field(default_factory=EomtArchitecture)
+
+  @property
+  def towers(self) -> dict[str, ViTArchitecture]:
+    """None: what they compute is counted elsewhere."""
+    return {}
+
+  @property
+  def image_size(self) -> tuple[int, ...]:
+    """As of the model."""
+    return self.model.image_size
+
+  @property
+  def rest(self) -> tuple[tuple[str, int, int], ...]:
+    """See `Composition`."""
+    model = self.model
+    again = tuple((name, 0, model.blocks * macs) for name, _, macs in model.heads)
+    cells = math.prod(model.grid) * model.encoder.width * model.num_classes * model.pixel_head
+    return (*again, ('pixels', 0, cells))
