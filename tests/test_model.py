@@ -46,6 +46,7 @@ ACTIVATIONS = {
   'gelu': lambda x: x / 2 * (1 + erf(x / np.sqrt(2))),
   'gelu_tanh': lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
   'quick_gelu': lambda x: x / (1 + np.exp(-1.702 * x)),
+  'relu': lambda x: np.maximum(x, 0),
   'swiglu': lambda x: x / (1 + np.exp(-x)),
 }
 
@@ -207,7 +208,7 @@ PARTS = [
   dict(relative_bias='layer', pool='mean', class_token=True, pool_norm=True, no_bias='key'),
   dict(relative_bias='shared', posemb='none', pool='map', rope='unit', parallel=True),
   dict(kv_heads=2, head_dim=8, softcap=0.5, qk_norm=True, rope='grid', rope_pairs='neighbours'),
-  dict(kv_heads=1, queries=3, posemb_tokens='all', registers=1, pool='map'),
+  dict(kv_heads=1, queries=3, posemb_tokens='all', registers=1, pool='map', mlp='relu'),
   dict(patch_size=(2, 6), posemb='factorised', rope='unit', softcap=2.0),
   dict(image_size=(4, 8, 12), patch_size=(2, 4, 4), posemb='space_time', queries=2),
   dict(image_size=(4, 8, 12), patch_size=(2, 4, 4), posemb='factorised', relative_bias='layer'),

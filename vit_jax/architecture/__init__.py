@@ -8,6 +8,7 @@ from vit_jax.architecture.backbones import (
   MixerArchitecture,
   ResNetArchitecture,
 )
+from vit_jax.architecture.detr import DecoderArchitecture, DetrArchitecture
 from vit_jax.architecture.dino import DinoArchitecture
 from vit_jax.architecture.eomt import EomtArchitecture
 from vit_jax.architecture.masked import MaeArchitecture, MaskedArchitecture
@@ -19,13 +20,15 @@ from vit_jax.architecture.towers import (
   encoders,
 )
 from vit_jax.architecture.vit import EncoderConfig, ViTArchitecture
+from vit_jax.architecture.yolos import YolosArchitecture
 
 # By the names that configurations choose from.
 MODELS = {
   'vit': ViTArchitecture, 'two_towers': TwoTowersArchitecture, 'segmenter': SegmenterArchitecture,
   'resnet': ResNetArchitecture, 'convnext': ConvNeXtArchitecture, 'mixer': MixerArchitecture,
   'convnet': ConvNetArchitecture, 'masked': MaskedArchitecture, 'mae': MaeArchitecture,
-  'dino': DinoArchitecture, 'eomt': EomtArchitecture,
+  'dino': DinoArchitecture, 'eomt': EomtArchitecture, 'detr': DetrArchitecture,
+  'yolos': YolosArchitecture,
 }  # fmt: skip
 
 # Models that give one vector for each image.
@@ -38,6 +41,8 @@ __all__ = [
   'Composition',
   'ConvNeXtArchitecture',
   'ConvNetArchitecture',
+  'DecoderArchitecture',
+  'DetrArchitecture',
   'DinoArchitecture',
   'EncoderConfig',
   'EomtArchitecture',
@@ -49,6 +54,7 @@ __all__ = [
   'TextArchitecture',
   'TwoTowersArchitecture',
   'ViTArchitecture',
+  'YolosArchitecture',
   'encoders',
   'named',
   'names',

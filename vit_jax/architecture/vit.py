@@ -22,7 +22,7 @@ BIASES = ('query', 'key', 'value', 'out', 'mlp', 'norm', 'embed', 'head')
 OPTIONS = {
   'norm': ('layernorm', 'rmsnorm'),
   'norm_place': ('pre', 'post'),
-  'mlp': ('gelu', 'gelu_tanh', 'quick_gelu', 'swiglu'),
+  'mlp': ('gelu', 'gelu_tanh', 'quick_gelu', 'relu', 'swiglu'),
   'relative_bias': ('none', 'layer', 'shared'),
   'rope_pairs': ('halves', 'neighbours'),
   'drop_path_mode': ('linear', 'constant', 'subset'),
@@ -66,7 +66,7 @@ class EncoderConfig:
     kv_heads: heads of keys and values, each of which serves equally many of queries (grouped-query
       attention, Ainslie et al. 2023); 0 for one for each.
     head_dim: features of a head; 0 for width / num_heads.
-    mlp: activation, 'gelu' (exact), 'gelu_tanh', 'quick_gelu' or 'swiglu' (gated).
+    mlp: activation, 'gelu' (exact), 'gelu_tanh', 'quick_gelu', 'relu' or 'swiglu' (gated).
     mlp_norm: a norm on the hidden layer of the MLP (EVA-02).
     norm: 'layernorm' or 'rmsnorm'.
     eps: epsilon of all norms.

@@ -21,7 +21,7 @@ from vit_jax.core.errors import RunError
 from vit_jax.nn import tree
 from vit_jax.nn.encoder import is_split, split_layers
 from vit_jax.nn.layers import resample_patches
-from vit_jax.nn.positions import resample, resize_relative
+from vit_jax.nn.positions import resample, resample_rows, resize_relative
 
 # Fields that change the shape of parameters after they have been read.
 CHANGES = ('num_classes', 'image_size', 'patch_size', 'in_channels')
@@ -49,12 +49,19 @@ def adapt(
   """
   leaves = dict(leaves)
   if isinstance(config, Composition):
+    before: Any = config
     for name, tower in config.towers.items():
       own = tree.inside(leaves, name)
       new, card, own = adapt(tower, card, own, changes.get(name, {}), patch_method)
       config = dataclasses.replace(config, **{name: new})
       leaves = {n: leaf for n, leaf in leaves.items() if not n.startswith(f'{name}/')}
       leaves |= {f'{name}/{n}': leaf for n, leaf in own.items()}
+    after: Any = config
+    if 'middle' in leaves and before.encoder.grid != after.encoder.grid:
+      old, new = before.encoder, after.encoder
+      leaves['middle'] = np.asarray(resample_rows(
+        jnp.asarray(leaves['middle']), old.prefix, old.grid, new.grid, new.interpolation
+      ))  # fmt: skip
     return config, card, leaves
   new = changed(config, changes)
   if not isinstance(config, SINGLE):

@@ -167,6 +167,10 @@ _OF_TRANSFORMERS: dict[str, tuple[dict[str, Form], ...]] = {
                               'mask_token': (True,)}, (('key',),), square=True)},
   ),
   'mae': (_mae(_HF), _mae(_HF, QKV)),
+  'yolos': (
+    {'encoder': Form('yolos', {**_HF, **_HEADLESS, 'queries': (True,)}, _subsets(QKV),
+                     rows=('all',))},
+  ),
 }  # fmt: skip
 COMPOSED = {
   'transformers': _OF_TRANSFORMERS, 'transformers-v5': _OF_TRANSFORMERS,

@@ -43,6 +43,15 @@ def for_transformers(card: Card, kind: str) -> tuple[dict[str, Any], list[str]]:
     kind: of model.
   """
   height, width = card.size
+  if kind == 'yolos':
+    # Sides of any image, whose shape stays.
+    return dict(
+      do_resize=True, do_rescale=True, rescale_factor=1 / 255, do_normalize=True, do_pad=True,
+      image_mean=list(card.mean), image_std=list(card.std), format='coco_detection',
+      size=dict(shortest_edge=min(height, width), longest_edge=max(height, width)),
+      resample={'bilinear': 2, 'bicubic': 3}[resampling(card)],
+      image_processor_type='YolosImageProcessor',
+    ), []  # fmt: skip
   found: dict[str, Any] = dict(
     do_resize=True, do_rescale=True, rescale_factor=1 / 255, do_normalize=True,
     image_mean=list(card.mean), image_std=list(card.std),

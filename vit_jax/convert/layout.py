@@ -33,6 +33,8 @@ class To:
     rest: shape of those that our model lacks, if it is not that of the others.
     channels: where our features are of pixels and these channels of each, and theirs of channels
       first, how many there are.
+    late: rows of ours, the last axis but one, that are the last of theirs: number of the first, and
+      how many.
   """
 
   name: str
@@ -42,6 +44,7 @@ class To:
   axis: int = 0
   rest: tuple[int, ...] | None = None
   channels: int = 0
+  late: tuple[int, int] = (0, 0)
 
 
 Table = Mapping[str, 'str | To']
@@ -62,7 +65,7 @@ class Rule:
     fixed: shape of theirs, likewise.
     interleaved: rotary features 2i and 2i + 1 of theirs are i and i + head_dim / 2 of ours.
     axis: of theirs, along which the parts are.
-    channels: see `To`.
+    channels, late: see `To`.
   """
 
   theirs: str
@@ -73,6 +76,7 @@ class Rule:
   interleaved: bool = False
   axis: int = 0
   channels: int = 0
+  late: tuple[int, int] = (0, 0)
 
   def write(self, parts: list[np.ndarray]) -> np.ndarray:
     """Our parts -> their array."""
@@ -82,6 +86,8 @@ class Rule:
         part = _turned(part, 2)
       if self.channels:
         part = _turned(part, part.shape[-1] // self.channels)
+      if self.late[1]:
+        part = _exchanged(part, *self.late)
       if self.kind == 'conv':
         part = part.transpose(3, 2, 0, 1)
       elif self.kind == 'linear':
@@ -117,6 +123,9 @@ class Rule:
       part = part.reshape(shape)
       if self.interleaved and name and _ROTARY.search(name):
         part = _turned(part, part.shape[-1] // 2)
+      if self.late[1]:
+        first, count = self.late
+        part = _exchanged(part, first, part.shape[-2] - first - count)
       out.append(_turned(part, self.channels) if self.channels else part)
     return out
 
@@ -137,6 +146,12 @@ def _contracted(name: str | None) -> int:
 def _turned(x: np.ndarray, rows: int) -> np.ndarray:
   """The last axis, read as a matrix of so many rows, column by column."""
   return x.reshape(*x.shape[:-1], rows, -1).swapaxes(-1, -2).reshape(x.shape)
+
+
+def _exchanged(x: np.ndarray, first: int, count: int) -> np.ndarray:
+  """`count` rows from number `first` on behind those after them."""
+  before, some, rest = np.split(x, [first, first + count], axis=-2)
+  return np.concatenate([before, rest, some], axis=-2)
 
 
 def rules(table: Table, shapes: Shapes, *, torch: bool, interleaved: bool = False) -> list[Rule]:
@@ -188,7 +203,8 @@ def rules(table: Table, shapes: Shapes, *, torch: bool, interleaved: bool = Fals
       )
       found.append(
         Rule(
-          theirs.format(layer), ours, how, ndim, to.shape, interleaved, to.axis, to.channels
+          theirs.format(layer), ours, how, ndim, to.shape, interleaved, to.axis, to.channels,
+          to.late,
         )
       )  # fmt: skip
   return found

@@ -20,7 +20,8 @@ _MARK = re.compile(
   r'(.*[./])?(embedding/kernel|visual\.conv1\.weight|embeddings\.patch_embedding\.weight'
   r'|embeddings\.cls_token|patch_embed\.proj\.weight|stages\.0\.blocks\.0\.conv(_dw|3)\.weight'
   r'|blocks\.0\.mlp_tokens\.fc1\.weight|resnet/root_block/standardized_conv2d/kernel'
-  r'|root_block/conv_root/kernel|MixerBlock_0/token_mixing/Dense_0/kernel)'
+  r'|root_block/conv_root/kernel|model\.query_position_embeddings\.weight|query_embed\.weight'
+  r'|MixerBlock_0/token_mixing/Dense_0/kernel)'
 )
 
 

@@ -10,7 +10,18 @@ from typing import Any
 
 from vit_jax.architecture import encoders
 from vit_jax.architecture.card import Card
-from vit_jax.convert import adapt, backbones, dino, eomt, npz, openai, parts, timm, transformers
+from vit_jax.convert import (
+  adapt,
+  backbones,
+  detr,
+  dino,
+  eomt,
+  npz,
+  openai,
+  parts,
+  timm,
+  transformers,
+)
 from vit_jax.convert.dialects import DIALECTS
 from vit_jax.convert.opened import Opened
 from vit_jax.convert.source import Source
@@ -18,7 +29,8 @@ from vit_jax.core import schema
 from vit_jax.core.errors import RunError, suggest
 
 READERS: dict[str, Any] = {
-  'eomt': eomt, 'npz': npz, 'openai': openai, 'transformers': transformers, 'timm': timm,
+  'detr': detr, 'eomt': eomt, 'npz': npz, 'openai': openai, 'transformers': transformers,
+  'timm': timm,
   'backbones': backbones, 'dino': dino,
 }  # fmt: skip
 
@@ -174,8 +186,8 @@ def _interpreted(source: Source, ignore: str) -> tuple[Opened, Source]:
 
 def _as_model(source: Source) -> Opened:
   name, reader, style, config, card = recognise(source)
-  channels = next(t.in_channels for t in encoders(config).values() if hasattr(t, 'in_channels'))
-  card = adapt.card_for_channels(card, channels)
+  seeing = [t for t in encoders(config).values() if hasattr(t, 'in_channels')]
+  card = adapt.card_for_channels(card, seeing[0].in_channels) if seeing else card
   try:
     made = reader.make_rules(config, adapt.abstract(config), style)
   except (ValueError, OverflowError, TypeError) as error:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from vit_jax.architecture import MaskedArchitecture, TwoTowersArchitecture
+from vit_jax.architecture import MaskedArchitecture, TwoTowersArchitecture, YolosArchitecture
 from vit_jax.architecture.card import Card
 from vit_jax.convert import masked
 from vit_jax.convert.source import IMAGENET, INCEPTION, OPENAI, Source, pair
@@ -17,6 +18,7 @@ from vit_jax.models.masked import MaeConfig, MaskedConfig
 from vit_jax.models.text import TextConfig
 from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.models.vit import ViTConfig
+from vit_jax.models.yolos import YolosConfig
 
 IGNORE = r'(.*\.)?(position_ids|relative_position_index|inv_freq)'
 ACTIVATIONS = {
@@ -35,12 +37,15 @@ TYPES: dict[str, dict[str, Any]] = {
   ),
   'dinov3_vit': dict(inner='model.', stats=IMAGENET, resize='bilinear', crop=0.0),
   'vit_mae': dict(inner='vit.', stats=IMAGENET, resize='bicubic', crop=0.875),
+  'yolos': dict(inner='vit.', stats=IMAGENET, resize='bilinear', crop=0.0),
   'clip': dict(stats=OPENAI, resize='bicubic', crop=1.0),
   'siglip': dict(stats=INCEPTION, resize='bicubic', crop=0.0),
   'siglip2': dict(stats=INCEPTION, resize='bilinear', crop=0.0),
 }
 # As version 5 saves layers of MAE's decoder, taking them for an encoder's.
 _DECODER = re.compile(r'^(decoder\.decoder_)encoder\.layer\.')
+# As version 5 has positions between layers in memory.
+_MIDDLE = re.compile(r'(?<=encoder\.)interpolation\.(mid_position_embeddings)$')
 VISION_ONLY = {f'{tower}_vision_model': tower for tower in TOWERS}
 
 
@@ -68,6 +73,8 @@ def recognise(source: Source) -> dict[str, Any] | None:
   prefix = embedded[0].removesuffix('embeddings.cls_token')
   if kind == 'dinov3_vit':
     old = any(n.startswith(f'{prefix}layer.') for n in names)
+  if kind == 'yolos':
+    source.arrays = {_MIDDLE.sub(r'\1', name): a for name, a in source.arrays.items()}
   return dict(kind=kind, two=False, old=old, prefix=prefix, filled=_filled(source, prefix))
 
 
@@ -94,6 +101,8 @@ def _guess(source: Source) -> str:
   has = lambda part: any(part in name for name in source.arrays)  # noqa: E731
   if has('decoder.decoder_embed.'):
     return 'vit_mae'
+  if has('embeddings.detection_tokens'):
+    return 'yolos'
   if has('.distillation_token'):
     return 'deit'
   if has('lambda_1'):
@@ -110,6 +119,8 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
     return _towers(source, style)
   if style['filled']:
     return _masked(source, style)
+  if kind == 'yolos' and not style.get('bare'):
+    return _yolos(source, style)
   prefix, has = style['prefix'], source.__contains__
   embed = f'{prefix}embeddings.patch_embeddings.' + ('' if kind == 'dinov3_vit' else 'projection.')
   width, channels, patch, _ = source.shape(f'{embed}weight', 4)
@@ -170,8 +181,11 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
   size = pair(given.get('image_size'))
   posemb = f'{prefix}embeddings.position_embeddings'
   if has(posemb):
-    rows = source.shape(posemb, 3)[1]
-    found['image_size'], _ = source.grid(rows, {'class': 1 + found['distilled']}, patch, size)
+    rows, before = source.shape(posemb, 3)[1], {'class': 1 + found['distilled']}
+    if kind == 'yolos':
+      found['queries'] = source.shape(f'{prefix}embeddings.detection_tokens', 3)[1]
+      before = {'all': 1 + found['queries']}
+    found['image_size'], found['posemb_tokens'] = source.grid(rows, before, patch, size)
     if source.fixed(posemb, tuple(side // patch for side in found['image_size'])):
       found['posemb'] = 'sincos_mae'
       source.computed.append(posemb)
@@ -249,6 +263,19 @@ def _masked(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
     target='normalized' if normalized else 'pixels',
   )
   return MaeConfig(encoder, source.shape(f'{at}pred.weight', 2)[0], ViTConfig(**found)), card
+
+
+def _yolos(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
+  """A detector that is nothing but a ViT."""
+  encoder, card = architecture(source.inside('encoder'), {**style, 'bare': True})
+  if encoder.posemb == 'none':
+    raise RunError(f'{source.where} has no learned positions, which every published YOLOS has')
+  classes = source.shape('class_labels_classifier.layers.2.weight', 2)[0] - 1
+  # What its preprocessor says of sizes is of sides, whatever the shape of images.
+  card = _card(source, 'yolos', encoder.image_size, classes)
+  card = dataclasses.replace(card, size=encoder.image_size)
+  middle = f'{style["prefix"]}encoder.mid_position_embeddings' in source
+  return YolosConfig(encoder, classes, middle=middle), card
 
 
 def _theta(given: dict[str, Any]) -> float:
@@ -383,7 +410,9 @@ def style_for(config: Any, kind: str, *, old: bool) -> dict[str, Any]:
   if isinstance(config, TwoTowersArchitecture):
     kind = 'clip' if config.image.embed_norm else _siglip(config.image)
     return dict(kind=kind, two=True, old=True, prefix='vision_model.')
-  if isinstance(config, MaskedArchitecture):
+  if isinstance(config, YolosArchitecture) and not config.nothing:
+    raise RunError('transformers cannot express nothing=False: its YOLOS has a logit of no object')
+  if isinstance(config, MaskedArchitecture | YolosArchitecture):
     return dict(kind=kind, two=False, old=old, prefix=TYPES[kind]['inner'])
   if kind in TOWERS:
     prefix = 'vision_model.' if old or config.num_classes else ''

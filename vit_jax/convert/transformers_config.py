@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from vit_jax.architecture import MaeArchitecture, MaskedArchitecture, TwoTowersArchitecture
+from vit_jax.architecture import (
+  MaeArchitecture,
+  MaskedArchitecture,
+  TwoTowersArchitecture,
+  YolosArchitecture,
+)
 from vit_jax.architecture.card import Card
 from vit_jax.convert import images
 from vit_jax.convert.transformers import ACTIVATIONS
@@ -18,8 +23,8 @@ def sidecar(
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
   """config.json and preprocessor_config.json of a model, and what these do not quite say."""
   kind, two = style['kind'], isinstance(config, TwoTowersArchitecture)
-  hides = isinstance(config, MaskedArchitecture)
-  image: Any = config.image if two else config.encoder if hides else config
+  hides, detects = isinstance(config, MaskedArchitecture), isinstance(config, YolosArchitecture)
+  image: Any = config.image if two else config.encoder if hides or detects else config
   act = {v: k for k, v in reversed(ACTIVATIONS.items())}
   given: dict[str, Any] = dict(
     hidden_size=image.width, num_hidden_layers=image.depth, num_attention_heads=image.num_heads,
@@ -42,7 +47,7 @@ def sidecar(
     'beit': 'BeitForMaskedImageModeling', 'vit_mae': 'ViTMAEForPreTraining',
   }  # fmt: skip
   without = image.without
-  if kind in ('vit', 'vit_mae', 'deit', 'dinov2', 'dinov2_with_registers'):
+  if kind in ('vit', 'vit_mae', 'deit', 'dinov2', 'dinov2_with_registers', 'yolos'):
     given['qkv_bias'] = 'query' not in without
   if kind == 'vit' and image.representation_size:
     given['pooler_output_size'] = image.representation_size
@@ -56,6 +61,11 @@ def sidecar(
     )  # fmt: skip
   if hides:
     given |= _of_hidden(config, card, kind)
+  if detects:
+    given |= dict(
+      num_detection_tokens=image.queries, use_mid_position_embeddings=config.middle,
+      image_size=list(image.image_size),
+    )  # fmt: skip
   if kind.startswith('dino'):
     given['layerscale_value'] = image.layerscale
   if kind.startswith('dinov2'):
@@ -79,10 +89,11 @@ def sidecar(
   if len(set(card.class_names)) < len(card.class_names):
     notes.append('class names repeat: label2id has the last class of each, id2label all of them')
   if kind not in TOWERS:
-    head = bool(image.num_classes)
-    name = hiding[kind] if hides else architectures[kind][head]
+    classes = config.num_classes if detects else image.num_classes
+    name = hiding[kind] if hides else 'YolosForObjectDetection' if detects else ''
+    name = name or architectures[kind][bool(classes)]
     given |= dict(model_type=kind, architectures=[name])
-    given |= _labels(image, card) if head else {}
+    given |= _labels(classes, card) if classes else {}
     return {'config.json': given, 'preprocessor_config.json': preprocessor}, notes
   if kind == 'siglip2':
     given.pop('image_size')
@@ -94,7 +105,7 @@ def sidecar(
     whole = dict(
       model_type=kind, architectures=[f'{names[kind]}ForImageClassification'],
       vision_config={**given, 'model_type': f'{kind}_vision_model', 'vision_use_head': False},
-      **_labels(image, card),
+      **_labels(image.num_classes, card),
     )  # fmt: skip
     return {'config.json': whole, 'preprocessor_config.json': preprocessor}, notes
   if not two:
@@ -139,9 +150,9 @@ def _of_hidden(config: Any, card: Card, kind: str) -> dict[str, Any]:
   return dict(encoder_stride=config.encoder.patch_size)
 
 
-def _labels(image: ViTConfig, card: Card) -> dict[str, Any]:
-  """Names of the logits, of which there must be as many as there are logits."""
-  labels = card.class_names or tuple(f'LABEL_{i}' for i in range(image.num_classes))
+def _labels(classes: int, card: Card) -> dict[str, Any]:
+  """Names of the classes, of which there must be as many as there are classes."""
+  labels = card.class_names or tuple(f'LABEL_{i}' for i in range(classes))
   return dict(
     id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)}
   )

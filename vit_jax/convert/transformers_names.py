@@ -9,6 +9,7 @@ from vit_jax.architecture import (
   MaskedArchitecture,
   TwoTowersArchitecture,
   ViTArchitecture,
+  YolosArchitecture,
 )
 from vit_jax.convert import masked
 from vit_jax.convert.layout import BLOCKS, Rule, Shapes, Table, To, rules
@@ -81,6 +82,25 @@ def table(config: ViTArchitecture, style: dict[str, Any]) -> Table:
   return names
 
 
+def yolos_table(config: YolosArchitecture, style: dict[str, Any]) -> Table:
+  """The same for detectors that are ViTs, whose queries come behind the patches there."""
+  encoder, prefix = config.encoder, style['prefix']
+  # Of their version 5 only positions between layers are called otherwise in memory.
+  inner = table(encoder, {**style, 'kind': 'vit', 'old': True})
+  behind = (encoder.prefix - encoder.queries, encoder.queries)
+  between = f'{prefix}encoder.' + 'interpolation.' * (not style['old'])
+  shape = (encoder.depth - 1, 1, config.places, encoder.width)
+  heads = {'head': 'class_labels_classifier', 'boxes': 'bbox_predictor'}
+  return {
+    **{f'encoder/{name}': to for name, to in inner.items()},
+    'encoder/queries': f'{prefix}embeddings.detection_tokens',
+    'encoder/posemb': To(f'{prefix}embeddings.position_embeddings', late=behind),
+    'middle': To(f'{between}mid_position_embeddings', shape=shape, late=behind),
+    **{f'{ours}/layers/{i}': f'{theirs}.layers.{i}' for ours, theirs in heads.items()
+       for i in range(3)},
+  }  # fmt: skip
+
+
 def masked_table(config: Any, style: dict[str, Any]) -> Table:
   """The same for models that fill in hidden patches."""
   both: dict[str, Any] = {f'encoder/{n}': to for n, to in table(config.encoder, style).items()}
@@ -147,6 +167,8 @@ def make_rules(config: Any, shapes: Shapes, style: dict[str, Any]) -> list[Rule]
       'logit_bias': 'logit_bias',
     }
     return rules(both, shapes, torch=True)
+  if isinstance(config, YolosArchitecture):
+    return rules(yolos_table(config, style), shapes, torch=True)
   if isinstance(config, MaskedArchitecture):
     return rules(masked_table(config, style), shapes, torch=True)
   one = towers_table(config, style)[0] if style['kind'] in TOWERS else table(config, style)

@@ -18,6 +18,7 @@ from vit_jax.architecture import (
   DinoArchitecture,
   MaskedArchitecture,
   TwoTowersArchitecture,
+  YolosArchitecture,
   encoders,
 )
 from vit_jax.architecture.card import Card, about
@@ -60,8 +61,8 @@ def save(
   What the files say otherwise than the model, or not at all, is logged as warnings; see `notes`.
 
   Args:
-    model: `models.vit.ViT`, `models.two_towers.TwoTowers`, `models.dino.Dino`, or one of
-      `models.masked`.
+    model: `models.vit.ViT`, `models.two_towers.TwoTowers`, `models.dino.Dino`,
+      `models.yolos.Yolos`, or one of `models.masked`.
     path: of a file, or of a folder where the dialect has a configuration next to the weights. It
       appears when it is complete.
     dialect: one of `DIALECTS`.
@@ -152,7 +153,7 @@ def _plan(model: Any, leaves: Leaves, card: Card, dialect: str) -> _Plan:
   two = isinstance(model, TwoTowersArchitecture)
   if isinstance(model, Backbone):
     return _plan_backbone(model, leaves, card, dialect)
-  if isinstance(model, MaskedArchitecture | DinoArchitecture):
+  if isinstance(model, MaskedArchitecture | DinoArchitecture | YolosArchitecture):
     model = _not_pooled(model)
   if two and dialect in ('timm', *HEADERS):
     raise RunError(f'{dialect} has no text towers')

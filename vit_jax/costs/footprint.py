@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from vit_jax.architecture.backbones import Backbone
+from vit_jax.architecture.detr import DecoderArchitecture
 from vit_jax.architecture.towers import TextArchitecture, encoders
 from vit_jax.architecture.vit import STEM_GROUPS, EncoderConfig, ViTArchitecture
 from vit_jax.costs.parts import (
@@ -84,7 +85,8 @@ def activations(config: Any, *, examples: int = 0) -> tuple[int, int]:
   if isinstance(config, TextArchitecture):
     total += _norm(config, run.tokens, config.width) + FLOAT * config.width
     return round(total), round(more)
-  total += sum(_around(config, run.tokens))
+  decodes = isinstance(config, DecoderArchitecture)
+  total += sum(_of_heads(config) if decodes else _around(config, run.tokens))
   return round(total), round(more)
 
 
@@ -190,6 +192,17 @@ def _around(config: ViTArchitecture, tokens: int) -> Iterator[float]:
     yield heads * _norm(config, 1, features, exact=True)
   yield FLOAT * heads * (features + 2 * config.representation_size)
   yield FLOAT * (2 * config.num_classes + 1)  # of the cross-entropy
+
+
+def _of_heads(config: DecoderArchitecture) -> Iterator[float]:
+  """Of everything but the blocks of a decoder: norms before its heads, and what these read."""
+  yield _norm(config, config.depth * config.queries, config.width)
+  if config.anchors == 'tokens':
+    yield _norm(config, config.memory[0], config.width)
+  for name, (first, *hidden, _) in config.heads.items():
+    # Of a ReLU a mask, and what it gives.
+    yield config.times[name] * (FLOAT * first + (FLOAT + 1) * sum(hidden))
+  yield FLOAT * 2 * config.layers * config.queries * config.outputs  # of the loss of classes
 
 
 def _stem(config: ViTArchitecture) -> Iterator[float]:

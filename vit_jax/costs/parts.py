@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from vit_jax.architecture.backbones import Backbone
+from vit_jax.architecture.detr import DecoderArchitecture, perceptron
 from vit_jax.architecture.pattern import parse
 from vit_jax.architecture.towers import Composition, TextArchitecture, encoders
 from vit_jax.architecture.vit import EncoderConfig, ViTArchitecture, kept_names
@@ -87,6 +88,8 @@ def parts(config: Any, *, training: bool = False, examples: int = 0) -> list[Par
     return [*found, *(Part(name, params, macs) for name, params, macs in config.rest)]
   if isinstance(config, TextArchitecture):
     return _text(config, training, examples)
+  if isinstance(config, DecoderArchitecture):
+    return _decoder(config, training, examples)
   if isinstance(config, Backbone):
     return _pieces(config)
   return _image(config, training, examples)
@@ -111,6 +114,8 @@ def sequence(config: Any, *, training: bool = False, examples: int = 0) -> Seque
     share = max(1, round(examples * share)) / examples if examples else share
   if isinstance(config, TextArchitecture):
     return blocks_on(config, (config.context_length,), share=share)
+  if isinstance(config, DecoderArchitecture):
+    return blocks_on(config, (config.queries,), share=share, memory=config.memory)
   left = 0
   if training and config.patch_dropout:
     left = max(1, round(math.prod(config.grid) * (1 - config.patch_dropout)))
@@ -231,6 +236,24 @@ def _text(config: TextArchitecture, training: bool, examples: int) -> list[Part]
     *blocks(config, run),
     _head(config, width, 1),
   ]
+
+
+def _decoder(config: DecoderArchitecture, training: bool, examples: int) -> list[Part]:
+  width = config.width
+  contents = width * (config.anchors != 'tokens')
+  learned = config.queries * (contents + 4 * (config.anchors == 'learned'))
+  every = [(width, config.depth * config.queries)]
+  if config.anchors == 'tokens':
+    every.append((width, config.memory[0]))
+  found = [
+    Part('queries', learned + config.denoising * config.num_classes * width),
+    *blocks(config, sequence(config, training=training, examples=examples), every, final=False),
+  ]
+  for name, widths in config.heads.items():
+    weights, biases = perceptron(*widths)
+    macs = config.times[name] * weights
+    found.append(Part(name, weights + biases, macs, 2 * macs))
+  return found
 
 
 def _head(config: Any, size: int, heads: int) -> Part:

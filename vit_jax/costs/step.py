@@ -42,14 +42,16 @@ class Pass(NamedTuple):
 _STAGES = (
   {'stem': 'stem/.*'},
   {'patches': 'embed/.*'},
-  {'words': 'embed', 'positions': 'posemb.*', 'tokens': 'token|distill_token|registers|mask_token'},
+  {'words': 'embed', 'positions': 'posemb.*', 'queries': 'queries|anchors|labels',
+   'tokens': 'token|distill_token|registers|mask_token', 'token_head': 'token_head/.*',
+   'token_boxes': 'token_boxes/.*'},
   {**{name: f'encoder/blocks/attn/{name}/.*' for name in ('query', 'key', 'value', 'out')},
    'attention': '.*relative/.*', 'mlp': 'encoder/blocks/mlp/(up|gate|down)/.*',
    'norms': '(encoder/.*|embed_|pool_)norm.*/.*|encoder/blocks/mlp/norm/.*',
-   'layerscale': 'encoder/blocks/scale[12]'},
+   'layerscale': 'encoder/blocks/scale[12]', 'place': 'place/.*'},
   {'pool': 'map_head/.*'},
   {'pre_logits': 'pre_logits/.*'},
-  {'head': '(distill_)?head/.*'},
+  {'head': '(distill_)?head/.*', 'boxes': 'boxes/.*'},
 )  # fmt: skip
 
 

@@ -9,6 +9,8 @@ from vit_jax.architecture import (
   MODELS,
   ConvNetArchitecture,
   ConvNeXtArchitecture,
+  DecoderArchitecture,
+  DetrArchitecture,
   DinoArchitecture,
   EomtArchitecture,
   MaeArchitecture,
@@ -19,6 +21,7 @@ from vit_jax.architecture import (
   TextArchitecture,
   TwoTowersArchitecture,
   ViTArchitecture,
+  YolosArchitecture,
 )  # fmt: skip
 
 # The module of each architecture, 'package.module:Class', imported when one is created: listing
@@ -36,6 +39,9 @@ MODULES: dict[type, str] = {
   MaeArchitecture: 'vit_jax.models.masked:Mae',
   DinoArchitecture: 'vit_jax.models.dino:Dino',
   EomtArchitecture: 'vit_jax.models.eomt:Eomt',
+  DetrArchitecture: 'vit_jax.models.detr:Detr',
+  DecoderArchitecture: 'vit_jax.models.detr:Decoder',
+  YolosArchitecture: 'vit_jax.models.yolos:Yolos',
 }
 
 

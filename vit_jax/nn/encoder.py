@@ -7,7 +7,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -234,6 +234,24 @@ def _take(x: jax.Array, index: jax.Array) -> jax.Array:
   return jax.vmap(lambda x, index: x[index])(x, index)
 
 
+class Between(NamedTuple):
+  """What a model does with its tokens between the layers of an encoder.
+
+  Attributes:
+    after: of the output of a layer (batch, tokens, width), the state and the layer's own arrays
+      makes the input of the next layer, its state, and what is recorded of this one, by name.
+    state: of the first layer, any tree of arrays; shapes and dtypes stay.
+    own: tree of arrays with a leading axis over the layers.
+    position: of a state, what is added to tokens as queries and keys; see `Context.position`. None
+      leaves those of the context.
+  """
+
+  after: Callable[[jax.Array, Any, Any], tuple[jax.Array, Any, dict[str, jax.Array]]]
+  state: Any = None
+  own: Any = None
+  position: Callable[[Any], jax.Array] | None = None
+
+
 class Encoder(nnx.Module):
   """Blocks, stored as one block whose parameters have a leading layer axis, and a norm.
 
@@ -282,7 +300,7 @@ class Encoder(nnx.Module):
 
   def __call__(
     self, x: jax.Array, context: Context | None = None, *, key=None, record: bool = False,
-    layers: tuple[int, int] | None = None,
+    layers: tuple[int, int] | None = None, between: Between | None = None,
   ) -> tuple[jax.Array, dict[str, jax.Array]]:  # fmt: skip
     """All blocks, and the norm.
 
@@ -294,14 +312,17 @@ class Encoder(nnx.Module):
       layers: the first that is applied and the one behind the last, if not all are: one part after
         another, with the same key, is the same. The norm is behind the last of all. For layers that
         are all of one kind.
+      between: what happens between the layers.
 
     Returns:
       The normalised tokens, and if asked 'attn', 'mlp' and 'block', (depth, batch, tokens, width):
-      what each layer added, and its output.
+      what each layer added, and its output. What `between` records is there in any case, with a
+      leading axis over the layers.
     """
     context, tokens, depth = context or Context(), x.shape[1], self.config.depth
     first, last = layers or (0, depth)
-    x, context = self._padded(x, context)
+    if between is None:
+      x, context = self._padded(x, context)
     contexts = self.contexts(x[:, :tokens], context)
     if layers and len(contexts) > 1:
       raise ValueError(f'attention={self.config.attention!r} is of several kinds of layers')
@@ -314,10 +335,11 @@ class Encoder(nnx.Module):
       if self.config.drop_path_mode == 'linear':
         rates = jnp.linspace(0.0, self.config.drop_path, depth)
       drop = jax.tree.map(lambda y: y[first:last], (noise(key).stacked(depth), rates))
-    x, recorded = self._through(x, drop, contexts, record, first, last)
-    recorded = jax.tree.map(lambda y: y[:, :, :tokens], recorded or {})
-    x = x[:, :tokens]
-    return self.norm(x) if hasattr(self, 'norm') and last == depth else x, recorded
+    x, recorded = self._through(x, drop, contexts, record, between, first, last)
+    if x.shape[1] > tokens:
+      recorded = jax.tree.map(lambda y: y[:, :, :tokens], recorded)
+      x = x[:, :tokens]
+    return self.norm(x) if hasattr(self, 'norm') and last == depth else x, recorded or {}
 
   def _padded(self, x: jax.Array, context: Context) -> tuple[jax.Array, Context]:
     """With more tokens, where attention and layouts are better for it."""
@@ -329,8 +351,8 @@ class Encoder(nnx.Module):
     angles, position = jax.tree.map(fill, (context.angles, context.position))
     return jnp.pad(x, more), context.replace(angles=angles, position=position, length=tokens)
 
-  def _through(self, x, drop, contexts, record, first, last):
-    """The output of the last block, and what happened inside, if asked, else None."""
+  def _through(self, x, drop, contexts, record, between, first, last):
+    """The output of the last block, and what is recorded, or None."""
     config, batch, count = self.config, x.shape[0], last - first
     blocks: Any = self.blocks
     stacked = isinstance(blocks, Block)
@@ -342,44 +364,55 @@ class Encoder(nnx.Module):
     else:
       blocks = blocks[first:last]
 
-    def layer(x, item, contexts):
-      block, (key, rate) = item
+    def layer(carry, item, contexts):
+      (x, state), (block, (key, rate), own) = carry, item
+      if between and between.position:
+        at = between.position(state)
+        contexts = [context.replace(position=at) for context in contexts]
       x, added = block(x, contexts, key, rate)
-      return x, {**added, 'block': x} if record else None
+      recorded = {**added, 'block': x} if record else {}
+      if between:
+        x, state, more = between.after(x, state, own)
+        recorded |= more
+      return (x, state), recorded or None
 
-    bodies = [functools.partial(layer, contexts=own) for own in contexts]
+    state, own = (between.state, between.own) if between else (None, None)
+    if count < config.depth:
+      own = jax.tree.map(lambda y: y[first:last], own)
+    bodies = [functools.partial(layer, contexts=each) for each in contexts]
     if not (config.scan and stacked):
       blocks = tree.unstack(blocks, count) if stacked else blocks
-      return self._unrolled(x, blocks, tree.unstack(drop, count), bodies, record)
+      return self._unrolled((x, state), blocks, tree.unstack((drop, own), count), bodies)
     count = len(contexts)
-    items = remat.in_periods((blocks, drop), count)
-    if remat.stays(config.remat) and not record:
+    items = remat.in_periods((blocks, drop, own), count)
+    if remat.stays(config.remat) and not record and not between:
 
       def on_rows(number, rows, item, contexts):
-        return flatten(layer(unflatten(rows, batch), item, contexts[number])[0])
+        (x, _), _ = layer((unflatten(rows, batch), None), item, contexts[number])
+        return flatten(x)
 
       rows = remat.scan(on_rows, flatten(x), items, contexts, config.remat, count)
       return unflatten(rows, batch), None
     bodies = [remat.checkpoint(body, config.remat, scan=True) for body in bodies]
 
-    def period(x, items):
+    def period(carry, items):
       steps = []
       for body, item in zip(bodies, remat.apart(items, count), strict=True):
-        x, step = body(x, item)
+        carry, step = body(carry, item)
         steps.append(step)
-      return x, jax.tree.map(lambda *parts: jnp.stack(parts), *steps) if record else None
+      return carry, jax.tree.map(lambda *parts: jnp.stack(parts), *steps)
 
-    x, recorded = jax.lax.scan(period, x, items)
+    (x, _), recorded = jax.lax.scan(period, (x, state), items)
     return x, jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), recorded)
 
-  def _unrolled(self, x, blocks, drop, bodies, record):
+  def _unrolled(self, carry, blocks, others, bodies):
     config, steps = self.config, []
     bodies = [remat.checkpoint(body, config.remat, scan=config.scan) for body in bodies]
-    items = zip(blocks, drop, strict=True)
-    for item, body in zip(items, itertools.cycle(bodies), strict=False):
-      x, step = body(x, item)
+    items = zip(blocks, others, strict=True)
+    for (block, other), body in zip(items, itertools.cycle(bodies), strict=False):
+      carry, step = body(carry, (block, *other))
       steps.append(step)
-    return x, jax.tree.map(lambda *parts: jnp.stack(parts), *steps) if record else None
+    return carry[0], jax.tree.map(lambda *parts: jnp.stack(parts), *steps)
 
   def contexts(self, x: jax.Array, context: Context) -> list[list[Context]]:
     """Of each attention of each layer, for as many layers as are different; then they repeat.

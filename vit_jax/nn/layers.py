@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -246,6 +247,7 @@ ACTIVATIONS = {
   'gelu': functools.partial(jax.nn.gelu, approximate=False),
   'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),
   'quick_gelu': quick_gelu,
+  'relu': jax.nn.relu,
   'swiglu': jax.nn.silu,
 }
 
@@ -286,6 +288,29 @@ class Mlp(nnx.Module):
     if hasattr(self, 'norm'):
       y = self.norm(y)
     return unflatten(self.down.rows(drop(y)), x.shape[0])
+
+
+class Perceptron(nnx.Module):
+  """Layers one after another, ReLU between them: heads that read single tokens, in float32.
+
+  Args:
+    widths: features, those of the input first.
+    last: initial values of the last kernel; Xavier uniform if not given, as all others.
+    bias: of the last bias.
+  """
+
+  def __init__(self, widths: Sequence[int], rngs: nnx.Rngs, *, last=None, bias=zeros):
+    *hidden, end = itertools.pairwise(widths)
+    make = functools.partial(Dense, rngs, axes=('embed', None))
+    ending = make(shape=end, kernel_init=last, bias_init=bias)
+    self.layers = nnx.List([*(make(shape=shape) for shape in hidden), ending])
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """(batch, tokens, features) of any dtype -> float32 (batch, tokens, outputs)."""
+    x = x.astype(jnp.float32)
+    for number, layer in enumerate(self.layers):
+      x = layer(jax.nn.relu(x) if number else x, 'btd,dh->bth', ('batch', None, None))
+    return x
 
 
 class PatchEmbed(nnx.Module):

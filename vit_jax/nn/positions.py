@@ -11,6 +11,7 @@ import math
 from types import ModuleType
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -88,6 +89,17 @@ def resample(table: Array, grid: tuple[int, ...], method: str) -> Array:
   return jnp.einsum(f'{sides},{theirs}d->{ours}d', *weights, table, precision='highest')
 
 
+def resample_rows(
+  table: Array, prefix: int, old: tuple[int, ...], new: tuple[int, ...], method: str
+) -> Array:
+  """The same of tables (layers, prefix + patches, features), whose first rows stay as they are."""
+  if tuple(old) == tuple(new):
+    return table
+  sized = lambda rows: resample(rows.reshape(*old, -1), new, method)  # noqa: E731
+  rows = jax.vmap(sized)(table[:, prefix:])
+  return jnp.concatenate([table[:, :prefix], rows.reshape(len(table), math.prod(new), -1)], axis=1)
+
+
 def resized(images: Array, size: tuple[int, ...]) -> Array:
   """Images of another size, bilinear with antialiasing: (batch, height, width, channels)."""
   if images.shape[1:3] == tuple(size):
@@ -156,6 +168,24 @@ def sincos(
     parts += [xp.sin(angle), xp.cos(angle)]
   y = xp.concatenate(parts, axis=-1).astype(xp.float32)
   return xp.pad(y, [(0, 0)] * (y.ndim - 1) + [(0, features - 2 * axes * bands)])
+
+
+def sines(at: Array, features: int, temperature: float, xp: ModuleType = np) -> Array:
+  """Sines and cosines of numbers in [0, 1], as DETR makes positions (Carion et al. 2020, A.4).
+
+  Args:
+    at: of places as shares of an image, y first: (..., numbers).
+    features: of each number, even: sine and cosine of a frequency, then those of the next.
+    temperature: the longest wavelength is almost so many times as long as the shortest, which is
+      that of the whole image.
+    xp: numpy or jax.numpy.
+
+  Returns:
+    float32 (..., numbers * features), those of the first number first.
+  """
+  angles = 2 * np.pi * at[..., None] * temperature ** -(2 * np.arange(features // 2) / features)
+  found = xp.stack([xp.sin(angles), xp.cos(angles)], axis=-1)
+  return found.reshape(*at.shape[:-1], at.shape[-1] * features).astype(xp.float32)
 
 
 def rope(

@@ -1,0 +1,214 @@
+"""Detectors with queries against transformers: YOLOS, and DETR's decoder behind its own encoder."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+import vit_jax
+from tests.parity.references import hf, numpy, shake
+from tests.parity.test_images import close, images, torch_images
+from vit_jax.convert import layout
+from vit_jax.convert.read import open_checkpoint
+from vit_jax.models.vit import ViTConfig
+from vit_jax.models.yolos import YolosConfig
+from vit_jax.nn import positions, tree
+
+WIDTH, QUERIES, CLASSES = 32, 7, 5
+CONFIG = dict(
+  hidden_size=WIDTH, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48,
+  image_size=[32, 48], patch_size=8, num_detection_tokens=QUERIES, num_labels=CLASSES,
+)  # fmt: skip
+
+
+def yolos(**changes):
+  torch.manual_seed(0)
+  return shake(hf.YolosForObjectDetection(hf.YolosConfig(**{**CONFIG, **changes})), 0)
+
+
+def published(name):
+  """The name in files of what version 5 calls otherwise in memory."""
+  return name.replace('interpolation.mid_position', 'mid_position')
+
+
+def write(module, folder, rename=published):
+  """A folder of theirs, made of what is in memory."""
+  folder.mkdir()
+  module.config.architectures = [type(module).__name__]
+  module.config.save_pretrained(folder)
+  arrays = {rename(name): numpy(value).copy() for name, value in module.state_dict().items()}
+  save_file(arrays, folder / 'model.safetensors', metadata={'format': 'pt'})
+  return folder
+
+
+@pytest.mark.parametrize('middle', [True, False])
+def test_yolos(tmp_path, middle):
+  """Logits, boxes and gradients, of images of another size, too; written back bit by bit."""
+  module = yolos(use_mid_position_embeddings=middle, qkv_bias=middle)
+  folder = write(module, tmp_path / 'theirs')
+  opened, model = open_checkpoint(folder), vit_jax.load(folder)
+  assert model.config.kind == 'yolos'
+  assert model.config.middle == middle
+  run = jax.jit(lambda model, x: model(x))
+  for size in ((32, 48), (48, 32), (24, 40)):
+    x = images((*size, 3))
+    with torch.no_grad():
+      want = module(torch_images(x))
+    with jax.default_matmul_precision('highest'):
+      got = run(model, jnp.asarray(x))
+    assert got['logits'].shape == (len(x), 1, QUERIES, CLASSES + 1)
+    close(got['logits'][:, 0], numpy(want.logits), 1e-5, f'logits {size}')
+    close(got['boxes'][:, 0], numpy(want.pred_boxes), 1e-5, f'boxes {size}')
+  x = images((48, 32, 3))
+  out = module(torch_images(x))
+  (out.logits.sin().sum() + out.pred_boxes.square().sum()).backward()
+
+  @jax.jit
+  def gradient(model):
+    def said(model):
+      out = model(jnp.asarray(x))
+      return jnp.sin(out['logits']).sum() + jnp.square(out['boxes']).sum()
+
+    return jax.grad(said)(model)
+
+  with jax.default_matmul_precision('highest'):
+    found = layout.write(opened.rules, tree.flatten(gradient(model)))
+  for name, p in module.named_parameters():
+    name, want = published(name), numpy(p.grad)
+    # Biases of keys have no gradient but rounding.
+    scale = np.abs(numpy(dict(module.named_parameters())[name.replace('.key.', '.query.')].grad)
+                   if '.key.bias' in name else want).max()  # fmt: skip
+    np.testing.assert_allclose(found[name] / scale, want / scale, atol=1e-4, err_msg=name)
+  for dialect in ('transformers', 'transformers-v5'):
+    vit_jax.save(model, tmp_path / dialect, dialect)
+    written = load_file(tmp_path / dialect / 'model.safetensors')
+    names = published if dialect == 'transformers' else lambda name: name
+    theirs = {names(name): numpy(value) for name, value in module.state_dict().items()}
+    assert written.keys() == theirs.keys()
+    for name, value in theirs.items():
+      np.testing.assert_array_equal(written[name], value, name)
+    again, info = type(module).from_pretrained(tmp_path / dialect, output_loading_info=True)
+    assert not any(info.values()), info
+    with torch.no_grad():
+      close(numpy(again.eval()(torch_images(x)).logits), numpy(out.logits), 1e-6, dialect)
+  other = vit_jax.load(folder, encoder=dict(image_size=(48, 32)))
+  assert other.config.encoder.grid == (6, 4)
+  with jax.default_matmul_precision('highest'):
+    close(other(jnp.asarray(x))['logits'][:, 0], numpy(out.logits), 1e-5, 'read for another size')
+
+
+def test_own_detectors_become_yolos(tmp_path):
+  """Tokens without positions get zeros; a sigmoid is refused."""
+  config = dict(variant='', image_size=(32, 48), patch_size=8, width=WIDTH, depth=2, mlp_dim=48,
+                num_heads=4, mlp='gelu', queries=QUERIES, class_token=True)  # fmt: skip
+  made = YolosConfig(ViTConfig(**config), CLASSES, middle=True)
+  model = made.create(nnx.Rngs(0))
+  vit_jax.save(model, tmp_path / 'ours', 'transformers')
+  module = hf.YolosForObjectDetection.from_pretrained(tmp_path / 'ours').eval()
+  x = images((32, 48, 3))
+  with torch.no_grad(), jax.default_matmul_precision('highest'):
+    close(model(jnp.asarray(x))['logits'][:, 0], numpy(module(torch_images(x)).logits), 1e-5, '')
+  sigmoid = dataclasses.replace(made, nothing=False).create(nnx.Rngs(0))
+  with pytest.raises(vit_jax.RunError, match='cannot express nothing=False'):
+    vit_jax.save(sigmoid, tmp_path / 'sigmoid', 'transformers')
+
+
+def detr():
+  torch.manual_seed(0)
+  backbone = hf.ResNetConfig(
+    embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], layer_type='basic',
+    out_features=['stage1', 'stage2', 'stage3', 'stage4'],
+  )  # fmt: skip
+  config = hf.DetrConfig(
+    use_timm_backbone=False, backbone_config=backbone, d_model=64, encoder_layers=1,
+    decoder_layers=3, encoder_ffn_dim=48, decoder_ffn_dim=80, encoder_attention_heads=8,
+    decoder_attention_heads=8, num_queries=QUERIES, num_labels=CLASSES,
+  )  # fmt: skip
+  return shake(hf.DetrForObjectDetection(config), 1)
+
+
+def of_meta(name):
+  """The names in Meta's own files, by those of transformers in memory."""
+  for pattern, new in (
+    (r'^model\.decoder\.layers', 'transformer.decoder.layers'),
+    (r'^model\.decoder\.layernorm', 'transformer.decoder.norm'),
+    (r'^model\.query_position_embeddings', 'query_embed'),
+    (r'^class_labels_classifier', 'class_embed'), (r'^bbox_predictor', 'bbox_embed'),
+    (r'\.self_attn_layer_norm', '.norm1'), (r'\.encoder_attn_layer_norm', '.norm2'),
+    (r'\.final_layer_norm', '.norm3'), (r'\.encoder_attn\.', '.multihead_attn.'),
+    (r'\.mlp\.fc', '.linear'), (r'\.o_proj', '.out_proj'),
+  ):  # fmt: skip
+    name = re.sub(pattern, new, name)
+  return name
+
+
+def meta(module):
+  """What Meta's code would have saved."""
+  state = {of_meta(name): value for name, value in module.state_dict().items()}
+  for name in [n for n in state if '.q_proj.' in n and n.startswith('transformer')]:
+    parts = [state.pop(name.replace('.q_proj.', f'.{part}_proj.')) for part in 'qkv']
+    state[name.replace('.q_proj.', '.in_proj_')] = torch.cat(parts)
+  return state
+
+
+def test_decoder_of_detr(tmp_path):
+  """Behind their own encoder, with padding; auxiliary answers; from all names they have."""
+  module = detr()
+  module.save_pretrained(tmp_path / 'saved', save_original_format=True)
+  write(module, tmp_path / 'memory', lambda name: name)
+  torch.save({'model': meta(module), 'epoch': 499}, tmp_path / 'detr.pth')
+  decoder = vit_jax.load(tmp_path / 'saved')
+  assert decoder.config.kind == 'decoder'
+  config = decoder.config
+  assert (config.depth, config.num_heads, config.mlp_dim) == (3, 8, 80)
+  assert (config.queries, config.num_classes, config.nothing) == (QUERIES, CLASSES, True)
+  for other in ('memory', 'detr.pth'):
+    again = vit_jax.load(tmp_path / other, num_heads=8)
+    assert again.config == config
+    for name, leaf in tree.flatten(decoder).items():
+      np.testing.assert_array_equal(tree.flatten(again)[name], leaf, name)
+  x = images((96, 128, 3))
+  mask = torch.ones(len(x), 96, 128)
+  mask[1, 64:], mask[1, :, 96:] = 0, 0
+  seen, outputs = {}, []
+  for layer in module.model.decoder.layers:
+    layer.register_forward_hook(lambda module, args, out: outputs.append(out))
+  module.model.decoder.register_forward_pre_hook(
+    lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True
+  )
+  with torch.no_grad():
+    out = module(torch_images(x), pixel_mask=mask)
+    # With auxiliary_loss theirs puts the norm between layers, where Meta's code has none.
+    hidden = module.model.decoder.layernorm(torch.stack(outputs))
+    want = module.class_labels_classifier(hidden), module.bbox_predictor(hidden).sigmoid()
+  there = numpy(seen['encoder_attention_mask']).astype(bool).reshape(len(x), -1)
+  assert there.all(1).tolist() == [True, False, True]
+  memory, position = (
+    jnp.asarray(numpy(seen[name]))
+    for name in ('encoder_hidden_states', 'spatial_position_embeddings')
+  )
+  with jax.default_matmul_precision('highest'):
+    got = jax.jit(lambda d, *args: d(args[0], None, there=args[1], position=args[2]))(
+      decoder, memory, jnp.asarray(there), position
+    )
+  for name, all_layers, last in (
+    ('logits', want[0], out.logits), ('boxes', want[1], out.pred_boxes)
+  ):  # fmt: skip
+    close(got[name], numpy(all_layers).swapaxes(0, 1), 1e-5, name)
+    close(got[name][:, -1], numpy(last), 1e-5, name)
+
+
+def test_positions_are_sines_of_detr():
+  """Theirs count from 1: at the far edge of a cell."""
+  theirs = hf.models.detr.modeling_detr.DetrSinePositionEmbedding(16, normalize=True)
+  want = theirs(torch.Size([1, 32, 4, 6]), 'cpu', torch.float32)
+  rows, columns = np.mgrid[1:5, 1:7]
+  at = np.stack([rows / 4, columns / 6], -1)
+  got = positions.sines(at, 16, 10_000.0)
+  np.testing.assert_allclose(got, numpy(want)[0].transpose(1, 2, 0), atol=2e-5)

@@ -1,0 +1,228 @@
+"""Detectors with queries: sizes as published, costs, anchors, padding, queries of noisy boxes."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.conftest import tiers
+from tests.test_costs import products, traced
+from vit_jax import models
+from vit_jax.architecture.detr import ANCHORS
+from vit_jax.core.errors import RunError
+from vit_jax.costs import flops
+from vit_jax.costs.parts import parts
+from vit_jax.models.detr import SIDE, DecoderConfig, DetrConfig, Noisy
+from vit_jax.models.vit import ViTConfig
+from vit_jax.models.yolos import YolosConfig
+from vit_jax.nn import tree
+
+VIT = dict(variant='', image_size=(16, 24), patch_size=4, width=16, depth=2, num_heads=2,
+           mlp_dim=32)  # fmt: skip
+DECODER = dict(width=16, depth=2, num_heads=2, queries=5)
+PLACES = 24
+
+
+def yolos(**changes):
+  return YolosConfig(ViTConfig(**VIT, queries=5), 3, middle=True, **changes)
+
+
+def detr(anchors='tokens', **changes):
+  decoder = DecoderConfig(**{**DECODER, 'anchors': anchors, **changes})
+  return DetrConfig(ViTConfig(**VIT), decoder, 3)
+
+
+def make(config, seed=7):
+  """A model in which nothing is zero or one, so that every parameter matters."""
+  model = config.create(nnx.Rngs(0))
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(lambda w: jnp.asarray(w + 0.1 * rng.normal(size=w.shape), w.dtype), model)
+
+
+def images(batch=2):
+  return jnp.asarray(np.random.default_rng(1).normal(size=(batch, 16, 24, 3)), jnp.float32)
+
+
+def count(config):
+  config = config.resolve()
+  model = jax.eval_shape(lambda: models.create(config, nnx.Rngs(jax.random.key(0))))
+  found = sum(leaf.size for leaf in jax.tree.leaves(model))
+  assert found == sum(part.params for part in parts(config))
+  return found
+
+
+@pytest.mark.parametrize(
+  ('size', 'image', 'middle', 'parameters'),
+  [
+    ('Ti', (800, 1328), False, 6_488_736), ('S', (512, 864), True, 30_684_768),
+    ('B', (800, 1344), True, 127_798_368),
+  ],
+)  # fmt: skip
+def test_yolos_has_as_many_parameters_as_published(size, image, middle, parameters):
+  encoder = ViTConfig(f'deit:{size}/16', image_size=image, posemb_tokens='all')
+  assert count(YolosConfig(encoder, 91, middle=middle)) == parameters
+
+
+def test_decoder_has_as_many_parameters_as_published():
+  """18,069,856 of DETR with 91 classes behind its ResNet, less projection and encoder."""
+  attention, mlp = 4 * (256 * 256 + 256), 2 * 256 * 2048 + 2048 + 256
+  encoder = 6 * (attention + mlp + 2 * 2 * 256)
+  assert count(DecoderConfig(num_classes=91)) == 18_069_856 - encoder - (2048 * 256 + 256)
+
+
+@pytest.mark.parametrize('config', [yolos(), *map(detr, ANCHORS)], ids=('yolos', *ANCHORS))
+def test_costs_are_those_of_the_program(config):
+  model = make(config)
+  assert count(config) == sum(leaf.size for leaf in jax.tree.leaves(model))
+  program = traced(lambda model, x: model(x), model, images())
+  assert products(program) == 2 * flops.forward_macs(model.config)
+
+
+def loss_and_grad(config):
+  @jax.jit
+  def run(model, x):
+    def loss(model):
+      out = model(x, key=jax.random.key(3))
+      return jnp.sin(out['logits']).mean() + jnp.square(out['boxes']).mean()
+
+    return jax.value_and_grad(loss)(model)
+
+  return run(make(config), images())
+
+
+@pytest.mark.parametrize(
+  'changes', tiers([dict(scan=False, remat='full'), dict(scan=False), dict(remat='full')], 0)
+)
+def test_scan_and_remat_change_nothing(changes):
+  """Of what happens between layers: boxes that are corrected, and positions that are added."""
+  more = dict(drop_path=0.2)
+  for plain, other in (
+    (detr(**more), detr(**more, **changes)),
+    (yolos(), dataclasses.replace(yolos(), encoder=ViTConfig(**VIT, queries=5, **changes))),
+  ):
+    (loss, grad), (same, again) = map(loss_and_grad, (plain, other))
+    np.testing.assert_allclose(same, loss, rtol=1e-6)
+    again = tree.flatten(again)
+    for name, value in tree.flatten(grad).items():
+      np.testing.assert_allclose(again[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+      assert np.abs(value).max() > 0 or 'key/bias' in name, name
+
+
+def test_what_is_filled_up_is_not_looked_at():
+  """Another filling changes nothing, and all of an image is an image."""
+  extent = jnp.array([[1.0, 1.0], [0.5, 5 / 6]])
+  x = np.array(images())
+  other = x.copy()
+  other[1, 8:], other[1, :, 20:] = 9, -9
+  for anchors in ANCHORS:
+    model = make(detr(anchors))
+    run = jax.jit(lambda model, x, extent: model(x, extent=extent))
+    one, two = (run(model, jnp.asarray(each), extent) for each in (x, other))
+    whole = jax.jit(lambda model, x: model(x))(model, jnp.asarray(x))
+    for name in ('logits', 'boxes'):
+      np.testing.assert_allclose(one[name], two[name], atol=1e-6)
+      np.testing.assert_allclose(one[name][0], whole[name][0], atol=1e-5)
+      assert np.abs(one[name][1] - whole[name][1]).max() > 1e-3
+
+
+def test_anchors_before_anything_is_learned():
+  """Learned ones stay where they are; of tokens they are boxes around the patches, in the image."""
+  model = detr('learned').create(nnx.Rngs(0))
+  said = model(images())['boxes']
+  assert said.shape == (2, 2, 5, 4)
+  want = jax.nn.sigmoid(model.decoder.anchors[...])
+  np.testing.assert_allclose(said, np.broadcast_to(want[:, None], said.shape), atol=1e-6)
+  model = detr('tokens', queries=PLACES).create(nnx.Rngs(0))
+  # Of the second image the left upper quarter is there: 2 x 3 patches.
+  extent = jnp.array([[1.0, 1.0], [0.5, 0.5]])
+  said = np.asarray(model(images(), extent=extent)['boxes'])
+  assert said.shape == (2, 3, PLACES, 4)
+  centres = np.stack(np.meshgrid((np.arange(6) + 0.5) / 6, (np.arange(4) + 0.5) / 4), -1)
+  for image, size, there in ((0, (4, 6), PLACES), (1, (2, 3), 6)):
+    own = centres[: size[0], : size[1]].reshape(-1, 2) * (4 / size[0])
+    for layer in said[image]:
+      found = layer[:there]
+      found = found[np.lexsort(found[:, :2].T)]
+      np.testing.assert_allclose(found[:, :2], own, atol=1e-5)
+      np.testing.assert_allclose(found[:, 2:], SIDE, atol=1e-6)
+
+
+def test_the_tokens_most_like_an_object_are_asked():
+  model = make(detr('tokens', nothing=False))
+  out = model(images())
+  # By their own head, on their normed projections.
+  decoder, x = model.decoder, model.encoder.features(images())['patches'].reshape(2, PLACES, 16)
+  memory = x @ model.project.kernel[...] + model.project.bias[...]
+  logits = (
+    decoder.token_norm(memory) @ decoder.token_head.kernel[...] + decoder.token_head.bias[...]
+  )
+  best = np.sort(np.asarray(logits.max(-1)), axis=1)[:, ::-1][:, :5]
+  np.testing.assert_allclose(out['logits'][:, 0].max(-1), best, rtol=1e-5)
+
+
+def test_a_sigmoid_begins_with_few_objects():
+  for config in (detr(nothing=False), dataclasses.replace(yolos(), nothing=False)):
+    model = config.create(nnx.Rngs(0))
+    bias = (model.decoder.head if config.kind == 'detr' else model.head.layers[-1]).bias[...]
+    np.testing.assert_allclose(jax.nn.sigmoid(bias), 0.01, rtol=1e-5)
+    assert bias.shape == (3,)
+
+
+def test_noisy_queries_are_among_themselves():
+  """They change no other query, and no other group; what is not there changes nothing."""
+  model = make(detr('learned', denoising=True))
+  rng = np.random.default_rng(0)
+  box = rng.uniform(0.2, 0.7, (2, 6, 4)).astype(np.float32)
+  label = rng.integers(0, 3, (2, 6))
+  group = np.array([[1, 1, -1, 2, 2, 2]] * 2)
+  run = jax.jit(lambda label, box, group: model(images(), noisy=Noisy(label, box, group)))
+  plain = model(images())
+  out = run(label, box, group)
+  assert out['noisy_logits'].shape == (2, 2, 6, 3 + 1)
+  assert out['noisy_boxes'].shape == (2, 2, 6, 4)
+  changed = box.copy()
+  changed[:, 2], changed[:, 3] = 0.9, 0.1
+  other = run(label, changed, group)
+  for name in ('logits', 'boxes'):
+    np.testing.assert_allclose(out[name], plain[name], atol=1e-6)
+    np.testing.assert_allclose(other[name], plain[name], atol=1e-6)
+    ours, theirs = out[f'noisy_{name}'], other[f'noisy_{name}']
+    np.testing.assert_allclose(ours[:, :, :2], theirs[:, :, :2], atol=1e-6)
+    assert np.abs(ours[:, -1, 4:] - theirs[:, -1, 4:]).max() > 1e-4
+  # Before anything is learned boxes stay as noisy as they are.
+  fresh = detr('learned', denoising=True).create(nnx.Rngs(0))
+  said = fresh(images(), noisy=Noisy(label, box, group))['noisy_boxes']
+  np.testing.assert_allclose(said, np.broadcast_to(box[:, None], said.shape), atol=1e-6)
+  with pytest.raises(ValueError, match='create it with denoising=True'):
+    make(detr('learned'))(images(), noisy=Noisy(label, box, group))
+
+
+@pytest.mark.parametrize(
+  ('build', 'message'),
+  [
+    (lambda: detr('none', denoising=True), 'noisy boxes are anchors: use anchors=learned'),
+    (lambda: detr(queries=25), 'queries=25 are more than the 24 tokens that are to be anchors'),
+    (lambda: detr('anchor'), "unknown model.anchors 'anchor'"),
+    (lambda: detr(attention='full'), 'does not attend to the memory that there is'),
+    (lambda: detr(width=18, num_heads=2), 'width=18 of a decoder must be a multiple of 4'),
+    (lambda: detr(queries=0), 'queries=0 of a decoder must be at least 1'),
+    (lambda: dataclasses.replace(yolos(), num_classes=-1), 'num_classes=-1 must not be negative'),
+    (lambda: dataclasses.replace(yolos(), encoder=ViTConfig(**VIT, patch_dropout=0.1)),
+     'objects may be on any patch'),
+    (lambda: dataclasses.replace(detr(), encoder=ViTConfig(**VIT, num_classes=2)),
+     'the head is that of queries: leave it out'),
+  ],
+)  # fmt: skip
+def test_what_makes_no_detector_is_refused(build, message):
+  with pytest.raises(RunError, match=message):
+    build().resolve()
+
+
+def test_a_detector_without_tokens_to_read_gets_a_hundred():
+  encoder = YolosConfig(ViTConfig(**VIT), 3).resolve().encoder
+  assert encoder.queries == 100
+  assert math.prod(encoder.grid) == PLACES

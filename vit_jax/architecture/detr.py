@@ -1,0 +1,183 @@
+"""What detectors whose queries ask an image for objects are made of, in plain Python."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from typing import Any, ClassVar, Self
+
+from vit_jax.architecture import variants
+from vit_jax.architecture.pattern import parse
+from vit_jax.architecture.towers import Composition
+from vit_jax.architecture.vit import OPTIONS, UNSET, EncoderConfig, ViTArchitecture
+from vit_jax.core.errors import RunError
+
+ANCHORS = ('none', 'learned', 'tokens')
+DECODER_OPTIONS = {
+  **OPTIONS, 'anchors': ANCHORS, 'relative_bias': ('none',), 'rope_pairs': ('halves',)
+}  # fmt: skip
+# What DETR's decoder has (Carion et al. 2020, section 4 and appendix A.4).
+_DETR: dict[str, Any] = dict(
+  width=256, depth=6, num_heads=8, mlp='relu', eps=1e-5, norm_place='post', attention='full+memory',
+  queries=100, anchors='none', denoising=False, nothing=True,
+)  # fmt: skip
+_TOKENS = 25 * 34
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderArchitecture(EncoderConfig):
+  """Queries that attend to each other and to tokens of an image, and say a box and a class each.
+
+  What is not given is as in DETR: 100 queries without anchors, before a softmax; 6 blocks of 256
+  features and 8 heads, MLPs 8 times as wide.
+
+  Attributes:
+    queries: objects that it can say.
+    anchors: where queries look from the start. 'none': each has a learned position, and says a box
+      out of nothing (DETR, Carion et al. 2020). 'learned': each has a box, which is its position
+      and is corrected in every layer (DAB-DETR, Liu et al. 2022). 'tokens': boxes and contents are
+      those of the tokens that seem most like an object by a head of their own, whose answers are
+      a layer before the first (the two stages of Deformable DETR, Zhu et al. 2021, section 4.2).
+    denoising: whether classes have embeddings, from which queries of noisy boxes are made that
+      training adds (DN-DETR, Li et al. 2022). Needs anchors.
+    num_classes: of objects.
+    nothing: whether there is a logit more, the last, of no object, as a softmax needs it.
+    memory: tokens that are attended to, and features of each: follow from the encoder. Of a decoder
+      alone those of DETR for images of 800x1088.
+  """
+
+  kind: ClassVar[str] = 'decoder'
+  queries: int = UNSET
+  anchors: str = UNSET
+  denoising: bool = UNSET
+  num_classes: int = 0
+  nothing: bool = UNSET
+  memory: tuple[int, int] = (0, 0)
+
+  @property
+  def outputs(self) -> int:
+    """Logits of a query."""
+    return outputs(self)
+
+  @property
+  def layers(self) -> int:
+    """Answers to each query: of tokens before the first layer, and of all layers."""
+    return self.depth + (self.anchors == 'tokens')
+
+  @property
+  def heads(self) -> dict[str, tuple[int, ...]]:
+    """What reads single tokens, by name: widths of each, those of the input first."""
+    width = self.width
+    found = {'head': (width, self.outputs), 'boxes': (width, width, width, 4)}
+    if self.anchors == 'tokens':
+      found |= {f'token_{name}': widths for name, widths in found.items()}
+    if self.anchors != 'none':
+      found['place'] = 2 * width, width, width
+    return found
+
+  @property
+  def times(self) -> dict[str, int]:
+    """How many tokens each of `heads` reads."""
+    every = self.depth * self.queries
+    return {
+      'head': every, 'boxes': every, 'place': every, 'token_head': self.memory[0],
+      'token_boxes': self.queries,
+    }  # fmt: skip
+
+  def resolve(self) -> Self:
+    """This configuration with everything filled in and checked; raises RunError."""
+    width = self.width or _DETR['width']
+    config = self.filled({**variants.ENCODER, **_DETR, 'mlp_dim': 8 * width})
+    if not config.memory[0]:
+      config = dataclasses.replace(config, memory=(_TOKENS, config.width))
+    config.check(DECODER_OPTIONS)
+    if config.queries < 1 or config.num_classes < 0:
+      raise RunError(
+        f'queries={config.queries} of a decoder must be at least 1, '
+        f'num_classes={config.num_classes} at least 0'
+      )
+    if config.width % 4:
+      raise RunError(f'width={config.width} of a decoder must be a multiple of 4, of sines')
+    if config.denoising and config.anchors == 'none':
+      raise RunError('denoising=True: noisy boxes are anchors: use anchors=learned or tokens')
+    parse(config.attention, 1, config.num_heads, config.depth, kv_heads=config.key_heads,
+          memory=True)  # fmt: skip
+    if config.anchors == 'tokens' and config.memory[0] < config.queries:
+      raise RunError(
+        f'queries={config.queries} are more than the {config.memory[0]} tokens that are to be '
+        'anchors'
+      )
+    return config
+
+
+@dataclasses.dataclass(frozen=True)
+class DetrArchitecture(Composition):
+  """An encoder, and a decoder whose queries say a box and a class each (Carion et al. 2020).
+
+  The encoder is a ViT, in place of a convolutional network and an encoder behind it.
+
+  Attributes:
+    encoder: without a head of its own, nor anything that pools.
+    decoder: see `DecoderArchitecture`; its `memory` follows from the encoder.
+    num_classes: of objects, which are also those of the decoder.
+  """
+
+  kind: ClassVar[str] = 'detr'
+  main: ClassVar[str] = 'encoder'
+  encoder: ViTArchitecture = dataclasses.field(default_factory=ViTArchitecture)
+  decoder: DecoderArchitecture = dataclasses.field(default_factory=DecoderArchitecture)
+  num_classes: int = 0
+
+  @property
+  def image_size(self) -> tuple[int, ...]:
+    """Height and width of the images."""
+    return self.encoder.image_size
+
+  @property
+  def nothing(self) -> bool:
+    """See `DecoderArchitecture`."""
+    return self.decoder.nothing
+
+  @property
+  def outputs(self) -> int:
+    """Logits of a query."""
+    return outputs(self)
+
+  @property
+  def rest(self) -> tuple[tuple[str, int, int], ...]:
+    """See `Composition`: what brings patches to the width of the decoder."""
+    weights, biases = perceptron(self.encoder.width, self.decoder.width)
+    return (('project', weights + biases, weights * math.prod(self.encoder.grid)),)
+
+  def resolve(self) -> Self:
+    """See `Composition`."""
+    if self.num_classes < 0:
+      raise RunError(f'model.num_classes={self.num_classes} must not be negative')
+    if self.encoder.num_classes:
+      raise RunError('model.encoder.num_classes: the head is that of queries: leave it out')
+    if self.encoder.patch_dropout:
+      raise RunError('model.encoder.patch_dropout: objects may be on any patch: leave it out')
+    encoder = dataclasses.replace(
+      self.encoder, pool='mean', representation_size=0, pool_norm=False
+    ).resolve()
+    if len(encoder.image_size) != 2:
+      raise RunError(f'model.encoder.image_size={encoder.image_size}: boxes are of 2 axes')
+    width = self.decoder.width or _DETR['width']
+    decoder = dataclasses.replace(
+      self.decoder, num_classes=self.num_classes, dtype=encoder.dtype,
+      memory=(math.prod(encoder.grid), width),
+    )  # fmt: skip
+    config = dataclasses.replace(self, encoder=encoder, decoder=decoder)
+    return super(DetrArchitecture, config).resolve()
+
+
+def outputs(config: Any) -> int:
+  """Logits of a query: of each class, and of no object where there is one of that."""
+  return config.num_classes + config.nothing
+
+
+def perceptron(*widths: int) -> tuple[int, int]:
+  """Weights and biases of layers one after another, those of the input first."""
+  pairs = [*itertools.pairwise(widths)]
+  return sum(a * b for a, b in pairs), sum(b for _, b in pairs)
