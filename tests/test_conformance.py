@@ -36,6 +36,14 @@ DRAWN = dict(name='scenes', size=(16, 16), most=2, pieces=1)
 SCENES = dict(source=dict(name='generated', examples=96, held_out=40, generator=DRAWN))
 OTHER = {**VIT, 'variant': 'mu/2', 'patch_size': 2, 'depth': 1, 'width': 8, 'mlp_dim': 16,
          'drop_path': 0.0}  # fmt: skip
+
+
+def land(of):
+  """Data of land that is drawn."""
+  drawn = dict(name='terrain', of=of, size=(16, 16))
+  return dict(source=dict(name='generated', examples=96, held_out=40, generator=drawn))
+
+
 MOMENTUM = '0.9->1 cosine 4 steps'
 CROPPED = dict(crop=dict(name='random_resized', min_area=0.4))
 FEW = 'query,key,value'  # gradients of biases are products, and many where features are so few
@@ -94,6 +102,20 @@ CASES = {
     model=dict(name='segmenter', encoder={**SEEN, 'pool': None}), lanes={'lr': (1e-3, 1e-2)},
     unrolled=dict(model__encoder__scan=False), data=SCENES,
     task=dict(name='segmentation', stride=2, frozen=('encoder/embed/.*',)),
+  ),
+  'change': dict(
+    arrays=True, evals=dict(test=dict(name='change', every='100%', batch_size=64)),
+    model=dict(name='change', detail=2, encoder={**SEEN, 'pool': None}), lanes={'seed': (0, 1)},
+    unrolled=dict(model__encoder__scan=False), data=land('change'),
+    costs=dict(model__encoder__no_bias=FEW, model__encoder__width=64, model__encoder__mlp_dim=256),
+    task=dict(name='change', swap=True),
+  ),
+  'damage': dict(
+    arrays=True, evals=dict(test=dict(name='damage', every='100%', batch_size=64)),
+    model=dict(name='change', compare='both', encoder={**SEEN, 'pool': None}),
+    lanes={'lr': (1e-3, 1e-2)}, unrolled=dict(model__encoder__scan=False), data=land('damage'),
+    costs=dict(model__encoder__no_bias=FEW),
+    task=dict(name='damage', stride=2, weights=(1.0, 3.0, 4.0, 5.0), frozen=('encoder/embed/.*',)),
   ),
   'packed': dict(
     arrays=True, costs=dict(model__drop_path=0.0),

@@ -8,6 +8,7 @@ from vit_jax.architecture.backbones import (
   MixerArchitecture,
   ResNetArchitecture,
 )
+from vit_jax.architecture.change import ChangeArchitecture
 from vit_jax.architecture.detr import DecoderArchitecture, DetrArchitecture
 from vit_jax.architecture.dino import DinoArchitecture
 from vit_jax.architecture.eomt import EomtArchitecture
@@ -28,7 +29,7 @@ MODELS = {
   'resnet': ResNetArchitecture, 'convnext': ConvNeXtArchitecture, 'mixer': MixerArchitecture,
   'convnet': ConvNetArchitecture, 'masked': MaskedArchitecture, 'mae': MaeArchitecture,
   'dino': DinoArchitecture, 'eomt': EomtArchitecture, 'detr': DetrArchitecture,
-  'yolos': YolosArchitecture,
+  'yolos': YolosArchitecture, 'change': ChangeArchitecture,
 }  # fmt: skip
 
 # Models that give one vector for each image.
@@ -38,6 +39,7 @@ __all__ = [
   'MODELS',
   'SINGLE',
   'Backbone',
+  'ChangeArchitecture',
   'Composition',
   'ConvNeXtArchitecture',
   'ConvNetArchitecture',

@@ -1,5 +1,6 @@
 """Evaluators: measurements that are exact on every example; see `evaluator`."""
 
+from vit_jax.evaluators.change import Change, Damage
 from vit_jax.evaluators.classification import Classification
 from vit_jax.evaluators.imagenet import ImageNet, ImageNetC, ImageNetReal
 from vit_jax.evaluators.multilabel import MultiLabel
@@ -12,5 +13,5 @@ EVALUATORS = {
   'classification': Classification, 'multilabel': MultiLabel, 'regression': Regression,
   'segmentation': Segmentation, 'knn': Knn, 'logistic': Logistic, 'linear': Linear,
   'fewshot': FewShot, 'imagenet': ImageNet, 'imagenet_real': ImageNetReal, 'imagenet_c': ImageNetC,
-  'reconstruction': Reconstruction,
+  'reconstruction': Reconstruction, 'change': Change, 'damage': Damage,
 }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,12 +55,8 @@ class Segmentation(Evaluator):
 
   def finish(self, found: Mapping[str, Found]) -> Scores:
     """See `Evaluator`."""
-    records, field = found['test'].records, found['test'].source.fields['map']
-    classes = records[0][2] if records else len(field.names)
-    confusion = np.zeros(classes * (classes + 1), np.int64)
-    for pairs, counts, _ in records:
-      np.add.at(confusion, pairs, counts)
-    confusion = confusion.reshape(classes, classes + 1)
+    field, confusion = found['test'].source.fields['map'], confusion_of(found['test'])
+    classes = len(confusion)
     right, truth = np.diagonal(confusion), confusion.sum(1)
     said = confusion[:, :classes].sum(0)
     union = truth + said - right
@@ -82,3 +78,17 @@ class Segmentation(Evaluator):
       values, {'confusion': confusion, 'iou': iou},
       [Table('Intersection over union by class', columns, rows, 'high')],
     )  # fmt: skip
+
+
+def confusion_of(found: Found) -> np.ndarray:
+  """Pixels of each true class by predicted class, the last of which is none: int64 (n, n + 1)."""
+  records = found.records
+  return counted(records, records[0][2] if records else len(found.source.fields['map'].names))
+
+
+def counted(records: Sequence[Any], classes: int) -> np.ndarray:
+  """`confusion_of` some images, by their records."""
+  confusion = np.zeros(classes * (classes + 1), np.int64)
+  for pairs, counts, _ in records:
+    np.add.at(confusion, pairs, counts)
+  return confusion.reshape(classes, classes + 1)

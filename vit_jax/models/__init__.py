@@ -7,6 +7,7 @@ from typing import Any
 
 from vit_jax.architecture import (
   MODELS,
+  ChangeArchitecture,
   ConvNetArchitecture,
   ConvNeXtArchitecture,
   DecoderArchitecture,
@@ -30,6 +31,7 @@ MODULES: dict[type, str] = {
   ViTArchitecture: 'vit_jax.models.vit:ViT',
   TextArchitecture: 'vit_jax.models.text:Text',
   TwoTowersArchitecture: 'vit_jax.models.two_towers:TwoTowers',
+  ChangeArchitecture: 'vit_jax.models.change:Change',
   SegmenterArchitecture: 'vit_jax.models.segmenter:Segmenter',
   ResNetArchitecture: 'vit_jax.models.resnet:ResNet',
   ConvNeXtArchitecture: 'vit_jax.models.convnext:ConvNeXt',

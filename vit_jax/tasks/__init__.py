@@ -9,6 +9,7 @@ from vit_jax.architecture.card import Card
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.data.fields import Field
+from vit_jax.tasks.change import Change, Damage
 from vit_jax.tasks.classification import Classification
 from vit_jax.tasks.dino import Dino
 from vit_jax.tasks.distillation import Distillation
@@ -23,7 +24,7 @@ from vit_jax.tasks.task import Fields, Task
 TASKS = {
   'classification': Classification, 'multilabel': MultiLabel, 'regression': Regression,
   'segmentation': Segmentation, 'packed': PackedClassification, 'distillation': Distillation,
-  'masked': MaskedImages, 'dino': Dino,
+  'masked': MaskedImages, 'dino': Dino, 'change': Change, 'damage': Damage,
 }  # fmt: skip
 
 

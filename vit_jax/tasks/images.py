@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from etils import epy
 
@@ -32,10 +32,12 @@ class Images(Task):
   Attributes:
     mean, std: per channel (or one for all) of pixels in [0, 1], to normalise with; of images of
       floats in their own unit. Unset: those of the checkpoint that the run starts from, or 0.5.
+    images: names of the fields that are the images of an example.
   """
 
   mean: tuple[float, ...] = UNSET
   std: tuple[float, ...] = UNSET
+  images: ClassVar[tuple[str, ...]] = ('image',)
 
   def normalize(self, images: jax.Array) -> jax.Array:
     """(..., height, width, channels) -> float32; the largest number of whole ones is 1 before."""
@@ -56,7 +58,7 @@ class Images(Task):
       raise RunError(
         f'model.image_size={size}: the images of this task have a height and a width, nothing else'
       )
-    floats = 'image' in fields and fields['image'].dtype == 'float32'
+    floats = any(name in fields and fields[name].dtype == 'float32' for name in self.images)
     if floats and self.mean is None:
       raise RunError(
         'images of floats have a unit of their own: give --config.task.mean and --config.task.std '
@@ -83,12 +85,13 @@ class Images(Task):
 
   def columns(self, model: Any, fields: Fields, view: View, *others: Column) -> Columns:
     """Rows of the image as the model takes it, and other columns."""
-    return Columns(view.sized(_seeing(model).image_size), (image_of(model, fields),), others)
+    images = tuple(image_of(model, fields, name) for name in self.images)
+    return Columns(view.sized(_seeing(model).image_size), images, others)
 
   def augment(self, batch: Batch, key: jax.Array | None, hyper: Mapping[str, Any]) -> Batch:
-    """See `Task`: normalises `image`, and erases the boxes that its view has drawn."""
+    """See `Task`: normalises the images, and erases the boxes that the view has drawn."""
     del hyper
-    batch = {**batch, 'image': self.normalize(batch['image'])}
+    batch = {**batch, **{name: self.normalize(batch[name]) for name in self.images}}
     return mixing.erased(batch, key) if key is not None and 'erased' in batch else batch
 
   def card(self, model: Any, crop: Any, fields: Fields) -> Card:
@@ -113,7 +116,7 @@ def insist_on_single(task: str, model: Any) -> None:
     raise RunError(f'task.name={task} needs model.name={able}, not {model.kind}')
 
 
-def image_of(model: Any, fields: Fields) -> Image:
-  """The column of the images that a model takes."""
-  dtype = fields['image'].dtype if 'image' in fields else ''
-  return Image(_seeing(model).in_channels, dtype or 'uint8')
+def image_of(model: Any, fields: Fields, name: str = 'image') -> Image:
+  """The column of the images that a model takes, which are a field of that name."""
+  dtype = fields[name].dtype if name in fields else ''
+  return Image(_seeing(model).in_channels, dtype or 'uint8', name)

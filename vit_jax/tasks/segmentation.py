@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from etils import epy
 
@@ -38,10 +38,12 @@ class Segmentation(Images):
   Attributes:
     stride: the loss is of every so many pixels in each direction, of the class at their centre:
       with 4 it takes a sixteenth of the memory. Predictions are of all pixels.
+    architecture: of models that have logits for pixels, as `scores` and the loss want them.
   """
 
   stride: int = 1
   classed = 'map'
+  architecture: ClassVar[Any] = SegmenterArchitecture
 
   def __post_init__(self):
     super().__post_init__()
@@ -50,8 +52,10 @@ class Segmentation(Images):
 
   def adapt(self, model: Any, fields: Fields) -> Any:
     """See `Task`: logits for each class of the map."""
-    if not isinstance(model, SegmenterArchitecture):
-      raise RunError(f'task.name=segmentation needs model.name=segmenter, not {model.kind}')
+    if not isinstance(model, self.architecture):
+      name = type(self).__name__.lower()
+      wanted = self.architecture.kind
+      raise RunError(f'task.name={name} needs model.name={wanted}, not {model.kind}')
     names = fields['map'].names if 'map' in fields else ()
     if not names and not model.num_classes:
       raise RunError(
@@ -73,12 +77,12 @@ class Segmentation(Images):
 
   def totals(self, batch: Batch) -> dict[str, Any]:
     """See `Task`: examples, and pixels that have a class."""
-    return {'examples': batch['mask'].sum(), 'pixels': _valid(batch).sum()}
+    return {'examples': batch['mask'].sum(), 'pixels': known(batch).sum()}
 
   def loss(self, model: Any, part: Batch, ctx: Context) -> tuple[jax.Array, Sums, dict[str, Any]]:
     """The mean over pixels that have a class; reported with it is `accuracy`."""
     logits = segmenter.enlarged(model(part['image'], key=ctx.noise), part['map'].shape[1:])
-    valid, label = _valid(part), part['map'].astype(jnp.int32)
+    valid, label = known(part), part['map'].astype(jnp.int32)
     said = jax.nn.log_softmax(logits)
     loss = -(said * jax.nn.one_hot(label, logits.shape[-1])).sum(-1)
     total = (loss * valid).sum()
@@ -91,6 +95,15 @@ class Segmentation(Images):
     logits = model(batch['image'])
     dtype = jnp.uint8 if logits.shape[-1] <= _MOST else jnp.int32
     return {'map': segmenter.likeliest(logits, model.config.image_size).astype(dtype)}
+
+  def scores(self, model: Any, batch: Batch) -> jax.Array:
+    """Probabilities of all pixels, float32 (batch, height, width, classes); see `decided`."""
+    logits = segmenter.enlarged(model(batch['image']), model.config.image_size)
+    return jax.nn.softmax(logits)
+
+  def decided(self, scores: jax.Array) -> jax.Array:
+    """The class of each pixel by its probabilities, int32 (..., height, width)."""
+    return jnp.argmax(scores, -1).astype(jnp.int32)
 
   def decode(self, outputs: Mapping[str, np.ndarray], example: Example, seen: Seen) -> Prediction:
     """See `Task`: the map of the image, and the share of each class."""
@@ -109,10 +122,11 @@ class Segmentation(Images):
     return [f'{share:6.1%}  {name}' for name, share in prediction.facts['share'].items()]
 
   def draw(self, prediction: Prediction, example: Example, seen: Seen) -> np.ndarray:
-    """See `Task`: the image, the map over it, the true one if it is known, and the colours."""
+    """See `Task`: images, the map over the last, the true one if it is known, and the colours."""
     from vit_jax.data.masks import decode_map
 
-    picture = picture_of(example)
+    views = [picture_of(example, name) for name in self.images]
+    picture = views[-1]
     by = pictures.scale(*picture.shape[:2])
     stored = prediction.arrays['map'].astype(np.int64)
     void = 255 if prediction.arrays['map'].dtype == np.uint8 else 65535
@@ -130,7 +144,8 @@ class Segmentation(Images):
                          [(title, pictures.INK)])
       for each, title in zip(maps, titles, strict=False)
     ]  # fmt: skip
-    return pictures.beside(pictures.resized(picture, by), *drawn, pictures.legend(legend))
+    views = [pictures.resized(view, by) for view in views]
+    return pictures.beside(*views, *drawn, pictures.legend(legend))
 
 
 def in_image(outputs: Mapping[str, np.ndarray], example: Example, seen: Seen) -> np.ndarray:
@@ -138,7 +153,7 @@ def in_image(outputs: Mapping[str, np.ndarray], example: Example, seen: Seen) ->
   return seen.rows.placement(example).back_labels(outputs['map'].astype(np.int64), -1)
 
 
-def _valid(batch: Batch) -> jax.Array:
+def known(batch: Batch) -> jax.Array:
   """Which pixels have a class and are of an example, float32 (batch, height, width)."""
   labels = batch['map']
   there = labels != jnp.iinfo(labels.dtype).max

@@ -120,7 +120,7 @@ class Terrain:
     inner = (slice(_MARGIN, -_MARGIN),) * 2
     if self.of == 'cover':
       image, hidden = self._seen(world, rng)
-      return {'image': image, 'map': np.where(hidden, VOID, world.cover[inner])}
+      return {'image': image, 'map': np.where(hidden, VOID, world.cover[inner]).astype(np.int32)}
     later = self._changed(world, rng) if self.of == 'change' else self._damaged(world, rng)
     before, hidden = self._seen(world, rng)
     after, hidden_too = self._seen(later, rng, self.shift * rng.uniform(-1, 1, 2))
@@ -129,7 +129,7 @@ class Terrain:
     else:
       levels = np.array([0, *(house.level + 1 for house in later.houses)])
       labels = levels[later.numbers]
-    labels = np.where(hidden | hidden_too, VOID, labels[inner])
+    labels = np.where(hidden | hidden_too, VOID, labels[inner]).astype(np.int32)
     return {'before': before, 'after': after, 'map': labels}
 
   # --- what is there ---

@@ -368,7 +368,7 @@ class Map:
     values = masks.decode_map(example[self.field])
     if size and values.shape != size:
       raise MisfitError(f'is {size[0]} x {size[1]}, and its {self.field} {values.shape}')
-    void = np.isin(values, self.ignore)
+    void, values = np.isin(values, self.ignore), self._classes(values)
     most, least = values.max(initial=0, where=~void), values.min(initial=0, where=~void)
     if most >= self.classes or least < 0:
       wrong = int(least if least < 0 else most)
@@ -377,6 +377,21 @@ class Map:
         f'classes of the model. Where that means no class: --config.data.source.ignore={wrong}'
       )
     return np.where(void, self.void, values).astype(self.dtype)
+
+  def _classes(self, values: np.ndarray) -> np.ndarray:
+    """Classes by numbers of the source."""
+    return values
+
+
+@dataclasses.dataclass(frozen=True)
+class Marked(Map):
+  """A map of two classes, in which every number but 0 is the second, as masks of 0 and 255 are."""
+
+  classes: int = 2
+
+  def _classes(self, values: np.ndarray) -> np.ndarray:
+    """See `Map`."""
+    return (values != 0).astype(np.int64)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,88 @@
+"""What a model is made of that gives pixels a class by two pictures of a place, in plain Python."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import ClassVar, Self
+
+from vit_jax.architecture.towers import Composition
+from vit_jax.architecture.vit import ViTArchitecture
+from vit_jax.core.errors import RunError, suggest
+
+DATES = 2
+# By which features patches are compared, and how many times the width of the encoder these are.
+COMPARED = {'both': 3, 'symmetric': 2, 'tokens': 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class ChangeArchitecture(Composition):
+  """One encoder for both dates, and a linear head on what its patches are at each of them.
+
+  Attributes:
+    encoder: without a head of its own, nor anything that pools.
+    num_classes: of each pixel.
+    compare: what the head sees of the features f and g of a patch: 'both' f, g and |f - g|;
+      'symmetric' f + g and |f - g|, so that it says the same of dates that are swapped; 'tokens'
+      |f - g| of features that have looked at a few tokens of both dates, see `models.change`,
+      which is symmetric, too.
+    detail: logits of a patch in each direction; more give sharper edges.
+    tokens: of each date, with compare='tokens'.
+    depth: how often patches look at these.
+    located: whether the first logit of a pixel is of the first date alone, by a head of its own.
+  """
+
+  kind: ClassVar[str] = 'change'
+  encoder: ViTArchitecture = dataclasses.field(default_factory=ViTArchitecture)
+  num_classes: int = 0
+  compare: str = 'symmetric'
+  detail: int = 1
+  tokens: int = 4
+  depth: int = 2
+  located: bool = False
+
+  @property
+  def image_size(self) -> tuple[int, ...]:
+    """Height and width of the images."""
+    return self.encoder.image_size
+
+  @property
+  def compared(self) -> int:
+    """Features that the head sees of a patch."""
+    return COMPARED[self.compare] * self.encoder.width
+
+  @property
+  def outputs(self) -> int:
+    """Logits of a patch that are of both dates."""
+    return (self.num_classes - self.located) * self.detail**2
+
+  @property
+  def rest(self) -> tuple[tuple[str, int, int], ...]:
+    """See `Composition`: the heads. The second pass of the encoder is not among them."""
+    patches, width = math.prod(self.encoder.grid), self.encoder.width
+    found = [('head', self.compared, self.outputs)]
+    if self.located:
+      found.append(('locate', width, self.detail**2))
+    return tuple((name, (n + 1) * out, n * out * patches) for name, n, out in found)
+
+  def resolve(self) -> Self:
+    """See `Composition`."""
+    if self.compare not in COMPARED:
+      raise RunError(f'unknown model.compare {self.compare!r}: {suggest(self.compare, COMPARED)}')
+    if self.num_classes < 0 or min(self.detail, self.tokens, self.depth) < 1:
+      raise RunError(
+        'model.num_classes must not be negative, and detail, tokens and depth at least 1: '
+        f'{self.num_classes}, {self.detail}, {self.tokens}, {self.depth}'
+      )
+    if self.encoder.num_classes:
+      raise RunError('model.encoder.num_classes: the head is on the patches: leave it out')
+    # Nothing is pooled: what would do so has no parameters, and of tokens one stays where it was.
+    encoder = dataclasses.replace(self.encoder, pool='mean', representation_size=0, pool_norm=False)
+    config = super(ChangeArchitecture, dataclasses.replace(self, encoder=encoder)).resolve()
+    if len(config.image_size) != 2:
+      raise RunError(
+        f'model.encoder.image_size={config.image_size}: pictures of two dates have two axes each'
+      )
+    if config.encoder.patch_dropout:
+      raise RunError('model.encoder.patch_dropout: patches that are left out have no classes')
+    return config
