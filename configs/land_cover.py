@@ -43,3 +43,19 @@ def quick():
     optim=dict(lr=1e-3, weight_decay=0.05, warmup='5%'),
     evals=dict(test=dict(name='segmentation', split='test', every='25%', batch_size=100)),
   )
+
+
+def tiles(folder):
+  """Of any size; random crops of half the tile at least."""
+  return dict(
+    total='5000 steps',
+    batch_size=16,
+    model=dict(name='segmenter', encoder=dict(variant='S/16', image_size=(224, 224))),
+    task=dict(name='segmentation'),
+    data=dict(
+      source=dict(name='paired', dir=folder),
+      crop=dict(name='random_resized', min_area=0.25, max_aspect=1.2), flip='both',
+    ),
+    optim=dict(lr=3e-4, weight_decay=0.05, layer_decay=0.8, warmup='5%'),
+    evals=dict(test=dict(name='segmentation', split='test', every='10%')),
+  )  # fmt: skip

@@ -32,7 +32,8 @@ CONFIGS = [
   'ssl.py:dino', 'ssl.py:ibot', 'ssl.py:dinov2', 'ssl.py:collapse', 'ssl.py:labels',
   'ssl.py:mae,imagenette', 'ssl.py:dinov2,imagenette', 'ssl.py:labels,imagenette',
   'mae.py:H/14,800', 'simmim.py:B/16,800', 'dino.py:S/16,800', 'ibot.py:B/16,400',
-  'dinov2.py:L/14,22k',
+  'dinov2.py:L/14,22k', 'land_cover.py', 'land_cover.py:tiles', 'change.py', 'change.py:levir',
+  'damage.py', 'damage.py:xbd',
 ]  # fmt: skip
 
 
@@ -82,7 +83,8 @@ def test_configs_trace_a_step(name, data_dir):
   )
   assert jax.tree.structure(state) == jax.tree.structure(experiment.abstract_state)
   own = {
-    'classification': {'top1'}, 'segmentation': {'accuracy'},
+    'classification': {'top1'}, 'segmentation': {'accuracy'}, 'change': {'accuracy'},
+    'damage': {'accuracy', 'located', 'damage'},
     'distillation': {'top1', 'teacher', 'agreement'},
     'dino': {*WATCHED, *metrics.keys() & {'center', 'patches', 'koleo'}},
     'masked': {'accuracy'} & {'accuracy' * (tree['task'].get('target') == 'colours')},

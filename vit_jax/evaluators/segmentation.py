@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -83,11 +83,7 @@ class Segmentation(Evaluator):
 def confusion_of(found: Found) -> np.ndarray:
   """Pixels of each true class by predicted class, the last of which is none: int64 (n, n + 1)."""
   records = found.records
-  return counted(records, records[0][2] if records else len(found.source.fields['map'].names))
-
-
-def counted(records: Sequence[Any], classes: int) -> np.ndarray:
-  """`confusion_of` some images, by their records."""
+  classes = records[0][2] if records else len(found.source.fields['map'].names)
   confusion = np.zeros(classes * (classes + 1), np.int64)
   for pairs, counts, _ in records:
     np.add.at(confusion, pairs, counts)
