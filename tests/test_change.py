@@ -302,7 +302,8 @@ def test_xbd_is_read_as_it_is_given_out(tmp_path):
      'of b there is no b_post_disaster'),
     (lambda root: (root / 'labels' / 'a_post_disaster.json').write_text('{}'),
      'is not like the files of xBD after a disaster'),
-    (lambda root: outlined(root, 'gone', 'POLYGON ((0 0, 1 1, 0 1))'), "unknown damage 'gone': there are no-damage"),
+    (lambda root: outlined(root, 'gone', 'POLYGON ((0 0, 1 1, 0 1))'),
+     "unknown damage 'gone': there are no-damage"),
     (lambda root: outlined(root, 'destroyed', 'POINT (0 0)'), r"'POINT \(0 0\)' is no POLYGON"),
   ],
 )  # fmt: skip

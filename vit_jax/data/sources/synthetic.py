@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class Synthetic:
   """Random images that cost nothing to read, for measuring speed.
 
-  With each a field of its own for every task: label, labels, target, points, boxes, map, text.
+  With each a field of its own for every task: label, labels, target, points, boxes, map, text,
+  before and after.
 
   Attributes:
     num_classes: labels, and what pixels are of, are this many.
@@ -44,8 +45,9 @@ class SyntheticSource(Source):
   def __init__(self, config: Synthetic, split: str):
     self.name, self._config = f'synthetic/{split}', config
     names = tuple(str(i) for i in range(config.num_classes))
+    image = Field('image', dtype='uint8', channels=config.channels)
     self.fields = {
-      'image': Field('image', dtype='uint8', channels=config.channels),
+      'image': image, 'before': image, 'after': image,
       'label': Field('class', names), 'labels': Field('classes', names),
       'target': Field('vector', ('number',)), 'points': Field('points', ('point',)),
       'boxes': Field('boxes', names), 'map': Field('map', names), 'text': Field('text'),
@@ -75,10 +77,11 @@ class SyntheticSource(Source):
     label, (height, width) = index % self._config.num_classes, self._config.image_size
     corners = np.array([[width / 4, height / 4, width / 2, height / 2]])
     box = Boxes(corners, np.array([label]), np.zeros(1, bool), np.array([height * width / 16]))
+    image = self._images[index % 16]
     return {
-      'image': self._images[index % 16], 'label': label, 'labels': (label,), 'boxes': box,
-      'target': (index % 16 - 7.5,), 'points': corners[:, :2], 'map': self._maps[index % 16],
-      'text': f'image {index}', 'name': f'synthetic[{index}]',
+      'image': image, 'before': image, 'after': image, 'label': label, 'labels': (label,),
+      'boxes': box, 'target': (index % 16 - 7.5,), 'points': corners[:, :2],
+      'map': self._maps[index % 16], 'text': f'image {index}', 'name': f'synthetic[{index}]',
     }  # fmt: skip
 
   def summary(self) -> list[str]:
