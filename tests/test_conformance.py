@@ -117,6 +117,12 @@ CASES = {
     costs=dict(model__encoder__no_bias=FEW),
     task=dict(name='damage', stride=2, weights=(1.0, 3.0, 4.0, 5.0), frozen=('encoder/embed/.*',)),
   ),
+  'detection': dict(
+    arrays=True, evals=dict(test=dict(name='detection', every='100%', batch_size=64)),
+    model=dict(name='token_detector', encoder={**SEEN, 'patch_size': 4, 'pool': None}),
+    lanes={'overlap_weight': (1.0, 2.0)}, unrolled=dict(model__encoder__scan=False), data=SCENES,
+    costs=dict(model__encoder__no_bias=FEW), task=dict(name='detection', most=3),
+  ),
   'packed': dict(
     arrays=True, costs=dict(model__drop_path=0.0),
     evals=dict(test=dict(name='classification', every='100%', batch_size=64)),

@@ -199,6 +199,15 @@ def test_a_loop_that_draws_a_number_again_is_counted_once():
   assert whole.cycles - once.cycles == 11 * 100
 
 
+def test_a_loop_may_say_in_its_name_how_often_it_goes_round():
+  """Of several names the innermost one counts; the one that JAX writes where a loop is vmapped."""
+  unknown = PROGRAM.replace('constant(12)', 'parameter(0)')
+  name = 'metadata={op_name="jit(f)/vmap(about_7_times)/while/body/vmap(about_5_times)/while"}'
+  named = unknown.replace('body=%body.1', f'body=%body.1, {name}')
+  assert named != unknown
+  assert Program(named).cycles - Program(unknown).cycles == 4 * 100
+
+
 def test_a_program_that_cannot_be_counted():
   unknown = PROGRAM.replace('constant(12)', 'parameter(0)')
   with pytest.raises(ValueError, match='trip count'):

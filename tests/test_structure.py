@@ -52,6 +52,7 @@ ONLY = {
   'simplejpeg': ('data.jpeg',),
   'pyarrow': ('data.sources', 'probing.table'),
   'tensorboardX': ('training.writers',),
+  'pycocotools': ('evaluators',),
   'sklearn': ('data.builders', 'data.generators', 'evaluators'),
   'safetensors': ('convert.files',),
   'huggingface_hub': ('convert.hub',),

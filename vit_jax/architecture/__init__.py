@@ -14,6 +14,7 @@ from vit_jax.architecture.dino import DinoArchitecture
 from vit_jax.architecture.eomt import EomtArchitecture
 from vit_jax.architecture.masked import MaeArchitecture, MaskedArchitecture
 from vit_jax.architecture.segmenter import SegmenterArchitecture
+from vit_jax.architecture.token_detector import TokenDetectorArchitecture
 from vit_jax.architecture.towers import (
   Composition,
   TextArchitecture,
@@ -30,6 +31,7 @@ MODELS = {
   'convnet': ConvNetArchitecture, 'masked': MaskedArchitecture, 'mae': MaeArchitecture,
   'dino': DinoArchitecture, 'eomt': EomtArchitecture, 'detr': DetrArchitecture,
   'yolos': YolosArchitecture, 'change': ChangeArchitecture,
+  'token_detector': TokenDetectorArchitecture,
 }  # fmt: skip
 
 # Models that give one vector for each image.
@@ -54,6 +56,7 @@ __all__ = [
   'ResNetArchitecture',
   'SegmenterArchitecture',
   'TextArchitecture',
+  'TokenDetectorArchitecture',
   'TwoTowersArchitecture',
   'ViTArchitecture',
   'YolosArchitecture',

@@ -140,6 +140,11 @@ class DetrArchitecture(Composition):
     return self.decoder.nothing
 
   @property
+  def queries(self) -> int:
+    """How many objects it can say."""
+    return self.decoder.queries
+
+  @property
   def outputs(self) -> int:
     """Logits of a query."""
     return outputs(self)

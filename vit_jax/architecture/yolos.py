@@ -38,6 +38,11 @@ class YolosArchitecture(Composition):
     return self.encoder.image_size
 
   @property
+  def queries(self) -> int:
+    """How many objects it can say."""
+    return self.encoder.queries
+
+  @property
   def outputs(self) -> int:
     """Logits of a query."""
     return outputs(self)

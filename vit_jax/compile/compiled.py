@@ -240,6 +240,8 @@ class Program:
   def _trips(self, line: str) -> int:
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
       return int(known[1])
+    if said := re.findall(r'\babout_(\d+)_times\b', line):  # see `nn.assignment`
+      return int(said[-1])
     condition = self._bodies[_called('condition', line)]
     limits = [int(m[1]) for body in condition if (m := re.search(r' constant\((\d+)\)', body))]
     if len(limits) != 1:

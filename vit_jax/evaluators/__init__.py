@@ -2,6 +2,7 @@
 
 from vit_jax.evaluators.change import Change, Damage
 from vit_jax.evaluators.classification import Classification
+from vit_jax.evaluators.detection import Detection
 from vit_jax.evaluators.imagenet import ImageNet, ImageNetC, ImageNetReal
 from vit_jax.evaluators.multilabel import MultiLabel
 from vit_jax.evaluators.probes import FewShot, Knn, Linear, Logistic
@@ -14,4 +15,5 @@ EVALUATORS = {
   'segmentation': Segmentation, 'knn': Knn, 'logistic': Logistic, 'linear': Linear,
   'fewshot': FewShot, 'imagenet': ImageNet, 'imagenet_real': ImageNetReal, 'imagenet_c': ImageNetC,
   'reconstruction': Reconstruction, 'change': Change, 'damage': Damage,
+  'detection': Detection,
 }  # fmt: skip

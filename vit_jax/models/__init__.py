@@ -20,6 +20,7 @@ from vit_jax.architecture import (
   ResNetArchitecture,
   SegmenterArchitecture,
   TextArchitecture,
+  TokenDetectorArchitecture,
   TwoTowersArchitecture,
   ViTArchitecture,
   YolosArchitecture,
@@ -44,6 +45,7 @@ MODULES: dict[type, str] = {
   DetrArchitecture: 'vit_jax.models.detr:Detr',
   DecoderArchitecture: 'vit_jax.models.detr:Decoder',
   YolosArchitecture: 'vit_jax.models.yolos:Yolos',
+  TokenDetectorArchitecture: 'vit_jax.models.token_detector:TokenDetector',
 }
 
 

@@ -93,7 +93,8 @@ def _one(cost: jax.Array, valid: jax.Array) -> jax.Array:
       target, jnp.float32(0), jnp.full(places, jnp.inf), jnp.zeros(places, jnp.int32),
       jnp.zeros(places, bool), jnp.int32(0),
     )  # fmt: skip
-    found = jax.lax.while_loop(lambda state: state[0] >= 0, look, start)
+    with _turns(2):
+      found = jax.lax.while_loop(lambda state: state[0] >= 0, look, start)
     _, near, distance, before, seen, free = found
     gain = jnp.where(seen, near - distance, 0)
     u = u + jnp.where(place >= 0, gain[place], 0) + jnp.where(rows == target, near, 0)
@@ -103,11 +104,18 @@ def _one(cost: jax.Array, valid: jax.Array) -> jax.Array:
       mover = before[to]
       return place[mover], owner.at[to].set(mover), place.at[mover].set(to), mover == target
 
-    path = jax.lax.while_loop(lambda state: ~state[3], back, (free, owner, place, False))
+    with _turns(1):
+      path = jax.lax.while_loop(lambda state: ~state[3], back, (free, owner, place, False))
     _, owner, place, _ = path
     return u, v - gain, owner.at[queries:].set(-1), place, cost
 
   nobody = functools.partial(jnp.full, fill_value=-1, dtype=jnp.int32)
   state = (jnp.zeros(targets), jnp.zeros(places), nobody(places), nobody(targets), cost)
-  *_, place, _ = jax.lax.fori_loop(0, valid.sum(), add, state)
+  with _turns(targets):
+    *_, place, _ = jax.lax.fori_loop(0, valid.sum(), add, state)
   return jnp.where(place < queries, place, -1)
+
+
+def _turns(count: int) -> Any:
+  """Says in the name of a loop how often it goes round or so, which depends on values, to plans."""
+  return jax.named_scope(f'about_{count}_times')

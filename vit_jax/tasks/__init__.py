@@ -11,6 +11,7 @@ from vit_jax.core.errors import RunError
 from vit_jax.data.fields import Field
 from vit_jax.tasks.change import Change, Damage
 from vit_jax.tasks.classification import Classification
+from vit_jax.tasks.detection import Detection
 from vit_jax.tasks.dino import Dino
 from vit_jax.tasks.distillation import Distillation
 from vit_jax.tasks.masked import MaskedImages
@@ -25,6 +26,7 @@ TASKS = {
   'classification': Classification, 'multilabel': MultiLabel, 'regression': Regression,
   'segmentation': Segmentation, 'packed': PackedClassification, 'distillation': Distillation,
   'masked': MaskedImages, 'dino': Dino, 'change': Change, 'damage': Damage,
+  'detection': Detection,
 }  # fmt: skip
 
 

@@ -177,6 +177,40 @@ def class_losses(
   return _focal(logits, jax.nn.one_hot(label, logits.shape[-1]), weights).sum(-1)
 
 
+def dense_loss(
+  said: Mapping[str, jax.Array], targets: Targets, weights: Weights, *, nothing: bool
+) -> jax.Array:
+  """What is wrong with heads that say which object is at a place: the smallest box around it.
+
+  An object counts once, however many places are in its box: a place counts as the share that it is
+  of them. Places in no box should say that nothing is.
+
+  Args:
+    said: 'dense_logits' (batch, places, outputs), 'dense_boxes' (batch, places, 4) and
+      'dense_points', x and y of the places, (batch, places, 2).
+    targets, weights, nothing: as for `costs`.
+
+  Returns:
+    The sum over the batch of all terms, weighted, and not divided by anything: float32 ().
+  """
+  logits, points = said['dense_logits'], said['dense_points']
+  around = boxes.inside(points, boxes.corners(targets.boxes)) & targets.there[..., None]
+  area = jnp.where(around, targets.boxes[..., 2:].prod(-1)[..., None], jnp.inf)
+  smallest = jnp.argmin(area, axis=1)
+  own = around & (smallest[:, None] == jnp.arange(area.shape[1])[:, None])
+  there = own.any(1)
+  take = jax.vmap(lambda rows, index: rows[index])
+  share = there / jnp.maximum(take(own.sum(-1), smallest), 1)
+  label = jnp.where(there, take(targets.label, smallest), -1)
+  of_classes = class_losses(logits[:, None], label[:, None], weights, nothing=nothing)[:, 0]
+  count = jnp.where(there, share, 1.0) * targets.images[:, None]
+  wanted = take(targets.boxes, smallest)
+  _, overlap = boxes.overlaps(boxes.corners(said['dense_boxes']), boxes.corners(wanted))
+  apart = jnp.abs(said['dense_boxes'] - wanted).sum(-1)
+  of_boxes = weights.distance * apart + weights.overlap * (1 - overlap)
+  return (weights.classes * of_classes * count + of_boxes * share).sum()
+
+
 def class_total(queries: int, examples: Any, objects: Any, weights: Weights) -> Any:
   """What the cross-entropies of a batch are divided by: the sum of the weights of its queries.
 
