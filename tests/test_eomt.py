@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vit_jax.architecture.eomt import EomtArchitecture, EomtDeep
+from vit_jax.architecture.eomt import EomtArchitecture
 from vit_jax.architecture.vit import ViTArchitecture
 from vit_jax.core.errors import RunError
 from vit_jax.costs import flops
@@ -104,7 +104,7 @@ def test_costs():
     assert sum(part.params for part in flops.costs(config).parts) == count
     assert config.grid == (160, 160)
   once = sum(macs for name, _, macs in config.rest if name in ('upscale', 'masks', 'classes'))
-  deep = {name: macs for name, _, macs in EomtDeep(config).rest}
+  deep = {name: macs for name, _, macs in config.deep}
   assert deep['upscale'] + deep['masks'] + deep['classes'] == 4 * once
 
 

@@ -14,7 +14,13 @@ import vit_jax
 from tests.parity import references
 from tests.parity.references import hf, numpy
 from tests.parity.test_images import close, images, torch_images
+from vit_jax.convert import layout
 from vit_jax.convert.read import open_checkpoint
+from vit_jax.core.schedule import Schedule
+from vit_jax.nn import tree
+from vit_jax.tasks import mask_losses
+from vit_jax.tasks.panoptic import Panoptic
+from vit_jax.tasks.task import Context
 
 CONFIG = dict(
   hidden_size=32, num_hidden_layers=4, num_attention_heads=4, image_size=64, patch_size=16,
@@ -105,3 +111,79 @@ def test_outputs(config, tmp_path):
     got = jax.jit(lambda model, x: model(x))(other, x)
   close(got['logits'], plain['logits'], 1e-6, 'of the original')
   close(got['masks'], plain['masks'], 1e-6, 'of the original')
+
+
+class Drawn:
+  """Points in place of random ones: of each image and layer its own, of masks of one the same."""
+
+  def __init__(self, batch, layers, points, tried, more):
+    rng = np.random.default_rng(3)
+    make = lambda *shape: rng.random((*shape, 2)).astype(np.float32)  # noqa: E731
+    self.match = make(batch, layers, points)
+    self.tried, self.more = make(layers, tried), make(layers, more)
+    self.batch, self.calls = batch, 0
+
+  def __call__(self, count, points, _, device=None):
+    """As `torch.rand` is called: of a layer once for each image, and twice for all masks."""
+    layer, call = divmod(self.calls, self.batch + 2)
+    self.calls += 1
+    if call < self.batch:
+      return torch.from_numpy(self.match[call, layer, None])
+    found = (self.tried, self.more)[call - self.batch][layer]
+    assert len(found) == points
+    return torch.from_numpy(found).expand(count, -1, -1).contiguous()
+
+  def ours(self, targets):
+    batch = self.batch
+    each = lambda x: np.broadcast_to(x[None, :, None], (batch, len(x), targets, *x.shape[1:]))  # noqa: E731
+    return mask_losses.Points(self.match, each(self.tried), each(self.more), 48)
+
+
+def test_loss_and_gradients(tmp_path, monkeypatch):
+  """Of every parameter, with points that both are given; one image has few segments."""
+  module = made(tmp_path)
+  module.attn_mask_probs.fill_(1.0)
+  model, x = vit_jax.load(tmp_path / 'theirs'), images((64, 64, 3), batch=2)
+  rng, most = np.random.default_rng(0), 5
+  ids = np.kron(rng.integers(0, 5, (2, 4, 4)), np.ones((16, 16), int)).astype(np.uint8)
+  ids[1] = np.where(ids[1] > 2, 0, ids[1])
+  label = rng.integers(0, 5, (2, most)).astype(np.int32)
+  known = np.array([[n in ids[i] for n in range(1, most + 1)] for i in range(2)], np.float32)
+  there = [np.flatnonzero(row) for row in known]
+  masks = [
+    torch.from_numpy(np.stack([ids[i] == n + 1 for n in own]).astype(np.float32))
+    for i, own in enumerate(there)
+  ]
+  drawn = Drawn(2, 3, 64, 192, 16)
+  monkeypatch.setattr(torch, 'rand', drawn)
+  out = module(
+    torch_images(x),
+    mask_labels=masks,
+    class_labels=[torch.from_numpy(label[i, own]).long() for i, own in enumerate(there)],
+  )
+  out.loss.backward()
+  monkeypatch.undo()
+  monkeypatch.setattr(mask_losses, 'drawn', lambda *args: drawn.ours(most))
+  monkeypatch.setattr(Panoptic, '_lifted', lambda self, *args: jnp.zeros((2, 2, 6), bool))
+  task = Panoptic(most=most, points=64, lifted=Schedule(0.0))
+  batch = dict(image=x, mask=np.ones(2, np.float32), segments=ids, segments_label=label,
+               segments_known=known, drawn=np.zeros((2, 2), np.uint32))  # fmt: skip
+  context = Context({}, task.totals(batch), {'task.lifted': 0.0}, None, 0, None)
+
+  @jax.jit
+  def both(model, batch):
+    return jax.value_and_grad(lambda model: task.loss(model, batch, context)[0])(model)
+
+  with jax.default_matmul_precision('highest'):
+    value, gradient = both(model, batch)
+  assert float(value) == pytest.approx(out.loss.item(), rel=1e-5)
+  found = layout.write(open_checkpoint(tmp_path / 'theirs').rules, tree.flatten(gradient))
+  worst = {}
+  for name, p in module.named_parameters():
+    grad = numpy(p.grad)
+    scale = np.abs(grad).max()
+    if name.endswith('k_proj.bias'):  # nothing but rounding
+      scale = np.abs(found[name.replace('k_proj', 'q_proj')]).max()
+    worst[name] = np.abs(found[name] - grad).max() / scale
+  assert max(worst.values()) < 1e-4, sorted(worst.items(), key=lambda each: -each[1])[:5]
+  assert len(worst) > 60

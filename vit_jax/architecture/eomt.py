@@ -73,6 +73,13 @@ class EomtArchitecture(Composition):
     )
 
   @property
+  def deep(self) -> tuple[tuple[str, int, int], ...]:
+    """What is computed besides while it is trained: heads before each of the last blocks."""
+    cells = math.prod(self.grid) * self.encoder.width * self.num_classes * self.pixel_head
+    again = tuple((name, 0, self.blocks * macs) for name, _, macs in self.heads)
+    return (*again, ('pixels', 0, cells))
+
+  @property
   def _pixels(self) -> tuple[tuple[str, int, int], ...]:
     weights = self.encoder.width * self.num_classes * self.pixel_head
     return (('pixels', weights + self.num_classes * self.pixel_head, 0),) if weights else ()
@@ -112,33 +119,3 @@ class EomtArchitecture(Composition):
     if upscale < 0:
       raise RunError(f'model.upscale={upscale} must not be negative')
     return dataclasses.replace(config, upscale=upscale)
-
-
-@dataclasses.dataclass(frozen=True)
-class EomtDeep(Composition):
-  """What an `EomtArchitecture` computes besides while it is trained: heads before its last blocks.
-
-  Attributes:
-    model: whose.
-  """
-
-  kind: ClassVar[str] = 'eomt_deep'
-  model: EomtArchitecture = dataclasses.field(default_factory=EomtArchitecture)
-
-  @property
-  def towers(self) -> dict[str, ViTArchitecture]:
-    """None: what they compute is counted elsewhere."""
-    return {}
-
-  @property
-  def image_size(self) -> tuple[int, ...]:
-    """As of the model."""
-    return self.model.image_size
-
-  @property
-  def rest(self) -> tuple[tuple[str, int, int], ...]:
-    """See `Composition`."""
-    model = self.model
-    again = tuple((name, 0, model.blocks * macs) for name, _, macs in model.heads)
-    cells = math.prod(model.grid) * model.encoder.width * model.num_classes * model.pixel_head
-    return (*again, ('pixels', 0, cells))

@@ -97,6 +97,25 @@ class Composition:
     return dataclasses.replace(self, **found)
 
 
+@dataclasses.dataclass(frozen=True)
+class Besides(Composition):
+  """What a step computes besides models: for `costs.step.Pass`.
+
+  Attributes:
+    image_size: of the images that a model gets.
+    products: names, and multiply-adds for an example.
+  """
+
+  kind: ClassVar[str] = 'besides'
+  image_size: tuple[int, ...]
+  products: tuple[tuple[str, int], ...]
+
+  @property
+  def rest(self) -> tuple[tuple[str, int, int], ...]:
+    """See `Composition`."""
+    return tuple((name, 0, macs) for name, macs in self.products)
+
+
 def encoders(config: Any) -> dict[str, Any]:
   """Every tower of a model that is no composition, by its name; of a single one by ''."""
   if not isinstance(config, Composition):

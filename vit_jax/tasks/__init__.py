@@ -18,6 +18,7 @@ from vit_jax.tasks.masked import MaskedImages
 from vit_jax.tasks.multilabel import MultiLabel
 from vit_jax.tasks.networks import Network
 from vit_jax.tasks.packed import PackedClassification
+from vit_jax.tasks.panoptic import Panoptic
 from vit_jax.tasks.regression import Regression
 from vit_jax.tasks.segmentation import Segmentation
 from vit_jax.tasks.task import Fields, Task
@@ -27,6 +28,7 @@ TASKS = {
   'segmentation': Segmentation, 'packed': PackedClassification, 'distillation': Distillation,
   'masked': MaskedImages, 'dino': Dino, 'change': Change, 'damage': Damage,
   'detection': Detection,
+  'panoptic': Panoptic,
 }  # fmt: skip
 
 

@@ -448,6 +448,71 @@ class Instances:
     return row
 
 
+@dataclasses.dataclass(frozen=True)
+class Segments:
+  """Segments that do not overlap, as one map of their numbers.
+
+  `segments` (height, width), uint8 or with more than 255 of them uint16, is 0 where there is none,
+  and n + 1 in the segment n of `segments_label`, int32 (most,), and `segments_known`, float32
+  (most,), 0 behind the last. Crowds are none. Numbers are given anew to what is in view. Of objects
+  whose masks overlap a pixel is of the smaller one.
+
+  Attributes:
+    classes: how many there are.
+    most: segments of an image.
+    kind: of the field that they are from, 'panoptic' or 'masks', which is called like it.
+  """
+
+  classes: int
+  most: int = 100
+  kind: str = 'panoptic'
+
+  @property
+  def needs(self) -> dict[str, str]:
+    """See `Column`."""
+    return {self.kind: self.kind}
+
+  def arrays(self, size: tuple[int, int]) -> dict[str, Array]:
+    """See `Column`."""
+    return {
+      'segments': Array(size, np.dtype(np.uint8 if self.most <= 255 else np.uint16)),
+      'segments_label': Array((self.most,), np.int32),
+      'segments_known': Array((self.most,), np.float32),
+    }
+
+  def make(self, example: Example, placement: Placement) -> dict[str, Any]:
+    """See `Column`."""
+    ids, labels = self.whole(example, placement.source)
+    seen = placement.labels(ids, 0)
+    there = [int(number) for number in np.unique(seen) if number]
+    _check(example, [labels[number] for number in there], self.classes)
+    if len(there) > self.most:
+      raise RunError(
+        f'{example["name"]} has {len(there)} segments, and there is room for {self.most}'
+      )
+    row = {name: np.zeros(a.shape, a.dtype) for name, a in self.arrays(placement.size).items()}
+    row['segments'][:] = (np.searchsorted(there, seen) + 1) * (seen > 0)
+    row['segments_label'][: len(there)] = [labels[number] for number in there]
+    row['segments_known'][: len(there)] = 1
+    return row
+
+  def whole(self, example: Example, size: tuple[int, int]) -> tuple[np.ndarray, dict[int, int]]:
+    """All of an image: numbers of segments, int64 (height, width), 0 for none; their classes."""
+    value = example[self.kind]
+    if self.kind == 'panoptic':
+      ids = masks.decode_panoptic(value)
+      if ids.shape != tuple(size):
+        raise MisfitError(f'is {size[0]} x {size[1]}, and its panoptic segments {ids.shape}')
+      known = {number: label for number, (label, crowd) in value.segments.items() if not crowd}
+      return np.where(np.isin(ids, [*known]), ids, 0), known
+    shapes = [masks.drawn(shape, size) for shape in value.shapes]
+    ids, known = np.zeros(size, np.int64), {}
+    for at in np.argsort([-shape.sum() for shape in shapes], kind='stable').tolist():
+      if not value.crowd[at]:
+        ids[shapes[at]], known[at + 1] = at + 1, int(value.label[at])
+    return ids, known
+
+
 def labelled(view: View, channels: int, classes: int, dtype: str = 'uint8') -> Columns:
   """An image and its class."""
   return Columns(view, (Image(channels, dtype),), (Label(classes),))
