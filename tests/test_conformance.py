@@ -34,6 +34,8 @@ TEXT = dict(vocab_size=20, context_length=4, width=16, depth=1, mlp_dim=32, num_
 SEEN = {**VIT, 'image_size': (16, 16), 'in_channels': 3, 'variant': 'mu/8', 'drop_path': 0.0}
 DRAWN = dict(name='scenes', size=(16, 16), most=2, pieces=1)
 SCENES = dict(source=dict(name='generated', examples=96, held_out=40, generator=DRAWN))
+FORMS = dict(name='shapes', size=(16, 16), radius=(3.0, 6.0), most=3, void=0.2)
+SHAPES = dict(source=dict(name='generated', examples=96, held_out=40, generator=FORMS))
 OTHER = {**VIT, 'variant': 'mu/2', 'patch_size': 2, 'depth': 1, 'width': 8, 'mlp_dim': 16,
          'drop_path': 0.0}  # fmt: skip
 
@@ -171,6 +173,13 @@ CASES = {
     costs=dict(model__encoder__drop_path=0.0, model__encoder__no_bias=FEW),
     task=dict(name='dino', local=2, local_size=4, koleo=0.1, centering='sinkhorn', smallest=1,
               momentum=MOMENTUM),
+  ),
+  'panoptic': dict(
+    arrays=True, evals=dict(test=dict(name='panoptic', every='100%', batch_size=64)),
+    model=dict(name='eomt', queries=5, blocks=1, upscale=1, pixel_head=True,
+               encoder={**SEEN, 'pool': None}), lanes={'lifted': (0.0, 0.7)},
+    unrolled=dict(model__encoder__scan=False), costs=dict(model__encoder__no_bias=FEW),
+    data=SHAPES, task=dict(name='panoptic', most=6, points=24, lifted='0->1 linear 4 steps'),
   ),
 }  # fmt: skip
 NAMES = tuple(CASES)
