@@ -392,7 +392,6 @@ def bad(**changes):
     (lambda: Damage(weights=(1.0, -1.0)), 'weights=.* must be positive'),
     (lambda: Damage(weights=(1.0, 2.0)).adapt(bad()(), {'map': Field('map', LEVELS)}),
      'has 2 values for 4 levels'),
-    (lambda: Damage(swap=True), 'damage is what has happened from the first date'),
   ],
 )  # fmt: skip
 def test_what_does_not_go_together(make, message):

@@ -25,6 +25,7 @@ CONFIGS = [
   'digits.py', 'fashion_mnist.py', 'fashion_mnist.py:quick', 'image_folder.py:somewhere',
   'synthetic.py:B/16', 'tfds.py:imagenet2012', 'multilabel.py', 'multilabel.py:tags.csv',
   'regression.py', 'regression.py:people.csv', 'segmentation.py', 'segmentation.py:ade20k',
+  'segmentation.py:segmenter,ade20k', 'segmentation.py:upernet,ade20k',
   'pretraining.py:G/14', 'pretraining.py:So400m/14', 'pretraining.py:22B/14,imagenet2012',
   'vit.py:B/16,21k', 'vit.py:B/16,cifar10', 'vit_s16.py:90', 'augreg.py:S/16,1k', 'deit.py:Ti/16',
   'deit.py:Ti/16,distilled', 'deit3.py:S/16,800', 'flexivit.py:B/32,21k', 'distillation.py:teacher',

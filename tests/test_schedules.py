@@ -27,6 +27,7 @@ def steps(duration):
     ('0.996->1 cosine', {t: 1 - 0.004 * (1 + np.cos(np.pi * t / 100)) / 2 for t in (0, 1, 50, 99)}),
     ('0.04->0.07 linear 30 steps', {0: 0.04, 10: 0.05, 29: 0.069, 30: 0.07, 99: 0.07}),
     ('0 until 1 epoch then 1', {0: 0, 9: 0, 10: 1, 99: 1}),
+    ('2->1 poly', {t: 1 + (1 - t / 100) ** 0.9 for t in (0, 1, 50, 99)}),
     ('1e-6->1 linear 2 epochs then 1->0 cosine', {0: 1e-6, 10: 0.5, 20: 1, 60: 0.5, 99: 0.00038}),
     ('3 until 5 steps then 2 until 5 steps then 1', {4: 3, 5: 2, 9: 2, 10: 1}),
   ],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -279,7 +280,8 @@ def test_pixels_that_are_ignored_have_no_gradient(channels):
   assert float(ctx.totals['pixels']) == 12 * 24
 
   def loss(logits):
-    return task.loss(lambda image, key: logits, part, ctx)[0]
+    model = types.SimpleNamespace(config=config, said=lambda image, key: [logits])
+    return task.loss(model, part, ctx)[0]
 
   value, grad = jax.value_and_grad(loss)(logits)
   said = np.asarray(jax.nn.log_softmax(logits))[0, 4:]

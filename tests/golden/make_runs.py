@@ -42,6 +42,8 @@ BASE = dict(
   log=dict(every='1 step'), checkpoint=dict(every='100%', keep=1, at=(f'{STEP} steps',)),
   compilation_cache='',
 )  # fmt: skip
+ENCODER = dict(variant='mu/4', image_size=(16, 16), depth=2, width=16, mlp_dim=32, num_heads=4)
+SCENES = dict(name='generated', examples=64, generator=dict(name='scenes', size=(16, 16), most=1))
 # One run for each kind of state and of record. What is here is what was written; add, never change.
 RUNS = {
   'plain': {
@@ -87,6 +89,25 @@ RUNS = {
     'sizes.images': (8, 12), 'sizes.patches': (4, 2), 'sizes.order': 'stages',
     'model.initial': 'deit', 'evals.test.image_size': 12,
   },
+  # Since format 8.
+  'mapped': {
+    'model': dict(name='segmenter', encoder=ENCODER), 'task.name': 'segmentation',
+    'task.stride': 2, 'data.source': SCENES, 'data.crop': dict(name='random_resized', min_area=0.5),
+    'evals.test.name': 'segmentation', 'batch_size': 32, 'optim.accumulate': 2,
+  },
+  'filled': {
+    'model': dict(name='mae', encoder={**ENCODER, 'in_channels': 1},
+                  decoder=dict(width=16, depth=1, num_heads=2)),
+    'task.name': 'masked', 'evals.test.name': 'reconstruction',
+  },
+  'taught': {
+    'model': dict(name='dino', encoder={**ENCODER, 'in_channels': 1, 'drop_path': 0.1},
+                  prototypes=16, hidden=16, bottleneck=8, patch_head='separate'),
+    'task.name': 'dino', 'task.local': 2, 'task.local_size': 8, 'task.koleo': 0.1,
+    'task.last_layer': '0 until 20% then 1', 'data.crop': dict(name='random_resized', min_area=0.5),
+    'data.colour': dict(name='jitter'),
+    'evals.test.name': 'knn',
+  },
 }  # fmt: skip
 AT = {'fork': 8}
 UNSET = ('depth', 'width', 'mlp_dim', 'num_heads', 'in_channels', 'image_size')
@@ -126,10 +147,16 @@ def arrays(folder, step):
 def configuration(name):
   """As a configuration file and a command line make it."""
   given, changes = json.loads(json.dumps(BASE)), dict(RUNS[name])
-  for field in ('crop', 'erase'):
+  for field in ('crop', 'erase', 'source', 'colour'):
     if section := changes.pop(f'data.{field}', None):
       given['data'][field] = section
   given['lanes'] = changes.pop('lanes', {})
+  given['model'] = changes.pop('model', given['model'])
+  for name in [each for each in changes if each.endswith('.name')]:  # decides on other fields
+    section = given
+    for step in name.split('.')[:-1]:
+      section = section.setdefault(step, {})
+    section['name'] = changes.pop(name)
   if 'init' in changes:
     for field in UNSET:
       del given['model'][field]

@@ -13,7 +13,11 @@ from vit_jax.architecture.detr import DecoderArchitecture, DetrArchitecture
 from vit_jax.architecture.dino import DinoArchitecture
 from vit_jax.architecture.eomt import EomtArchitecture
 from vit_jax.architecture.masked import MaeArchitecture, MaskedArchitecture
-from vit_jax.architecture.segmenter import SegmenterArchitecture
+from vit_jax.architecture.segmenter import (
+  MaskTransformerArchitecture,
+  SegmenterArchitecture,
+  UPerNetArchitecture,
+)
 from vit_jax.architecture.token_detector import TokenDetectorArchitecture
 from vit_jax.architecture.towers import (
   Composition,
@@ -32,6 +36,8 @@ MODELS = {
   'dino': DinoArchitecture, 'eomt': EomtArchitecture, 'detr': DetrArchitecture,
   'yolos': YolosArchitecture, 'change': ChangeArchitecture,
   'token_detector': TokenDetectorArchitecture,
+  'mask_transformer': MaskTransformerArchitecture,
+  'upernet': UPerNetArchitecture,
 }  # fmt: skip
 
 # Models that give one vector for each image.
@@ -51,6 +57,7 @@ __all__ = [
   'EncoderConfig',
   'EomtArchitecture',
   'MaeArchitecture',
+  'MaskTransformerArchitecture',
   'MaskedArchitecture',
   'MixerArchitecture',
   'ResNetArchitecture',
@@ -58,6 +65,7 @@ __all__ = [
   'TextArchitecture',
   'TokenDetectorArchitecture',
   'TwoTowersArchitecture',
+  'UPerNetArchitecture',
   'ViTArchitecture',
   'YolosArchitecture',
   'encoders',

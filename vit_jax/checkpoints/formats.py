@@ -13,7 +13,7 @@ from typing import Any
 
 from vit_jax.core.errors import RunError
 
-FORMAT = 8
+FORMAT = 9
 
 
 class LaterFormatError(RunError):
@@ -178,6 +178,12 @@ def _fields_known(facts: dict[str, Any]) -> None:
     facts['card'] |= dict(task=facts['task'], fields=facts['fields'])
 
 
+def _with_losses(record: dict[str, Any]) -> None:
+  """8 to 9: losses of maps besides the cross-entropy of all pixels alike."""
+  if record.get('task', {}).get('name') == 'segmentation':
+    record['task'] |= dict(class_weights=None, focal=0.0, dice=0.0, lovasz=0.0)
+
+
 def _axes_known(facts: dict[str, Any]) -> None:
   """4 to 5: what models were."""
   for place in (facts, facts.get('decided', {})):
@@ -199,11 +205,12 @@ RECORDS: tuple[Callable[[dict[str, Any]], None], ...] = (
   _numbered, _with_hyperparameters, _with_parts, _with_fields, _with_attention,
   _with_health, _with_sizes,
   lambda record: None,  # 7 to 8: see `otherwise`
+  _with_losses,
 )  # fmt: skip
 # The same for what checkpoints say of themselves.
 FACTS: tuple[Callable[[dict[str, Any]], None], ...] = (
   _decided, lambda facts: None, lambda facts: None, _fields_known, _axes_known, _heads_known,
-  _initial_known, lambda facts: None,
+  _initial_known, lambda facts: None, lambda facts: None,
 )  # fmt: skip
 
 

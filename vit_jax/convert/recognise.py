@@ -19,8 +19,10 @@ from vit_jax.convert import (
   npz,
   openai,
   parts,
+  segmenter,
   timm,
   transformers,
+  upernet,
 )
 from vit_jax.convert.dialects import DIALECTS
 from vit_jax.convert.opened import Opened
@@ -29,8 +31,9 @@ from vit_jax.core import schema
 from vit_jax.core.errors import RunError, suggest
 
 READERS: dict[str, Any] = {
-  'detr': detr, 'eomt': eomt, 'npz': npz, 'openai': openai, 'transformers': transformers,
-  'timm': timm,
+  'detr': detr, 'eomt': eomt, 'npz': npz, 'openai': openai, 'upernet': upernet,
+  'segmenter': segmenter,
+  'transformers': transformers, 'timm': timm,
   'backbones': backbones, 'dino': dino,
 }  # fmt: skip
 

@@ -14,6 +14,8 @@ from vit_jax.core.errors import RunError, suggest
 SHAPES: dict[str, Callable[[float], float]] = {
   'linear': lambda x: x,
   'cosine': lambda x: 0.5 - 0.5 * math.cos(math.pi * x),
+  # What is left falls like the power 0.9 of the time that is left (Chen et al. 2018, 'DeepLab').
+  'poly': lambda x: 1 - (1 - x) ** 0.9,
 }
 _NUMBER = r'[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?'
 _PIECE = re.compile(

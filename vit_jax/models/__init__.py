@@ -16,12 +16,14 @@ from vit_jax.architecture import (
   EomtArchitecture,
   MaeArchitecture,
   MaskedArchitecture,
+  MaskTransformerArchitecture,
   MixerArchitecture,
   ResNetArchitecture,
   SegmenterArchitecture,
   TextArchitecture,
   TokenDetectorArchitecture,
   TwoTowersArchitecture,
+  UPerNetArchitecture,
   ViTArchitecture,
   YolosArchitecture,
 )  # fmt: skip
@@ -46,6 +48,8 @@ MODULES: dict[type, str] = {
   DecoderArchitecture: 'vit_jax.models.detr:Decoder',
   YolosArchitecture: 'vit_jax.models.yolos:Yolos',
   TokenDetectorArchitecture: 'vit_jax.models.token_detector:TokenDetector',
+  MaskTransformerArchitecture: 'vit_jax.models.segmenter:MaskTransformer',
+  UPerNetArchitecture: 'vit_jax.models.upernet:UPerNet',
 }
 
 

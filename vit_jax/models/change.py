@@ -63,6 +63,10 @@ class Change(nnx.Module):
       logits = jnp.concatenate([self._by_head(self.locate, patches[:, 0]), logits], axis=-1)
     return logits
 
+  def said(self, images: jax.Array, *, key: Any = None) -> list[jax.Array]:
+    """Logits of its only head; see `segmenter.Pixels`."""
+    return [self(images, key=key)]
+
   def _compared(self, before: jax.Array, after: jax.Array) -> jax.Array:
     """What the head sees, (batch, rows, columns, features)."""
     apart = jnp.abs(before - after)

@@ -397,15 +397,38 @@ class Conv(nnx.Module):
         dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=self.groups,
       )  # fmt: skip
 
-    if self.groups > 1:
-      # Left to itself XLA adds up the gradients of such a kernel that devices have of the same
-      # examples, and gathers the batch (openxla/xla#47945).
-      batch, kernel = (
-        ('batch', None, None, None),
-        self.axes if shards('embed') == 1 else (None,) * 4,
-      )
-      convolved = per_shard(convolved, (batch, kernel), batch)
+    # Left to itself XLA adds up the gradients of a depthwise kernel that devices have of the same
+    # examples, and gathers the batch (openxla/xla#47945); and of several models at once JAX cannot
+    # tell how the batch lies.
+    batch, kernel = ('batch', None, None, None), self.axes
+    convolved = per_shard(
+      convolved, (batch, kernel if shards('embed') == 1 else (None,) * 4), batch
+    )
     y = convolved(x, gather(self.weights().astype(x.dtype), *self.axes))
+    return y + self.bias[...].astype(x.dtype) if hasattr(self, 'bias') else y
+
+
+class Deconv(nnx.Module):
+  """A transposed convolution with windows of 2 x 2 that do not overlap: twice the rows and columns.
+
+  Args:
+    inputs, outputs: features.
+    bias: whether there is one.
+  """
+
+  def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs, *, bias: bool = True):
+    axes = ('embed' if inputs % shards('embed') == 0 else None, None, None, None)
+    self.kernel = param(normal(inputs**-0.5), rngs, (inputs, 2, 2, outputs), axes)
+    if bias:
+      self.bias = param(zeros, rngs, (outputs,), (None,))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """(batch, height, width, inputs) -> (batch, 2 height, 2 width, outputs), its dtype kept."""
+    kernel, out = self.kernel[...], ('batch', *(None,) * 5)
+    y = einsum('bhwc,cijd->bhiwjd', x, kernel, out=out)
+    batch, height, _, width, _, outputs = y.shape
+    shape = (batch, 2 * height, 2 * width, outputs)
+    y = y.reshape(shape, out_sharding=spec('batch', None, None, None))
     return y + self.bias[...].astype(x.dtype) if hasattr(self, 'bias') else y
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import jax
@@ -33,16 +34,20 @@ class StdConv(Conv):
 
 
 class GroupNorm(nnx.Module):
-  """Group normalisation with 32 groups, statistics in float32 (Wu & He 2018)."""
+  """Group normalisation with 32 groups, statistics in float32 (Wu & He 2018).
+
+  Of features that 32 does not divide there are as many groups as divide both.
+  """
 
   def __init__(self, features: int, rngs: nnx.Rngs, *, convention: str, scale=ones):
+    self.groups = math.gcd(features, STEM_GROUPS)
     self.scale = param(scale, rngs, (features,), (None,))
     self.bias = param(zeros, rngs, (features,), (None,))
     self.eps = 1e-6 if convention == 'bit' else 1e-5
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """(batch, height, width, features) -> the same."""
-    y = x.astype(jnp.float32).reshape(*x.shape[:3], STEM_GROUPS, -1)
+    y = x.astype(jnp.float32).reshape(*x.shape[:3], self.groups, -1)
     y = y - y.mean((1, 2, 4), keepdims=True)
     y = y * jax.lax.rsqrt(jnp.square(y).mean((1, 2, 4), keepdims=True) + self.eps)
     return (y.reshape(x.shape) * self.scale[...] + self.bias[...]).astype(x.dtype)

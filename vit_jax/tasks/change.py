@@ -15,7 +15,7 @@ from vit_jax.data.fields import VOID
 from vit_jax.data.rows import Rows
 from vit_jax.data.rows.columns import Map, Marked
 from vit_jax.data.views import View
-from vit_jax.tasks.segmentation import Segmentation, known
+from vit_jax.tasks.segmentation import Maps, Segmentation, known
 from vit_jax.tasks.task import Batch, Context, Fields, Sums
 
 # Configurations are checked before JAX is there.
@@ -28,18 +28,15 @@ with epy.lazy_imports():
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Change(Segmentation):
-  """Softmax cross-entropy of the pixels that have a class, of pairs of images.
+class Pairs(Maps):
+  """A class for every pixel of a pair of images.
 
-  Images are the fields `before` and `after`, of one size, and are cut and mirrored alike. The map
-  may have two classes, of which every number but 0 is the second, or several kinds of change.
+  Images are the fields `before` and `after`, of one size, and are cut and mirrored alike.
 
   Attributes:
-    swap: whether the dates of half of the pairs are swapped in training; for maps that say the same
-      then.
+    located: whether the model says by the first image alone where something is.
   """
 
-  swap: bool = False
   images = ('before', 'after')
   architecture = ChangeArchitecture
   located: ClassVar[bool] = False
@@ -48,6 +45,35 @@ class Change(Segmentation):
     """See `Task`: logits for each class of the map."""
     if isinstance(model, self.architecture):
       model = dataclasses.replace(model, located=self.located)
+    return super().adapt(model, fields)
+
+  def passes(self, model: Any) -> list[Pass]:
+    """See `Task`: the encoder sees two images."""
+    return [Pass(model), *(Pass(model.encoder) for _ in range(DATES - 1))]
+
+  def augment(self, batch: Batch, key: Any, hyper: Mapping[str, Any]) -> Batch:
+    """See `Task`: normalises the images and puts them together, (batch, 2, height, width, ...)."""
+    batch = super().augment(batch, key, hyper)
+    before, after = (batch.pop(name) for name in self.images)
+    return {**batch, 'image': jnp.stack([before, after], axis=1)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Change(Pairs, Segmentation):
+  """The losses of `Segmentation`, of pairs of images.
+
+  The map may have two classes, of which every number but 0 is the second, or several kinds of
+  change.
+
+  Attributes:
+    swap: whether the dates of half of the pairs are swapped in training; for maps that say the same
+      then.
+  """
+
+  swap: bool = False
+
+  def adapt(self, model: Any, fields: Fields) -> Any:
+    """See `Task`."""
     model = super().adapt(model, fields)
     if model.num_classes < 2:
       raise RunError(f'{model.num_classes} class of changes: the first is that nothing has changed')
@@ -62,23 +88,19 @@ class Change(Segmentation):
       model, fields, view, column(model.num_classes, (*ignore, VOID), stride=stride)
     )
 
-  def passes(self, model: Any) -> list[Pass]:
-    """See `Task`: the encoder sees two images."""
-    return [Pass(model), *(Pass(model.encoder) for _ in range(DATES - 1))]
-
   def augment(self, batch: Batch, key: Any, hyper: Mapping[str, Any]) -> Batch:
-    """See `Task`: normalises the images and puts them together, (batch, 2, height, width, ...)."""
+    """See `Task`."""
     batch = super().augment(batch, key, hyper)
-    before, after = (batch.pop(name) for name in self.images)
     if self.swap and key is not None:
-      swapped = jax.random.bernoulli(key, 0.5, (len(before), 1, 1, 1))
-      swapped = sharding.reshard(swapped, 'batch', None, None, None)
-      before, after = jnp.where(swapped, after, before), jnp.where(swapped, before, after)
-    return {**batch, 'image': jnp.stack([before, after], axis=1)}
+      pairs = batch['image']
+      swapped = jax.random.bernoulli(key, 0.5, (len(pairs), *(1,) * (pairs.ndim - 1)))
+      swapped = sharding.reshard(swapped, 'batch', *(None,) * (pairs.ndim - 1))
+      batch['image'] = jnp.where(swapped, pairs[:, ::-1], pairs)
+    return batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Damage(Change):
+class Damage(Pairs):
   """Where buildings are, by the first image, and how damaged they are, by both.
 
   The first class of the map is that there is no building, the others are levels of damage. Losses
@@ -97,8 +119,6 @@ class Damage(Change):
     super().__post_init__()
     if self.weights and not min(self.weights) > 0:
       raise RunError(f'task.weights={self.weights} must be positive')
-    if self.swap:
-      raise RunError('task.swap: damage is what has happened from the first date to the second')
 
   def adapt(self, model: Any, fields: Fields) -> Any:
     """See `Task`."""

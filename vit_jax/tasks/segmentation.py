@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from etils import epy
 
+from vit_jax.architecture import MODELS
 from vit_jax.architecture.segmenter import SegmenterArchitecture
 from vit_jax.core.errors import RunError
 from vit_jax.data.examples import Example
@@ -26,14 +27,16 @@ with epy.lazy_imports():
 
   from vit_jax.draw import pictures
   from vit_jax.models import segmenter
+  from vit_jax.tasks import pixels
 
+UNSET: Any = None
 # Of a map in a batch; see `data.rows.columns.Map`.
 _MOST = 255
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Segmentation(Images):
-  """Softmax cross-entropy of the pixels that have a class.
+class Maps(Images):
+  """A class for every pixel, however it is learned.
 
   Attributes:
     stride: the loss is of every so many pixels in each direction, of the class at their centre:
@@ -53,9 +56,11 @@ class Segmentation(Images):
   def adapt(self, model: Any, fields: Fields) -> Any:
     """See `Task`: logits for each class of the map."""
     if not isinstance(model, self.architecture):
-      name = type(self).__name__.lower()
-      wanted = self.architecture.kind
-      raise RunError(f'task.name={name} needs model.name={wanted}, not {model.kind}')
+      able = [name for name, kind in MODELS.items() if issubclass(kind, self.architecture)]
+      raise RunError(
+        f'task.name={type(self).__name__.lower()} needs model.name={", ".join(able)}, not '
+        f'{model.kind}'
+      )
     names = fields['map'].names if 'map' in fields else ()
     if not names and not model.num_classes:
       raise RunError(
@@ -66,7 +71,7 @@ class Segmentation(Images):
       raise RunError(f'model.num_classes={model.num_classes}, and the map has {len(names)} classes')
     if any(side % self.stride for side in model.image_size):
       raise RunError(f'task.stride={self.stride} does not divide images of {model.image_size}')
-    model = dataclasses.replace(model, num_classes=len(names) or model.num_classes)
+    model = dataclasses.replace(model, num_classes=len(names) or model.num_classes).resolve()
     return super().adapt(model, fields)
 
   def rows(self, model: Any, fields: Fields, view: View, *, train: bool) -> Rows:
@@ -78,17 +83,6 @@ class Segmentation(Images):
   def totals(self, batch: Batch) -> dict[str, Any]:
     """See `Task`: examples, and pixels that have a class."""
     return {'examples': batch['mask'].sum(), 'pixels': known(batch).sum()}
-
-  def loss(self, model: Any, part: Batch, ctx: Context) -> tuple[jax.Array, Sums, dict[str, Any]]:
-    """The mean over pixels that have a class; reported with it is `accuracy`."""
-    logits = segmenter.enlarged(model(part['image'], key=ctx.noise), part['map'].shape[1:])
-    valid, label = known(part), part['map'].astype(jnp.int32)
-    said = jax.nn.log_softmax(logits)
-    loss = -(said * jax.nn.one_hot(label, logits.shape[-1])).sum(-1)
-    total = (loss * valid).sum()
-    right = ((jnp.argmax(logits, -1) == label) * valid).sum()
-    sums = {'loss': (total, 'pixels'), 'accuracy': (right, 'pixels')}
-    return total / ctx.totals['pixels'], sums, {}
 
   def predict(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
     """'map' (batch, height, width), uint8 or, with more than 255 classes, int32."""
@@ -146,6 +140,83 @@ class Segmentation(Images):
     ]  # fmt: skip
     views = [pictures.resized(view, by) for view in views]
     return pictures.beside(*views, *drawn, pictures.legend(legend))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Segmentation(Maps):
+  """Softmax cross-entropy of the pixels that have a class, and what may be added to it.
+
+  A head that helps in training, as UPerNet's second one, has the same loss with its weight. The
+  terms reported, `loss` of the cross-entropy, `dice` and `lovasz`, add up to the objective.
+
+  Attributes:
+    class_weights: of the cross-entropy, one for each class; the sum is divided by that of the
+      weights of all pixels. Unset: all are 1.
+    focal: gamma of the focal loss, which multiplies the cross-entropy of a pixel by
+      (1 - p)^gamma, p being the probability of its class (Lin et al. 2017, equation 4); 0 for none.
+    dice: weight of the soft Dice loss (Milletari et al. 2016), see `pixels.dice`.
+    lovasz: weight of the Lovasz softmax loss (Berman et al. 2018), see `pixels.lovasz`.
+  """
+
+  class_weights: tuple[float, ...] = UNSET
+  focal: float = 0.0
+  dice: float = 0.0
+  lovasz: float = 0.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    if min(self.focal, self.dice, self.lovasz) < 0:
+      raise RunError('task.focal, task.dice and task.lovasz must not be negative')
+    weights = self.class_weights
+    if weights is not None and not (min(weights, default=0) >= 0 < sum(weights)):
+      raise RunError(f'task.class_weights={weights} must not be negative, and some positive')
+
+  def adapt(self, model: Any, fields: Fields) -> Any:
+    """See `Task`."""
+    model = super().adapt(model, fields)
+    if self.class_weights is not None and len(self.class_weights) != model.num_classes:
+      raise RunError(
+        f'task.class_weights has {len(self.class_weights)} values, and the map '
+        f'{model.num_classes} classes'
+      )
+    return model
+
+  def totals(self, batch: Batch) -> dict[str, Any]:
+    """See `Task`: examples, pixels that have a class, and what these weigh."""
+    found = super().totals(batch)
+    if self.class_weights is not None:
+      found['weight'] = (known(batch) * self._weight(batch['map'])).sum()
+    return found
+
+  def _weight(self, label: jax.Array) -> jax.Array:
+    """Of each pixel, float32 of the same shape."""
+    weights = jnp.array(self.class_weights, jnp.float32)
+    return (jax.nn.one_hot(label, len(weights)) * weights).sum(-1)
+
+  def loss(self, model: Any, part: Batch, ctx: Context) -> tuple[jax.Array, Sums, dict[str, Any]]:
+    """The mean over pixels that have a class; reported with it is `accuracy`."""
+    heads = [
+      segmenter.enlarged(logits, part['map'].shape[1:])
+      for logits in model.said(part['image'], key=ctx.noise)
+    ]
+    valid, label = known(part), part['map'].astype(jnp.int32)
+    weight = valid if self.class_weights is None else valid * self._weight(label)
+    per = 'pixels' if self.class_weights is None else 'weight'
+    factors = [1.0, *(getattr(model.config, 'auxiliary', 0.0) for _ in heads[1:])]
+    terms: dict[str, tuple[Any, str]] = {}
+
+    def add(name: str, value: Any, total: str) -> None:
+      terms[name] = (terms[name][0] + value if name in terms else value, total)
+
+    for factor, logits in zip(factors, heads, strict=True):
+      add('loss', factor * (pixels.crossentropy(logits, label, self.focal) * weight).sum(), per)
+      for name in ('dice', 'lovasz'):
+        if share := getattr(self, name):
+          found = getattr(pixels, name)(logits, label, valid)
+          add(name, factor * share * (found * part['mask']).sum(), 'examples')
+    total = sum(value / ctx.totals[per] for value, per in terms.values())
+    right = ((jnp.argmax(heads[0], -1) == label) * valid).sum()
+    return total, {**terms, 'accuracy': (right, 'pixels')}, {}
 
 
 def in_image(outputs: Mapping[str, np.ndarray], example: Example, seen: Seen) -> np.ndarray:
