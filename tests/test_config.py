@@ -34,7 +34,7 @@ CONFIGS = [
   'ssl.py:mae,imagenette', 'ssl.py:dinov2,imagenette', 'ssl.py:labels,imagenette',
   'mae.py:H/14,800', 'simmim.py:B/16,800', 'dino.py:S/16,800', 'ibot.py:B/16,400',
   'dinov2.py:L/14,22k', 'land_cover.py', 'land_cover.py:tiles', 'change.py', 'change.py:levir',
-  'damage.py', 'damage.py:xbd',
+  'damage.py', 'damage.py:xbd', 'detection.py', 'detection.py:photos',
 ]  # fmt: skip
 
 
@@ -87,7 +87,9 @@ def test_configs_trace_a_step(name, data_dir):
   )
   assert jax.tree.structure(state) == jax.tree.structure(experiment.abstract_state)
   own = {
-    'classification': {'top1'}, 'segmentation': {'accuracy'}, 'change': {'accuracy'},
+    'classification': {'top1'}, 'segmentation': {'accuracy'},
+    'detection': {'classes', 'distance', 'overlap', 'iou', 'accuracy', 'dense'},
+    'change': {'accuracy'},
     'damage': {'accuracy', 'located', 'damage'},
     'distillation': {'top1', 'teacher', 'agreement'},
     'dino': {*WATCHED, *metrics.keys() & {'center', 'patches', 'koleo'}},

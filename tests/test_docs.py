@@ -28,6 +28,7 @@ SLOW = {
   'docs/getting-started/your-own-images.md': 'a run and its predictions',
   'docs/how-to/augmentation.md': 'a run',
   'docs/how-to/convert-checkpoints.md': 'six programs that start JAX',
+  'docs/how-to/detection.md': 'a run and a prediction',
   'docs/how-to/distillation.md': 'five runs and a plan',
   'docs/how-to/evaluate.md': 'a run and three evaluations',
   'docs/how-to/fine-tune.md': 'two runs from a checkpoint',
