@@ -108,7 +108,7 @@ def pixel_numbers(train: Arrays, test: Arrays) -> dict[str, np.ndarray]:
   return {'target': _ridge(_small, train, test, train['target'])}
 
 
-def _of_pixels(images: np.ndarray) -> np.ndarray:
+def of_pixels(images: np.ndarray) -> np.ndarray:
   """Of each pixel: its colour, how that differs from the mean of the image, and where it is."""
   values = images.astype(np.float32) / 255
   apart = values - values.mean((1, 2), keepdims=True)
@@ -121,10 +121,10 @@ def _of_pixels(images: np.ndarray) -> np.ndarray:
 
 def pixel_classes(train: Arrays, test: Arrays) -> dict[str, np.ndarray]:
   """Logistic regression of the class of a pixel on what is known of it alone."""
-  features, wanted = _of_pixels(train['image']), train['map'].reshape(-1)
+  features, wanted = of_pixels(train['image']), train['map'].reshape(-1)
   rng = np.random.default_rng(0)
   # Pixels of all classes, as often as they are.
   chosen = rng.permutation(np.flatnonzero(wanted < 255))[:400_000]
   model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=100))
   model.fit(features[chosen], wanted[chosen])
-  return {'map': model.predict(_of_pixels(test['image'])).reshape(test['map'].shape)}
+  return {'map': model.predict(of_pixels(test['image'])).reshape(test['map'].shape)}

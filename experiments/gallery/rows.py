@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from experiments import packaged
-from experiments.gallery import controls
+from experiments.gallery import controls, dense
 from experiments.gallery.metrics import MEAN_AP, MEAN_IOU, R2, TOP1, Metric
 from experiments.gallery.ways import Distilled, Finetuned, Pretrained, Probed, Trained, Way
 from experiments.ssl import judged
@@ -115,6 +115,30 @@ ROWS: Sequence[Row] = (
     'mae_long', 'ssl', 'hours', UNLABELLED,
     Pretrained('configs/ssl.py:mae', {'total': '100 epochs'}, (judged.PIXELS, judged.COMPONENTS)),
     TOP1, 'gain', 0.02,
+  ),
+  Row(
+    'detection', 'dense', 'quick', 'shapes on textures, drawn',
+    Trained('configs/detection.py', dense.BOXES, train_on=10_000), dense.AP50, 'value', 0.5,
+  ),
+  Row(
+    'panoptic', 'dense', 'quick', 'shapes on textures, drawn',
+    Trained('configs/panoptic.py', dense.SEGMENTS, train_on=1000), dense.PQ, 'value', 0.4,
+  ),
+  Row(
+    'land_cover', 'dense', 'quick', 'land in four bands, drawn',
+    Trained(
+      'configs/land_cover.py', {'logistic regression of each pixel': controls.pixel_classes},
+      train_on=1000,
+    ),
+    MEAN_IOU, 'gain', 0.10,
+  ),
+  Row(
+    'change', 'dense', 'quick', 'land at two dates, drawn',
+    Trained('configs/change.py', dense.CHANGES, train_on=1000), dense.CHANGE_F1, 'gain', 0.20,
+  ),
+  Row(
+    'damage', 'dense', 'quick', 'houses before and after, drawn',
+    Trained('configs/damage.py', dense.DAMAGE, train_on=1000), dense.XVIEW2, 'gain', 0.20,
   ),
 )  # fmt: skip
 
