@@ -35,6 +35,7 @@ CONFIGS = [
   'mae.py:H/14,800', 'simmim.py:B/16,800', 'dino.py:S/16,800', 'ibot.py:B/16,400',
   'dinov2.py:L/14,22k', 'land_cover.py', 'land_cover.py:tiles', 'change.py', 'change.py:levir',
   'damage.py', 'damage.py:xbd', 'detection.py', 'detection.py:photos',
+  'damage.py', 'damage.py:xbd', 'panoptic.py', 'panoptic.py:L,coco',
 ]  # fmt: skip
 
 
@@ -91,6 +92,7 @@ def test_configs_trace_a_step(name, data_dir):
     'detection': {'classes', 'distance', 'overlap', 'iou', 'accuracy', 'dense'},
     'change': {'accuracy'},
     'damage': {'accuracy', 'located', 'damage'},
+    'panoptic': {'accuracy', 'classes', 'masks', 'dice', 'left_out', *metrics.keys() & {'pixels'}},
     'distillation': {'top1', 'teacher', 'agreement'},
     'dino': {*WATCHED, *metrics.keys() & {'center', 'patches', 'koleo'}},
     'masked': {'accuracy'} & {'accuracy' * (tree['task'].get('target') == 'colours')},

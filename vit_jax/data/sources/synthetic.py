@@ -7,7 +7,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from vit_jax.data.examples import Example, Source
-from vit_jax.data.fields import Boxes, Field
+from vit_jax.data.fields import Boxes, Field, Masks, Panoptic
 
 if TYPE_CHECKING:
   import numpy as np
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Synthetic:
   """Random images that cost nothing to read, for measuring speed.
 
-  With each a field of its own for every task: label, labels, target, points, boxes, map, text,
-  before and after.
+  With each a field of its own for every task: label, labels, target, points, boxes, masks, map,
+  panoptic, text, before and after.
 
   Attributes:
     num_classes: labels, and what pixels are of, are this many.
@@ -50,7 +50,8 @@ class SyntheticSource(Source):
       'image': image, 'before': image, 'after': image,
       'label': Field('class', names), 'labels': Field('classes', names),
       'target': Field('vector', ('number',)), 'points': Field('points', ('point',)),
-      'boxes': Field('boxes', names), 'map': Field('map', names), 'text': Field('text'),
+      'boxes': Field('boxes', names), 'masks': Field('masks', names), 'map': Field('map', names),
+      'panoptic': Field('panoptic', names), 'text': Field('text'),
     }  # fmt: skip
 
   @functools.cached_property
@@ -68,6 +69,15 @@ class SyntheticSource(Source):
     most = min(config.num_classes, 255)
     return rng.integers(0, most, (16, *config.image_size), dtype=np.uint8)
 
+  @functools.cached_property
+  def _mask(self) -> np.ndarray:
+    import numpy as np
+
+    height, width = self._config.image_size
+    mask = np.zeros((height, width), bool)
+    mask[height // 4 : height // 2, width // 4 : width // 2] = True
+    return mask
+
   def __len__(self) -> int:
     return self._config.examples
 
@@ -80,7 +90,9 @@ class SyntheticSource(Source):
     image = self._images[index % 16]
     return {
       'image': image, 'before': image, 'after': image, 'label': label, 'labels': (label,),
-      'boxes': box, 'target': (index % 16 - 7.5,), 'points': corners[:, :2],
+      'boxes': box, 'masks': Masks([self._mask], box.label, box.crowd),
+      'panoptic': Panoptic(self._mask.astype(np.int64), {1: (label, False)}),
+      'target': (index % 16 - 7.5,), 'points': corners[:, :2],
       'map': self._maps[index % 16], 'text': f'image {index}', 'name': f'synthetic[{index}]',
     }  # fmt: skip
 
