@@ -34,8 +34,8 @@ CONFIGS = [
   'ssl.py:mae,imagenette', 'ssl.py:dinov2,imagenette', 'ssl.py:labels,imagenette',
   'mae.py:H/14,800', 'simmim.py:B/16,800', 'dino.py:S/16,800', 'ibot.py:B/16,400',
   'dinov2.py:L/14,22k', 'land_cover.py', 'land_cover.py:tiles', 'change.py', 'change.py:levir',
-  'damage.py', 'damage.py:xbd', 'detection.py', 'detection.py:photos',
-  'damage.py', 'damage.py:xbd', 'panoptic.py', 'panoptic.py:L,coco',
+  'damage.py', 'damage.py:xbd', 'detection.py', 'detection.py:photos', 'panoptic.py',
+  'panoptic.py:L,coco',
 ]  # fmt: skip
 
 

@@ -37,6 +37,7 @@ SLOW = {
   'docs/how-to/multi-label.md': 'a run and a prediction',
   'docs/how-to/plan-a-run.md': 'compiles for a slice of TPUs',
   'docs/how-to/pods.md': 'six programs, and devices that are examined',
+  'docs/how-to/panoptic.md': 'a run and a prediction',
   'docs/how-to/predict.md': 'a run and three predictions',
   'docs/how-to/pretrain-without-labels.md': 'four runs and a judgement',
   'docs/how-to/probe.md': 'a run, a table and two judgements',

@@ -503,6 +503,10 @@ class Segments:
       ids = masks.decode_panoptic(value)
       if ids.shape != tuple(size):
         raise MisfitError(f'is {size[0]} x {size[1]}, and its panoptic segments {ids.shape}')
+      if unknown := sorted({*np.unique(ids).tolist()} - {0, *value.segments}):
+        raise RunError(
+          f'{example["name"]}: nobody says of which class the segment {unknown[0]} of its map is'
+        )
       known = {number: label for number, (label, crowd) in value.segments.items() if not crowd}
       return np.where(np.isin(ids, [*known]), ids, 0), known
     shapes = [masks.drawn(shape, size) for shape in value.shapes]
