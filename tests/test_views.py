@@ -40,6 +40,7 @@ VIEWS = [
         crops.Resize(), crops.Center(0.7), crops.RandomResized(min_area=0.3), crops.Affine(),
         crops.Resize(method='bicubic'), crops.Center(0.8, method='bilinear'),
         crops.published('bicubic', 0.9, 'transformers'), crops.Simple(method='linear'),
+        crops.Fit(), crops.ScaleJitter(1.0, 1.7),
       )),
       (crops.RandomResized(0.3, dialect='big_vision'), Moving()),
     ),
@@ -316,3 +317,55 @@ def test_polygons_hold_the_pixels_whose_centres_they_hold():
     assert (masks.polygons([corners], (30, 40)) != want).sum() <= 1
   two = [rectangle((2, 3, 10, 9))[0], rectangle((8, 3, 12, 5))[0]]
   assert masks.polygons(two, (30, 40)).sum() == 8 * 6 + 2 * 2
+
+
+@pytest.mark.parametrize(
+  ('size', 'filled'),
+  [((40, 40), (30, 40)), ((30, 60), (30, 40)), ((80, 50), (38, 50)), ((6, 9), (6, 8))],
+)
+def test_images_keep_their_shape(size, filled):
+  """Of 90 x 120 pixels: as large as fits, in the corner, zeros beyond; mirrored in their place."""
+  image = np.random.default_rng(0).integers(1, 256, (90, 120, 3), np.uint8)
+  for flip in ('none', 'horizontal', 'vertical'):
+    columns = Columns(View(crops.Fit(), flip, size), (Image(3),), (Instances(2),))
+    box = Boxes(np.array([[0.0, 0, 30, 45]]), np.zeros(1, int), np.zeros(1, bool), np.ones(1))
+    for seed in range(4):
+      row = columns.make({'image': image, 'boxes': box, 'name': 'x'}, np.random.default_rng(seed))
+      rows, wide = filled
+      np.testing.assert_allclose(row['extent'], np.divide(filled, size), rtol=1e-6)
+      pixels = row['image']
+      assert not pixels[rows:].any()
+      assert not pixels[:, wide:].any()
+      whole = preprocess.resize(image, filled)
+      turned = [whole, whole[:, ::-1] if flip == 'horizontal' else whole[::-1]]
+      same = [np.array_equal(pixels[:rows, :wide], each) for each in turned]
+      assert same == [flip == 'none' or not same[1], flip != 'none' and not same[0]] or all(same)
+      # As shares of what is image, boxes are as in the image.
+      left, top, right, bottom = row['boxes'][0] / np.tile(row['extent'][::-1], 2)
+      want = np.array([left, top, right, bottom])
+      mirrored = same[1] and not same[0]
+      expected = np.array([0, 0, 0.25, 0.5])
+      if mirrored:
+        expected = [0.75, 0, 1, 0.5] if flip == 'horizontal' else [0, 0.5, 0.25, 1]
+      np.testing.assert_allclose(want, expected, atol=1e-6)
+
+
+def test_scale_jitter_is_large_and_small():
+  """Factors are even between both ends; what is larger fills the frame, from anywhere in it."""
+  view = View(crops.ScaleJitter(0.5, 2.0), size=(60, 60))
+  found = [view.place(60, 40, np.random.default_rng(seed)) for seed in range(400)]
+  scales = np.array([placement.window[0][0] / 60 for placement in found])
+  assert np.quantile(scales, [0.02, 0.5, 0.98]) == pytest.approx([0.53, 1.25, 1.97], abs=0.06)
+  for placement, scale in zip(found, scales, strict=True):
+    want = np.minimum(np.rint(np.array([60, 40]) * scale), 60)
+    np.testing.assert_allclose(placement.filled, want, atol=1)
+  corners = np.array([placement.window[1] for placement in found if placement.filled == (60, 60)])
+  assert len(corners) > 50
+  assert corners.max(0) == pytest.approx([60, 20], abs=5)
+  with pytest.raises(RunError, match='a scale jitter needs 0 < min_scale <= max_scale'):
+    crops.ScaleJitter(0.0, 1.0)
+
+
+def test_moved_pixels_are_not_told_from_what_is_filled_up():
+  with pytest.raises(RunError, match='says which of them are image: none'):
+    Columns(View(crops.Fit(), size=SIZE, colour=Moving()), (Image(3),))

@@ -99,6 +99,7 @@ def main(checkpoint: str, names: bool, choice: Mapping[str, Any], recipe: bool =
   print(f'parameters    {count:,}')
   print(f'images        {"x".join(map(str, card.size))}, mean {card.mean}, std {card.std}')
   how = f'central crop of {card.crop:.3g}' if card.crop else 'aspect ratio not kept'
+  how = 'aspect ratio kept, the rest filled up' if card.fills else how
   print(f'              {card.resize}, {how}')
   print(f'class names   {notes.shown(card.class_names) if card.class_names else "none"}')
   if card.task:

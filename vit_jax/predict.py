@@ -46,7 +46,7 @@ def prepare(image: Any, card: Card, channels: int = 0) -> np.ndarray:
     card: of the model.
     channels: of the model; those of an array if not given.
   """
-  crop = crops.published(card.resize, card.crop, card.dialect)
+  crop = crops.of_card(card)
   channels = channels or image.shape[2]
   height, width = card.size
   view = View(crop, size=(height, width))
@@ -114,7 +114,7 @@ class Predictor:
     """
     card = model.card
     self.task, fields = tasks.of(card)
-    view = View(crops.published(card.resize, card.crop, card.dialect))
+    view = View(crops.of_card(card))
     rows = self.task.rows(model.config, fields, view, train=False)
     self.seen = Seen(rows, fields, top)
     devices = sharding.shards('batch')

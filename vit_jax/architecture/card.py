@@ -22,6 +22,7 @@ class Card:
     resize: 'bilinear' or 'bicubic', both with antialiasing, or 'area' as in our own training.
     crop: share of the shorter side that a central crop keeps; 0 squeezes the whole image into
       `size`.
+    fills: whether images keep their shape instead, and what they leave of `size` is filled up.
     class_names: of the logits, or nothing.
     task: that the model was trained for: its name and its fields; empty if nothing is known.
     fields: of the examples that it was trained on, as of `data.fields.Field`, by name.
@@ -34,6 +35,7 @@ class Card:
   resize: str = 'bicubic'
   crop: float = 0.0
   class_names: tuple[str, ...] = ()
+  fills: bool = False
   # No part of what a compiled program depends on.
   task: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
   fields: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)

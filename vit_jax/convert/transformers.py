@@ -273,7 +273,7 @@ def _yolos(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
   classes = source.shape('class_labels_classifier.layers.2.weight', 2)[0] - 1
   # What its preprocessor says of sizes is of sides, whatever the shape of images.
   card = _card(source, 'yolos', encoder.image_size, classes)
-  card = dataclasses.replace(card, size=encoder.image_size)
+  card = dataclasses.replace(card, size=encoder.image_size, fills=True)
   middle = f'{style["prefix"]}encoder.mid_position_embeddings' in source
   return YolosConfig(encoder, classes, middle=middle), card
 

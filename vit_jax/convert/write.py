@@ -273,7 +273,7 @@ def _told(config: Any, dialect: str) -> dict[str, Any]:
 
 
 # Of a card, in the words of notes.
-IMAGES = ('size', 'mean', 'std', 'resize', 'crop', 'class_names')
+IMAGES = ('size', 'mean', 'std', 'resize', 'crop', 'fills', 'class_names')
 
 
 def _differences(

@@ -34,6 +34,9 @@ class Crop:
     random: whether it is drawn.
     down: whether a middle between two pixels is rounded down, as transformers does.
     fraction: of the shorter side that is kept; 0 resizes the whole image, whatever its shape.
+    fills: whether images keep their shape, and what they leave of the frame, at the right and the
+      bottom, is filled up with zeros of normalised images, from which models are told apart what is
+      image: `extent` in batches.
   """
 
   method: str = UNSET
@@ -43,6 +46,7 @@ class Crop:
   random: ClassVar[bool] = False
   down: ClassVar[bool] = False
   fraction: ClassVar[float] = 0.0
+  fills: ClassVar[bool] = False
 
   def __post_init__(self):
     if self.method not in (None, *METHODS):
@@ -58,13 +62,16 @@ class Crop:
     """Whether the whole image is resized first, as others do it for evaluation."""
     return self.central and self.method not in (None, 'area')
 
-  def at(self, rng: Any) -> tuple[float, float]:
-    """Where a frame is cut from an image that is resized first: shares of the room for it."""
+  def at(self, rng: Any) -> tuple[float, ...]:
+    """Where a frame is cut from an image that is resized first: shares of the room for it.
+
+    Behind them what else is drawn.
+    """
     del rng
     return 0.5, 0.5
 
   def window(
-    self, have: tuple[int, int], size: tuple[int, int], at: tuple[float, float]
+    self, have: tuple[int, int], size: tuple[int, int], at: tuple[float, ...]
   ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Of an image that is resized first its size then, and the top and left edge of the frame.
 
@@ -248,12 +255,12 @@ class Simple(Crop):
     return top, left
 
   def window(
-    self, have: tuple[int, int], size: tuple[int, int], at: tuple[float, float]
+    self, have: tuple[int, int], size: tuple[int, int], at: tuple[float, ...]
   ) -> tuple[tuple[int, int], tuple[int, int]]:
     """See `Crop`; the edges of the frame may lie in the border, which is around the image."""
     whole, _ = sides(have, size, 1.0)
     room = (side + 2 * self.pad - wanted + 1 for side, wanted in zip(whole, size, strict=True))
-    top, left = (int(share * each) - self.pad for share, each in zip(at, room, strict=True))
+    top, left = (int(share * each) - self.pad for share, each in zip(at[:2], room, strict=True))
     return whole, (top, left)
 
 
@@ -294,10 +301,85 @@ class Affine(Crop):
     return matrix
 
 
+@dataclasses.dataclass(frozen=True)
+class Fit(Crop):
+  """The whole image in its own shape, as large as fits; the rest of the frame is filled up.
+
+  As detectors see images (Carion et al. 2020), in frames of one size.
+  """
+
+  central = True
+  fills: ClassVar[bool] = True
+
+  @property
+  def whole(self) -> bool:
+    """See `Crop`."""
+    return True
+
+  def window(
+    self, have: tuple[int, int], size: tuple[int, int], at: tuple[float, ...]
+  ) -> tuple[tuple[int, int], tuple[int, int]]:
+    """See `Crop`."""
+    del at
+    return _scaled(have, size, 1.0), (0, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaleJitter(Fit):
+  """As `Fit`, then larger or smaller by a random factor; of what is larger a random part.
+
+  Large-scale jitter (Ghiasi et al. 2021, 'Simple copy-paste', section 3): 0.1 to 2 there.
+
+  Attributes:
+    min_scale, max_scale: of the factor, which is drawn evenly.
+  """
+
+  min_scale: float = 0.1
+  max_scale: float = 2.0
+  central = False
+  random = True
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not (math.isfinite(self.max_scale) and 0 < self.min_scale <= self.max_scale):
+      raise RunError(
+        f'a scale jitter needs 0 < min_scale <= max_scale: {self.min_scale}, {self.max_scale}'
+      )
+
+  def at(self, rng: Any) -> tuple[float, ...]:
+    """See `Crop`: places, and the factor."""
+    top, left, scale = rng.random(3).tolist()
+    return top, left, self.min_scale + (self.max_scale - self.min_scale) * scale
+
+  def window(
+    self, have: tuple[int, int], size: tuple[int, int], at: tuple[float, ...]
+  ) -> tuple[tuple[int, int], tuple[int, int]]:
+    """See `Crop`."""
+    *places, scale = at
+    whole = _scaled(have, size, scale)
+    rooms = (max(0, side - wanted) for side, wanted in zip(whole, size, strict=True))
+    top, left = (round(share * room) for share, room in zip(places, rooms, strict=True))
+    return whole, (top, left)
+
+
+def _scaled(have: tuple[int, int], size: tuple[int, int], scale: float) -> tuple[int, int]:
+  """Height and width of an image that fits into so many times a frame, at least a pixel each."""
+  by = scale * min(wanted / side for wanted, side in zip(size, have, strict=True))
+  height, width = (max(1, round(side * by)) for side in have)
+  return height, width
+
+
 class _Rounding(Center):
   """As transformers cuts it."""
 
   down = True
+
+
+def of_card(card: Any) -> Crop:
+  """The crop of evaluations that the `architecture.card.Card` of a model says."""
+  if card.fills:
+    return Fit(method=card.resize)
+  return published(card.resize, card.crop, card.dialect)
 
 
 def published(method: str, fraction: float, dialect: str = '') -> Crop:
@@ -309,7 +391,7 @@ def published(method: str, fraction: float, dialect: str = '') -> Crop:
 
 CROPS = {
   'resize': Resize, 'center': Center, 'random_resized': RandomResized, 'simple': Simple,
-  'affine': Affine,
+  'affine': Affine, 'fit': Fit, 'scale_jitter': ScaleJitter,
 }  # fmt: skip
 
 

@@ -121,7 +121,8 @@ class Opened:
     """
     crop, size = placement.crop, placement.size
     if crop.whole:
-      pixels = _windowed(self.decoded(), size, crop.method or 'area', *placement.window)
+      mode = 'constant' if crop.fills else 'reflect'
+      pixels = _windowed(self.decoded(), size, crop.method or 'area', *placement.window, mode)
     else:
       pixels = _fit(crop, self._part(placement), size, placement.matrix)
     return operators.changed(placement.mirrored(pixels), placement.changes)
@@ -172,9 +173,9 @@ def prepare(
 
 def _windowed(
   image: np.ndarray, size: tuple[int, int], method: str, whole: tuple[int, int],
-  corner: tuple[int, int],
+  corner: tuple[int, int], mode: str,
 ) -> np.ndarray:  # fmt: skip
-  """The whole image at some size, and of that a part, which may reach beyond it into a mirror.
+  """The whole image at some size, and of that a part, which may reach beyond it.
 
   Args:
     image: (height, width, channels).
@@ -182,6 +183,7 @@ def _windowed(
     method: of resampling.
     whole: height and width of the image before the part is cut out.
     corner: top and left edge of the part in that.
+    mode: what is beyond: 'reflect', a mirror, or 'constant', zeros.
 
   Returns:
     (*size, channels).
@@ -192,7 +194,7 @@ def _windowed(
     for first, wanted, side in zip(corner, size, whole, strict=True)
   ]
   if np.any(beyond):
-    image = np.pad(image, (*beyond, (0, 0)), mode='reflect')
+    image = np.pad(image, (*beyond, (0, 0)), mode=mode)  # type: ignore
   top, left = (first + before for first, (before, _) in zip(corner, beyond, strict=True))
   return image[top : top + size[0], left : left + size[1]]
 

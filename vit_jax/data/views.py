@@ -84,7 +84,7 @@ class Placement(NamedTuple):
     matrix: a warp of the part once it has the size of the frame, float64 (2, 3), of the centres of
       pixels; or None.
     across, down: whether it is mirrored then left to right, and upside down.
-    at: where the frame is cut from an image that is resized first; see `Crop`.
+    at: where the frame is cut from an image that is resized first, and more; see `Crop.at`.
     changes: of the pixels of the frame after that, some of which move them.
     erased: boxes of the frame: top, left, height and width.
   """
@@ -96,7 +96,7 @@ class Placement(NamedTuple):
   matrix: np.ndarray | None = None
   across: bool = False
   down: bool = False
-  at: tuple[float, float] = (0.5, 0.5)
+  at: tuple[float, ...] = (0.5, 0.5)
   changes: tuple[Change, ...] = ()
   erased: tuple[erasing.Box, ...] = ()
 
@@ -112,6 +112,7 @@ class Placement(NamedTuple):
       linear = self.matrix[:, :2]
       found = linear @ found
       found[:, 2] += self.matrix[:, 2] + 0.5 - linear.sum(1) * 0.5
+    rows, columns = self.filled
     for axis, mirrored, side in ((0, self.across, columns), (1, self.down, rows)):
       if mirrored:
         found[axis] *= -1
@@ -135,6 +136,17 @@ class Placement(NamedTuple):
   def window(self) -> tuple[tuple[int, int], tuple[int, int]]:
     """Of an image that is resized first: its size then, and the top and left edge of the frame."""
     return self.crop.window(self.source, self.size, self.at)
+
+  @property
+  def filled(self) -> tuple[int, int]:
+    """Height and width of what is image in the frame, from its left upper corner on."""
+    if not self.crop.fills:
+      return self.size
+    whole, corner = self.window
+    rows, columns = (
+      min(size, side - first) for size, side, first in zip(self.size, whole, corner, strict=True)
+    )
+    return rows, columns
 
   def points(self, points: np.ndarray) -> np.ndarray:
     """Points of the image, (n, 2), in the frame; they may lie outside of it."""
@@ -198,8 +210,14 @@ class Placement(NamedTuple):
     )
 
   def mirrored(self, pixels: np.ndarray) -> np.ndarray:
-    """An image of the frame, (height, width, ...), mirrored; a view."""
-    return pixels[:: -1 if self.down else 1, :: -1 if self.across else 1]
+    """An image of the frame, (height, width, ...), what is filled of it mirrored."""
+    rows, columns = self.filled
+    ways = slice(None, None, -1 if self.down else 1), slice(None, None, -1 if self.across else 1)
+    if (rows, columns) == self.size:
+      return pixels[ways]
+    pixels = pixels.copy()
+    pixels[:rows, :columns] = pixels[:rows, :columns][ways]
+    return pixels
 
 
 def _looked_up(values, size, linear, shift, outside):

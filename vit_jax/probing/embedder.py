@@ -86,7 +86,7 @@ class Embedder:
     _, fields = tasks.of(model.card)
     self._task = Classification(mean=model.card.mean, std=model.card.std)
     card = model.card
-    view = View(crops.published(card.resize, card.crop, card.dialect))
+    view = View(crops.of_card(card))
     self._rows = self._task.columns(model.config, fields, view)
     if len(self._rows.view.size) != 2:
       raise RunError(f'a model for images of size {self._rows.view.size}: pictures have two axes')

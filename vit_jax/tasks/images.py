@@ -21,6 +21,7 @@ from vit_jax.tasks.task import Batch, Fields, Task
 with epy.lazy_imports():
   import jax
   import jax.numpy as jnp
+  import numpy as np
 
 UNSET: Any = None
 
@@ -89,9 +90,15 @@ class Images(Task):
     return Columns(view.sized(_seeing(model).image_size), images, others)
 
   def augment(self, batch: Batch, key: jax.Array | None, hyper: Mapping[str, Any]) -> Batch:
-    """See `Task`: normalises the images, and erases the boxes that the view has drawn."""
+    """See `Task`: normalises the images, and erases the boxes that the view has drawn.
+
+    Where images do not fill the frame, the rest is 0.
+    """
     del hyper
-    batch = {**batch, **{name: self.normalize(batch[name]) for name in self.images}}
+    found = {name: self.normalize(batch[name]) for name in self.images}
+    if 'extent' in batch:
+      found = {name: image * _inside(image, batch['extent']) for name, image in found.items()}
+    batch = {**batch, **found}
     return mixing.erased(batch, key) if key is not None and 'erased' in batch else batch
 
   def card(self, model: Any, crop: Any, fields: Fields) -> Card:
@@ -101,7 +108,17 @@ class Images(Task):
     names = fields[self.classed].names if self.classed in fields else ()
     names = names if len(names) == getattr(model, 'num_classes', 0) else ()
     fraction = getattr(crop, 'fraction', 0.0)
-    return Card('vit_jax', seeing.image_size, mean, std, crop.method, fraction, names)
+    fills = getattr(crop, 'fills', False)
+    return Card('vit_jax', seeing.image_size, mean, std, crop.method, fraction, names, fills)
+
+
+def _inside(images: jax.Array, extent: jax.Array) -> jax.Array:
+  """Which pixels of a frame are image, bool (batch, height, width, 1)."""
+  inside = [
+    (np.arange(side) + 0.5) / side < extent[:, axis, None]
+    for axis, side in enumerate(images.shape[1:3])
+  ]
+  return (inside[0][:, :, None] & inside[1][:, None])[..., None]
 
 
 def _seeing(model: Any) -> Any:

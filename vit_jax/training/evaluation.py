@@ -92,9 +92,10 @@ def evaluate_checkpoint(
     evaluations = {}
     for name, evaluator in cfg.evals.items():
       if not any(field.startswith(f'evals.{name}.crop.') for field in insisted):
-        crop = crops.published(card.resize, card.crop, card.dialect)
+        crop = crops.of_card(card)
         evaluator = dataclasses.replace(evaluator, crop=crop)
         how = f'the middle {card.crop:g}' if card.crop else 'the whole image'
+        how += ', its shape kept' * card.fills
         lines.append(f'evals.{name}: as the checkpoint says, {how}, {card.resize}')
       elif evaluator.crop.method is None:
         crop = dataclasses.replace(evaluator.crop, method=card.resize)

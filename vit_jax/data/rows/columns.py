@@ -48,6 +48,8 @@ class Columns:
 
   Where the view erases, there are also `erased`, int32 (boxes, 4): top, left, height and width, 0
   for none; and `erased_colour`, float32 (boxes, channels), unless it is noise that goes there.
+  Where its crop fills the frame up, there is `extent`, float32 (2,): which share of the height and
+  of the width is image, from the top and the left.
   """
 
   view: View
@@ -62,6 +64,11 @@ class Columns:
           f'data.colour.name={type(colour).__name__.lower()} is for images of uint8 with one or '
           f'three channels, and {image.field} is {image.dtype} with {image.channels}: none'
         )
+    if self.view.crop.fills and self.view.colour.moves:
+      raise RunError(
+        f'data.colour.name={type(self.view.colour).__name__.lower()} moves pixels, and a crop that '
+        'fills the frame up says which of them are image: none'
+      )
     if self.view.erase.count and [image.field for image in self.images] != ['image']:
       raise RunError('data.erase is for examples with one image')
 
@@ -79,6 +86,8 @@ class Columns:
     found: dict[str, Array] = {}
     for each in self._all:
       found |= each.arrays(self.view.size)
+    if self.view.crop.fills:
+      found['extent'] = Array((2,), np.float32)
     if boxes := self.view.erase.count:
       found['erased'] = Array((boxes, 4), np.int32)
       if self.view.erase.mode != 'pixel':
@@ -94,6 +103,8 @@ class Columns:
       row[image.field] = pixels.within(placement)
     for column in self.columns:
       row |= column.make(example, placement)
+    if self.view.crop.fills:
+      row['extent'] = np.divide(placement.filled, placement.size)
     return row | self._erased(placement, rng)
 
   def _erased(self, placement: Placement, rng: np.random.Generator) -> dict[str, Any]:
