@@ -21,7 +21,6 @@ from vit_jax.tasks.task import Batch, Fields, Task
 with epy.lazy_imports():
   import jax
   import jax.numpy as jnp
-  import numpy as np
 
 UNSET: Any = None
 
@@ -115,7 +114,7 @@ class Images(Task):
 def _inside(images: jax.Array, extent: jax.Array) -> jax.Array:
   """Which pixels of a frame are image, bool (batch, height, width, 1)."""
   inside = [
-    (np.arange(side) + 0.5) / side < extent[:, axis, None]
+    (jnp.arange(side) + 0.5) / side < extent[:, axis, None]
     for axis, side in enumerate(images.shape[1:3])
   ]
   return (inside[0][:, :, None] & inside[1][:, None])[..., None]
