@@ -135,11 +135,6 @@ class DetrArchitecture(Composition):
     return self.encoder.image_size
 
   @property
-  def queries(self) -> int:
-    """How many objects it can say."""
-    return self.decoder.queries
-
-  @property
   def nothing(self) -> bool:
     """See `DecoderArchitecture`."""
     return self.decoder.nothing
