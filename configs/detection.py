@@ -37,7 +37,7 @@ def quick():
       source=dict(name='generated', examples=100_000, generator=dict(name='shapes')), flip='both'
     ),
     optim=dict(
-      name='muon', lr=4e-3, lr_last=4e-5, weight_decay=0.01, b2=0.98, warmup='100 steps'
+      name='muon', lr=4e-3, lr_last=4e-5, weight_decay=0.01, b2=0.98, warmup='3%'
     ),
     evals=dict(test=dict(name='detection', split='test', every='20%', batch_size=100)),
   )  # fmt: skip
