@@ -405,6 +405,49 @@ def test_the_best_threshold():
   assert scores.balance(pairs) == (pytest.approx(4 / 6), 0.8)
 
 
+def test_scores_are_those_of_files(tmp_path):
+  """Written as COCO has them, and read by its tools: crowds, ties, absent classes, empty images."""
+  from pycocotools.coco import COCO
+  from pycocotools.cocoeval import COCOeval
+
+  rng = np.random.default_rng(0)
+  records, images, objects, results = [], [], [], []
+  for image in range(1, 21):
+    truth, said = [], []
+    for _ in range(int(rng.integers(0, 6)) * (image % 5 > 0)):
+      left, top, width, height = rng.uniform([0, 0, 5, 5], [200, 200, 150, 150])
+      box, label = [left, top, left + width, top + height], int(rng.choice([0, 1, 3]))
+      crowd, area = bool(rng.random() < 0.2), float(width * height * rng.uniform(0.3, 1))
+      truth.append((box, label, crowd, area))
+      place = dict(bbox=[left, top, width, height], area=area, iscrowd=int(crowd))
+      number = dict(id=len(objects) + 1, image_id=image, category_id=10 * label + 1)
+      objects.append({**number, **place})
+      for _ in range(int(rng.integers(0, 4))):
+        moved = np.float32(np.array(box) + rng.normal(0, 8, 4))
+        moved[2:] = np.maximum(moved[2:], moved[:2] + 1)
+        other = int(rng.choice([label, label, 2]))
+        score = round(float(rng.random()), 1)
+        said.append((moved, other, score))
+        wide = [float(x) for x in (*moved[:2], *(moved[2:].astype(float) - moved[:2]))]
+        results.append(dict(image_id=image, category_id=10 * other + 1, bbox=wide,
+                            score=float(np.float32(score))))  # fmt: skip
+    records.append(record(truth, said))
+    images.append(dict(id=image, width=400, height=400))
+  categories = [dict(id=10 * k + 1, name=name) for k, name in enumerate('abcd')]
+  everything = dict(images=images, annotations=objects, categories=categories)
+  (tmp_path / 'truth.json').write_text(json.dumps(everything))
+  (tmp_path / 'said.json').write_text(json.dumps(results))
+  known = COCO(str(tmp_path / 'truth.json'))
+  judged = COCOeval(known, known.loadRes(str(tmp_path / 'said.json')), 'bbox')
+  judged.evaluate()
+  judged.accumulate()
+  judged.summarize()
+  found = scored(*records, names=tuple('abcd')).values
+  assert judged.stats.min() >= 0
+  np.testing.assert_allclose([found[n] for n in scores.STATS], judged.stats[:9], rtol=1e-12)
+  assert 0.1 < found['ap'] < 0.9
+
+
 def seen_through(view, names=NAMES):
   rows = Columns(view, (Image(3),), (Instances(len(names), 4),))
   return Seen(rows, {'boxes': Field('boxes', names)})

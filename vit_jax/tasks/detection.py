@@ -211,7 +211,8 @@ class Detection(Images):
     places = np.array([each['box'] for each in objects]).reshape(-1, 4) * by
     colour = lambda name: pictures.colour(names.index(name) if name in names else 0)  # noqa: E731
     inks = [colour(each['class']) for each in objects]
-    drawn = [('predicted', pictures.boxes(large, places, called, inks))]
+    title = 'predicted' if objects else self.lines(prediction)[0]
+    drawn = [(title, pictures.boxes(large, places, called, inks))]
     if 'boxes' in example:
       from vit_jax.data import masks
 
