@@ -1,4 +1,4 @@
-"""What the gallery measures is what the evaluators do; controls are no better than what they know."""
+"""What the gallery measures is what evaluators do; controls find what pixels alone say."""
 
 import numpy as np
 import pytest
