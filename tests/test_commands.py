@@ -349,6 +349,14 @@ def test_every_listed_model_exists():
   assert len(set(variants.names())) == len(variants.names())
 
 
+def test_a_model_of_another_kind_keeps_the_encoder():
+  given = {'model': {'name': 'segmenter', 'encoder': {'width': 8}, 'num_classes': 5}}
+  found = overrides.apply(config_lib.Config, given, [('model.name', 'upernet')])
+  assert found == {'model': {'name': 'upernet', 'encoder': {'width': 8}}}
+  found = overrides.apply(config_lib.Config, given, [('model.name', 'vit')])
+  assert found == {'model': {'name': 'vit'}}
+
+
 def test_overrides_leave_what_they_are_given_alone():
   given = json.loads(json.dumps({'total': '1', 'batch_size': 1, 'model': {'name': 'vit'}}))
   overrides.apply(config_lib.Config, given, [('model.width', '3')])

@@ -1,8 +1,9 @@
 """Fields of a configuration that are set by text: --config.model.width=64.
 
 Entries are removed first (`--config.evals=None`), then names that choose a class are set
-(`--config.data.crop.name=center`), with which the sections they change begin anew, and then values:
-a name and its fields may be given together, in any order.
+(`--config.data.crop.name=center`), with which the sections they change begin anew, but for parts
+that the class before had, too (`model.encoder`), and then values: a name and its fields may be
+given together, in any order.
 """
 
 from __future__ import annotations
@@ -147,13 +148,27 @@ def _set_chosen(
   if path == ['name']:
     if text not in registry:
       raise RunError(f'unknown {where}.name {text!r}: {suggest(text, registry)}')
-    if text != name:  # what is left would be of another class
-      tree.clear()
+    if text != name:  # what is left would be of another class, but for parts that both have
+      shared = _parts(registry[text]) & _parts(registry.get(name))
+      for field in {*tree} - shared:
+        del tree[field]
     tree['name'] = text
     return
   if name is None:
     raise RunError(f'{where}.name is missing: choose from {", ".join(registry)}')
   _set(schema.pick(registry, name, where), tree, path, text, where)
+
+
+def _parts(cls: type | None) -> set[str]:
+  """Names of the fields of a class that are sections of one class each."""
+  if cls is None:
+    return set()
+  types = schema.types_of(cls)
+  return {
+    field.name for field in dataclasses.fields(cls)
+    if field.init and not field.metadata and dataclasses.is_dataclass(types[field.name])
+    and types[field.name] is not Schedule
+  }  # fmt: skip
 
 
 def value(text: str, kind: Any, default: Any, where: str) -> Any:
