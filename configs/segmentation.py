@@ -14,13 +14,13 @@ ViT-B/14, of which Oquab et al. 2023 (table 10, 'lin.') report 47.3 mIoU:
         --config.inits.encoder=dinov2_vitb14_pretrain.pth --workdir=runs/ade20k
 
 Fine-tuned as a whole, with the recipes of those who made the heads, none of which we have run at
-its size:
+its size. They slide windows over pictures in evaluation, and we see each as a whole:
 
 - segmenter: Seg-L-Mask/16 (Strudel et al. 2021) at 640 pixels, 51.8 mIoU, from a ViT-L/16 of AugReg
 - upernet: BEiT-B/16 at 640 pixels, 53.6 mIoU, from BEiT fine-tuned on ImageNet-22k
 
     python -m vit_jax.train --config=configs/segmentation.py:upernet,ADEChallengeData2016 \
-        --config.inits.encoder=microsoft/beit-base-patch16-224-pt22k-ft22k --workdir=runs/upernet
+        --config.inits.encoder=hf:microsoft/beit-base-patch16-224-pt22k-ft22k --workdir=runs/upernet
 """
 
 from vit_jax.config import IMAGENET, chosen, complete
@@ -94,12 +94,15 @@ def ade20k(folder, recipe):
   fields = dict(image='images/{split}', map='annotations/{split}')
   made = recipe()
   made['task'] |= dict(name='segmentation')
+  crop: dict = dict(name='random_resized', min_area=0.25, max_aspect=2.0)
+  if recipe is not linear:
+    # The shorter side half to twice as long as the frame, as in mmsegmentation, of pictures of 4:3.
+    crop = dict(name='scale_jitter', min_scale=0.67, max_scale=2.67)
   return dict(
     made,
     data=dict(
       source=dict(name='paired', dir=folder, fields=fields, names=dict(map='151'), ignore=(0,)),
-      split='training', crop=dict(name='random_resized', min_area=0.25, max_aspect=2.0),
-      flip='horizontal',
+      split='training', crop=crop, flip='horizontal',
     ),
     evals=dict(test=dict(name='segmentation', split='validation', every='10%')),
   )  # fmt: skip
