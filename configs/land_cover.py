@@ -40,7 +40,7 @@ def quick():
     data=dict(
       source=dict(name='generated', examples=8000, generator=generator), cache=True, flip='both'
     ),
-    optim=dict(lr=1e-3, weight_decay=0.05, warmup='5%'),
+    optim=dict(name='muon', lr=3e-3, weight_decay=0.05, warmup='5%'),
     evals=dict(test=dict(name='segmentation', split='test', every='25%', batch_size=100)),
   )
 

@@ -50,6 +50,7 @@ ONLY = {
   'optax': ('optim', 'training.state', 'probing.logistic'),
   'cv2': ('data',),
   'simplejpeg': ('data.jpeg',),
+  'rasterio': ('data.geotiff',),
   'pyarrow': ('data.sources', 'probing.table'),
   'tensorboardX': ('training.writers',),
   'pycocotools': ('evaluators',),

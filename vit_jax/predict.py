@@ -21,7 +21,7 @@ from vit_jax.core.paths import AnyPath, Path, at, inside
 from vit_jax.data.examples import Example, Source
 from vit_jax.data.fields import Field
 from vit_jax.data.views import View
-from vit_jax.tasks.task import Seen
+from vit_jax.tasks.task import Prediction, Seen
 
 # Arguments are checked before JAX is there.
 with epy.lazy_imports():
@@ -30,10 +30,11 @@ with epy.lazy_imports():
 
   from vit_jax import tasks
   from vit_jax.convert import notes, read
-  from vit_jax.data import crops, files, pipeline, preprocess
+  from vit_jax.data import crops, files, geotiff, pipeline, preprocess
   from vit_jax.draw import pictures
   from vit_jax.explore import attention as maps
   from vit_jax.nn import sharding
+  from vit_jax.tasks import scenes
 
 FORMATS = ('json', 'csv')
 
@@ -60,19 +61,24 @@ class Inputs(Source):
 
   name = 'inputs'
 
-  def __init__(self, files: Sequence[AnyPath]):
-    self.fields = {'image': Field('image')}
-    self._files = list(files)
+  def __init__(
+    self, files: Sequence[AnyPath | tuple[AnyPath, ...]], names: Sequence[str] = ('image',)
+  ):
+    """Of each example its file, or those of several images, which are the fields `names`."""
+    self.fields = dict.fromkeys(names, Field('image'))
+    self._files = [own if isinstance(own, tuple) else (own,) for own in files]
 
   def __len__(self) -> int:
     return len(self._files)
 
   def __getitem__(self, index: int) -> Example:
-    path = self._files[index]
-    try:
-      return {'image': path.read_bytes(), 'name': str(path)}
-    except OSError as error:
-      raise RunError(f'cannot read {path}: {error.strerror}') from None
+    example: dict[str, Any] = {'name': str(self._files[index][0])}
+    for name, path in zip(self.fields, self._files[index], strict=True):
+      try:
+        example[name] = path.read_bytes()
+      except OSError as error:
+        raise RunError(f'cannot read {path}: {error.strerror}') from None
+    return example
 
 
 class Predicted(NamedTuple):
@@ -163,6 +169,16 @@ class Predictor:
       image = batch['image'][place] if 'image' in batch else None
       yield Predicted(example, prediction, row, image)
 
+  def mapped(
+    self, files: Sequence[AnyPath], map_file: Path, scores_file: Path, overlap: float = 0.5
+  ) -> tuple[Prediction, np.ndarray]:
+    """Writes maps of a scene of any size; see `scenes.mapped`. What they say, and a picture."""
+    found = scenes.mapped(
+      self._model, self.task, self.seen, files, map_file=map_file, scores_file=scores_file,
+      batch=self.batch_size, overlap=overlap,
+    )  # fmt: skip
+    return found.prediction, self.task.draw(found.prediction, found.example, self.seen)
+
   def drawn(self, predicted: Predicted) -> np.ndarray:
     """A picture of a prediction, uint8 (height, width, 3), and of what it drew on, if asked for."""
     picture = self.task.draw(predicted.prediction, predicted.example, self.seen)
@@ -195,6 +211,42 @@ def images_in(paths: Iterable[str]) -> list[AnyPath]:
   return found
 
 
+def together(given: Sequence[str], names: Sequence[str]) -> list[tuple[AnyPath, ...]]:
+  """Of each example the files of its images.
+
+  Args:
+    given: image files, or folders or zip files of them, one for each name in turn; of folders the
+      files of the same name belong together.
+    names: of the images of an example.
+
+  Raises:
+    RunError: where one has no counterpart, and as `images_in`.
+  """
+  if len(names) == 1:
+    return [(path,) for path in images_in(given)]
+  order = ', '.join(names)
+  if len(given) % len(names):
+    raise RunError(
+      f'the model takes {len(names)} images for each prediction, in the order {order}: '
+      f'{len(given)} paths are given'
+    )
+  found: list[tuple[AnyPath, ...]] = []
+  for first in range(0, len(given), len(names)):
+    several = [images_in([path]) for path in given[first : first + len(names)]]
+    if any(len(images) > 1 for images in several):
+      every = [{image.name: image for image in images} for images in several]
+      for path, own in zip(given[first:], every, strict=False):
+        for one, other in ((own, every[0]), (every[0], own)):
+          if lone := sorted({*one} - {*other}):
+            raise RunError(
+              f'{given[first]} and {path} hold images of a place by the same name, and of '
+              f'{files.few(lone, 3)} there is only one'
+            )
+      several = [[own[name] for name in every[0]] for own in every]
+    found += zip(*several, strict=True)
+  return found
+
+
 class _Folder:
   """Where predictions are written: one table, and pictures beside it."""
 
@@ -215,11 +267,22 @@ class _Folder:
       paths.write_bytes(self.path / files[kind], pictures.png(array))
     self._rows.append({'image': predicted.example['name'], **files, **predicted.prediction.facts})
 
-  def _free(self, stem: str, kinds: Iterable[str]) -> dict[str, str]:
+  def add_scene(self, name: str, write: Callable[[dict[str, Path]], tuple[Any, np.ndarray]]) -> Any:
+    """Writes the maps of a scene, at the places that `write` gets; returns the prediction."""
+    files = self._free(at(name).stem, ('picture', 'map', 'scores'), {'map': 'tif', 'scores': 'tif'})
+    prediction, picture = write({kind: self.path / file for kind, file in files.items()})
+    paths.write_bytes(self.path / files['picture'], pictures.png(picture))
+    self._rows.append({'image': name, **files, **prediction.facts})
+    return prediction
+
+  def _free(
+    self, stem: str, kinds: Iterable[str], suffixes: Mapping[str, str] | None = None
+  ) -> dict[str, str]:
     """Names of files for an image, of which none was written before: STEM.png, STEM_map.png."""
+    ends = {k: ('' if k == 'picture' else f'_{k}') for k in kinds}
     for number in itertools.count(1):
       name = stem if number == 1 else f'{stem}_{number}'
-      files = {k: f'{name}.png' if k == 'picture' else f'{name}_{k}.png' for k in kinds}
+      files = {k: f'{name}{end}.{(suffixes or {}).get(k, "png")}' for k, end in ends.items()}
       if not self._names & {*files.values()}:
         self._names |= {*files.values()}
         return files
@@ -253,17 +316,20 @@ def _flat(value: Any, name: str = '') -> dict[str, Any]:
 def main(
   checkpoint: str, image: list[str], top: int, batch_size: int, labels: str | None,
   choice: Mapping[str, Any], out: str = '', format: str = 'json', attention: bool = False,
+  windows: bool = False, overlap: float = 0.5,
 ) -> int:  # fmt: skip
   """Prints, and perhaps writes, what is predicted for each image."""
   if top < 1 or batch_size < 1:
     raise RunError('--top and --batch_size must be at least 1')
   if attention and not out:
     raise RunError('--attention is drawn: give a folder for pictures, --out=DIR')
-  inputs, folder = Inputs(images_in(image)), _Folder(out, format) if out else None
+  folder = _Folder(out, format) if out else None
   with jax.set_mesh(sharding.make_mesh('data')):
     with notes.printed(sys.stderr):
       opened = read.open_checkpoint(checkpoint, **choice)
       _check_head(opened)
+      names = getattr(tasks.of(opened.card)[0], 'images', ('image',))
+      inputs = together(image, names)
       model = read.model_of(opened)
       model.card = tasks.named(model.card, _names(labels, model))
     _check_size(checkpoint, model)
@@ -276,9 +342,24 @@ def main(
       print(f'error: {name}: {error}', file=sys.stderr)
 
     predictor = Predictor(model, top=top, batch_size=batch_size, attention=attention)
+    said = isinstance(predictor.task, tasks.Segmentation)
+    large = [own for own in inputs if windows or (said and all(map(geotiff.is_placed, own)))]
+    small = [own for own in inputs if own not in large]
+    if large and not folder:
+      raise RunError(f'the map of {large[0][0]} is written: give a folder for it, --out=DIR')
     began = start = time.perf_counter()
     try:
-      for predicted in predictor(inputs, broken=broken):
+      for scene in large:
+        assert folder
+        print(*scene)
+        prediction = folder.add_scene(
+          str(scene[0]),
+          lambda f, scene=scene: predictor.mapped(scene, f['map'], f['scores'], overlap),
+        )
+        done += 1
+        for line in predictor.task.lines(prediction):
+          print(f'  {line}')
+      for predicted in predictor(Inputs(small, names), broken=broken) if small else ():
         start = start if done else time.perf_counter()  # the first batch was compiled
         done += 1
         print(predicted.example['name'])
@@ -293,8 +374,8 @@ def main(
     later = max(0, done - predictor.batch_size)
     rate = f', {later / (now - start):,.1f} behind the first batch' if later else ''
     devices = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
-    whole = f'{done:,} images in {now - began:.1f} s on {devices}'
-    print(f'{whole}: {done / (now - began):,.1f} images/s{rate}', file=sys.stderr)
+    text = f'{done:,} images in {now - began:.1f} s on {devices}'
+    print(f'{text}: {done / (now - began):,.1f} images/s{rate}', file=sys.stderr)
   return 1 if failed else 0
 
 
@@ -359,6 +440,8 @@ if __name__ == '__main__':
       'runs/photos new/*.jpg',
       'runs/photos new --out=predicted --attention',
       'vit_base.safetensors photos --labels=imagenet_classes.txt --top=3',
+      'runs/land scene.tif --out=maps',
+      'runs/change before.tif after.tif --out=maps',
     ),
   )  # fmt: skip
   parser.add_argument('checkpoint', help='npz, safetensors or PyTorch file; folder; run directory')
@@ -368,6 +451,12 @@ if __name__ == '__main__':
   )
   parser.add_argument('--format', default='json', choices=FORMATS, help='of the table (json)')
   parser.switch('--attention', 'beside the pictures which patches a prediction drew on')
+  parser.switch(
+    '--windows', 'maps of images as of GeoTIFF: by windows of their own resolution that overlap'
+  )
+  parser.add_argument(
+    '--overlap', type=float, default=0.5, metavar='SHARE', help='of these windows (0.5)'
+  )
   parser.add_argument('--top', type=int, default=5, metavar='N', help='how many classes')
   parser.add_argument('--batch_size', type=int, default=32, metavar='N', help='images at a time')
   parser.add_argument(

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.nn.sharding import reshard, whole
+from vit_jax.nn.sharding import shards as shards_of
 
 # Of the window at its very edge, where it is the only one.
 _LEAST = 1e-3
@@ -105,7 +106,7 @@ def strips(
     size: height and width of the image.
     window: of a window.
     overlap: of neighbouring windows at least, in rows and columns.
-    batch: windows at a time; the devices divide it.
+    batch: windows at a time, at most; a multiple of the devices.
 
   Yields:
     The first row of some rows, and what is said of them: float32 (rows, width, values).
@@ -113,6 +114,7 @@ def strips(
   height, width = (max(side, least) for side, least in zip(size, window, strict=True))
   tops, rows = starts(height, window[0], overlap[0]), shares(height, window[0], overlap[0])
   lefts, columns = starts(width, window[1], overlap[1]), shares(width, window[1], overlap[1])
+  batch = min(batch, -(-len(lefts) // shards_of('batch')) * shards_of('batch'))
   filled = -(-len(lefts) // batch) * batch
   places = np.zeros(filled, np.int32)
   weights = np.zeros((filled, window[1]), np.float32)

@@ -176,7 +176,6 @@ class Damage(Pairs):
     building = jax.nn.sigmoid(logits[..., :1])
     return jnp.concatenate([1 - building, building * jax.nn.softmax(logits[..., 1:])], axis=-1)
 
-  def decided(self, scores: jax.Array) -> jax.Array:
+  def decided(self, scores: Any) -> Any:
     """See `Segmentation`: the likeliest level where a building is likelier than none."""
-    level = jnp.argmax(scores[..., 1:], -1).astype(jnp.int32) + 1
-    return jnp.where(scores[..., 0] < 0.5, level, 0)
+    return (scores[..., 1:].argmax(-1) + 1) * (scores[..., 0] < 0.5)

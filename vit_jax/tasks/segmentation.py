@@ -95,9 +95,9 @@ class Maps(Images):
     logits = segmenter.enlarged(model(batch['image']), model.config.image_size)
     return jax.nn.softmax(logits)
 
-  def decided(self, scores: jax.Array) -> jax.Array:
-    """The class of each pixel by its probabilities, int32 (..., height, width)."""
-    return jnp.argmax(scores, -1).astype(jnp.int32)
+  def decided(self, scores: Any) -> Any:
+    """The class of each pixel by its probabilities, int (..., height, width); of NumPy, too."""
+    return scores.argmax(-1)
 
   def decode(self, outputs: Mapping[str, np.ndarray], example: Example, seen: Seen) -> Prediction:
     """See `Task`: the map of the image, and the share of each class."""

@@ -1,0 +1,149 @@
+"""Maps of scenes that are larger than the memory: by windows at their own resolution."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from etils import epy
+
+from vit_jax.core import paths
+from vit_jax.core.errors import RunError
+from vit_jax.data.misfit import MisfitError
+from vit_jax.tasks.segmentation import Segmentation
+from vit_jax.tasks.task import Prediction, Seen
+
+# Configurations are checked before JAX is there.
+with epy.lazy_imports():
+  import jax.numpy as jnp
+  import numpy as np
+
+  from vit_jax.data import geotiff
+  from vit_jax.draw import pictures
+  from vit_jax.nn import windows
+
+# Of the picture of a scene, the longer side at most.
+_MOST = 1024
+
+
+class Mapped(NamedTuple):
+  """What is said of a scene.
+
+  Attributes:
+    prediction: its map is as small as a picture.
+    example: its images likewise, by their fields; and `name`.
+  """
+
+  prediction: Prediction
+  example: dict[str, Any]
+
+
+def mapped(
+  model: Any, task: Any, seen: Seen, files: Sequence[paths.AnyPath], *, map_file: paths.Path,
+  scores_file: paths.Path, batch: int, overlap: float = 0.5,
+) -> Mapped:  # fmt: skip
+  """Writes the map of a scene, and the probabilities of its classes, at the place of the scene.
+
+  Windows of the size that the model was trained at overlap, and their probabilities are averaged;
+  see `nn.windows`. A pixel without data is the mean of its band for the model, and has no class.
+
+  Args:
+    model: under the mesh that it is on.
+    task: of the model.
+    seen: how its images are seen.
+    files: of the scene, one for each image of an example, in their order.
+    map_file: GeoTIFF of a class for each pixel, whose largest number is none.
+    scores_file: GeoTIFF of a band for each class.
+    batch: windows at a time; the devices divide it.
+    overlap: of neighbouring windows at least, as a share of a window.
+
+  Raises:
+    RunError: if a file cannot be read, is not what the model takes, or not where the others are.
+  """
+  if not isinstance(task, Segmentation):
+    raise RunError(
+      f'{type(task).__name__.lower()} says nothing of single pixels: no map of a scene'
+    )
+  if not 0 <= overlap < 1:
+    raise RunError(f'windows overlap by a share of at least 0 and less than 1: {overlap}')
+  images = seen.rows.images
+  rasters = [
+    geotiff.Raster(path, image.channels) for path, image in zip(files, images, strict=True)
+  ]
+  for raster, image in zip(rasters, images, strict=True):
+    try:
+      raster.check(image.channels, image.dtype)
+    except MisfitError as error:
+      raise RunError(f'{raster.path} {error}') from None
+    raster.lies_on(rasters[0])
+  names = _names(seen, model.config.num_classes)
+  window = tuple(model.config.image_size)
+  margin = tuple(min(math.ceil(side * overlap), side - 1) for side in window)
+  read = _reader(rasters, task.images)
+  size, few = rasters[0].size, len(names) <= 255
+  dtype, void = ('uint8', 255) if few else ('uint16', 65535)
+  by = -(-max(size) // _MOST)
+  small = {'map': [], **{name: [] for name in task.images}}
+  counts = np.zeros(len(names), np.int64)
+  colours = [pictures.colour(i) for i in range(len(names))] if few else []
+  with contextlib.ExitStack() as stack:
+    write_map = stack.enter_context(
+      geotiff.written(map_file, rasters[0], dtype, ('class',), void, colours)
+    )
+    write_scores = stack.enter_context(
+      geotiff.written(scores_file, rasters[0], 'float32', names, math.nan)
+    )
+    function = _scores(task)
+    for top, scores in windows.strips(function, model, read, size, window, margin, batch):
+      rows = read(top, len(scores))
+      there = rows.pop('there')
+      labels = np.where(there, task.decided(scores), void)
+      counts += np.bincount(labels[there], minlength=len(names))
+      write_map(top, labels[..., None])
+      write_scores(top, np.where(there[..., None], scores, np.nan))
+      first = -top % by
+      small['map'].append(labels[first::by, ::by])
+      for name, pixels in rows.items():
+        small[name].append(pixels[first::by, ::by])
+  shown = {name: np.concatenate(parts) for name, parts in small.items()}
+  order = np.argsort(-counts, kind='stable')
+  share = {names[i]: float(counts[i] / max(counts.sum(), 1)) for i in order if counts[i]}
+  facts = {'share': share, 'missing': 1 - float(counts.sum() / math.prod(size))}
+  return Mapped(
+    Prediction(facts, {'map': shown.pop('map').astype(dtype)}),
+    {**shown, 'name': str(files[0])},
+  )
+
+
+def _names(seen: Seen, classes: int) -> tuple[str, ...]:
+  names = seen.fields['map'].names if 'map' in seen.fields else ()
+  return names if len(names) == classes else tuple(f'class {i}' for i in range(classes))
+
+
+def _reader(rasters: Sequence[Any], names: Sequence[str]) -> Callable[[int, int], dict[str, Any]]:
+  """Gives rows of all images by their fields, and 'there', which pixels are in all of them."""
+
+  def read(top: int, rows: int) -> dict[str, Any]:
+    found, there = {}, True
+    for name, raster in zip(names, rasters, strict=True):
+      found[name], own = raster.read(top, rows)
+      there = own & there
+    return {**found, 'there': there}
+
+  return read
+
+
+def _scores(task: Any) -> Callable[[Any, Any], Any]:
+  """Probabilities in windows, of which some pixels may be missing."""
+
+  def scores(model: Any, parts: Mapping[str, Any]) -> Any:
+    pixels = {name: value for name, value in parts.items() if name != 'there'}
+    batch = task.augment(pixels, None, {})
+    there = parts['there'][..., None]
+    image = batch['image']
+    there = there[:, None] if image.ndim > there.ndim else there
+    return task.scores(model, {**batch, 'image': jnp.where(there, image, 0)})
+
+  return scores
