@@ -29,7 +29,7 @@ def quick():
     posemb='sincos',
   )  # fmt: skip
   return dict(
-    total='3000 steps',
+    total='5000 steps',
     batch_size=32,
     model=dict(name='token_detector', encoder=encoder),
     task=dict(name='detection', most=8),
@@ -37,7 +37,9 @@ def quick():
       source=dict(name='generated', examples=100_000, generator=dict(name='shapes')), flip='both'
     ),
     optim=dict(
-      name='muon', lr=4e-3, lr_last=4e-5, weight_decay=0.01, b2=0.98, warmup='3%'
+      name='muon', lr=4e-3, lr_last=4e-5, weight_decay=0.01, b2=0.98, warmup='3%',
+      # What is outside of blocks learns by AdamW, whose updates are five times as large.
+      lr_scale=(('(head|boxes|dense_head|dense_boxes)/.*kernel|.*/proj/kernel', 0.25), ('.*', 1.0)),
     ),
     evals=dict(test=dict(name='detection', split='test', every='20%', batch_size=100)),
   )  # fmt: skip

@@ -216,20 +216,20 @@ def test_more_objects_than_queries():
 
 
 def test_the_smallest_box_at_a_place():
-  """Two objects, one in the other; each counts once; places in neither say that nothing is."""
+  """Two objects, one in the other, five and one places; a place in neither says that nothing is."""
   wanted = jnp.array([[[0.5, 0.5, 1.0, 0.5], [0.3, 0.5, 0.3, 0.4], [0.5, 0.5, 0.01, 0.01]]])
   targets = matching.Targets(wanted, jnp.array([[0, 1, 2]]), jnp.array([[True, True, False]]),
                              jnp.ones(1))  # fmt: skip
-  points = np.array([[[0.5, 0.1], [0.5, 0.5], [0.8, 0.6], [0.3, 0.5]]], np.float32)
+  points = [[0.5, 0.1], [0.3, 0.5], [0.5, 0.5], [0.8, 0.6], [0.6, 0.6], [0.7, 0.5], [0.9, 0.5]]
+  points = np.array([points], np.float32)
   rng = np.random.default_rng(0)
-  logits, said = rng.normal(0, 2, (1, 4, 3)), rng.uniform(0.2, 0.6, (1, 4, 4))
+  logits, said = rng.normal(0, 2, (1, 7, 3)), rng.uniform(0.2, 0.6, (1, 7, 4))
   found = matching.dense_loss(
     {'dense_logits': jnp.asarray(logits), 'dense_boxes': jnp.asarray(said),
      'dense_points': jnp.asarray(points)}, targets, WEIGHTS, nothing=False,
   )  # fmt: skip
   want = 0.0
-  # The first is nowhere; the second and third are in the large box, the last in the small one.
-  for q, (own, share) in enumerate([(-1, 1.0), (0, 0.5), (0, 0.5), (1, 1.0)]):
+  for q, (own, share) in enumerate([(-1, 1), (1, 1), *[(0, 4 / 5)] * 5]):
     want += share * 2 * sum(focal(logits[0, q, c], c == own) for c in range(3))
     if own >= 0:
       box = np.asarray(wanted[0, own], np.float64)

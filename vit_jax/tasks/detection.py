@@ -44,7 +44,7 @@ class Detection(Images):
     nothing: of queries without an object in the cross-entropy.
     auxiliary: of the losses of each layer before the last.
     dense: of the losses of heads that say which object is at the place of a patch, where a model
-      has them: of the smallest box around its middle, each object counting once.
+      has them: of the smallest box around its middle.
     top: how many boxes of an image are given; the others count as not predicted.
     threshold: of the score from which a box is shown to people.
   """

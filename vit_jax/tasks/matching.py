@@ -21,6 +21,10 @@ with epy.lazy_imports():
   from vit_jax.nn import assignment, sharding
 
 
+# How often an object counts at most in `dense_loss`.
+PLACES = 4
+
+
 class Targets(NamedTuple):
   """The objects of the images of a batch.
 
@@ -182,8 +186,8 @@ def dense_loss(
 ) -> jax.Array:
   """What is wrong with heads that say which object is at a place: the smallest box around it.
 
-  An object counts once, however many places are in its box: a place counts as the share that it is
-  of them. Places in no box should say that nothing is.
+  Places in no box should say that nothing is. An object counts as often as there are places in it,
+  but no more than `PLACES` times: where patches are small there are very many.
 
   Args:
     said: 'dense_logits' (batch, places, outputs), 'dense_boxes' (batch, places, 4) and
@@ -200,15 +204,15 @@ def dense_loss(
   own = around & (smallest[:, None] == jnp.arange(area.shape[1])[:, None])
   there = own.any(1)
   take = jax.vmap(lambda rows, index: rows[index])
-  share = there / jnp.maximum(take(own.sum(-1), smallest), 1)
+  share = jnp.minimum(1, PLACES / jnp.maximum(take(own.sum(-1), smallest), 1))
   label = jnp.where(there, take(targets.label, smallest), -1)
   of_classes = class_losses(logits[:, None], label[:, None], weights, nothing=nothing)[:, 0]
-  count = jnp.where(there, share, 1.0) * targets.images[:, None]
   wanted = take(targets.boxes, smallest)
   _, overlap = boxes.overlaps(boxes.corners(said['dense_boxes']), boxes.corners(wanted))
   apart = jnp.abs(said['dense_boxes'] - wanted).sum(-1)
   of_boxes = weights.distance * apart + weights.overlap * (1 - overlap)
-  return (weights.classes * of_classes * count + of_boxes * share).sum()
+  of_classes = of_classes * jnp.where(there, share, 1) * targets.images[:, None]
+  return (weights.classes * of_classes + of_boxes * share * there).sum()
 
 
 def class_total(queries: int, examples: Any, objects: Any, weights: Weights) -> Any:

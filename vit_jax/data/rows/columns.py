@@ -447,7 +447,8 @@ class Instances:
     kept = np.flatnonzero((share >= self.least) & (sides >= 1).all(1) & ~boxes.crowd)
     if len(kept) > self.most:
       raise RunError(
-        f'{example["name"]} has {len(kept)} objects, and there is room for {self.most}'
+        f'{example["name"]} has {len(kept)} objects, and there is room for {self.most}: raise '
+        'task.most, or take a model with more queries, by smaller patches or larger images'
       )
     row = {name: np.zeros(a.shape, a.dtype) for name, a in self.arrays(placement.size).items()}
     row['boxes'][: len(kept)] = corners[kept] / np.array([*placement.size[::-1]] * 2)
