@@ -140,6 +140,26 @@ CASES = {
     unrolled=dict(model__encoder__scan=False), data=SCENES,
     task=dict(name='segmentation', stride=2, focal=2.0),
   ),
+  'detr': dict(
+    arrays=True, evals=dict(test=dict(name='detection', every='100%', batch_size=64)),
+    model=dict(
+      name='detr', encoder={**SEEN, 'patch_size': 4, 'pool': None},
+      decoder=dict(width=16, depth=2, num_heads=2, mlp_dim=32, queries=6, anchors='tokens',
+                   nothing=False),
+    ),
+    lanes={'box_weight': (1.0, 5.0)}, data=SCENES, view=dict(crop=dict(name='scale_jitter')),
+    unrolled=dict(model__encoder__scan=False, model__decoder__scan=False),
+    costs=dict(model__encoder__no_bias=FEW, model__decoder__no_bias=FEW),
+    task=dict(name='detection', most=3, denoising=2),
+  ),
+  'yolos': dict(
+    arrays=True, evals=dict(test=dict(name='detection', every='100%', batch_size=64)),
+    model=dict(name='yolos', middle=True,
+               encoder={**SEEN, 'patch_size': 4, 'pool': None, 'queries': 5}),
+    lanes={'nothing': (0.1, 0.3)}, data=SCENES, view=dict(crop=dict(name='fit')),
+    unrolled=dict(model__encoder__scan=False), costs=dict(model__encoder__no_bias=FEW),
+    task=dict(name='detection', most=3, class_weight=1.0),
+  ),
   'packed': dict(
     arrays=True, costs=dict(model__drop_path=0.0),
     evals=dict(test=dict(name='classification', every='100%', batch_size=64)),
@@ -202,7 +222,7 @@ NAMES = tuple(CASES)
 
 def but(*slow):
   """All cases; these, which differ from the others in what is tested elsewhere, are slow."""
-  return only(*(name for name in NAMES if name not in (*slow, 'masked', 'dino')))
+  return only(*(name for name in NAMES if name not in (*slow, 'masked', 'dino', 'yolos')))
 
 
 def only(*quick):

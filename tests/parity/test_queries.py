@@ -19,6 +19,8 @@ from vit_jax.convert.read import open_checkpoint
 from vit_jax.models.vit import ViTConfig
 from vit_jax.models.yolos import YolosConfig
 from vit_jax.nn import positions, tree
+from vit_jax.tasks import denoising
+from vit_jax.tasks.matching import Targets
 
 WIDTH, QUERIES, CLASSES = 32, 7, 5
 CONFIG = dict(
@@ -212,3 +214,53 @@ def test_positions_are_sines_of_detr():
   at = np.stack([rows / 4, columns / 6], -1)
   got = positions.sines(at, 16, 10_000.0)
   np.testing.assert_allclose(got, numpy(want)[0].transpose(1, 2, 0), atol=2e-5)
+
+
+def test_noisy_queries_are_those_of_rt_detr(monkeypatch):
+  """Labels, boxes and who sees whom, with the same draws; the number of groups is ours to fix."""
+  rng = np.random.default_rng(3)
+  batch, most, groups = 2, 3, 2
+  queries = 2 * groups * most
+  flip, label = rng.random((2, batch, queries)).astype(np.float32)
+  side = rng.integers(0, 2, (batch, queries, 4))
+  part = rng.random((batch, queries, 4)).astype(np.float32)
+  box = rng.uniform(0.2, 0.6, (batch, most, 4)).astype(np.float32)
+  classes = rng.integers(0, CLASSES, (batch, most))
+  there = np.array([[True, True, True], [True, False, False]])
+  integers = iter([np.minimum(label * CLASSES, CLASSES - 1).astype(np.int32), side])
+  numbers = iter([flip, part])
+  tensor = lambda values: torch.from_numpy(np.asarray(next(values)))  # noqa: E731
+  monkeypatch.setattr(torch, 'randint_like', lambda *_, **__: tensor(integers))
+  monkeypatch.setattr(torch, 'rand_like', lambda *_, **__: tensor(numbers))
+  targets = [
+    {'class_labels': torch.from_numpy(c[t]), 'boxes': torch.from_numpy(b[t])}
+    for c, b, t in zip(classes, box, there, strict=True)
+  ]
+  module = hf.models.rt_detr.modeling_rt_detr
+  embed = lambda labels: labels  # noqa: E731
+  theirs, boxes, hidden, meta = module.get_contrastive_denoising_training_group(
+    targets, CLASSES, 5, embed, num_denoising_queries=groups * most
+  )
+  assert meta['dn_num_group'] == groups
+  known = Targets(jnp.asarray(box), jnp.asarray(classes, jnp.int32), jnp.asarray(there),
+                  jnp.ones(batch))  # fmt: skip
+  draws = denoising.Draws(*map(jnp.asarray, (flip, label, 2.0 * side - 1, part)))
+  got_label, got_box, group = denoising.noisy(known, groups, draws, CLASSES, 0.5, 1.0)
+  seen = np.asarray(group) > 0
+  np.testing.assert_array_equal(got_label[seen], numpy(theirs)[seen])
+  want = numpy(boxes.sigmoid())
+  np.testing.assert_allclose(np.asarray(got_box)[seen], want[seen], atol=2e-5)
+  # Of queries that are there: theirs see those of their group, too, and no others of these.
+  mask = numpy(hidden)[:queries, :queries] == 0
+  for own, at in zip(np.asarray(group), seen, strict=True):
+    same = own[at][:, None] == own[at]
+    np.testing.assert_array_equal(same, mask[np.ix_(at, at)])
+  # Which query is for which object, in the loss.
+  _, _, place = denoising.by_group(
+    jnp.zeros((batch, 1, queries, CLASSES)), jnp.zeros((batch, 1, queries, 4)), known, groups,
+    nothing=False,
+  )  # fmt: skip
+  for image, positive in enumerate(meta['dn_positive_idx']):
+    own = np.asarray(place)[image]
+    first = 2 * most * np.arange(groups)[:, None]
+    np.testing.assert_array_equal((own + first)[own >= 0], numpy(positive))

@@ -183,7 +183,7 @@ class Decoder(nnx.Module):
     take = lambda y: jax.vmap(lambda row, index: row[index])(y, best)  # noqa: E731
     tokens, points = take(tokens), take(_each(jnp.asarray(points, jnp.float32), len(memory)))
     sides = jnp.full_like(points, SIDE)
-    anchors = _logit(jnp.concatenate([points, sides], axis=-1)) + self.token_boxes(tokens)
+    anchors = logit(jnp.concatenate([points, sides], axis=-1)) + self.token_boxes(tokens)
     said = {'logits': take(logits)[:, None], 'boxes': jax.nn.sigmoid(anchors)[:, None]}
     return *jax.lax.stop_gradient((tokens, anchors)), said
 
@@ -194,7 +194,7 @@ class Decoder(nnx.Module):
     out = spec('batch', None, None)
     label = self.labels[...].at[noisy.label].get(out_sharding=out)
     x = jnp.concatenate([x, label.astype(x.dtype)], axis=1)
-    anchors = jnp.concatenate([anchors, _logit(noisy.box)], axis=1)
+    anchors = jnp.concatenate([anchors, logit(noisy.box)], axis=1)
     group = jnp.pad(noisy.group, ((0, 0), (self.config.queries, 0)))
     return x, anchors, group
 
@@ -224,20 +224,37 @@ class Detr(nnx.Module):
     """
     encoder, keys = self.encoder, (None,) * 3 if key is None else noise(key).split(3)
     x, context = encoder.tokens(images, key=keys[0])
-    grid: Any = context.grid
-    points: Any = (positions.grid_coords(*grid)[:, ::-1] + 0.5)[None] / np.array(grid[::-1])
-    there = None
-    if extent is not None:
-      # A patch is there if some of it is.
-      start = points - 0.5 / np.array(grid[::-1])
-      extent = extent[:, None, ::-1]
-      there, points = (start < extent).all(-1), points / extent
-      keys_there = jnp.pad(there, ((0, 0), (encoder.config.prefix, 0)), constant_values=True)
-      context = context.replace(mask=Mask(keys=keys_there))
+    context, points, there = shown(context, encoder.config.prefix, extent)
     x, _ = encoder.encoder(x, context, key=keys[1])
     patches = x[:, encoder.config.prefix :]
     memory = self.project(patches, 'btd,dw->btw', ('batch', None, None))
     return self.decoder(memory, points, there=there, key=keys[2], noisy=noisy)
+
+
+def shown(
+  context: Context, prefix: int, extent: jax.Array | None
+) -> tuple[Context, Any, jax.Array | None]:
+  """Where patches are in images that may not fill their frame.
+
+  Args:
+    context: of the tokens of an encoder, on a grid of two axes.
+    prefix: tokens before the patches.
+    extent: as for `Detr`.
+
+  Returns:
+    The context in which nobody looks at patches that are no image; the centres of patches, x and y
+    as shares of the image, float (1 or batch, patches, 2); and which of them are there, bool
+    (batch, patches), or None for all.
+  """
+  grid: Any = context.grid
+  points = (positions.grid_coords(*grid)[:, ::-1] + 0.5)[None] / np.array(grid[::-1])
+  if extent is None:
+    return context, points, None
+  # A patch is there if some of it is.
+  start, extent = points - 0.5 / np.array(grid[::-1]), extent[:, None, ::-1]
+  there = (start < extent).all(-1)
+  keys = jnp.pad(there, ((0, 0), (prefix, 0)), constant_values=True)
+  return context.replace(mask=Mask(keys=keys)), points / extent, there
 
 
 def class_bias(*, nothing: bool) -> Any:
@@ -252,10 +269,11 @@ def _classes(head: Dense, x: jax.Array) -> jax.Array:
 def _scattered(key: jax.Array, shape: tuple[int, ...], sharding: Any) -> jax.Array:
   """Logits of boxes: centres evenly over the image, sides around half of it."""
   spread = uniform(1.0)(key, shape, sharding)
-  return jnp.where(jnp.arange(4) < 2, _logit(spread / 2 + 0.5), spread)
+  return jnp.where(jnp.arange(4) < 2, logit(spread / 2 + 0.5), spread)
 
 
-def _logit(x: jax.Array) -> jax.Array:
+def logit(x: jax.Array) -> jax.Array:
+  """The inverse of the sigmoid of numbers from 0 to 1, which are kept away from both."""
   x = jnp.clip(x, 1e-3, 1 - 1e-3)
   return jnp.log(x) - jnp.log1p(-x)
 

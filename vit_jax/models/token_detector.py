@@ -11,14 +11,15 @@ import numpy as np
 from flax import nnx
 
 from vit_jax.architecture.token_detector import TokenDetectorArchitecture
-from vit_jax.models.detr import SIDE, class_bias
+from vit_jax.models.detr import SIDE, class_bias, logit, shown
 from vit_jax.models.vit import ViT, ViTConfig
-from vit_jax.nn import positions
 from vit_jax.nn.layers import Dense, Perceptron, normal
 from vit_jax.nn.noise import noise
 
 # How far the first boxes of a new model are from those of their places, in logits.
 SPREAD = 0.1
+# What is added to logits of patches that are no image.
+ABSENT = -30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +53,15 @@ class TokenDetector(nnx.Module):
         head = Perceptron(widths, rngs, last=normal(SPREAD * widths[-2] ** -0.5))
       setattr(self, name, head)
 
-  def __call__(self, images: jax.Array, *, key: Any = None) -> dict[str, jax.Array]:
+  def __call__(
+    self, images: jax.Array, *, key: Any = None, extent: jax.Array | None = None
+  ) -> dict[str, jax.Array]:
     """What each patch says.
 
     Args:
       images: float (batch, height, width, channels).
       key: of what is dropped in training.
+      extent: as for `detr.Detr`.
 
     Returns:
       'logits' float32 (batch, layers, queries, outputs) and 'boxes' float32 (batch, layers,
@@ -67,19 +71,21 @@ class TokenDetector(nnx.Module):
     """
     config, keys = self.config, (None, None) if key is None else noise(key).split()
     x, context = self.encoder.tokens(images, key=keys[0])
+    context, points, there = shown(context, config.encoder.prefix, extent)
     read = self._outputs(x, context, keys[1], max(config.layers, 2 if config.dense else 1))
     read = [y[:, config.encoder.prefix :].astype(jnp.float32) for y in read]
-    grid: Any = context.grid
-    points = (positions.grid_coords(*grid)[:, ::-1] + 0.5) / np.array(grid[::-1])
-    first = np.concatenate([points, np.full_like(points, SIDE)], axis=-1).astype(np.float32)
-    anchors = np.log(first / (1 - first))
+    points = jnp.asarray(points, jnp.float32)
+    anchors = logit(jnp.concatenate([points, jnp.full_like(points, SIDE)], axis=-1))
     said = [self._said(y, anchors, self.head, self.boxes) for y in read[-config.layers :]]
+    if there is not None:  # where there is no image nothing is said
+      quiet = ABSENT * (np.arange(config.outputs) < config.num_classes)
+      said = [(logits + quiet * ~there[..., None], boxes) for logits, boxes in said]
     logits, boxes = (jnp.stack(each, axis=1) for each in zip(*said, strict=True))
     found = {'logits': logits, 'boxes': boxes}
     if config.dense:
       dense = self._said(read[-2], anchors, self.dense_head, self.dense_boxes)
       found |= {'dense_logits': dense[0], 'dense_boxes': dense[1]}
-      found['dense_points'] = jnp.zeros_like(dense[1][..., :2]) + points.astype(np.float32)
+      found['dense_points'] = jnp.zeros_like(dense[1][..., :2]) + points
     return found
 
   def _outputs(self, x: jax.Array, context: Any, key: Any, count: int) -> list[jax.Array]:

@@ -26,6 +26,26 @@ def centres(boxes: jax.Array) -> jax.Array:
   return jnp.concatenate([(low + high) / 2, high - low], axis=-1)
 
 
+def in_image(boxes: jax.Array, extent: jax.Array | None) -> jax.Array:
+  """Boxes as shares of a view, (batch, n, 4), as shares of what is image in it.
+
+  Args:
+    boxes: of points as well as of centres and sizes.
+    extent: which share of the height and of the width is image, from the top and the left, (batch,
+      2); None: all.
+  """
+  return boxes if extent is None else boxes / _sides(extent)
+
+
+def in_view(boxes: jax.Array, extent: jax.Array | None) -> jax.Array:
+  """The inverse of `in_image`."""
+  return boxes if extent is None else boxes * _sides(extent)
+
+
+def _sides(extent: jax.Array) -> jax.Array:
+  return jnp.tile(extent[:, ::-1], (1, 2))[:, None]
+
+
 def overlaps(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Intersection over union, and the generalised one (Rezatofighi et al. 2019, algorithm 1).
 

@@ -9,11 +9,12 @@ from typing import Any
 from etils import epy
 
 from vit_jax.core.errors import RunError
+from vit_jax.costs.step import Pass
 from vit_jax.data.examples import Example
 from vit_jax.data.rows import Rows
 from vit_jax.data.rows.columns import Instances
 from vit_jax.data.views import Placement, View
-from vit_jax.tasks import boxes, matching
+from vit_jax.tasks import boxes, denoising, matching
 from vit_jax.tasks.images import Images
 from vit_jax.tasks.task import Batch, Context, Fields, Prediction, Seen, Sums, picture_of
 
@@ -24,6 +25,7 @@ with epy.lazy_imports():
   import numpy as np
 
   from vit_jax.draw import pictures
+  from vit_jax.models import detr
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,10 @@ class Detection(Images):
     auxiliary: of the losses of each layer before the last.
     dense: of the losses of heads that say which object is at the place of a patch, where a model
       has them: of the smallest box around its middle.
+    denoising: groups of queries that training adds to a decoder with anchors, each with all objects
+      in other places, near and too far, to say what they are; see `tasks.denoising`.
+    label_noise: twice the share of them that begin with a class drawn at random.
+    box_noise: by how many halves of a side edges of the near ones are moved at most.
     top: how many boxes of an image are given; the others count as not predicted.
     threshold: of the score from which a box is shown to people.
   """
@@ -58,6 +64,9 @@ class Detection(Images):
   nothing: float = 0.1
   auxiliary: float = 1.0
   dense: float = 1.0
+  denoising: int = 0
+  label_noise: float = 0.5
+  box_noise: float = 1.0
   top: int = 100
   threshold: float = 0.3
   classed = 'boxes'
@@ -71,7 +80,7 @@ class Detection(Images):
     for name in ('most', 'top'):
       if getattr(self, name) < 1:
         raise RunError(f'task.{name}={getattr(self, name)} must be at least 1')
-    for name in self.traced:
+    for name in (*self.traced, 'denoising', 'label_noise', 'box_noise'):
       if not getattr(self, name) >= 0:
         raise RunError(f'task.{name}={getattr(self, name)} must not be negative')
     for name in ('alpha', 'threshold'):
@@ -96,7 +105,33 @@ class Detection(Images):
         f'model.num_classes={model.num_classes}, and the boxes have {len(names)} classes'
       )
     model = dataclasses.replace(model, num_classes=len(names) or model.num_classes)
+    if self.denoising:
+      if getattr(getattr(model, 'decoder', None), 'anchors', None) in (None, 'none'):
+        raise RunError(
+          f'task.denoising={self.denoising}: noisy boxes are anchors, which model.name=detr has '
+          'with model.decoder.anchors=learned or tokens'
+        )
+      decoder = dataclasses.replace(model.decoder, denoising=True)
+      model = dataclasses.replace(model, decoder=decoder)
     return super().adapt(model.resolve(), fields)
+
+  def passes(self, model: Any) -> list[Pass]:
+    """See `Task`: noisy queries are more of them."""
+    if not self.denoising:
+      return super().passes(model)
+    more = 2 * self.denoising * min(self.most, model.queries)
+    decoder = dataclasses.replace(model.decoder, queries=model.queries + more)
+    return [Pass(dataclasses.replace(model, decoder=decoder))]
+
+  def augment(self, batch: Batch, key: jax.Array | None, hyper: Mapping[str, Any]) -> Batch:
+    """See `Task`: in training with what is random of noisy queries, if there are some."""
+    if key is None or not self.denoising:
+      return super().augment(batch, key, hyper)
+    key, other = jax.random.split(key)
+    images, objects = batch['boxes_label'].shape
+    draws = denoising.drawn(other, images, 2 * self.denoising * objects)
+    found = {f'noise_{name}': value for name, value in draws._asdict().items()}
+    return {**super().augment(batch, key, hyper), **found}
 
   def notes(self, model: Any, fields: Fields) -> list[str]:
     """See `Task`."""
@@ -129,7 +164,13 @@ class Detection(Images):
     `iou` is the mean overlap of objects with the boxes of their queries, `accuracy` the share of
     them whose class is right.
     """
-    said, targets = model(part['image'], key=ctx.noise), matching.Targets.of(part)
+    targets, extra = matching.Targets.of(part), {}
+    if denoises := 'noise_flip' in part:
+      draws = denoising.Draws(*(part[f'noise_{name}'] for name in denoising.Draws._fields))
+      extra['noisy'] = detr.Noisy(*denoising.noisy(
+        targets, self.denoising, draws, model.config.num_classes, self.label_noise, self.box_noise
+      ))  # fmt: skip
+    said = model(part['image'], key=ctx.noise, extent=part.get('extent'), **extra)
     nothing, weights = model.config.nothing, self.weights
     logits, predicted = said['logits'], said['boxes']
     place = matching.matched(logits, predicted, targets, weights, nothing=nothing)
@@ -153,7 +194,25 @@ class Detection(Images):
       dense = matching.dense_loss(said, targets, weights, nothing=nothing) / total
       loss = loss + self.dense * dense
       sums['dense'] = shared(dense)
+    if denoises:
+      found = self._denoised(said, targets, nothing=nothing) / total
+      loss = loss + found
+      sums['denoising'] = shared(found)
     return loss, {'loss': shared(loss), **sums}, {}
+
+  def _denoised(
+    self, said: Mapping[str, jax.Array], targets: matching.Targets, *, nothing: bool
+  ) -> jax.Array:
+    """The weighted sum of the losses of noisy queries, of all layers; the mean over groups."""
+    weights = self.weights
+    logits, predicted, place = denoising.by_group(
+      said['noisy_logits'], said['noisy_boxes'], targets, self.denoising, nothing=nothing
+    )
+    found = matching.losses(logits, predicted, targets, place, weights, nothing=nothing)
+    # Of each object the weights of a cross-entropy are that of a class and of nothing, far off.
+    of_classes = found.classes / (1 + weights.nothing if nothing else 1)
+    each = weights.classes * of_classes + weights.distance * found.distance
+    return (each + weights.overlap * found.overlap).sum() / self.denoising
 
   def predict(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
     """The best boxes of each image, at most `top` of them, the best first.
@@ -165,8 +224,10 @@ class Detection(Images):
       'score' float32 (batch, boxes), 'label' int32 (batch, boxes), and 'box' float32 (batch, boxes,
       4): left, top, right and bottom as shares of the view.
     """
-    said, nothing = model(batch['image']), model.config.nothing
-    logits, predicted = said['logits'][:, -1], boxes.corners(said['boxes'][:, -1])
+    extent, nothing = batch.get('extent'), model.config.nothing
+    said = model(batch['image'], extent=extent)
+    logits = said['logits'][:, -1]
+    predicted = boxes.in_view(boxes.corners(said['boxes'][:, -1]), extent)
     queries, classes = logits.shape[1], logits.shape[2] - nothing
     if nothing:
       score, label = jax.nn.softmax(logits)[..., :-1].max(-1), jnp.argmax(logits[..., :-1], -1)

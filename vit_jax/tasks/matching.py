@@ -44,7 +44,8 @@ class Targets(NamedTuple):
   def of(cls, batch: Mapping[str, Any]) -> Targets:
     """Those of a batch with the arrays of `data.rows.columns.Instances`."""
     there = batch['boxes_known'] * batch['mask'][:, None] > 0
-    return cls(boxes.centres(batch['boxes']), batch['boxes_label'], there, batch['mask'])
+    found = boxes.in_image(batch['boxes'], batch.get('extent'))
+    return cls(boxes.centres(found), batch['boxes_label'], there, batch['mask'])
 
 
 class Weights(NamedTuple):
