@@ -252,7 +252,7 @@ def shown(
     return context, points, None
   # A patch is there if some of it is.
   start, extent = points - 0.5 / np.array(grid[::-1]), extent[:, None, ::-1]
-  there = (start < extent).all(-1)
+  there: Any = (start < extent).all(-1)
   keys = jnp.pad(there, ((0, 0), (prefix, 0)), constant_values=True)
   return context.replace(mask=Mask(keys=keys)), points / extent, there
 

@@ -44,9 +44,10 @@ def drawn(key: jax.Array, batch: int, queries: int) -> Draws:
   """Fresh draws."""
   keys = noise.noise(key).split(4)
   sides = lambda key, shape, **layout: 2 * jax.random.bernoulli(key, 0.5, shape, **layout) - 1.0  # noqa: E731
+  evenly = jax.random.uniform
   return Draws(
-    *(key.draw(jax.random.uniform, batch, queries) for key in keys[:2]),
-    keys[2].draw(sides, batch, queries, 4), keys[3].draw(jax.random.uniform, batch, queries, 4),
+    keys[0].draw(evenly, batch, queries), keys[1].draw(evenly, batch, queries),
+    keys[2].draw(sides, batch, queries, 4), keys[3].draw(evenly, batch, queries, 4),
   )  # fmt: skip
 
 

@@ -164,13 +164,13 @@ class Detection(Images):
     `iou` is the mean overlap of objects with the boxes of their queries, `accuracy` the share of
     them whose class is right.
     """
-    targets, extra = matching.Targets.of(part), {}
+    targets, extra = matching.Targets.of(part), _extent(part)
     if denoises := 'noise_flip' in part:
       draws = denoising.Draws(*(part[f'noise_{name}'] for name in denoising.Draws._fields))
       extra['noisy'] = detr.Noisy(*denoising.noisy(
         targets, self.denoising, draws, model.config.num_classes, self.label_noise, self.box_noise
       ))  # fmt: skip
-    said = model(part['image'], key=ctx.noise, extent=part.get('extent'), **extra)
+    said = model(part['image'], key=ctx.noise, **extra)
     nothing, weights = model.config.nothing, self.weights
     logits, predicted = said['logits'], said['boxes']
     place = matching.matched(logits, predicted, targets, weights, nothing=nothing)
@@ -224,10 +224,10 @@ class Detection(Images):
       'score' float32 (batch, boxes), 'label' int32 (batch, boxes), and 'box' float32 (batch, boxes,
       4): left, top, right and bottom as shares of the view.
     """
-    extent, nothing = batch.get('extent'), model.config.nothing
-    said = model(batch['image'], extent=extent)
+    nothing = model.config.nothing
+    said = model(batch['image'], **_extent(batch))
     logits = said['logits'][:, -1]
-    predicted = boxes.in_view(boxes.corners(said['boxes'][:, -1]), extent)
+    predicted = boxes.in_view(boxes.corners(said['boxes'][:, -1]), batch.get('extent'))
     queries, classes = logits.shape[1], logits.shape[2] - nothing
     if nothing:
       score, label = jax.nn.softmax(logits)[..., :-1].max(-1), jnp.argmax(logits[..., :-1], -1)
@@ -300,6 +300,11 @@ def in_image(
   corners = placement.back_boxes(outputs['box'].astype(np.float64) * size)
   kept = np.flatnonzero((corners[:, 2:] > corners[:, :2]).all(1))
   return outputs['score'][kept], outputs['label'][kept], corners[kept]
+
+
+def _extent(batch: Batch) -> dict[str, Any]:
+  """What models are told of frames that images do not fill."""
+  return {'extent': batch['extent']} if 'extent' in batch else {}
 
 
 def _largest(score: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
