@@ -35,6 +35,7 @@ CONFIGS = [
   'mae.py:H/14,800', 'simmim.py:B/16,800', 'dino.py:S/16,800', 'ibot.py:B/16,400',
   'dinov2.py:L/14,22k', 'land_cover.py', 'land_cover.py:tiles', 'change.py', 'change.py:levir',
   'damage.py', 'damage.py:xbd', 'detection.py', 'detection.py:photos', 'panoptic.py',
+  'detr.py', 'detr.py:coco', 'detr.py:original,coco', 'yolos.py:Ti,coco', 'yolos.py:B,coco',
   'panoptic.py:L,coco',
 ]  # fmt: skip
 
@@ -89,7 +90,8 @@ def test_configs_trace_a_step(name, data_dir):
   assert jax.tree.structure(state) == jax.tree.structure(experiment.abstract_state)
   own = {
     'classification': {'top1'}, 'segmentation': {'accuracy'},
-    'detection': {'classes', 'distance', 'overlap', 'iou', 'accuracy', 'dense'},
+    'detection': {'classes', 'distance', 'overlap', 'iou', 'accuracy',
+                  *metrics.keys() & {'dense', 'denoising'}},
     'change': {'accuracy'},
     'damage': {'accuracy', 'located', 'damage'},
     'panoptic': {'accuracy', 'classes', 'masks', 'dice', 'left_out', *metrics.keys() & {'pixels'}},

@@ -3,23 +3,28 @@
 import dataclasses
 import math
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+import vit_jax
 from tests.conftest import tiers
 from tests.test_costs import products, traced
 from vit_jax import models
+from vit_jax.architecture.card import Card
 from vit_jax.architecture.detr import ANCHORS
 from vit_jax.core.errors import RunError
 from vit_jax.costs import flops
 from vit_jax.costs.parts import parts
+from vit_jax.data import preprocess
 from vit_jax.models.detr import SIDE, DecoderConfig, DetrConfig, Noisy
 from vit_jax.models.vit import ViTConfig
 from vit_jax.models.yolos import YolosConfig
 from vit_jax.nn import tree
+from vit_jax.predict import Inputs, Predictor
 
 VIT = dict(variant='', image_size=(16, 24), patch_size=4, width=16, depth=2, num_heads=2,
            mlp_dim=32)  # fmt: skip
@@ -226,3 +231,32 @@ def test_a_detector_without_tokens_to_read_gets_a_hundred():
   encoder = YolosConfig(ViTConfig(**VIT), 3).resolve().encoder
   assert encoder.queries == 100
   assert math.prod(encoder.grid) == PLACES
+
+
+def test_published_yolos_predicts(tmp_path):
+  """In the frame of an image of another shape, which is not squeezed."""
+  model = make(yolos())
+  names = ('person', 'bicycle', 'car')
+  model.card = Card('vit_jax', (16, 24), resize='bilinear', class_names=names, fills=True)
+  vit_jax.save(model, tmp_path / 'theirs', 'transformers')
+  again = vit_jax.load(tmp_path / 'theirs')
+  assert again.card.task['name'] == 'detection'
+  assert (again.card.class_names, again.card.fills) == (names, True)
+  predictor = Predictor(again, batch_size=1)
+  task = dataclasses.replace(predictor.task, threshold=0.0)
+  pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
+  cv2.imwrite(str(tmp_path / 'a.png'), pixels[..., ::-1])
+  (found,) = predictor(Inputs([tmp_path / 'a.png']))
+  # 16 x 12 pixels in the frame of 16 x 24; what is filled up is 0 of normalised images.
+  small = np.asarray(preprocess._pillow(pixels, (16, 12), 'bilinear')) / 255
+  frame = np.zeros((1, 16, 24, 3), np.float32)
+  frame[0, :, :12] = (small - again.card.mean) / again.card.std
+  with jax.default_matmul_precision('highest'):
+    said = again(jnp.asarray(frame))
+  x, y, w, h = np.asarray(said['boxes'][0, 0]).T * np.array([30, 40, 30, 40])[:, None]
+  want = np.clip(np.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], 1), 0, [30, 40, 30, 40])
+  scores = np.asarray(jax.nn.softmax(said['logits'][0, 0]))[:, :-1]
+  order = np.argsort(-scores.max(1))
+  objects = task.decode(found.outputs, found.example, predictor.seen).facts['objects']
+  assert [each['class'] for each in objects] == [names[i] for i in scores.argmax(1)[order]]
+  np.testing.assert_allclose([each['box'] for each in objects], want[order], atol=0.02)
