@@ -1,6 +1,7 @@
 """Detectors with queries: sizes as published, costs, anchors, padding, queries of noisy boxes."""
 
 import dataclasses
+import json
 import math
 
 import cv2
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import save_file
 
 import vit_jax
 from tests.conftest import tiers
@@ -16,6 +18,9 @@ from tests.test_costs import products, traced
 from vit_jax import models
 from vit_jax.architecture.card import Card
 from vit_jax.architecture.detr import ANCHORS
+from vit_jax.convert import adapt, layout
+from vit_jax.convert import detr as detr_dialect
+from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.costs import flops
 from vit_jax.costs.parts import parts
@@ -23,8 +28,10 @@ from vit_jax.data import preprocess
 from vit_jax.models.detr import SIDE, DecoderConfig, DetrConfig, Noisy
 from vit_jax.models.vit import ViTConfig
 from vit_jax.models.yolos import YolosConfig
-from vit_jax.nn import tree
+from vit_jax.nn import sharding, tree
 from vit_jax.predict import Inputs, Predictor
+from vit_jax.training import config as config_lib
+from vit_jax.training import lanes
 
 VIT = dict(variant='', image_size=(16, 24), patch_size=4, width=16, depth=2, num_heads=2,
            mlp_dim=32)  # fmt: skip
@@ -260,3 +267,35 @@ def test_published_yolos_predicts(tmp_path):
   objects = task.decode(found.outputs, found.example, predictor.seen).facts['objects']
   assert [each['class'] for each in objects] == [names[i] for i in scores.argmax(1)[order]]
   np.testing.assert_allclose([each['box'] for each in objects], want[order], atol=0.02)
+
+
+def test_a_decoder_of_detr_starts_one_behind_a_vit(tmp_path):
+  """Its classes are new; all else of it is that of the file, whose sizes decide."""
+  theirs = make(DecoderConfig(width=16, depth=3, num_heads=2, queries=6, num_classes=4))
+  arrays, own = {}, tree.flatten(theirs)
+  wanted = detr_dialect.make_rules(
+    theirs.config, adapt.abstract(theirs.config), dict(dialect='transformers')
+  )
+  arrays = layout.write(wanted, own)
+  arrays['model.backbone.conv1.weight'] = np.zeros((8, 3, 7, 7), np.float32)
+  (tmp_path / 'detr').mkdir()
+  save_file(arrays, tmp_path / 'detr' / 'model.safetensors')
+  facts = dict(model_type='detr', decoder_attention_heads=2, d_model=16)
+  (tmp_path / 'detr' / 'config.json').write_text(json.dumps(facts))
+  config = config_lib.complete(dict(
+    total='2 steps', batch_size=8, inits=dict(decoder=str(tmp_path / 'detr')),
+    model=dict(name='detr', encoder=VIT), task=dict(name='detection', most=3, class_weight=1.0),
+    data=dict(source=dict(
+      name='generated', examples=32, generator=dict(name='shapes')
+    )),
+  ))  # fmt: skip
+  with jax.set_mesh(sharding.make_mesh('data')):
+    experiment = lanes.experiment(schema.build(config_lib.Config, config_lib.to_dict(config)))
+    assert experiment.config.model.decoder.queries == 6
+    assert experiment.config.model.decoder.depth == 3
+    found = tree.flatten(experiment.init().model)
+  for name, leaf in own.items():
+    if name.startswith('head/'):
+      assert found[f'decoder/{name}'].shape[-1] == 5 + 1
+    else:
+      np.testing.assert_array_equal(found[f'decoder/{name}'], leaf, name)

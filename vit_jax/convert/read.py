@@ -19,6 +19,7 @@ from vit_jax import models
 from vit_jax.architecture import (
   MODELS,
   Backbone,
+  DecoderArchitecture,
   DinoArchitecture,
   MaskedArchitecture,
   TextArchitecture,
@@ -500,7 +501,7 @@ def _checked(changes: Mapping[str, Any], tower: str = '') -> dict[str, Any]:
   kinds: dict[str, Any] = {
     field.name: kind
     for kind in (*(kind for kind in MODELS.values() if issubclass(kind, Backbone)),
-                 ViTArchitecture, TextArchitecture)
+                 DecoderArchitecture, ViTArchitecture, TextArchitecture)
     for field in dataclasses.fields(kind)
   }  # fmt: skip
   for name, value in changes.items():
