@@ -64,7 +64,7 @@ def test_segments_of_a_view(source):
     Columns(View(size=(32, 48)), (Image(3),), (Segments(8, 1),)).make(source[0], None)
   example = source[0]
   other = example['panoptic']._replace(segments={})
-  with pytest.raises(RunError, match='nobody says of which class the segment 1'):
+  with pytest.raises(RunError, match='nobody says of which class the segment'):
     Segments(8).make({**example, 'panoptic': other}, View(size=(32, 48)).place(32, 48, None))
 
 
