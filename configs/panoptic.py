@@ -5,6 +5,10 @@ before the other, on a ground of textures, which are stuff.
 
     python -m vit_jax.train --config=configs/panoptic.py --workdir=runs/panoptic
 
+The same things alone, with masks that may overlap, judged by average precision:
+
+    python -m vit_jax.train --config=configs/panoptic.py:instances --workdir=runs/instances
+
 COCO (Lin et al. 2014; Kirillov et al. 2019), {train,val}2017 beside annotations/ with the files of
 panoptic segments, as EoMT with 200 queries learns it at 640 x 640 pixels (Kerssies et al. 2025,
 https://arxiv.org/abs/2503.19108, and tue-mps/eomt), from DINOv2 with registers:
@@ -35,10 +39,10 @@ SIZES = {
 
 def get_config(argument=''):
   size, _, folder = argument.partition(',')
-  return complete(coco(size, folder) if argument else quick())
+  return complete(coco(size, folder) if folder else quick(argument or 'panoptic'))
 
 
-def quick():
+def quick(task):
   encoder = dict(
     variant='mu/4', patch_size=8, image_size=(48, 48), width=96, depth=4, mlp_dim=288, num_heads=3,
     posemb='sincos', class_token=False, pool='mean',
@@ -47,13 +51,13 @@ def quick():
     total='2600 steps',
     batch_size=16,
     model=dict(name='eomt', encoder=encoder, queries=12, blocks=2, upscale=2, pixel_head=True),
-    task=dict(name='panoptic', most=10, points=0, lifted=1, threshold=0.5),
+    task=dict(name=task, most=10, points=0, lifted=1, threshold=0.5, std=(0.25,)),
     data=dict(
       source=dict(name='generated', examples=200_000, held_out=500, generator=dict(name='shapes')),
       flip='both',
     ),
-    optim=dict(name='muon', lr=3e-3, weight_decay=0.01, warmup='100 steps', clip=1.0),
-    evals=dict(test=dict(name='panoptic', split='test', every='25%', batch_size=100)),
+    optim=dict(name='muon', lr=3e-3, weight_decay=0.01, b2=0.98, warmup='100 steps', clip=1.0),
+    evals=dict(test=dict(name=task, split='test', every='25%', batch_size=100)),
   )  # fmt: skip
 
 

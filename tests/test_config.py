@@ -36,10 +36,12 @@ CONFIGS = [
   'dinov2.py:L/14,22k', 'land_cover.py', 'land_cover.py:tiles', 'change.py', 'change.py:levir',
   'damage.py', 'damage.py:xbd', 'detection.py', 'detection.py:photos', 'panoptic.py',
   'detr.py', 'detr.py:coco', 'detr.py:original,coco', 'yolos.py:Ti,coco', 'yolos.py:B,coco',
-  'panoptic.py:L,coco',
+  'panoptic.py:L,coco', 'panoptic.py:instances',
 ]  # fmt: skip
 
 
+# Of segments by queries.
+MASKS = 'accuracy', 'classes', 'masks', 'dice', 'left_out'
 # Of self-distillation.
 WATCHED = 'images', 'entropy', 'kl', 'mean_entropy', 'used', 'spread', 'rank', 'distance'
 
@@ -94,7 +96,7 @@ def test_configs_trace_a_step(name, data_dir):
                   *metrics.keys() & {'dense', 'denoising'}},
     'change': {'accuracy'},
     'damage': {'accuracy', 'located', 'damage'},
-    'panoptic': {'accuracy', 'classes', 'masks', 'dice', 'left_out', *metrics.keys() & {'pixels'}},
+    'panoptic': {*MASKS, *metrics.keys() & {'pixels'}}, 'instances': {*MASKS, 'pixels'},
     'distillation': {'top1', 'teacher', 'agreement'},
     'dino': {*WATCHED, *metrics.keys() & {'center', 'patches', 'koleo'}},
     'masked': {'accuracy'} & {'accuracy' * (tree['task'].get('target') == 'colours')},

@@ -216,6 +216,12 @@ CASES = {
     unrolled=dict(model__encoder__scan=False), costs=dict(model__encoder__no_bias=FEW),
     data=SHAPES, task=dict(name='panoptic', most=6, points=24, lifted='0->1 linear 4 steps'),
   ),
+  'instances': dict(
+    arrays=True, evals=dict(test=dict(name='instances', every='100%', batch_size=64)),
+    model=dict(name='eomt', queries=5, blocks=2, upscale=1, encoder={**SEEN, 'pool': None}),
+    lanes={'lr': (1e-3, 1e-2)}, unrolled=dict(model__encoder__scan=False),
+    data=SHAPES, task=dict(name='instances', most=6, points=0, top=6, frozen=('encoder/embed/.*',)),
+  ),
 }  # fmt: skip
 NAMES = tuple(CASES)
 
@@ -307,7 +313,9 @@ def assert_same(a, b, rtol=2e-4):
     np.testing.assert_allclose(leaf, other, rtol=rtol, atol=2e-5, err_msg=name)
 
 
-@pytest.mark.parametrize('name', but('multilabel', 'regression', 'toy_lit', 'toy_moco', 'toy_pair'))
+@pytest.mark.parametrize(
+  'name', but('multilabel', 'regression', 'instances', 'toy_lit', 'toy_moco', 'toy_pair')
+)
 def test_a_step_is_the_same_in_parts_on_a_mesh(name, data_dir):
   plain = known(configured(name, data_dir))
   assert all(np.isfinite(line['loss']) for line in plain[0])
@@ -346,7 +354,9 @@ def test_every_optimizer_on_a_mesh(optimizer, data_dir):
   assert_same(stepped(configured('toy_set', data_dir, optimizer, **own), '2x2x2'), plain)
 
 
-@pytest.mark.parametrize('name', but('multilabel', 'regression', 'toy_captions', 'toy_pair'))
+@pytest.mark.parametrize(
+  'name', but('multilabel', 'regression', 'instances', 'toy_captions', 'toy_pair')
+)
 def test_lanes_are_the_runs_alone(name, data_dir):
   """Over the seed, the learning rate, and a hyperparameter that only this task has."""
   own = CASES[name]['lanes']

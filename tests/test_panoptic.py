@@ -18,9 +18,11 @@ from vit_jax.data.rows.columns import Columns, Image, Segments
 from vit_jax.data.sources import open_split
 from vit_jax.data.sources.generated import Generated
 from vit_jax.data.views import View
+from vit_jax.evaluators import instances as masks_found
 from vit_jax.evaluators import panoptic as quality
 from vit_jax.evaluators.evaluator import Found
 from vit_jax.tasks import mask_losses, merging
+from vit_jax.tasks.instances import Instances
 from vit_jax.tasks.panoptic import Panoptic
 from vit_jax.tasks.task import Seen
 
@@ -335,6 +337,73 @@ def test_the_truth_is_perfect(source):
   assert picture.dtype == np.uint8
   assert picture.shape[1] > 3 * 48
   assert len(task.lines(prediction)) == len(segments)
+
+
+# --- instances ---
+
+
+def test_pairs_of_query_and_class_are_objects():
+  """The likeliest first, with the probability of their masks; eight of them in a byte."""
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(2, 5, 4)).astype(np.float32) * 2
+  masks = rng.normal(size=(2, 5, 4, 6)).astype(np.float32) * 3
+  found = jax.jit(lambda a, b: merging.objects(a, b, (16, 24), most=11))(logits, masks)
+  assert found['masks'].shape == (2, 16, 24, 2)
+  for i in range(2):
+    share = scipy.special.softmax(logits[i].astype(np.float64), -1)[:, :-1]
+    order = np.argsort(-share, axis=None)[:11]
+    bits = np.unpackbits(np.asarray(found['masks'][i]), axis=-1)
+    assert not bits[..., 11:].any()
+    for at, pair in enumerate(order):
+      query, label = divmod(int(pair), 3)
+      pixels = cv2.resize(masks[i, query], (24, 16), interpolation=cv2.INTER_LINEAR)
+      inside = pixels > 0
+      assert (bits[..., at] != inside).mean() < 0.01
+      assert int(found['label'][i, at]) == label
+      likely = (1 / (1 + np.exp(-pixels)) * inside).sum() / (inside.sum() + 1e-6)
+      assert float(found['score'][i, at]) == pytest.approx(share[query, label] * likely, rel=0.01)
+
+
+def test_true_objects_are_perfect(source):
+  """Brought back, scored, decoded and drawn; half as sure of one, and its recall is there still."""
+  task, evaluator = Instances(threshold=0.3), masks_found.Instances()
+  model = types.SimpleNamespace(in_channels=3, image_size=(32, 48), num_classes=5)
+  rows = task.rows(model, source.fields, View(flip='none'), train=False)
+  seen, records = Seen(rows, source.fields), []
+  for number in range(30):
+    truth = source[number]['masks']
+    shapes = np.array(truth.shapes).reshape(-1, 32, 48)[~truth.crowd]
+    most = np.zeros((10, 32, 48), bool)
+    most[: len(shapes)] = shapes
+    score, label = np.zeros(10, np.float32), np.zeros(10, np.int32)
+    score[: len(shapes)], label[: len(shapes)] = 0.9, truth.label[~truth.crowd]
+    outputs = {'score': score, 'label': label,
+               'masks': np.moveaxis(np.packbits(most, axis=0), 0, -1)}  # fmt: skip
+    records.append(evaluator.record(outputs, source[number], seen))
+  found = {'test': Found(source, {}, records, np.arange(30), 30)}
+  scores = evaluator.finish(found)
+  assert scores.values['ap'] == scores.values['ap50'] == scores.values['ar100'] == 1
+  assert len(scores.tables[0].rows) == 5
+  half = [(score * (0.5 if i % 2 else 1), label, [] if i % 2 else said, *rest)
+          for i, (score, label, said, *rest) in enumerate(records)]  # fmt: skip
+  half = [r if r[2] else (r[0][:0], r[1][:0], *r[2:]) for r in half]
+  less = evaluator.finish({'test': found['test']._replace(records=half)}).values
+  assert 0.3 < less['ap'] < 0.7
+  prediction = task.decode(outputs, source[number], seen)
+  objects = prediction.facts['objects']
+  assert len(objects) == len(shapes)
+  names = source.fields['masks'].names
+  for at, each in enumerate(objects):
+    own = shapes[at]
+    assert each['pixels'] == own.sum()
+    assert each['class'] == names[label[at]]
+    x, y, width, height = cv2.boundingRect(own.astype(np.uint8))
+    assert each['box'] == [x, y, x + width, y + height]
+    np.testing.assert_array_equal(prediction.arrays['objects'] == each['number'], own)
+  assert task.draw(prediction, source[number], seen).shape[1] > 3 * 48
+  assert len(task.lines(prediction)) == len(objects)
+  with pytest.raises(RunError, match='top=0 must be at least 1'):
+    Instances(top=0)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ class EomtArchitecture(Composition):
     width, queries, cells = self.encoder.width, self.queries, math.prod(self.encoder.grid)
     classes, squares = self.num_classes + 1, 0
     for _ in range(self.upscale):
-      squares += cells * 4 * (width**2 + 9 * width)
+      squares += cells * 4 * width**2
       cells *= 4
     return (
       ('classes', width * classes + classes, queries * width * classes),

@@ -122,6 +122,14 @@ def regions(picture: np.ndarray, labels: np.ndarray, *, share: float = 0.55) -> 
   return np.where(labels[..., None] >= 0, mixed, picture).astype(np.uint8)
 
 
+def outlined(picture: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+  """A picture with pale lines where the numbers of its pixels change."""
+  edge = np.zeros(numbers.shape, bool)
+  edge[1:] |= numbers[1:] != numbers[:-1]
+  edge[:, 1:] |= numbers[:, 1:] != numbers[:, :-1]
+  return np.where(edge[..., None], picture * 0.3 + 255 * 0.7, picture).astype(np.uint8)
+
+
 def legend(names: Sequence[tuple[str, tuple[int, int, int]]], width: int = 220) -> np.ndarray:
   """Names beside squares of their colours."""
   font = _font()

@@ -4,6 +4,7 @@ from vit_jax.evaluators.change import Change, Damage
 from vit_jax.evaluators.classification import Classification
 from vit_jax.evaluators.detection import Detection
 from vit_jax.evaluators.imagenet import ImageNet, ImageNetC, ImageNetReal
+from vit_jax.evaluators.instances import Instances
 from vit_jax.evaluators.multilabel import MultiLabel
 from vit_jax.evaluators.panoptic import Panoptic
 from vit_jax.evaluators.probes import FewShot, Knn, Linear, Logistic
@@ -17,5 +18,5 @@ EVALUATORS = {
   'fewshot': FewShot, 'imagenet': ImageNet, 'imagenet_real': ImageNetReal, 'imagenet_c': ImageNetC,
   'reconstruction': Reconstruction, 'change': Change, 'damage': Damage,
   'detection': Detection,
-  'panoptic': Panoptic,
+  'panoptic': Panoptic, 'instances': Instances,
 }  # fmt: skip

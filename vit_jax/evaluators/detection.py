@@ -125,13 +125,6 @@ def average_precision(records: Sequence[Any], classes: int, *, by_class: bool = 
   Raises:
     RunError: without pycocotools.
   """
-  try:
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-  except ImportError:
-    raise RunError(
-      "evals of the name detection need pycocotools: pip install 'vit_jax[dense]'"
-    ) from None
   truth, said = [], []
   for image, (corners, label, score, real, own, crowd, area) in enumerate(records, 1):
     truth += [
@@ -144,19 +137,45 @@ def average_precision(records: Sequence[Any], classes: int, *, by_class: bool = 
        'area': box[2] * box[3], 'iscrowd': 0}
       for box, c, s in zip(_sides(corners), label, score, strict=True)
     ]  # fmt: skip
+  return judged(truth, said, len(records), classes, 'bbox', by_class=by_class)
+
+
+def judged(
+  truth: Sequence[Mapping[str, Any]], said: Sequence[Mapping[str, Any]], images: int, classes: int,
+  kind: str, *, by_class: bool = True,
+) -> Judged:  # fmt: skip
+  """What pycocotools says of annotations.
+
+  Args:
+    truth, said: in its words, without `id`; images and categories are counted from 1.
+    images, classes: how many there are.
+    kind: 'bbox' or 'segm'.
+    by_class: whether objects are those of their own class only.
+
+  Raises:
+    RunError: without pycocotools.
+  """
+  try:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+  except ImportError:
+    raise RunError(
+      "evals of the names detection and instances need pycocotools: pip install 'vit_jax[dense]'"
+    ) from None
   with contextlib.redirect_stdout(io.StringIO()):
     both = []
     for annotations in (truth, said):
       coco: Any = COCO()
       coco.dataset = {
-        'images': [{'id': number} for number in range(1, len(records) + 1)],
+        # Sizes are asked for, and of run lengths not used.
+        'images': [{'id': n, 'height': 0, 'width': 0} for n in range(1, images + 1)],
         'categories': [{'id': number} for number in range(1, classes + 1)],
         # Numbered from 1: an object of number 0 would count as not found.
         'annotations': [{**each, 'id': number} for number, each in enumerate(annotations, 1)],
       }  # fmt: skip
       coco.createIndex()
       both.append(coco)
-    evaluated: Any = COCOeval(both[0], both[1], 'bbox')
+    evaluated: Any = COCOeval(both[0], both[1], kind)
     evaluated.params.useCats = int(by_class)
     evaluated.evaluate()
     evaluated.accumulate()

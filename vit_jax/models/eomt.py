@@ -13,7 +13,7 @@ from flax import nnx
 from vit_jax.architecture.eomt import EomtArchitecture
 from vit_jax.models.vit import ViT, ViTConfig
 from vit_jax.nn.attention import Context
-from vit_jax.nn.layers import Conv, Dense, Norm, normal, prepend_tokens, uniform, zeros
+from vit_jax.nn.layers import Dense, Norm, normal, prepend_tokens, uniform, zeros
 from vit_jax.nn.noise import noise
 from vit_jax.nn.sharding import einsum, gather, param, spec
 
@@ -146,7 +146,7 @@ class Upscale(nnx.Module):
     # To the features of four places, those of the upper left one first.
     self.kernel = param(normal(width**-0.5), rngs, (width, 4 * width), ('embed', None))
     self.bias = param(zeros, rngs, (width,), (None,))
-    self.near = Conv(3, width, width, rngs, groups=width, pad=(1, 1), bias=False)
+    self.near = Near(width, rngs)
     self.norm = Norm(width, rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -158,6 +158,27 @@ class Upscale(nnx.Module):
     y = y.reshape(batch, 2 * rows, 2 * columns, width, out_sharding=spec(*_IMAGE))
     y = jax.nn.gelu(y + self.bias[...].astype(y.dtype), approximate=False)
     return self.norm(self.near(y))
+
+
+class Near(nnx.Module):
+  """A depthwise convolution of 3 x 3 cells, with zeros around.
+
+  Nine products of elements, which compilers fuse: on CPUs a convolution in groups and its gradients
+  take two and a half times as long, and most of a small model's step.
+  """
+
+  def __init__(self, width: int, rngs: nnx.Rngs):
+    self.kernel = param(normal(1 / 3), rngs, (3, 3, 1, width), (None,) * 4)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """(batch, rows, columns, width) -> the same."""
+    kernel, (rows, columns) = self.kernel[...].astype(x.dtype), x.shape[1:3]
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    shifted = [
+      x[:, down : down + rows, right : right + columns] * kernel[down, right, 0]
+      for down in range(3) for right in range(3)
+    ]  # fmt: skip
+    return sum(shifted[1:], shifted[0])
 
 
 def _dense(inputs: int, outputs: int, rngs: nnx.Rngs) -> Dense:

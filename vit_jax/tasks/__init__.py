@@ -14,6 +14,7 @@ from vit_jax.tasks.classification import Classification
 from vit_jax.tasks.detection import Detection
 from vit_jax.tasks.dino import Dino
 from vit_jax.tasks.distillation import Distillation
+from vit_jax.tasks.instances import Instances
 from vit_jax.tasks.masked import MaskedImages
 from vit_jax.tasks.multilabel import MultiLabel
 from vit_jax.tasks.networks import Network
@@ -28,7 +29,7 @@ TASKS = {
   'segmentation': Segmentation, 'packed': PackedClassification, 'distillation': Distillation,
   'masked': MaskedImages, 'dino': Dino, 'change': Change, 'damage': Damage,
   'detection': Detection,
-  'panoptic': Panoptic,
+  'panoptic': Panoptic, 'instances': Instances,
 }  # fmt: skip
 
 

@@ -71,6 +71,43 @@ def panoptic(
   return {'segments': segments, 'segments_label': label, 'segments_score': score}
 
 
+def objects(
+  logits: jax.Array, masks: jax.Array, size: tuple[int, int], *, most: int
+) -> dict[str, jax.Array]:
+  """The likeliest pairs of query and class, with masks that may overlap.
+
+  The score of a pair is the probability of the class, times the mean one of the pixels that are in
+  the mask, which are those that are likelier in it than not.
+
+  Args:
+    logits, masks, size: as for `panoptic`.
+    most: pairs; a multiple of 8 at best.
+
+  Returns:
+    'score' float32 and 'label' int32 (batch, pairs), by the probability of the class; 'masks' uint8
+    (batch, height, width, pairs / 8 or one more), the first pair of eight in the highest bit.
+  """
+  queries, classes = logits.shape[1], logits.shape[2] - 1
+  most = min(most, queries * classes)
+
+  def one(logits: jax.Array, masks: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    share, at = jax.lax.top_k(jax.nn.softmax(logits)[:, :-1].reshape(-1), most)
+    chosen = at // classes
+
+    def strip(pixels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+      inside = pixels > 0
+      likely = jnp.where(inside, jax.nn.sigmoid(pixels), 0).sum((1, 2))
+      bits = jnp.packbits(inside[chosen], axis=0)
+      return jnp.moveaxis(bits, 0, -1), likely, inside.sum((1, 2), dtype=jnp.int32)
+
+    bits, likely, count = _by_strips(strip, masks, size, maps=1)
+    sure = likely.sum(0) / (count.sum(0) + 1e-6)
+    return share * sure[chosen], (at % classes).astype(jnp.int32), bits
+
+  score, label, bits = _each(one, logits, masks, (2, 2, 4))
+  return {'score': score, 'label': label, 'masks': bits}
+
+
 def _each(one, logits: jax.Array, masks: jax.Array, out: Sequence[int]):
   """Of each example in turn; `out` are the dimensions of the results."""
   axes = lambda ndim: ('batch', *(None,) * (ndim - 1))  # noqa: E731
@@ -81,10 +118,10 @@ def _each(one, logits: jax.Array, masks: jax.Array, out: Sequence[int]):
   return run(logits, masks)
 
 
-def _by_strips(function, masks: jax.Array, size: tuple[int, int]):
+def _by_strips(function, masks: jax.Array, size: tuple[int, int], maps: int = 2):
   """What a function gives for each strip of masks that are enlarged, strips first.
 
-  The first two results are of the pixels, and are put together.
+  The first so many results are of the pixels, and are put together.
   """
   rows, columns = (
     positions.resize_weights(np.arange(new), new, old, 'bilinear')
@@ -97,7 +134,7 @@ def _by_strips(function, masks: jax.Array, size: tuple[int, int]):
     return function(jnp.einsum('Hh,qhW->qHW', weights, wide, precision='highest'))
 
   found = jax.lax.map(strip, rows.reshape(count, size[0] // count, -1))
-  return tuple(x.reshape(*size) if at < 2 else x for at, x in enumerate(found))
+  return tuple(x.reshape(*size, *x.shape[3:]) if at < maps else x for at, x in enumerate(found))
 
 
 def _strips(height: int) -> int:

@@ -139,7 +139,7 @@ def _named(names: tuple[str, ...], label: int) -> str:
 
 
 def _painted(picture: np.ndarray, ids: np.ndarray, labels: Mapping[int, int]) -> np.ndarray:
-  """Segments in the colours of their classes, each next one a shade darker, within white lines."""
+  """Segments in the colours of their classes, each next one a shade darker, within pale lines."""
   tint, there, counts = np.zeros((*ids.shape, 3)), np.zeros(ids.shape, bool), {}
   for number, label in labels.items():
     mask = ids == number
@@ -147,8 +147,4 @@ def _painted(picture: np.ndarray, ids: np.ndarray, labels: Mapping[int, int]) ->
     counts[label] = counts.get(label, 0) + bool(mask.any())
     there |= mask
   mixed = np.where(there[..., None], picture * 0.4 + tint * 0.6, picture)
-  edge = np.zeros(ids.shape, bool)
-  edge[1:] |= ids[1:] != ids[:-1]
-  edge[:, 1:] |= ids[:, 1:] != ids[:, :-1]
-  mixed[edge] = mixed[edge] * 0.3 + 255 * 0.7
-  return mixed.astype(np.uint8)
+  return pictures.outlined(mixed, ids)
