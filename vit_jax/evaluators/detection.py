@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from etils import epy
@@ -142,7 +142,7 @@ def average_precision(records: Sequence[Any], classes: int, *, by_class: bool = 
 
 def judged(
   truth: Sequence[Mapping[str, Any]], said: Sequence[Mapping[str, Any]], images: int, classes: int,
-  kind: str, *, by_class: bool = True,
+  kind: Literal['bbox', 'segm'], *, by_class: bool = True,
 ) -> Judged:  # fmt: skip
   """What pycocotools says of annotations.
 
