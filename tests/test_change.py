@@ -27,6 +27,7 @@ from vit_jax.evaluators.change import Damage as DamageScores
 from vit_jax.evaluators.evaluator import Found
 from vit_jax.models import change
 from vit_jax.models.vit import ViTConfig
+from vit_jax.nn import tree
 from vit_jax.tasks.change import Change, Damage
 from vit_jax.tasks.task import Seen
 
@@ -65,9 +66,60 @@ def test_logits_are_those_of_a_head_on_both_dates(compare):
   np.testing.assert_allclose(model(images), want, rtol=2e-5, atol=2e-5)
 
 
+def softmax(x, axis=-1):
+  e = np.exp(x - x.max(axis, keepdims=True))
+  return e / e.sum(axis, keepdims=True)
+
+
+def block(x, memory, p):
+  """A pre-norm block of two heads in float64, as in Vaswani et al. 2017; memory None: its own."""
+
+  def norm(x, at):
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    return x * p[f'{at}/scale'] + p[f'{at}/bias']
+
+  y = norm(x, 'norm1')
+  source = y if memory is None else memory
+  q, k, v = (np.einsum('nd,dhk->nhk', s, p[f'attn/{n}/kernel']) + p[f'attn/{n}/bias']
+             for n, s in (('query', y), ('key', source), ('value', source)))  # fmt: skip
+  scores = softmax(np.einsum('nhk,mhk->hnm', q, k) / np.sqrt(q.shape[-1]))
+  y = np.einsum('hnm,mhk->nhk', scores, v)
+  x = x + np.einsum('nhk,hkd->nd', y, p['attn/out/kernel']) + p['attn/out/bias']
+  h = norm(x, 'norm2') @ p['mlp/up/kernel'] + p['mlp/up/bias']
+  h = h / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
+  return x + h @ p['mlp/down/kernel'] + p['mlp/down/bias']
+
+
+def test_tokens_of_dates_are_those_of_bit():
+  """Picked, mixed and read as in Chen et al. 2021, section III, written in float64."""
+  model = model_of(compare='tokens', tokens=3, depth=2)
+  patches = np.random.default_rng(3).normal(size=(2, 2, 3, 4, 16))
+  p = {n: np.asarray(w, np.float64) for n, w in tree.flatten(model.tokens).items()}
+
+  def layer(name, i):
+    start = f'{name}/blocks/'
+    return {n.removeprefix(start): w[i] for n, w in p.items() if n.startswith(start)}
+
+  def last(x, name):
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    return x * p[f'{name}/norm/scale'] + p[f'{name}/norm/bias']
+
+  want = np.zeros_like(patches)
+  for example, dates in enumerate(patches.reshape(2, 2, 12, 16)):
+    tokens = [softmax(x @ p['pick/kernel'] + p['pick/bias'], 0).T @ x + p['position'][0]
+              for x in dates]  # fmt: skip
+    mixed = last(block(np.concatenate(tokens), None, layer('mixer', 0)), 'mixer')
+    for date, x in enumerate(dates):
+      for i in range(2):
+        x = block(x, mixed[3 * date : 3 * date + 3], layer('reader', i))
+      want[example, date] = last(x, 'reader').reshape(3, 4, 16)
+  got = model.tokens(jnp.asarray(patches, jnp.float32))
+  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
 def test_dates_may_be_swapped_where_the_model_says_so():
   images = pairs()
-  for compare, same in (('symmetric', True), ('both', False)):
+  for compare, same in (('symmetric', True), ('tokens', True), ('both', False)):
     model = model_of(compare=compare)
     one, other = model(images), model(images[:, ::-1])
     assert np.allclose(one, other, atol=1e-6) == same
@@ -81,13 +133,19 @@ def test_buildings_are_of_the_first_date_alone():
   assert (jnp.abs(one[..., 1:] - two[..., 1:]) > 1e-3).all(-1).mean() > 0.9
 
 
-@pytest.mark.parametrize('fields', [dict(), dict(located=True, num_classes=5, detail=2)])
+@pytest.mark.parametrize(
+  'fields',
+  [dict(), dict(located=True, num_classes=5, detail=2), dict(compare='tokens', depth=3, tokens=5)],
+)
 def test_parameters_are_as_many_as_the_architecture_says(fields):
   model = model_of(**fields)
   size = lambda held: sum(leaf.size for leaf in jax.tree.leaves(held))  # noqa: E731
   rest = {name: count for name, count, _ in model.config.rest}
   assert size(model) == size(model.encoder) + sum(rest.values())
   assert size(model.head) == rest['head']
+  if 'reader' in rest:
+    assert size(model.tokens.reader) == rest['reader']
+    assert size(model.tokens.mixer) + size(model.tokens.position) == rest['mixer']
 
 
 # --- losses ---

@@ -107,7 +107,8 @@ CASES = {
   ),
   'change': dict(
     arrays=True, evals=dict(test=dict(name='change', every='100%', batch_size=64)),
-    model=dict(name='change', detail=2, encoder={**SEEN, 'pool': None}), lanes={'seed': (0, 1)},
+    model=dict(name='change', detail=2, compare='tokens', depth=1, encoder={**SEEN, 'pool': None}),
+    lanes={'seed': (0, 1)},
     unrolled=dict(model__encoder__scan=False), data=land('change'),
     costs=dict(model__encoder__no_bias=FEW, model__encoder__width=64, model__encoder__mlp_dim=256),
     task=dict(name='change', swap=True),

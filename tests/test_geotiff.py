@@ -26,7 +26,7 @@ from vit_jax.models import change, segmenter
 from vit_jax.models.vit import ViTConfig
 from vit_jax.nn import sharding
 from vit_jax.tasks import scenes
-from vit_jax.tasks.change import Change
+from vit_jax.tasks.change import Change, Damage
 from vit_jax.tasks.segmentation import Segmentation
 from vit_jax.tasks.task import Seen
 
@@ -289,6 +289,24 @@ def test_scenes_of_two_dates_are_compared(tmp_path):
     said(checkpoint, [tmp_path / 'before', tmp_path / 'after'], tmp_path / 'lone')
   with pytest.raises(RunError, match='takes 2 images for each prediction, in the order before, af'):
     said(checkpoint, [before], tmp_path / 'one')
+
+
+def test_damage_of_a_scene_is_decided_by_its_probabilities(tmp_path):
+  names = ('none', 'no damage', 'minor', 'major', 'destroyed')
+  config = change.ChangeConfig(encoder=ViTConfig(**ENCODER), num_classes=5, located=True)
+  model = drawn(change.Change(config, nnx.Rngs(0)))
+  checkpoint = saved(tmp_path, Damage(), model, names)
+  files = [scene(tmp_path / f'{n}.tif', random((20, 40), seed=n)) for n in (1, 2)]
+  (row,) = said(checkpoint, files, tmp_path / 'out')
+  with rasterio.open(tmp_path / 'out' / row['scores']) as file:
+    scores = file.read()
+    assert file.descriptions == names
+  with rasterio.open(tmp_path / 'out' / row['map']) as file:
+    labels = file.read(1)
+  np.testing.assert_allclose(scores.sum(0), 1, atol=1e-5)
+  level = scores[1:].argmax(0) + 1
+  np.testing.assert_array_equal(labels, np.where(scores[0] < 0.5, level, 0))
+  assert labels.any()
 
 
 def test_scenes_that_do_not_fit_are_refused(tmp_path):

@@ -342,7 +342,7 @@ def main(
       print(f'error: {name}: {error}', file=sys.stderr)
 
     predictor = Predictor(model, top=top, batch_size=batch_size, attention=attention)
-    said = isinstance(predictor.task, tasks.Segmentation)
+    said = isinstance(predictor.task, scenes.Maps)
     large = [own for own in inputs if windows or (said and all(map(geotiff.is_placed, own)))]
     small = [own for own in inputs if own not in large]
     if large and not folder:

@@ -6,8 +6,9 @@ import dataclasses
 import math
 from typing import ClassVar, Self
 
+from vit_jax.architecture import variants
 from vit_jax.architecture.towers import Composition
-from vit_jax.architecture.vit import ViTArchitecture
+from vit_jax.architecture.vit import EncoderConfig, ViTArchitecture
 from vit_jax.core.errors import RunError, suggest
 
 DATES = 2
@@ -24,8 +25,8 @@ class ChangeArchitecture(Composition):
     num_classes: of each pixel.
     compare: what the head sees of the features f and g of a patch: 'both' f, g and |f - g|;
       'symmetric' f + g and |f - g|, so that it says the same of dates that are swapped; 'tokens'
-      |f - g| of features that have looked at a few tokens of both dates, see `models.change`,
-      which is symmetric, too.
+      |f - g| of features that have looked at a few tokens of both dates, symmetric, too; see
+      `models.change.Tokens`.
     detail: logits of a patch in each direction; more give sharper edges.
     tokens: of each date, with compare='tokens'.
     depth: how often patches look at these.
@@ -56,14 +57,39 @@ class ChangeArchitecture(Composition):
     """Logits of a patch that are of both dates."""
     return (self.num_classes - self.located) * self.detail**2
 
+  def stack(self, depth: int, attention: str) -> EncoderConfig:
+    """Blocks that are like those of the encoder, but for their depth and what they attend to."""
+    own = {name: getattr(self.encoder, name) for name in ('width', 'num_heads', 'dtype', 'scan')}
+    config = EncoderConfig(
+      **own, depth=depth, mlp_dim=2 * self.encoder.width, attention=attention,
+      remat=self.encoder.remat,
+    )  # fmt: skip
+    return config.filled(variants.ENCODER)
+
   @property
   def rest(self) -> tuple[tuple[str, int, int], ...]:
-    """See `Composition`: the heads. The second pass of the encoder is not among them."""
+    """See `Composition`: the heads, and what is around tokens of the dates.
+
+    The second pass of the encoder is not among them.
+    """
     patches, width = math.prod(self.encoder.grid), self.encoder.width
     found = [('head', self.compared, self.outputs)]
     if self.located:
       found.append(('locate', width, self.detail**2))
-    return tuple((name, (n + 1) * out, n * out * patches) for name, n, out in found)
+    heads = tuple((name, (n + 1) * out, n * out * patches) for name, n, out in found)
+    if self.compare != 'tokens':
+      return heads
+    # Of a block: four matrices of attention and two of the MLP, with biases, and two norms.
+    block, norm = 8 * width**2 + 11 * width, 2 * width
+    asked, every = DATES * patches, DATES * self.tokens
+    pick = width * self.tokens * asked
+    mix = every * 8 * width**2 + 2 * every**2 * width
+    read = asked * 6 * width**2 + every * 2 * width**2 + 2 * asked * self.tokens * width
+    return (
+      ('pick', (width + 1) * self.tokens, 2 * pick),
+      ('mixer', self.tokens * width + block + norm, mix),
+      ('reader', self.depth * block + norm, self.depth * read), *heads,
+    )  # fmt: skip
 
   def resolve(self) -> Self:
     """See `Composition`."""
@@ -83,6 +109,8 @@ class ChangeArchitecture(Composition):
       raise RunError(
         f'model.encoder.image_size={config.image_size}: pictures of two dates have two axes each'
       )
+    if config.compare == 'tokens' and config.encoder.mup_width:
+      raise RunError("model.encoder.mup_width: no rule for model.compare='tokens'")
     if config.encoder.patch_dropout:
       raise RunError('model.encoder.patch_dropout: patches that are left out have no classes')
     return config

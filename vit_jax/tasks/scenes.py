@@ -12,7 +12,7 @@ from etils import epy
 from vit_jax.core import paths
 from vit_jax.core.errors import RunError
 from vit_jax.data.misfit import MisfitError
-from vit_jax.tasks.segmentation import Segmentation
+from vit_jax.tasks.segmentation import Maps
 from vit_jax.tasks.task import Prediction, Seen
 
 # Configurations are checked before JAX is there.
@@ -62,7 +62,7 @@ def mapped(
   Raises:
     RunError: if a file cannot be read, is not what the model takes, or not where the others are.
   """
-  if not isinstance(task, Segmentation):
+  if not isinstance(task, Maps):
     raise RunError(
       f'{type(task).__name__.lower()} says nothing of single pixels: no map of a scene'
     )
