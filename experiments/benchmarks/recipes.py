@@ -43,6 +43,7 @@ CASES = (
   ('simmim.py:B/16,800', 'v5e:4x4'), ('dino.py:S/16,800', 'v5e:4x4'),
   ('ibot.py:B/16,400', 'v5e:4x8'), ('mae.py:H/14,1600', 'v5p:4x4x4'),
   ('dino.py:B/16,400', 'v5e:4x8'), ('dinov2.py:L/14,22k', 'v5e:8x16'),
+  ('yolos.py:S,coco', 'v5e:2x4'), ('yolos.py:B,coco', 'v5e:2x4'), ('detr.py:coco', 'v5e:4x4'),
   ('ssl.py:mae,imagenette', 'v5e:1x1'), ('ssl.py:dino,imagenette', 'v5e:1x1'),
   ('ssl.py:labels,imagenette', 'v5e:1x1'), ('ssl.py:simmim,imagenette', 'v5e:1x1'),
   ('ssl.py:dinov2,imagenette', 'v5e:1x1'),
@@ -56,6 +57,7 @@ CHECKPOINTS = {
 DATA = {
   'imagenette': (9469, 10),
   'train': (1_281_167, 1000), 'train[:98%]': (1_255_544, 1000), 'train[:99%]': (1_268_355, 1000),
+  'train2017': (118_287, 80),
   'full[51200:]': (13_103_041, 21_843), 'train[:90%]': (3312, 37),
 }  # fmt: skip
 # US dollars for an hour of a chip, assumed: take yours from your contract.

@@ -264,7 +264,9 @@ class Program:
     if not flops and (products := re.match(r'splash_mha_(\w+?)_', name)):
       # The one kernel that we use and did not write declares none.
       q = next(map(_dimensions, filter(lambda shape: shape.startswith('bf16'), shapes)))
-      return Kernel(f'{name}_{q[3]}', _SPLASH[products[1]] * 2 * math.prod(q) * q[2], moved, count)
+      tokens, features = q[-2:]  # of one example on each device there is no axis of the batch
+      flops = _SPLASH[products[1]] * 2 * math.prod(q) * tokens
+      return Kernel(f'{name}_{features}', flops, moved, count)
     return Kernel(name, int(flops[1]) if flops else 0, moved, count)
 
   @property
