@@ -1,6 +1,7 @@
 """Detection by set prediction: boxes, matching, the model, its task and its scores."""
 
 import dataclasses
+import functools
 import json
 import types
 
@@ -192,23 +193,32 @@ def test_a_batch_without_objects():
   for nothing in (False, True):
     (logits, said), batch, _ = drawn(nothing)
     batch |= {'boxes_known': jnp.zeros((4, TARGETS))}
-    task, model = Detection(), Says(nothing, logits=logits, boxes=said)
-    totals = {name: jnp.maximum(value, 1) for name, value in task.totals(batch).items()}
-    ctx = types.SimpleNamespace(noise=None, totals=totals)
-    value, _, _ = task.loss(model, {'image': None, **batch}, ctx)
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1))
+    def loss(logits, said, batch=batch, nothing=nothing):
+      task, model = Detection(), Says(nothing, logits=logits, boxes=said)
+      totals = {name: jnp.maximum(value, 1) for name, value in task.totals(batch).items()}
+      ctx = types.SimpleNamespace(noise=None, totals=totals)
+      return task.loss(model, {'image': None, **batch}, ctx)[0]
+
+    value, gradients = loss(logits, said)
     if nothing:
       want = -2 * log_softmax(logits[:3].astype(np.float64), -1)[..., -1].mean((0, 2)).sum()
     else:
-      each = focal(logits[:3].astype(np.float64), 0)
-      want = 2 * each.sum()
+      want = 2 * focal(logits[:3].astype(np.float64), 0).sum()
     assert float(value) == pytest.approx(want, rel=1e-5)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+    assert gradients[0].any()
+    assert not gradients[1].any()
 
 
 def test_more_objects_than_queries():
   """The cheapest are assigned, and the others are nobody's."""
   (logits, said), batch, _ = drawn(False)
   targets = matching.Targets.of(batch)
-  place = matching.matched(logits[:, :, :2], said[:, :, :2], targets, WEIGHTS, nothing=False)
+  matched = jax.jit(lambda *said: matching.matched(*said, targets, WEIGHTS, nothing=False))
+  place = matched(logits[:, :, :2], said[:, :, :2])
   np.testing.assert_array_equal((place >= 0).sum(-1), [[2, 2], [0, 0], [2, 2], [0, 0]])
   label = matching.wanted_classes(place, targets.label, 2)
   assert (np.asarray(label[0]) >= 0).all()
@@ -224,10 +234,8 @@ def test_the_smallest_box_at_a_place():
   points = np.array([points], np.float32)
   rng = np.random.default_rng(0)
   logits, said = rng.normal(0, 2, (1, 7, 3)), rng.uniform(0.2, 0.6, (1, 7, 4))
-  found = matching.dense_loss(
-    {'dense_logits': jnp.asarray(logits), 'dense_boxes': jnp.asarray(said),
-     'dense_points': jnp.asarray(points)}, targets, WEIGHTS, nothing=False,
-  )  # fmt: skip
+  dense = jax.jit(lambda said: matching.dense_loss(said, targets, WEIGHTS, nothing=False))
+  found = dense({'dense_logits': logits, 'dense_boxes': said, 'dense_points': points})
   want = 0.0
   for q, (own, share) in enumerate([(-1, 1), (1, 1), *[(0, 4 / 5)] * 5]):
     want += share * 2 * sum(focal(logits[0, q, c], c == own) for c in range(3))
@@ -252,10 +260,10 @@ def test_every_patch_is_a_query():
   """The same heads on the last blocks, by hand; boxes begin around the place of their patch."""
   model = small(layers=3).create(nnx.Rngs(0))
   images = jnp.asarray(np.random.default_rng(0).normal(0, 1, (2, 16, 24, 3)), jnp.float32)
-  said = model(images)
+  said = jax.jit(lambda model, images: model(images))(model, images)
   assert said['logits'].shape == (2, 3, 24, 3)
   assert said['boxes'].shape == (2, 3, 24, 4)
-  inside = model.encoder.features(images)
+  inside = jax.jit(lambda model, images: model.encoder.features(images))(model, images)
   layers = [model.encoder.encoder.norm(inside[f'block{n:02d}']) for n in range(3)]
   np.testing.assert_allclose(layers[-1], inside['encoded'], rtol=1e-5, atol=1e-6)
   x, y = np.meshgrid((np.arange(6) + 0.5) / 6, (np.arange(4) + 0.5) / 4)
@@ -301,7 +309,10 @@ def test_the_best_boxes_of_an_image(nothing):
   rng = np.random.default_rng(0)
   logits = rng.normal(0, 2, (2, LAYERS, QUERIES, 3 + nothing)).astype(np.float32)
   said = rng.uniform(0.2, 0.6, (2, LAYERS, QUERIES, 4)).astype(np.float32)
-  found = Detection(top=7).predict(Says(nothing, logits=logits, boxes=said), {'image': None})
+  predict = lambda logits, said: Detection(top=7).predict(  # noqa: E731
+    Says(nothing, logits=logits, boxes=said), {'image': None}
+  )
+  found = jax.jit(predict)(logits, said)
   for image in range(2):
     if nothing:
       chance = softmax(logits[image, -1], -1)[:, :-1]
@@ -514,7 +525,7 @@ def test_how_bad_a_prediction_is():
     'boxes_label': jnp.array([[1, 0], [2, 0], [0, 0]]),
     'boxes_known': jnp.array([[1.0, 0], [1, 0], [0, 0]]),
   }  # fmt: skip
-  found = Scores().badness(outputs, batch)
+  found = jax.jit(Scores().badness)(outputs, batch)
   np.testing.assert_allclose(found, [1 - 0.5 * 0.8, 1, np.nan], rtol=1e-6)
 
 
