@@ -20,7 +20,9 @@ from vit_jax.models.vit import ViTConfig
 from vit_jax.models.yolos import YolosConfig
 from vit_jax.nn import positions, tree
 from vit_jax.tasks import denoising
+from vit_jax.tasks.detection import Detection
 from vit_jax.tasks.matching import Targets
+from vit_jax.tasks.task import Context
 
 WIDTH, QUERIES, CLASSES = 32, 7, 5
 CONFIG = dict(
@@ -264,3 +266,48 @@ def test_noisy_queries_are_those_of_rt_detr(monkeypatch):
     own = np.asarray(place)[image]
     first = 2 * most * np.arange(groups)[:, None]
     np.testing.assert_array_equal((own + first)[own >= 0], numpy(positive))
+
+
+def test_yolos_learns_as_theirs(tmp_path):
+  """Loss of a batch, an image without objects among them, and its gradient by every parameter."""
+  module = yolos()
+  folder = write(module, tmp_path / 'theirs')
+  opened, model = open_checkpoint(folder), vit_jax.load(folder)
+  rng = np.random.default_rng(4)
+  x, most = images((32, 48, 3)), 4
+  counts = [3, 0, 2][: len(x)]
+  centres, sides = (
+    rng.uniform(0.3, 0.7, (len(x), most, 2)),
+    rng.uniform(0.1, 0.5, (len(x), most, 2)),
+  )
+  boxes = np.concatenate([centres, sides], -1).astype(np.float32)
+  corners = np.concatenate([centres - sides / 2, centres + sides / 2], -1)
+  classes = rng.integers(0, CLASSES, (len(x), most))
+  labels = [
+    {'class_labels': torch.from_numpy(c[:n]), 'boxes': torch.from_numpy(b[:n])}
+    for c, b, n in zip(classes, boxes, counts, strict=True)
+  ]
+  out = module(torch_images(x), labels=labels)
+  out.loss.backward()
+  batch = {
+    'image': jnp.asarray(x), 'boxes_label': jnp.asarray(classes, jnp.int32),
+    'boxes': jnp.asarray(corners, jnp.float32),
+    'boxes_known': jnp.asarray(np.arange(most) < np.array(counts)[:, None], jnp.float32),
+    'mask': jnp.ones(len(x)),
+  }  # fmt: skip
+  task = Detection(most=most, class_weight=1.0)
+
+  @jax.jit
+  def learned(model):
+    totals = {name: jnp.maximum(total, 1) for name, total in task.totals(batch).items()}
+    context = Context({}, totals, {}, None, 0, None)
+    return jax.value_and_grad(lambda model: task.loss(model, batch, context)[0])(model)
+
+  with jax.default_matmul_precision('highest'):
+    loss, gradient = learned(model)
+  np.testing.assert_allclose(loss, out.loss.item(), rtol=1e-5)
+  found = layout.write(opened.rules, tree.flatten(gradient))
+  theirs = {published(name): numpy(p.grad) for name, p in module.named_parameters()}
+  for name, want in theirs.items():
+    scale = np.abs(theirs[name.replace('.key.', '.query.')] if '.key.bias' in name else want).max()
+    np.testing.assert_allclose(found[name] / scale, want / scale, atol=1e-4, err_msg=name)
