@@ -20,9 +20,8 @@ The model zoo there has a panoptic quality of 46.7 for S, 51.6 for B and 56.0 fo
 
 Where this differs: the learning rate falls linearly, theirs with the power 0.9 of what is left; it
 rises for all parameters at once over 1,500 steps, where theirs is 500 for heads and queries and the
-next 1,000 for the encoder; crops keep 10 % of an image or more and are enlarged to the model's size
-where theirs are cut from images that are scaled by 0.1 to 2 and padded; and an image is evaluated
-without keeping its aspect ratio. No run at this size was made.
+next 1,000 for the encoder; an image of which a crop has no segment counts, theirs is drawn again.
+No run at this size was made.
 """
 
 from vit_jax.config import complete
@@ -77,14 +76,14 @@ def coco(size, folder):
       source=dict(
         name='coco', dir=folder, annotations='', panoptic='annotations/panoptic_{split}.json'
       ),
-      split='train2017', crop=dict(name='random_resized', min_area=0.1, max_aspect=1.5),
-      flip='horizontal',
+      split='train2017', flip='horizontal',
+      crop=dict(name='scale_jitter', min_scale=0.1, max_scale=2.0),
     ),
     optim=dict(
       lr=1e-4, weight_decay=0.05, decay=(('.*', 1.0),), layer_decay=0.8, schedule='linear',
       warmup='1500 steps',
     ),
-    evals=dict(val=dict(name='panoptic', split='val2017', every='25%')),
+    evals=dict(val=dict(name='panoptic', split='val2017', every='25%', crop=dict(name='fit'))),
   )  # fmt: skip
 
 
