@@ -223,6 +223,12 @@ CASES = {
     lanes={'lr': (1e-3, 1e-2)}, unrolled=dict(model__encoder__scan=False),
     data=SHAPES, task=dict(name='instances', most=6, points=0, top=6, frozen=('encoder/embed/.*',)),
   ),
+  'semantic': dict(
+    arrays=True, evals=dict(test=dict(name='segmentation', every='100%', batch_size=64)),
+    model=dict(name='eomt', queries=9, blocks=1, upscale=0, encoder={**SEEN, 'pool': None}),
+    lanes={'seed': (0, 1)}, unrolled=dict(model__encoder__scan=False),
+    data=SHAPES, task=dict(name='semantic', most=8, points=16, tried=2.0),
+  ),
 }  # fmt: skip
 NAMES = tuple(CASES)
 
@@ -315,7 +321,8 @@ def assert_same(a, b, rtol=2e-4):
 
 
 @pytest.mark.parametrize(
-  'name', but('multilabel', 'regression', 'instances', 'toy_lit', 'toy_moco', 'toy_pair')
+  'name',
+  but('multilabel', 'regression', 'instances', 'semantic', 'toy_lit', 'toy_moco', 'toy_pair'),
 )
 def test_a_step_is_the_same_in_parts_on_a_mesh(name, data_dir):
   plain = known(configured(name, data_dir))
@@ -356,7 +363,7 @@ def test_every_optimizer_on_a_mesh(optimizer, data_dir):
 
 
 @pytest.mark.parametrize(
-  'name', but('multilabel', 'regression', 'instances', 'toy_captions', 'toy_pair')
+  'name', but('multilabel', 'regression', 'instances', 'semantic', 'toy_captions', 'toy_pair')
 )
 def test_lanes_are_the_runs_alone(name, data_dir):
   """Over the seed, the learning rate, and a hyperparameter that only this task has."""

@@ -24,6 +24,7 @@ from vit_jax.evaluators.evaluator import Found
 from vit_jax.tasks import mask_losses, merging
 from vit_jax.tasks.instances import Instances
 from vit_jax.tasks.panoptic import Panoptic
+from vit_jax.tasks.semantic import Semantic
 from vit_jax.tasks.task import Seen
 
 SHAPES = Shapes(size=(32, 48), radius=(4.0, 9.0), crowd=0.3, void=0.3)
@@ -337,6 +338,39 @@ def test_the_truth_is_perfect(source):
   assert picture.dtype == np.uint8
   assert picture.shape[1] > 3 * 48
   assert len(task.lines(prediction)) == len(segments)
+
+
+# --- classes of pixels ---
+
+
+def test_queries_vote_for_classes():
+  """The sum of the products of probabilities; and a map makes a segment of each class."""
+  rng = np.random.default_rng(0)
+  logits, masks = rng.normal(size=(3, 6, 5)) * 2, rng.normal(size=(3, 6, 4, 6)) * 3
+  got = jax.jit(lambda a, b: merging.classes(a, b, (16, 24)))(
+    jnp.asarray(logits, jnp.float32), jnp.asarray(masks, jnp.float32)
+  )
+  for i in range(3):
+    large = [cv2.resize(m, (24, 16), interpolation=cv2.INTER_LINEAR) for m in masks[i]]
+    share = scipy.special.softmax(logits[i], -1)[:, :-1]
+    said = np.einsum('qc,qhw->chw', share, 1 / (1 + np.exp(-np.stack(large))))
+    assert (np.asarray(got[i]) != said.argmax(0)).mean() < 0.01
+  values = np.kron([[0, 2, 255], [2, 1, 9]], np.ones((4, 4))).astype(np.uint8)
+  example = {'name': 'one', 'image': np.zeros((8, 12, 3), np.uint8), 'map': values}
+  fields = {'map': Field('map', ('a', 'b', 'c', 'd'), ignore=(9, 255))}
+  model = types.SimpleNamespace(in_channels=3, image_size=(8, 12), num_classes=4)
+  rows = Semantic(most=5).rows(model, fields, View(), train=False)
+  row = rows.make(example, None)
+  assert row['segments_label'].tolist() == [0, 1, 2, 0, 0]
+  assert row['segments_known'].tolist() == [1, 1, 1, 0, 0]
+  want = np.kron([[1, 3, 0], [3, 2, 0]], np.ones((4, 4)))
+  np.testing.assert_array_equal(row['segments'], want)
+  np.testing.assert_array_equal(row['map'], np.where(want, want - 1, 255))
+  task, seen = Semantic(), Seen(rows, fields)
+  said = np.where(want, want - 1, 3).astype(np.uint8)
+  prediction = task.decode({'map': said}, example, seen)
+  assert prediction.facts['share'] == {'c': 1 / 3, 'd': 1 / 3, 'a': 1 / 6, 'b': 1 / 6}
+  assert task.draw(prediction, example, seen).dtype == np.uint8
 
 
 # --- instances ---

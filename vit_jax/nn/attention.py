@@ -269,7 +269,7 @@ class Attention(nnx.Module):
 
   def _joined(self, x, context):
     """The heads' results, as rows, where one product gives queries, keys and values; or None."""
-    more = (context.angles, context.position, context.memory)
+    more = (context.angles, context.position, context.memory, context.mask.pairs)
     if hasattr(self, 'query_norm') or any(each is not None for each in more):
       return None
     if shards('heads') > 1 or self.score_scale != 1 or self.kv_heads != self.num_heads:

@@ -22,6 +22,7 @@ from vit_jax.tasks.packed import PackedClassification
 from vit_jax.tasks.panoptic import Panoptic
 from vit_jax.tasks.regression import Regression
 from vit_jax.tasks.segmentation import Segmentation
+from vit_jax.tasks.semantic import Semantic
 from vit_jax.tasks.task import Fields, Task
 
 TASKS = {
@@ -29,7 +30,7 @@ TASKS = {
   'segmentation': Segmentation, 'packed': PackedClassification, 'distillation': Distillation,
   'masked': MaskedImages, 'dino': Dino, 'change': Change, 'damage': Damage,
   'detection': Detection,
-  'panoptic': Panoptic, 'instances': Instances,
+  'panoptic': Panoptic, 'instances': Instances, 'semantic': Semantic,
 }  # fmt: skip
 
 

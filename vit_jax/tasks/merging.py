@@ -108,6 +108,28 @@ def objects(
   return {'score': score, 'label': label, 'masks': bits}
 
 
+def classes(logits: jax.Array, masks: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """The class of each pixel that all queries together say: int32 (batch, height, width).
+
+  Of a class it is the sum over queries of the probability of the class times that of the mask.
+
+  Args:
+    logits, masks, size: as for `panoptic`.
+  """
+
+  def one(logits: jax.Array, masks: jax.Array) -> tuple[jax.Array]:
+    share = jax.nn.softmax(logits)[:, :-1]
+
+    def strip(pixels: jax.Array) -> tuple[jax.Array]:
+      said = jnp.einsum('qc,qhw->chw', share, jax.nn.sigmoid(pixels), precision='highest')
+      return (jnp.argmax(said, 0).astype(jnp.int32),)
+
+    return _by_strips(strip, masks, size, maps=1)
+
+  (found,) = _each(one, logits, masks, (3,))
+  return found
+
+
 def _each(one, logits: jax.Array, masks: jax.Array, out: Sequence[int]):
   """Of each example in turn; `out` are the dimensions of the results."""
   axes = lambda ndim: ('batch', *(None,) * (ndim - 1))  # noqa: E731

@@ -472,12 +472,15 @@ class Segments:
   Attributes:
     classes: how many there are.
     most: segments of an image.
-    kind: of the field that they are from, 'panoptic' or 'masks', which is called like it.
+    kind: of the field that they are from, which is called like it: 'panoptic', 'masks', or 'map',
+      where all of a class is one segment.
+    ignore: values of a map that are no class.
   """
 
   classes: int
   most: int = 100
   kind: str = 'panoptic'
+  ignore: tuple[int, ...] = ()
 
   @property
   def needs(self) -> dict[str, str]:
@@ -521,6 +524,11 @@ class Segments:
         )
       known = {number: label for number, (label, crowd) in value.segments.items() if not crowd}
       return np.where(np.isin(ids, [*known]), ids, 0), known
+    if self.kind == 'map':
+      column = Map(self.classes, self.ignore)
+      labels = column.whole(example, size).astype(np.int64)
+      ids = np.where(labels == column.void, 0, labels + 1)
+      return ids, {n + 1: n for n in range(self.classes)}
     shapes = [masks.drawn(shape, size) for shape in value.shapes]
     ids, known = np.zeros(size, np.int64), {}
     for at in np.argsort([-shape.sum() for shape in shapes], kind='stable').tolist():
