@@ -43,7 +43,7 @@ SLOW = {
   'docs/how-to/probe.md': 'a run, a table and two judgements',
   'docs/how-to/recipes.md': 'a run',
   'docs/how-to/regression.md': 'a run and predictions',
-  'docs/how-to/remote-sensing.md': 'three runs and two maps',
+  'docs/how-to/remote-sensing.md': 'four runs and two maps',
   'docs/how-to/reports.md': 'a run, twice',
   'docs/how-to/resume-fork-cooldown.md': 'a trunk and its fork',
   'docs/how-to/scaling-sweeps.md': 'a run of three lanes, and two fits',

@@ -3,6 +3,8 @@
 import concurrent.futures
 import dataclasses
 import json
+import pickle
+import re
 import threading
 from typing import Any
 
@@ -20,7 +22,10 @@ from vit_jax import predict, tasks
 from vit_jax.core import paths
 from vit_jax.core.errors import RunError
 from vit_jax.data import crops, geotiff
-from vit_jax.data.fields import Field
+from vit_jax.data.fields import VOID, Field
+from vit_jax.data.rows.columns import Columns, Image, Map
+from vit_jax.data.sources import open_split
+from vit_jax.data.sources.tiles import Tiles
 from vit_jax.data.views import View
 from vit_jax.models import change, segmenter
 from vit_jax.models.vit import ViTConfig
@@ -331,3 +336,66 @@ def test_scenes_that_do_not_fit_are_refused(tmp_path):
   (tmp_path / 'cut.tif').write_bytes((tmp_path / 'good.tif').read_bytes()[:600])
   with pytest.raises(RunError, match='cannot read'):
     said(checkpoint, [good, tmp_path / 'cut.tif'], tmp_path / 'out', windows=True)
+
+
+# --- tiles to train on ---
+
+
+def land(tmp_path, sizes=((40, 50), (32, 64))):
+  """Scenes and their maps, with a border without data in each image and a hole in each map."""
+  (tmp_path / 'train' / 'images').mkdir(parents=True)
+  (tmp_path / 'train' / 'maps').mkdir()
+  found = []
+  for number, size in enumerate(sizes):
+    pixels, labels = random(size, seed=number), np.random.default_rng(number).integers(0, 3, size)
+    pixels[:3] = 0
+    labels = labels.astype(np.uint8)[..., None]
+    labels[-2:, -2:] = 9
+    for kind, array, nodata in (('images', pixels, 0), ('maps', labels, 9)):
+      scene(tmp_path / 'train' / kind / f'{number}.tif', array, nodata=nodata, tiled=True,
+            blockxsize=16, blockysize=16)  # fmt: skip
+    found.append((pixels, labels[..., 0]))
+  return found
+
+
+def test_tiles_cover_the_scenes(tmp_path):
+  scenes_ = land(tmp_path)
+  source = open_split(Tiles(dir=str(tmp_path), tile=(16, 32), names={'map': 'a,b,c'}), 'train')
+  source = pickle.loads(pickle.dumps(source))
+  assert len(source) == 3 * 2 + 2 * 2
+  image = source.fields['image']
+  assert (image.dtype, image.channels) == ('uint16', 4)
+  assert 'tiles of 16 x 32 pixels of 2 scenes' in source.summary()[1]
+  seen = [np.zeros(labels.shape, int) for _, labels in scenes_]
+  for index in range(len(source)):
+    example = source[index]
+    number = int(index >= 6)
+    place = re.search(r'\[(\d+):(\d+), (\d+):(\d+)\]', example['name'])
+    top, bottom, left, right = map(int, place.groups())  # type: ignore
+    here = slice(top, bottom), slice(left, right)
+    pixels, labels = (array[here] for array in scenes_[number])
+    np.testing.assert_array_equal(example['image'], pixels)
+    missing = (pixels == 0).any(-1) | (labels == 9)
+    np.testing.assert_array_equal(example['map'], np.where(missing, VOID, labels.astype(int)))
+    seen[number][here] += 1
+  assert all(each.min() >= 1 for each in seen)
+  row = Columns(View(size=(16, 32)), (Image(4, 'uint16'),), (Map(3, (VOID,)),)).make(
+    source[0], np.random.default_rng(0)
+  )
+  assert (row['map'][:3] == 255).all()
+
+
+def test_tiles_that_cannot_be_cut_are_refused(tmp_path):
+  land(tmp_path)
+  names: Any = dict(names={'map': 'a,b,c'})
+  with pytest.raises(RunError, match=r'40 x 50 pixels, fewer than a tile: data\.source\.tile'):
+    open_split(Tiles(dir=str(tmp_path), tile=(64, 64), **names), 'train')
+  with pytest.raises(RunError, match="no split 'test'"):
+    open_split(Tiles(dir=str(tmp_path), **names), 'test')
+  moved = dict(transform=Affine(10, 0, 500_005, 0, -10, 5_200_000))
+  scene(tmp_path / 'train' / 'maps' / '0.tif', random((40, 50), 1, 'uint8'), **moved)
+  with pytest.raises(RunError, match='do not lie at the same place'):
+    open_split(Tiles(dir=str(tmp_path), tile=(16, 16), **names), 'train')
+  scene(tmp_path / 'train' / 'maps' / '0.tif', random((40, 50), 2, 'uint8'))
+  with pytest.raises(RunError, match='is no map: wanted is one band'):
+    open_split(Tiles(dir=str(tmp_path), tile=(16, 16), **names), 'train')[0]

@@ -5,6 +5,7 @@ The package rasterio does the work: pip install 'vit_jax[geo]'.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import struct
 import threading
@@ -22,6 +23,9 @@ _TAGS = (33550, 33922, 34264, 34735)
 _DTYPES = ('uint8', 'uint16', 'float32')
 # Rows of what is written that are compressed together.
 _BLOCK = 64
+# Files that are open in each thread, at most so many; one that is replaced is another one.
+_open = threading.local()
+_MOST = 16
 
 
 def rasterio() -> Any:
@@ -55,7 +59,7 @@ def is_placed(path: paths.AnyPath) -> bool:
 
 
 class Raster:
-  """A file that is read in rows, by several threads at once: each has a handle of its own.
+  """A file of which parts are read, by several threads at once: each has a handle of its own.
 
   Attributes:
     path: of the file.
@@ -75,7 +79,12 @@ class Raster:
     """
     if isinstance(path, paths.ZipPath):
       raise RunError(f'{path} is in a zip file: unpack it, so that it can be read in rows')
-    self.path, self._local, self._threads = path, paths.fetched(path), threading.local()
+    self.path, self._local = path, paths.fetched(path)
+    try:
+      found = self._local.stat()
+    except OSError as error:
+      raise paths.failure(f'cannot read {path}', error) from None
+    self._key = str(self._local), found.st_mtime_ns, found.st_size
     file = self._file
     alpha = file.colorinterp[-1] == rasterio().enums.ColorInterp.alpha
     left = alpha and file.count == channels + 1
@@ -90,27 +99,32 @@ class Raster:
 
   @property
   def _file(self) -> Any:
-    found = getattr(self._threads, 'file', None)
-    if found is None:
+    held = _open.__dict__.setdefault('files', collections.OrderedDict())
+    if self._key not in held:
       package = rasterio()
       try:
-        found = self._threads.file = package.open(self._local)
+        held[self._key] = package.open(self._local)
       except package.errors.RasterioError as error:
         raise RunError(f'cannot read {self.path}: {error}') from None
-    return found
+      if len(held) > _MOST:
+        held.popitem(last=False)[1].close()
+    held.move_to_end(self._key)
+    return held[self._key]
 
-  def read(self, top: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Some rows of it.
+  def read(
+    self, top: int, rows: int, left: int = 0, columns: int = 0
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Some rows of it, or so many columns of them.
 
     Returns:
-      (rows, width, channels) of its dtype, 0 where a value is missing; and which pixels are there
-      in all bands, bool (rows, width): neither nodata nor under a mask, and finite.
+      (rows, columns, channels) of its dtype, 0 where a value is missing; and which pixels are there
+      in all bands, bool (rows, columns): neither nodata nor under a mask, and finite.
 
     Raises:
       RunError: if they cannot be read.
     """
     file, package = self._file, rasterio()
-    window = package.windows.Window(0, top, self.size[1], rows)
+    window = package.windows.Window(left, top, columns or self.size[1], rows)
     try:
       pixels = np.moveaxis(file.read(self._bands, window=window), 0, -1)
       there = np.ones(pixels.shape[:2], bool)

@@ -21,13 +21,14 @@ from vit_jax.data.sources.paired import Paired
 from vit_jax.data.sources.parquet import Parquet
 from vit_jax.data.sources.synthetic import Synthetic
 from vit_jax.data.sources.tfds import Tfds, versions
+from vit_jax.data.sources.tiles import Tiles
 from vit_jax.data.sources.xbd import Xbd
 
 # Of these a mixture may be made.
 PLAIN = {
   'tfds': Tfds, 'folder': Folder, 'manifest': Manifest, 'paired': Paired,
   'parquet': Parquet, 'coco': Coco, 'synthetic': Synthetic, 'generated': Generated,
-  'xbd': Xbd,
+  'xbd': Xbd, 'tiles': Tiles,
 }  # fmt: skip
 
 
@@ -57,7 +58,7 @@ class Mixture:
 
 SOURCES = {**PLAIN, 'mixture': Mixture}
 # Of these the files are found by listing or by reading what lists them.
-_LISTED = (Folder, Manifest, Paired, Parquet, Coco, Xbd)
+_LISTED = (Folder, Manifest, Paired, Parquet, Coco, Xbd, Tiles)
 # What opens a source that is given by a function: in a run of several processes one for all.
 _opened: contextvars.ContextVar[Callable[[Callable[[], Source]], Source]] = contextvars.ContextVar(
   'opened', default=lambda make: make()
