@@ -428,8 +428,16 @@ def test_a_prediction_is_words_and_both_pictures(task):
     np.testing.assert_array_equal(
       picture[by // 2 : 12 * by : by, left + by // 2 : left + 16 * by : by], example[name]
     )
-  with_truth = task.draw(prediction, {**example, 'map': said}, seen)
+  # Of the map what there is to tell is coloured, and nothing else.
+  left = 2 * (16 * by + 6)
+  drawn = picture[by // 2 : 12 * by : by, left + by // 2 : left + 16 * by : by]
+  np.testing.assert_array_equal((drawn != example['after']).any(-1), said > 0)
+  truth = said if isinstance(task, Damage) else 255 * said
+  with_truth = task.draw(prediction, {**example, 'map': truth}, seen)
   assert with_truth.shape[1] > picture.shape[1]
+  left = 3 * (16 * by + 6)
+  again = with_truth[by // 2 : 12 * by : by, left + by // 2 : left + 16 * by : by]
+  np.testing.assert_array_equal(again, drawn)
 
 
 def bad(**changes):

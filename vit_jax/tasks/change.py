@@ -22,6 +22,7 @@ from vit_jax.tasks.task import Batch, Context, Fields, Sums
 with epy.lazy_imports():
   import jax
   import jax.numpy as jnp
+  import numpy as np
 
   from vit_jax.models import segmenter
   from vit_jax.nn import sharding
@@ -56,6 +57,11 @@ class Pairs(Maps):
     batch = super().augment(batch, key, hyper)
     before, after = (batch.pop(name) for name in self.images)
     return {**batch, 'image': jnp.stack([before, after], axis=1)}
+
+  def coloured(self, labels: np.ndarray, classes: int) -> np.ndarray:
+    """See `Maps`: the first class, that there is nothing to tell, is left as it is."""
+    labels = np.where(labels > 0, 1, labels) if classes == 2 else labels
+    return np.where(labels == 0, -1, labels)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -115,6 +115,11 @@ class Maps(Images):
     """See `Task`."""
     return [f'{share:6.1%}  {name}' for name, share in prediction.facts['share'].items()]
 
+  def coloured(self, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Which class a pixel is drawn as, of a map of so many; -1 leaves it as it is."""
+    del classes
+    return labels
+
   def draw(self, prediction: Prediction, example: Example, seen: Seen) -> np.ndarray:
     """See `Task`: images, the map over the last, the true one if it is known, and the colours."""
     from vit_jax.data.masks import decode_map
@@ -130,6 +135,7 @@ class Maps(Images):
       truth = decode_map(example['map'])
       ignored = (*seen.fields['map'].ignore, VOID)
       maps.append(np.where(np.isin(truth, ignored), -1, truth))
+    maps = [self.coloured(each, len(names)) for each in maps]
     shown = sorted({int(c) for each in maps for c in np.unique(each) if c >= 0})
     legend = [(names[c] if c < len(names) else f'class {c}', pictures.colour(c)) for c in shown]
     titles = ('predicted', 'true')
