@@ -46,11 +46,13 @@ def quick(task):
     variant='mu/4', patch_size=8, image_size=(48, 48), width=96, depth=4, mlp_dim=288, num_heads=3,
     posemb='sincos', class_token=False, pool='mean',
   )  # fmt: skip
+  # Chosen on other pictures than those of the test: after so few steps queries are not sure.
+  merged = dict(threshold=0.2, overlap=0.6) if task == 'panoptic' else {}
   return dict(
     total='2600 steps',
     batch_size=16,
     model=dict(name='eomt', encoder=encoder, queries=12, blocks=2, upscale=2, pixel_head=True),
-    task=dict(name=task, most=10, points=0, lifted=1, threshold=0.5, std=(0.25,)),
+    task=dict(name=task, most=10, points=0, lifted=1, std=(0.25,), **merged),
     data=dict(
       source=dict(name='generated', examples=200_000, held_out=500, generator=dict(name='shapes')),
       flip='both',

@@ -31,11 +31,11 @@ class Semantic(Queries):
   decode, lines, draw = Segmentation.decode, Segmentation.lines, Segmentation.draw
 
   def rows(self, model: Any, fields: Fields, view: View, *, train: bool) -> Rows:
-    """See `Task`: beside the segments the map, as evaluations want it."""
+    """See `Task`: before the segments the map, as evaluations want it."""
     ignore = (*(fields['map'].ignore if 'map' in fields else ()), VOID)
     segments = Segments(model.num_classes, self.most, 'map', ignore)
     maps = () if train else (Map(model.num_classes, ignore),)
-    return self.columns(model, fields, view, segments, *maps)
+    return self.columns(model, fields, view, *maps, segments)
 
   def predict(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
     """'map' (batch, height, width), uint8 or, with more than 255 classes, int32."""
