@@ -235,7 +235,7 @@ NAMES = tuple(CASES)
 
 def but(*slow):
   """All cases; these, which differ from the others in what is tested elsewhere, are slow."""
-  return only(*(name for name in NAMES if name not in (*slow, 'masked', 'dino', 'yolos')))
+  return only(*(name for name in NAMES if name not in (*slow, 'masked', 'dino', 'detr', 'yolos')))
 
 
 def only(*quick):
