@@ -24,12 +24,18 @@ from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.costs import flops
 from vit_jax.costs.parts import parts
-from vit_jax.data import preprocess
+from vit_jax.data import crops, preprocess
+from vit_jax.data.fields import Boxes, Field
+from vit_jax.data.views import View
 from vit_jax.models.detr import SIDE, DecoderConfig, DetrConfig, Noisy
+from vit_jax.models.token_detector import TokenDetectorConfig
 from vit_jax.models.vit import ViTConfig
 from vit_jax.models.yolos import YolosConfig
 from vit_jax.nn import sharding, tree
 from vit_jax.predict import Inputs, Predictor
+from vit_jax.tasks.detection import Detection
+from vit_jax.tasks.matching import Targets
+from vit_jax.tasks.task import Seen
 from vit_jax.training import config as config_lib
 from vit_jax.training import lanes
 
@@ -130,15 +136,22 @@ def test_what_is_filled_up_is_not_looked_at():
   x = np.array(images())
   other = x.copy()
   other[1, 8:], other[1, :, 20:] = 9, -9
-  for anchors in ANCHORS:
-    model = make(detr(anchors))
+  dense = TokenDetectorConfig(ViTConfig(**VIT), 3)
+  for config in (*map(detr, ANCHORS), dense):
+    model = make(config)
     run = jax.jit(lambda model, x, extent: model(x, extent=extent))
     one, two = (run(model, jnp.asarray(each), extent) for each in (x, other))
     whole = jax.jit(lambda model, x: model(x))(model, jnp.asarray(x))
     for name in ('logits', 'boxes'):
-      np.testing.assert_allclose(one[name], two[name], atol=1e-6)
+      there = np.ones(one[name].shape[2], bool)
+      if config == dense:  # what patches say that are no image is not asked
+        there = np.arange(PLACES) % 6 < 5
+        there &= np.arange(PLACES) < 12
+      np.testing.assert_allclose(one[name][1, :, there], two[name][1, :, there], atol=1e-6)
       np.testing.assert_allclose(one[name][0], whole[name][0], atol=1e-5)
       assert np.abs(one[name][1] - whole[name][1]).max() > 1e-3
+    if config == dense:
+      assert (one['logits'][1, :, ~there] < -20).all()
 
 
 def test_anchors_before_anything_is_learned():
@@ -299,3 +312,39 @@ def test_a_decoder_of_detr_starts_one_behind_a_vit(tmp_path):
       assert found[f'decoder/{name}'].shape[-1] == 5 + 1
     else:
       np.testing.assert_array_equal(found[f'decoder/{name}'], leaf, name)
+
+
+def test_boxes_go_through_filled_frames_and_back():
+  """What a model must say is in shares of the image, and what it says is in its pixels again."""
+  task, config = Detection(most=3, threshold=0.0), yolos().resolve()
+  corners = np.array([[3.0, 4, 20, 30], [0, 0, 30, 40], [10, 20, 29, 39]])
+  label, none = np.array([0, 2, 1]), np.zeros(3, bool)
+  example = {
+    'name': 'a', 'image': np.zeros((40, 30, 3), np.uint8),
+    'boxes': Boxes(corners, label, none, np.ones(3)),
+  }  # fmt: skip
+  fields = {'image': Field('image', dtype='uint8'), 'boxes': Field('boxes', ('a', 'b', 'c'))}
+  rows = task.rows(config, fields, View(crops.Fit()), train=False)
+  row = rows.make(example, np.random.default_rng(0))
+  batch = {name: np.asarray(value)[None] for name, value in row.items()} | {'mask': np.ones(1)}
+  targets = Targets.of(jax.tree.map(jnp.asarray, batch))
+  shares = corners / np.array([30, 40, 30, 40])
+  want = np.concatenate([(shares[:, :2] + shares[:, 2:]) / 2, shares[:, 2:] - shares[:, :2]], 1)
+  np.testing.assert_allclose(targets.boxes[0], want, atol=1e-6)
+
+  class Says:
+    """Exactly that."""
+
+    def __init__(self, config):
+      self.config = config
+
+    def __call__(self, images, *, key=None, extent=None):
+      logits = 20.0 * jax.nn.one_hot(jnp.asarray(label), 4) - jnp.arange(3)[:, None]
+      return {'logits': logits[None, None], 'boxes': targets.boxes[:, None]}
+
+  found = task.predict(Says(config), {n: jnp.asarray(v) for n, v in batch.items()})
+  outputs = {name: np.asarray(value)[0] for name, value in found.items()}
+  objects = task.decode(outputs, example, Seen(rows, fields)).facts['objects']
+  own = {each['class']: each['box'] for each in objects}
+  for name, box in zip('acb', corners, strict=True):
+    np.testing.assert_allclose(own[name], box, atol=0.01)
