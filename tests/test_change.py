@@ -14,6 +14,7 @@ from sklearn import metrics
 
 from configs import change as change_config
 from vit_jax.architecture.change import ChangeArchitecture
+from vit_jax.convert import adapt
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.data import preprocess
@@ -123,6 +124,24 @@ def test_dates_may_be_swapped_where_the_model_says_so():
     model = model_of(compare=compare)
     one, other = model(images), model(images[:, ::-1])
     assert np.allclose(one, other, atol=1e-6) == same
+
+
+@pytest.mark.parametrize('compare', ['both', 'tokens'])
+def test_a_model_of_another_size_has_the_encoder_of_that_size(compare):
+  """Whose learned positions are resampled, and nothing else."""
+  model = model_of(compare=compare, encoder=ViTConfig(**ENCODER, posemb='learned'))
+  config = adapt.of_sizes(model.config, {'image_size': (24, 20)})
+  assert config.image_size == (24, 20)
+  large = adapt.resized(model, config)
+  alone = adapt.resized(model.encoder, config.encoder)
+  images = jnp.asarray(np.random.default_rng(1).normal(size=(2, 2, 24, 20, 3)), jnp.float32)
+  for date in range(2):
+    one, other = (m.features(images[:, date])['patches'] for m in (large.encoder, alone))
+    np.testing.assert_array_equal(one, other)
+  own, new = tree.flatten(model), tree.flatten(large)
+  changed = [name for name in own if own[name].shape != new[name].shape]
+  assert changed == ['encoder/posemb']
+  assert large(images).shape == (2, 6, 5, 2)
 
 
 def test_buildings_are_of_the_first_date_alone():

@@ -34,6 +34,7 @@ class ChangeArchitecture(Composition):
   """
 
   kind: ClassVar[str] = 'change'
+  sized: ClassVar[bool] = True
   encoder: ViTArchitecture = dataclasses.field(default_factory=ViTArchitecture)
   num_classes: int = 0
   compare: str = 'symmetric'

@@ -63,10 +63,13 @@ class Composition:
 
   Attributes:
     main: the tower that others start from, where it is not said which.
+    sized: whether nothing but its `encoder` depends on the size of images, so that it can be
+      evaluated at another one.
   """
 
   kind: ClassVar[str]
   main: ClassVar[str] = ''
+  sized: ClassVar[bool] = False
 
   @property
   def towers(self) -> dict[str, Any]:

@@ -162,8 +162,11 @@ def card_for_channels(card: Card, channels: int) -> Card:
 def of_sizes(config: Any, sizes: Mapping[str, Any]) -> Any:
   """A resolved configuration of one tower with 'image_size', 'patch_size' or both changed.
 
-  Unlike with `changed`, images keep their size where only that of patches is given.
+  Unlike with `changed`, images keep their size where only that of patches is given. Of a
+  `Composition` that is `sized` they are those of its encoder.
   """
+  if sizes and isinstance(config, Composition):
+    return dataclasses.replace(config, encoder=of_sizes(config.encoder, sizes)).resolve()  # type: ignore
   return changed(config, {'image_size': config.image_size, **sizes}) if sizes else config
 
 
@@ -171,7 +174,7 @@ def resized(model: Any, config: Any) -> Any:
   """A model for images or patches of other sizes, a function of its parameters with a gradient.
 
   Args:
-    model: any tree of a model of one tower.
+    model: any tree of a model of one tower, or of a `Composition` that is `sized`.
     config: its own, with sizes that `changed` has changed.
   """
   old = model.config
@@ -181,9 +184,13 @@ def resized(model: Any, config: Any) -> Any:
   if is_split(model):
     like = jax.eval_shape(split_layers, like)
   leaves = tree.flatten(model)
+  prefix = ''
+  if isinstance(old, Composition):
+    prefix, old, config = 'encoder/', old.encoder, config.encoder  # type: ignore
   for name in leaves if isinstance(old, ViTArchitecture) else ():
-    if _is_sized(old, config, name):
-      leaves[name] = jax.tree.map(lambda x, n=name: _resampled(old, config, n, x), leaves[name])
+    own = name.removeprefix(prefix)
+    if name.startswith(prefix) and _is_sized(old, config, own):
+      leaves[name] = jax.tree.map(lambda x, n=own: _resampled(old, config, n, x), leaves[name])
   return tree.unflatten(like, leaves)
 
 

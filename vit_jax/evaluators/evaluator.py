@@ -322,7 +322,7 @@ def prepare(
 
 def _resized(model: Any, sizes: Mapping[str, int], judged: Any) -> tuple[Any, Any]:
   """An architecture of other sizes, and what gives the model of that."""
-  if not isinstance(model, SINGLE):
+  if not isinstance(model, SINGLE) and not getattr(model, 'sized', False):
     raise RunError(f'image_size and patch_size are of models of one tower, not of a {model.kind}')
   new = adapt.of_sizes(model, sizes)
   return new, lambda state, frozen: adapt.resized(judged(state, frozen), new)
