@@ -36,7 +36,7 @@ def get_config(argument='S,coco'):
     total=f'{epochs} epochs',
     batch_size=batch,
     model=dict(name='yolos', middle=middle, encoder=dict(
-      variant=f'deit:{size}/16', image_size=(1024, 1024), queries=100, initial='deit',
+      variant=f'deit:{size}/16', image_size=(1024, 1024), initial='deit',
       dtype='bfloat16', remat='names',
     )),
     task=dict(

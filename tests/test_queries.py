@@ -348,3 +348,30 @@ def test_boxes_go_through_filled_frames_and_back():
   own = {each['class']: each['box'] for each in objects}
   for name, box in zip('acb', corners, strict=True):
     np.testing.assert_allclose(own[name], box, atol=0.01)
+
+
+def test_a_classifier_starts_a_yolos(tmp_path):
+  """Its positions are resampled, and tokens that are read are new: a hundred."""
+  theirs = vit_jax.create(
+    '', image_size=(32, 32), patch_size=8, width=32, depth=2, mlp_dim=64, num_heads=2,
+    class_token=True, mlp='gelu', num_classes=7,
+  )  # fmt: skip
+  vit_jax.save(theirs, tmp_path / 'vit', 'transformers')
+  config = config_lib.complete(dict(
+    total='2 steps', batch_size=8, inits=dict(encoder=str(tmp_path / 'vit')),
+    model=dict(name='yolos', middle=True, encoder=dict(variant='deit:S/16', image_size=(48, 64))),
+    task=dict(name='detection', most=3, class_weight=1.0),
+    data=dict(source=dict(name='generated', examples=32, generator=dict(name='shapes')),
+              crop=dict(name='fit')),
+  ))  # fmt: skip
+  with jax.set_mesh(sharding.make_mesh('data')):
+    experiment = lanes.experiment(schema.build(config_lib.Config, config_lib.to_dict(config)))
+    found = tree.flatten(experiment.init().model)
+  encoder = experiment.config.model.encoder
+  assert (encoder.grid, encoder.width, encoder.queries) == ((6, 8), 32, 100)
+  blocks = 'encoder/blocks/mlp/up/kernel'
+  np.testing.assert_array_equal(found[f'encoder/{blocks}'], tree.flatten(theirs)[blocks])
+  assert found['encoder/posemb'].shape == (1, 1 + 48, 32)
+  np.testing.assert_array_equal(found['encoder/posemb'][:, 0], theirs.posemb[:, 0])
+  assert found['middle'].shape == (1, 1 + 100 + 48, 32)
+  assert np.asarray(found['encoder/queries']).std() == pytest.approx(0.02, rel=0.1)
