@@ -28,7 +28,8 @@ class Semantic(Queries):
   """Classes of pixels by queries, each of which has all of a class; see `Queries` for the loss."""
 
   classed = 'map'
-  decode, lines, draw = Segmentation.decode, Segmentation.lines, Segmentation.draw
+  decode, lines = Segmentation.decode, Segmentation.lines
+  draw, coloured = Segmentation.draw, Segmentation.coloured
 
   def rows(self, model: Any, fields: Fields, view: View, *, train: bool) -> Rows:
     """See `Task`: before the segments the map, as evaluations want it."""
