@@ -84,7 +84,8 @@ def found_segments(outputs: Arrays, truth: Arrays) -> np.ndarray:
   rows = []
   for image, ids in enumerate(truth['segments']):
     labels, known = truth['segments_label'][image], truth['segments_known'][image] > 0
-    about = Panoptic(ids, {n + 1: (int(labels[n]), False) for n in np.flatnonzero(known)})
+    there = np.flatnonzero(known).tolist()
+    about = Panoptic(ids, {n + 1: (int(labels[n]), False) for n in there})
     said = outputs['segments'][image].astype(np.int64)
     own = {int(n): int(outputs['segments_label'][image][n - 1]) for n in np.unique(said) if n}
     rows.append(np.stack(counted(ids.astype(np.int64), about, said, own, classes)))
@@ -166,7 +167,8 @@ def pixel_segments(train: Arrays, test: Arrays) -> dict[str, np.ndarray]:
   for image, classes in enumerate(said.reshape(shape)):
     number = 0
     for label in np.unique(classes):
-      parts, count = ndimage.label(classes == label)
+      found: Any = ndimage.label(classes == label)
+      parts, count = found
       sizes = ndimage.sum_labels(np.ones_like(parts), parts, np.arange(1, count + 1))
       for part in np.argsort(-sizes)[:30]:
         if sizes[part] >= 12 and number < 255:  # smaller ones are noise

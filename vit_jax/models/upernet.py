@@ -32,6 +32,12 @@ class UPerNetConfig(UPerNetArchitecture):
 class UPerNet(Pixels):
   """Convolutions on a pyramid; those of `UPerNetArchitecture.convolutions`, by their names."""
 
+  up4_first: Deconv
+  up4: Deconv
+  up2: Deconv
+  head: Conv
+  auxiliary_head: Conv  # if `config.auxiliary`
+
   def __init__(self, config: UPerNetConfig, rngs: nnx.Rngs):
     super().__init__(config, rngs)
     normed = self.config.norm == 'group'

@@ -220,7 +220,7 @@ class Segmentation(Maps):
         if share := getattr(self, name):
           found = getattr(pixels, name)(logits, label, valid)
           add(name, factor * share * (found * part['mask']).sum(), 'examples')
-    total = sum(value / ctx.totals[per] for value, per in terms.values())
+    total = sum((value / ctx.totals[per] for value, per in terms.values()), jnp.float32(0))
     right = ((jnp.argmax(heads[0], -1) == label) * valid).sum()
     return total, {**terms, 'accuracy': (right, 'pixels')}, {}
 
