@@ -220,7 +220,9 @@ class Segmentation(Maps):
         if share := getattr(self, name):
           found = getattr(pixels, name)(logits, label, valid)
           add(name, factor * share * (found * part['mask']).sum(), 'examples')
-    total = sum((value / ctx.totals[per] for value, per in terms.values()), jnp.float32(0))
+    total: jax.Array = jnp.zeros(())
+    for value, name in terms.values():
+      total += value / ctx.totals[name]
     right = ((jnp.argmax(heads[0], -1) == label) * valid).sum()
     return total, {**terms, 'accuracy': (right, 'pixels')}, {}
 
