@@ -437,10 +437,8 @@ if __name__ == '__main__':
   parser = command.Parser(
     'vit_jax.predict', 'Predicts what a model was trained for on images.',
     (
-      'runs/photos new/*.jpg',
       'runs/photos new --out=predicted --attention',
       'vit_base.safetensors photos --labels=imagenet_classes.txt --top=3',
-      'runs/land scene.tif --out=maps',
       'runs/change before.tif after.tif --out=maps',
     ),
   )  # fmt: skip

@@ -400,10 +400,11 @@ class Conv(nnx.Module):
     # Left to itself XLA adds up the gradients of a depthwise kernel that devices have of the same
     # examples, and gathers the batch (openxla/xla#47945); and of several models at once JAX cannot
     # tell how the batch lies.
-    batch, kernel = ('batch', None, None, None), self.axes
-    convolved = per_shard(
-      convolved, (batch, kernel if shards('embed') == 1 else (None,) * 4), batch
-    )
+    if jax.typeof(x).sharding.spec[0] is not None:
+      batch, kernel = ('batch', None, None, None), self.axes
+      convolved = per_shard(
+        convolved, (batch, kernel if shards('embed') == 1 else (None,) * 4), batch
+      )
     y = convolved(x, gather(self.weights().astype(x.dtype), *self.axes))
     return y + self.bias[...].astype(x.dtype) if hasattr(self, 'bias') else y
 
