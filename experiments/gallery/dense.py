@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from experiments.gallery.controls import of_pixels
 from experiments.gallery.metrics import Metric, confusions
 from vit_jax.data.fields import Panoptic
-from vit_jax.evaluators.change import xview2
+from vit_jax.evaluators.change import changes, xview2
 from vit_jax.evaluators.panoptic import counted
 
 Arrays = Mapping[str, np.ndarray]
@@ -101,9 +101,7 @@ def panoptic_quality(records: np.ndarray) -> float:
 
 def f1_of_changes(records: np.ndarray) -> float:
   """Of all pixels together; everything but the first class has changed."""
-  whole = records.sum(0)
-  hit, missed, wrong = whole[1:, 1:].sum(), whole[1:, 0].sum(), whole[0, 1:].sum()
-  return float(2 * hit / max(2 * hit + missed + wrong, 1))
+  return changes(np.pad(records.sum(0), ((0, 0), (0, 1))))['f1']
 
 
 def damage_score(records: np.ndarray) -> float:

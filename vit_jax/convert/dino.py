@@ -13,7 +13,7 @@ from vit_jax.architecture.card import Card
 from vit_jax.convert import timm
 from vit_jax.convert.adapt import Leaves
 from vit_jax.convert.files import Stub
-from vit_jax.convert.layout import Rule, Shapes, To, rules
+from vit_jax.convert.layout import Rule, Shapes, To, behind, rules
 from vit_jax.convert.source import IMAGENET, Source
 from vit_jax.core.errors import RunError
 from vit_jax.models.dino import DinoConfig
@@ -149,10 +149,8 @@ def _frozen(source: Source, lengths: list[str]) -> bool:
 def make_rules(config: DinoArchitecture, shapes: Shapes, style: dict[str, Any]) -> list[Rule]:
   """The rules by which a model is read and written."""
   dialect = style['dialect']
-  table: dict[str, Any] = {}
-  for ours, to in timm.table(config.encoder, style['encoder']).items():
-    own = to if isinstance(to, To) else To(to)
-    table[f'encoder/{ours}'] = dataclasses.replace(own, name=f'{BACKBONE}{own.name}')
+  inner = timm.table(config.encoder, style['encoder'])
+  table: dict[str, Any] = {**behind(inner, 'encoder/', BACKBONE)}
   if dialect == 'ibot':
     table['encoder/mask_token'] = To(_HIDDEN, ndim=2)
   names = _HEADS[dialect]

@@ -7,7 +7,7 @@ from typing import Any
 
 from vit_jax.architecture.card import Card
 from vit_jax.convert import timm
-from vit_jax.convert.layout import BLOCKS, Rule, Shapes, Table, To, rules
+from vit_jax.convert.layout import BLOCKS, Rule, Shapes, Table, To, behind, rules
 from vit_jax.convert.source import IMAGENET, Source, pair
 from vit_jax.core.errors import RunError
 from vit_jax.models.eomt import EomtConfig
@@ -121,11 +121,7 @@ def _of_transformers(source: Source) -> ViTConfig:
 def _table(config: EomtConfig, style: dict[str, Any]) -> Table:
   """From our names of the encoder to theirs."""
   if style['dialect'] == 'eomt':
-    found = {}
-    for ours, to in timm.table(config.encoder, style['encoder']).items():
-      own = to if isinstance(to, To) else To(to)
-      found[ours] = dataclasses.replace(own, name=f'{BACKBONE}{own.name}')
-    return found
+    return behind(timm.table(config.encoder, style['encoder']), '', BACKBONE)
   block = 'layers.{}.'
   names: dict[str, Any] = {
     'token': 'embeddings.cls_token', 'registers': 'embeddings.register_tokens',

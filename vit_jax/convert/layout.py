@@ -154,6 +154,15 @@ def _exchanged(x: np.ndarray, first: int, count: int) -> np.ndarray:
   return np.concatenate([before, rest, some], axis=-2)
 
 
+def behind(table: Table, ours: str, theirs: str) -> dict[str, To]:
+  """A table of a part: with a prefix before our names, and one before theirs."""
+  found = {}
+  for name, to in table.items():
+    own = to if isinstance(to, To) else To(to)
+    found[ours + name] = dataclasses.replace(own, name=theirs + own.name)
+  return found
+
+
 def rules(table: Table, shapes: Shapes, *, torch: bool, interleaved: bool = False) -> list[Rule]:
   """The rules by which a model is read and written.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from vit_jax.architecture.card import Card
 from vit_jax.convert import timm
-from vit_jax.convert.layout import Rule, Shapes, To, rules
+from vit_jax.convert.layout import Rule, Shapes, To, behind, rules
 from vit_jax.convert.source import IMAGENET, INCEPTION, Source
 from vit_jax.models.segmenter import MaskTransformerConfig, SegmenterConfig
 from vit_jax.models.vit import ViTConfig
@@ -67,10 +67,12 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
 
 def make_rules(config: Any, shapes: Shapes, style: dict[str, Any]) -> list[Rule]:
   """The rules by which a model is read."""
-  names = _renamed('encoder/', ENCODER, timm.table(config.encoder, style['encoder']))
+  names: dict[str, Any] = {
+    **behind(timm.table(config.encoder, style['encoder']), 'encoder/', ENCODER)
+  }
   if style['linear']:
     return rules({**names, 'head': f'{DECODER}head'}, shapes, torch=True)
-  names |= _renamed('decoder/', DECODER, timm.table(config.decoder, style['encoder']))
+  names |= behind(timm.table(config.decoder, style['encoder']), 'decoder/', DECODER)
   names |= {
     'decoder/embed/proj/kernel': To(f'{DECODER}proj_dec.weight', ndim=2),
     'decoder/embed/proj/bias': f'{DECODER}proj_dec.bias',
@@ -79,11 +81,3 @@ def make_rules(config: Any, shapes: Shapes, style: dict[str, Any]) -> list[Rule]
     'of_class/kernel': To(f'{DECODER}proj_classes', plain=True), 'norm': f'{DECODER}mask_norm',
   }  # fmt: skip
   return rules(names, shapes, torch=True)
-
-
-def _renamed(ours: str, theirs: str, table: Any) -> dict[str, Any]:
-  found: dict[str, Any] = {}
-  for name, to in table.items():
-    own = to if isinstance(to, To) else To(to)
-    found[ours + name] = dataclasses.replace(own, name=theirs + own.name)
-  return found

@@ -27,15 +27,7 @@ class Change(Segmentation):
   def finish(self, found: Mapping[str, Found]) -> Scores:
     """See `Evaluator`."""
     confusion = confusion_of(found['test'])
-    said = _seen(confusion)
-    hit, missed, wrong = said[1:, 1:].sum(), said[1:, 0].sum(), said[0, 1:].sum()
-    right = np.diagonal(said).sum()
-    values = {
-      'f1': _share(2 * hit, 2 * hit + missed + wrong), 'iou': _share(hit, hit + missed + wrong),
-      'precision': _share(hit, hit + wrong), 'recall': _share(hit, hit + missed),
-      'accuracy': _share(right, said.sum()), 'changed': _share(hit + missed, said.sum()),
-    }  # fmt: skip
-    return Scores(values, {'confusion': confusion})
+    return Scores(changes(confusion), {'confusion': confusion})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,6 +56,23 @@ class Damage(Segmentation):
     )  # fmt: skip
 
 
+def changes(confusion: np.ndarray) -> dict[str, float]:
+  """Scores of everything but the first class, see `Change`.
+
+  Args:
+    confusion: pixels by true and predicted class, int (n, n + 1), the last column what was not
+      predicted.
+  """
+  said = _seen(confusion)
+  hit, missed, wrong = said[1:, 1:].sum(), said[1:, 0].sum(), said[0, 1:].sum()
+  right = np.diagonal(said).sum()
+  return {
+    'f1': _share(2 * hit, 2 * hit + missed + wrong), 'iou': _share(hit, hit + missed + wrong),
+    'precision': _share(hit, hit + wrong), 'recall': _share(hit, hit + missed),
+    'accuracy': _share(right, said.sum()), 'changed': _share(hit + missed, said.sum()),
+  }  # fmt: skip
+
+
 def xview2(confusion: np.ndarray) -> dict[str, Any]:
   """Scores of predictions of buildings and of damage to them.
 
@@ -74,10 +83,7 @@ def xview2(confusion: np.ndarray) -> dict[str, Any]:
   Returns:
     'score', 'localisation', 'damage' and 'damage_there', see `Damage`; and 'levels', F1 of each.
   """
-  said = _seen(confusion)
-  hit, missed, wrong = said[1:, 1:].sum(), said[1:, 0].sum(), said[0, 1:].sum()
-  localisation = _share(2 * hit, 2 * hit + missed + wrong)
-  houses = said[1:]
+  localisation, houses = changes(confusion)['f1'], _seen(confusion)[1:]
   true, taken = houses.sum(1), houses[:, 1:].sum(0)
   levels = np.array(
     [_share(*each) for each in zip(2 * houses.diagonal(1), true + taken, strict=True)]

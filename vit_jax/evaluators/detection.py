@@ -71,19 +71,10 @@ class Detection(Evaluator):
     values = {name: float(value) for name, value in values.items() if value >= 0}
     f1, threshold = balance(judged.pairs)
     values = {'ap': 0.0, **values, 'f1': f1, 'threshold': threshold}
-    precision = judged.precision[:, :, :, 0, -1]  # of all sizes
-    each = np.array([[mean(own[:, :, k]) for k in range(len(names))]
-                     for own in (precision, precision[:1])])  # fmt: skip
     counts = np.zeros(len(names), np.int64)
     for _, _, _, _, own, crowd, _ in records:
       np.add.at(counts, own[~crowd], 1)
-    rows = [
-      [name, int(counts[k]), float(each[1, k]), float(each[0, k])]
-      for k, name in enumerate(names) if counts[k]
-    ]  # fmt: skip
-    table = Table('Average precision by class', ('class', 'objects', 'AP50', 'AP'), rows, 'high')
-    arrays = {'ap': each[0], 'ap50': each[1], 'precision': precision, 'objects': counts}
-    return Scores(values, arrays, [table])
+    return by_class(values, judged, names, counts)
 
 
 class Judged:
@@ -181,6 +172,29 @@ def judged(
     evaluated.accumulate()
     evaluated.summarize()
   return Judged(evaluated)
+
+
+def by_class(
+  values: dict[str, float], judged: Judged, names: Sequence[str], counts: np.ndarray
+) -> Scores:
+  """Scores with precisions of each class, as arrays and as a table.
+
+  Args:
+    values: of all classes.
+    judged: what was found.
+    names: of the classes.
+    counts: objects of each, int (classes,).
+  """
+  precision = judged.precision[:, :, :, 0, -1]  # of all sizes
+  each = np.array([[mean(own[:, :, k]) for k in range(len(names))]
+                   for own in (precision, precision[:1])])  # fmt: skip
+  rows = [
+    [name, int(counts[k]), float(each[1, k]), float(each[0, k])]
+    for k, name in enumerate(names) if counts[k]
+  ]  # fmt: skip
+  table = Table('Average precision by class', ('class', 'objects', 'AP50', 'AP'), rows, 'high')
+  arrays = {'ap': each[0], 'ap50': each[1], 'precision': precision, 'objects': counts}
+  return Scores(values, arrays, [table])
 
 
 def balance(pairs: tuple[np.ndarray, np.ndarray, int]) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from vit_jax.core.errors import RunError
 from vit_jax.data import masks
 from vit_jax.data.examples import Example
 from vit_jax.evaluators import detection
-from vit_jax.evaluators.evaluator import Evaluator, Found, Scores, Table
+from vit_jax.evaluators.evaluator import Evaluator, Found, Scores
 from vit_jax.tasks.task import Seen
 
 # Configurations are checked before JAX is there.
@@ -61,16 +61,7 @@ class Instances(Evaluator):
     judged = detection.judged(truth, said, len(records), len(names), 'segm')
     stats = zip(detection.STATS, judged.stats[: len(detection.STATS)], strict=True)
     values = {'ap': 0.0, **{name: float(value) for name, value in stats if value >= 0}}
-    precision = judged.precision[:, :, :, 0, -1]  # of all sizes
-    each = np.array([[detection.mean(own[:, :, k]) for k in range(len(names))]
-                     for own in (precision, precision[:1])])  # fmt: skip
-    rows = [
-      [name, int(counts[k]), float(each[1, k]), float(each[0, k])]
-      for k, name in enumerate(names) if counts[k]
-    ]  # fmt: skip
-    table = Table('Average precision by class', ('class', 'objects', 'AP50', 'AP'), rows, 'high')
-    arrays = {'ap': each[0], 'ap50': each[1], 'precision': precision, 'objects': counts}
-    return Scores(values, arrays, [table])
+    return detection.by_class(values, judged, names, counts)
 
 
 def _runs(shapes: Any) -> list[Any]:

@@ -26,6 +26,7 @@ with epy.lazy_imports():
 
   from vit_jax.models import segmenter
   from vit_jax.nn import sharding
+  from vit_jax.tasks import pixels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,9 +151,8 @@ class Damage(Pairs):
     houses = known(batch) * (batch['map'] > 0)
     if not self.weights:
       return houses, houses
-    weights = jnp.array((0.0, *self.weights))
     number = jnp.where(houses > 0, batch['map'], 0)
-    return houses, (jax.nn.one_hot(number, len(weights)) * weights).sum(-1)
+    return houses, pixels.weights(number, (0.0, *self.weights))
 
   def loss(self, model: Any, part: Batch, ctx: Context) -> tuple[jax.Array, Sums, dict[str, Any]]:
     """Both losses together; reported with them is which share of the levels is right."""
@@ -161,11 +161,9 @@ class Damage(Pairs):
     sign = 2 * houses - 1
     located = (jax.nn.softplus(-sign * logits[..., 0]) * there).sum()
     levels, level = logits[..., 1:], part['map'].astype(jnp.int32) - 1
-    said = jax.nn.log_softmax(levels)
-    damage = (-(said * jax.nn.one_hot(level, levels.shape[-1])).sum(-1) * weight).sum()
+    damage = (pixels.crossentropy(levels, level) * weight).sum()
     right = ((jnp.argmax(levels, -1) == level) * houses).sum()
-    pixels, weights = ctx.totals['pixels'], ctx.totals['weights']
-    total = located / pixels + damage / weights
+    total = located / ctx.totals['pixels'] + damage / ctx.totals['weights']
     sums = {
       'loss': (total * ctx.totals['examples'], 'examples'), 'located': (located, 'pixels'),
       'damage': (damage, 'weights'), 'accuracy': (right, 'buildings'),

@@ -6,6 +6,8 @@ said to be there, and nothing depends on how a batch is cut.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -30,6 +32,12 @@ def crossentropy(logits: jax.Array, label: jax.Array, focal: float = 0.0) -> jax
   rest = -jnp.expm1(said)  # 1 - p, exactly where p is nearly 1
   # A power below 1 has no finite slope at 0, where the loss is 0 whatever the slope.
   return -(jnp.maximum(rest, 1e-12) ** focal) * said
+
+
+def weights(label: jax.Array, of_classes: Sequence[float]) -> jax.Array:
+  """Of each pixel the weight of its class, float32; 0 of what is no class."""
+  own = jax.nn.one_hot(label, len(of_classes))
+  return (own * jnp.array(of_classes, jnp.float32)).sum(-1)
 
 
 def dice(logits: jax.Array, label: jax.Array, valid: jax.Array) -> jax.Array:

@@ -191,13 +191,8 @@ class Segmentation(Maps):
     """See `Task`: examples, pixels that have a class, and what these weigh."""
     found = super().totals(batch)
     if self.class_weights is not None:
-      found['weight'] = (known(batch) * self._weight(batch['map'])).sum()
+      found['weight'] = (known(batch) * pixels.weights(batch['map'], self.class_weights)).sum()
     return found
-
-  def _weight(self, label: jax.Array) -> jax.Array:
-    """Of each pixel, float32 of the same shape."""
-    weights = jnp.array(self.class_weights, jnp.float32)
-    return (jax.nn.one_hot(label, len(weights)) * weights).sum(-1)
 
   def loss(self, model: Any, part: Batch, ctx: Context) -> tuple[jax.Array, Sums, dict[str, Any]]:
     """The mean over pixels that have a class; reported with it is `accuracy`."""
@@ -206,7 +201,9 @@ class Segmentation(Maps):
       for logits in model.said(part['image'], key=ctx.noise)
     ]
     valid, label = known(part), part['map'].astype(jnp.int32)
-    weight = valid if self.class_weights is None else valid * self._weight(label)
+    weight = (
+      valid if self.class_weights is None else valid * pixels.weights(label, self.class_weights)
+    )
     per = 'pixels' if self.class_weights is None else 'weight'
     factors = [1.0, *(getattr(model.config, 'auxiliary', 0.0) for _ in heads[1:])]
     terms: dict[str, tuple[Any, str]] = {}
