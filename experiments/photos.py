@@ -21,6 +21,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from vit_jax.data.masks import around
+
 TREES, NUCLEI = 'deepforest==2.1.0', 'histolytics==0.3.0'
 # The photo to learn from is of another place than those to judge by.
 PHOTOS: Mapping[str, Sequence[str]] = {
@@ -183,27 +185,25 @@ def _segments(
   What is left of a nucleus that the edge of the tile cuts is there if it has nine pixels.
   """
   objects, about, numbers = [], [], np.zeros(ids.shape, np.int64)
+
+  def add(mask: np.ndarray, label: int) -> dict[str, Any]:
+    left, top, right, bottom = around(mask)
+    common = {
+      'category_id': label, 'bbox': [left, top, right - left, bottom - top],
+      'area': int(mask.sum()), 'iscrowd': 0,
+    }  # fmt: skip
+    about.append({'id': len(about) + 1, **common})
+    numbers[mask] = len(about)
+    return common
+
   for own in np.unique(ids[ids > 0]):
     mask = ids == own
-    if mask.sum() < 9:
-      continue
-    y, x = np.nonzero(mask)
-    label = int(np.bincount(kinds[mask], minlength=4)[1:].argmax()) + 1
-    box = [int(x.min()), int(y.min()), int(x.max() - x.min() + 1), int(y.max() - y.min() + 1)]
-    number, area = len(about) + 1, int(mask.sum())
-    numbers[mask] = number
-    common = {'category_id': label, 'bbox': box, 'area': area, 'iscrowd': 0}
-    about.append({'id': number, **common})
-    objects.append({**common, 'segmentation': {'size': [*mask.shape], 'counts': _runs(mask)}})
-  rest = ids == 0
-  if rest.any():
-    number = len(about) + 1
-    numbers[rest] = number
-    y, x = np.nonzero(rest)
-    box = [int(x.min()), int(y.min()), int(x.max() - x.min() + 1), int(y.max() - y.min() + 1)]
-    about.append({
-      'id': number, 'category_id': tissue, 'bbox': box, 'area': int(rest.sum()), 'iscrowd': 0,
-    })  # fmt: skip
+    if mask.sum() >= 9:
+      label = int(np.bincount(kinds[mask], minlength=4)[1:].argmax()) + 1
+      outline = {'size': [*mask.shape], 'counts': _runs(mask)}
+      objects.append({**add(mask, label), 'segmentation': outline})
+  if (ids == 0).any():
+    add(ids == 0, tissue)
   return objects, numbers, about
 
 

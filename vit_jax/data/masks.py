@@ -96,6 +96,14 @@ def drawn(shape: Any, size: tuple[int, int]) -> np.ndarray:
   return mask
 
 
+def around(mask: np.ndarray) -> tuple[int, int, int, int]:
+  """The box around a mask: left, top, right, bottom; zeros where nothing is in it."""
+  y, x = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+  if not len(x):
+    return 0, 0, 0, 0
+  return int(x[0]), int(y[0]), int(x[-1]) + 1, int(y[-1]) + 1
+
+
 def polygons(shapes: Any, size: tuple[int, int]) -> np.ndarray:
   """The pixels whose centres are in one of some polygons, (corners, 2) each: bool (*size)."""
   height, width = size

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vit_jax.architecture.change import DATES, ChangeArchitecture
-from vit_jax.models.vit import ViT, ViTConfig
+from vit_jax.models.segmenter import Pixels
+from vit_jax.models.vit import ViTConfig
 from vit_jax.nn.attention import Context, Memory
 from vit_jax.nn.encoder import Encoder
 from vit_jax.nn.layers import Dense, normal, zeros
@@ -58,14 +59,12 @@ class Tokens(nnx.Module):
     return _reshaped(read.astype(jnp.float32), *patches.shape)
 
 
-class Change(nnx.Module):
+class Change(Pixels):
   """Pictures of two dates to logits for each part of a patch."""
 
   def __init__(self, config: ChangeConfig, rngs: nnx.Rngs):
-    config = config.resolve()
-    self.config = config
-    self.card: Any = None
-    self.encoder = ViT(config.encoder, rngs)
+    super().__init__(config, rngs)
+    config = self.config
     head = lambda width, outputs: Dense(  # noqa: E731
       rngs, (width, outputs), ('embed', None), kernel_init=zeros
     )
@@ -75,21 +74,18 @@ class Change(nnx.Module):
     if config.located:
       self.locate = head(config.encoder.width, config.detail**2)
 
-  def __call__(self, images: jax.Array, *, key: Any = None) -> jax.Array:
-    """Logits of every part of a patch.
+  def said(self, images: jax.Array, *, key: Any = None) -> list[jax.Array]:
+    """See `Pixels`: of every part of a patch, by both heads together.
 
     Args:
       images: of both dates, float (batch, 2, height, width, channels).
       key: of what is dropped in training, at each date anew.
-
-    Returns:
-      float32 (batch, rows * detail, columns * detail, num_classes).
     """
     batch, dates = images.shape[:2]
     if dates != DATES:
       raise ValueError(f'pictures of {dates} dates, not {DATES}')
     rows = _reshaped(images, batch * dates, *images.shape[2:])
-    patches = self.encoder.features(rows, key=key)['patches'].astype(jnp.float32)
+    patches = self._features(rows, key)['patches'].astype(jnp.float32)
     patches = _reshaped(patches, batch, dates, *patches.shape[1:])
     seen = patches
     if self.config.compare == 'tokens':
@@ -97,11 +93,7 @@ class Change(nnx.Module):
     logits = self._by_head(self.head, self._compared(seen[:, 0], seen[:, 1]))
     if self.config.located:
       logits = jnp.concatenate([self._by_head(self.locate, patches[:, 0]), logits], axis=-1)
-    return logits
-
-  def said(self, images: jax.Array, *, key: Any = None) -> list[jax.Array]:
-    """Logits of its only head; see `segmenter.Pixels`."""
-    return [self(images, key=key)]
+    return [logits]
 
   def _compared(self, before: jax.Array, after: jax.Array) -> jax.Array:
     """What the head sees, (batch, rows, columns, features)."""

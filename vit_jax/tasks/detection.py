@@ -94,17 +94,8 @@ class Detection(Images):
         f'task.name=detection needs a model whose queries say boxes, such as '
         f'model.name=token_detector, not {model.kind}'
       )
-    names = fields['boxes'].names if 'boxes' in fields else ()
-    if not names and not model.num_classes:
-      raise RunError(
-        'how many classes have the boxes? Name them: --config.data.source.names.boxes=cat,dog, or '
-        'say how many: --config.data.source.names.boxes=80'
-      )
-    if names and model.num_classes not in (0, len(names)):
-      raise RunError(
-        f'model.num_classes={model.num_classes}, and the boxes have {len(names)} classes'
-      )
-    model = dataclasses.replace(model, num_classes=len(names) or model.num_classes)
+    classes = self.count_classes(model, fields, 'the boxes have', 'cat,dog')
+    model = dataclasses.replace(model, num_classes=classes)
     if self.denoising:
       if getattr(getattr(model, 'decoder', None), 'anchors', None) in (None, 'none'):
         raise RunError(

@@ -83,6 +83,30 @@ class Images(Task):
         )
     return super().adapt(model, fields)
 
+  def count_classes(self, model: Any, fields: Fields, whose: str, names: str) -> int:
+    """How many classes `classed` has: those of the data, or of the model where these have no names.
+
+    Args:
+      model: resolved, with `num_classes`, which is 0 where it does not say.
+      fields: as for `adapt`.
+      whose: 'the map has' or so, for messages.
+      names: of some classes, as an example.
+
+    Raises:
+      RunError: if nobody says, or they do not agree.
+    """
+    known = fields[self.classed].names if self.classed in fields else ()
+    subject, verb = whose.rsplit(' ', 1)
+    if not known and not model.num_classes:
+      place = f'--config.data.source.names.{self.classed}'
+      raise RunError(
+        f'how many classes {verb} {subject}? Name them: {place}={names}, or say how many: '
+        f'{place}=21'
+      )
+    if known and model.num_classes not in (0, len(known)):
+      raise RunError(f'model.num_classes={model.num_classes}, and {whose} {len(known)} classes')
+    return len(known) or model.num_classes
+
   def columns(self, model: Any, fields: Fields, view: View, *others: Column) -> Columns:
     """Rows of the image as the model takes it, and other columns."""
     images = tuple(image_of(model, fields, name) for name in self.images)

@@ -48,18 +48,18 @@ class Instances(Queries):
 
   def decode(self, outputs: Mapping[str, np.ndarray], example: Example, seen: Seen) -> Prediction:
     """See `Task`: objects, the likeliest first, and a map of their numbers, the likelier on top."""
+    from vit_jax.data.masks import around
+
     names = seen.fields['masks'].names
     score, label, masks = in_image(outputs, seen.rows.placement(example), self.threshold)
     numbers = np.zeros(masks.shape[1:], np.uint8)
     found = []
     for at, mask in reversed([*enumerate(masks)]):
-      y, x = np.nonzero(mask)
       numbers[mask] = at + 1
       found.insert(0, {
         'number': at + 1, 'score': round(float(score[at]), 4),
         'class': names[label[at]] if label[at] < len(names) else f'class {label[at]}',
-        'pixels': len(x),
-        'box': [int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1],
+        'pixels': int(mask.sum()), 'box': [*around(mask)],
       })  # fmt: skip
     return Prediction({'objects': found}, {'objects': numbers})
 

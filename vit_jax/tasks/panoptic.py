@@ -78,6 +78,8 @@ class Panoptic(Queries):
 
   def decode(self, outputs: Mapping[str, np.ndarray], example: Example, seen: Seen) -> Prediction:
     """See `Task`: segments, the largest first, and the map of their numbers in the image."""
+    from vit_jax.data import masks
+
     ids = in_image(outputs, example, seen)
     names = seen.fields['panoptic'].names
     numbers, counts = np.unique(ids[ids > 0], return_counts=True)
@@ -87,13 +89,12 @@ class Panoptic(Queries):
     for place, at in enumerate(order.tolist(), 1):
       query = int(numbers[at]) - 1
       places[query + 1] = place
-      y, x = np.nonzero(ids == query + 1)
       label = int(outputs['segments_label'][query])
       found.append({
         'number': place, 'class': _named(names, label),
         'score': float(outputs['segments_score'][query]),
         'share': float(counts[at] / ids.size),
-        'box': [int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1],
+        'box': [*masks.around(ids == query + 1)],
       })  # fmt: skip
     dtype = np.uint8 if len(found) <= 255 else np.uint16
     return Prediction({'segments': found}, {'segments': places[ids].astype(dtype)})

@@ -80,17 +80,7 @@ class Queries(Images):
     name = type(self).__name__.lower()
     if not isinstance(model, EomtArchitecture):
       raise RunError(f'task.name={name} needs model.name=eomt, not {model.kind}')
-    names = fields[self.classed].names if self.classed in fields else ()
-    if names and model.num_classes not in (0, len(names)):
-      raise RunError(
-        f'model.num_classes={model.num_classes}, and {self.classed} has {len(names)} classes'
-      )
-    classes = len(names) or model.num_classes
-    if not classes:
-      raise RunError(
-        f'how many classes has {self.classed}? Name them: --config.data.source.names.'
-        f'{self.classed}=sky,sea,boat'
-      )
+    classes = self.count_classes(model, fields, f'{self.classed} has', 'sky,sea,boat')
     if not self.points and any(
       side % cells for side, cells in zip(model.image_size, model.grid, strict=True)
     ):

@@ -61,17 +61,10 @@ class Maps(Images):
         f'task.name={type(self).__name__.lower()} needs model.name={", ".join(able)}, not '
         f'{model.kind}'
       )
-    names = fields['map'].names if 'map' in fields else ()
-    if not names and not model.num_classes:
-      raise RunError(
-        'how many classes has the map? Name them: --config.data.source.names.map=sky,sea,land, or '
-        'say how many: --config.data.source.names.map=21'
-      )
-    if names and model.num_classes not in (0, len(names)):
-      raise RunError(f'model.num_classes={model.num_classes}, and the map has {len(names)} classes')
+    classes = self.count_classes(model, fields, 'the map has', 'sky,sea,land')
     if any(side % self.stride for side in model.image_size):
       raise RunError(f'task.stride={self.stride} does not divide images of {model.image_size}')
-    model = dataclasses.replace(model, num_classes=len(names) or model.num_classes).resolve()
+    model = dataclasses.replace(model, num_classes=classes).resolve()
     return super().adapt(model, fields)
 
   def rows(self, model: Any, fields: Fields, view: View, *, train: bool) -> Rows:

@@ -68,6 +68,8 @@ class Scenes:
     """An example; all that is random comes from `rng`."""
     import numpy as np
 
+    from vit_jax.data.masks import around
+
     ground, ink = self._colours(rng)
     ids = np.zeros(self.size, np.int64)
     covered = np.zeros(self.size, np.float64)
@@ -88,7 +90,7 @@ class Scenes:
     image = np.clip(image + rng.normal(0, 0.02, image.shape), 0, 1)
     masks = [ids == number for number in range(1, len(found) + 1)]
     label = np.array([digit for digit, _ in found], np.int64)
-    corners = np.array([_around(mask) for mask in masks], np.float64).reshape(-1, 4)
+    corners = np.array([around(mask) for mask in masks], np.float64).reshape(-1, 4)
     area = np.array([mask.sum() for mask in masks], np.float64)
     crowd = np.zeros(len(found), bool)
     sides = corners[:, 2:] - corners[:, :2]
@@ -169,16 +171,6 @@ def _middles(box: np.ndarray | None) -> np.ndarray:
   left, top, right, bottom = box
   x, y = (left + right) / 2, (top + bottom) / 2
   return np.array([[left, y], [right, y], [x, top]])
-
-
-def _around(mask: np.ndarray) -> tuple[int, int, int, int]:
-  """The box around a mask: left, top, right, bottom."""
-  import numpy as np
-
-  y, x = np.nonzero(mask)
-  if not len(x):
-    return 0, 0, 0, 0
-  return int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1
 
 
 @functools.cache

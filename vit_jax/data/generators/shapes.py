@@ -127,13 +127,15 @@ class Shapes:
     """What is in an image by the `ids` of its segments, the first of them stuff; 0 is void."""
     import numpy as np
 
+    from vit_jax.data.masks import around
+
     first = len(STUFF)
     there = [number for number in range(1, len(classes) + 1) if (ids == number).any()]
     things = [number for number in there if number > first]
     masks = [ids == number for number in things]
     label = np.array([classes[number - 1] - first for number in things], np.int64)
     crowd = np.array([crowds[number - first - 1] for number in things], bool)
-    corners = np.array([_around(mask) for mask in masks], np.float64).reshape(-1, 4)
+    corners = np.array([around(mask) for mask in masks], np.float64).reshape(-1, 4)
     area = np.array([mask.sum() for mask in masks], np.float64)
     segments = dict(zip(things, crowd.tolist(), strict=True))
     return {
@@ -297,11 +299,3 @@ def _over(image: np.ndarray, alpha: np.ndarray, colour: np.ndarray) -> np.ndarra
   """A colour, or one for each pixel, over an image where `alpha` is."""
   alpha = alpha[..., None]
   return image * (1 - alpha) + colour * alpha
-
-
-def _around(mask: np.ndarray) -> tuple[int, int, int, int]:
-  """The box around a mask: left, top, right, bottom."""
-  import numpy as np
-
-  y, x = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-  return int(x[0]), int(y[0]), int(x[-1]) + 1, int(y[-1]) + 1
