@@ -7,7 +7,7 @@ import math
 from typing import ClassVar, Self
 
 from vit_jax.architecture import variants
-from vit_jax.architecture.towers import Composition
+from vit_jax.architecture.towers import OnImages
 from vit_jax.architecture.vit import EncoderConfig, ViTArchitecture
 from vit_jax.core.errors import RunError, suggest
 
@@ -17,7 +17,7 @@ COMPARED = {'both': 3, 'symmetric': 2, 'tokens': 1}
 
 
 @dataclasses.dataclass(frozen=True)
-class ChangeArchitecture(Composition):
+class ChangeArchitecture(OnImages):
   """One encoder for both dates, and a linear head on what its patches are at each of them.
 
   Attributes:
@@ -34,6 +34,9 @@ class ChangeArchitecture(Composition):
   """
 
   kind: ClassVar[str] = 'change'
+  reads: ClassVar[str] = 'the head is on the patches'
+  axes: ClassVar[str] = 'pictures of two dates have two axes each'
+  whole: ClassVar[str] = 'patches that are left out have no classes'
   sized: ClassVar[bool] = True
   encoder: ViTArchitecture = dataclasses.field(default_factory=ViTArchitecture)
   num_classes: int = 0
@@ -42,11 +45,6 @@ class ChangeArchitecture(Composition):
   tokens: int = 4
   depth: int = 2
   located: bool = False
-
-  @property
-  def image_size(self) -> tuple[int, ...]:
-    """Height and width of the images."""
-    return self.encoder.image_size
 
   @property
   def compared(self) -> int:
@@ -96,22 +94,12 @@ class ChangeArchitecture(Composition):
     """See `Composition`."""
     if self.compare not in COMPARED:
       raise RunError(f'unknown model.compare {self.compare!r}: {suggest(self.compare, COMPARED)}')
-    if self.num_classes < 0 or min(self.detail, self.tokens, self.depth) < 1:
+    if min(self.detail, self.tokens, self.depth) < 1:
       raise RunError(
-        'model.num_classes must not be negative, and detail, tokens and depth at least 1: '
-        f'{self.num_classes}, {self.detail}, {self.tokens}, {self.depth}'
+        'model.name=change needs detail, tokens and depth at least 1: '
+        f'{self.detail}, {self.tokens}, {self.depth}'
       )
-    if self.encoder.num_classes:
-      raise RunError('model.encoder.num_classes: the head is on the patches: leave it out')
-    # Nothing is pooled: what would do so has no parameters, and of tokens one stays where it was.
-    encoder = dataclasses.replace(self.encoder, pool='mean', representation_size=0, pool_norm=False)
-    config = super(ChangeArchitecture, dataclasses.replace(self, encoder=encoder)).resolve()
-    if len(config.image_size) != 2:
-      raise RunError(
-        f'model.encoder.image_size={config.image_size}: pictures of two dates have two axes each'
-      )
+    config = super().resolve()
     if config.compare == 'tokens' and config.encoder.mup_width:
       raise RunError("model.encoder.mup_width: no rule for model.compare='tokens'")
-    if config.encoder.patch_dropout:
-      raise RunError('model.encoder.patch_dropout: patches that are left out have no classes')
     return config

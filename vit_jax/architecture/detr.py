@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 from vit_jax.architecture import variants
 from vit_jax.architecture.pattern import parse
-from vit_jax.architecture.towers import Composition
+from vit_jax.architecture.towers import OnImages
 from vit_jax.architecture.vit import OPTIONS, UNSET, EncoderConfig, ViTArchitecture
 from vit_jax.core.errors import RunError
 
@@ -112,7 +112,7 @@ class DecoderArchitecture(EncoderConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class DetrArchitecture(Composition):
+class DetrArchitecture(OnImages):
   """An encoder, and a decoder whose queries say a box and a class each (Carion et al. 2020).
 
   The encoder is a ViT, in place of a convolutional network and an encoder behind it.
@@ -124,15 +124,13 @@ class DetrArchitecture(Composition):
   """
 
   kind: ClassVar[str] = 'detr'
+  reads: ClassVar[str] = 'the head is that of queries'
+  axes: ClassVar[str] = 'boxes are of 2 axes'
+  whole: ClassVar[str] = 'objects may be on any patch: leave it out'
   main: ClassVar[str] = 'encoder'
   encoder: ViTArchitecture = dataclasses.field(default_factory=ViTArchitecture)
   decoder: DecoderArchitecture = dataclasses.field(default_factory=DecoderArchitecture)
   num_classes: int = 0
-
-  @property
-  def image_size(self) -> tuple[int, ...]:
-    """Height and width of the images."""
-    return self.encoder.image_size
 
   @property
   def nothing(self) -> bool:
@@ -155,26 +153,15 @@ class DetrArchitecture(Composition):
     weights, biases = perceptron(self.encoder.width, self.decoder.width)
     return (('project', weights + biases, weights * math.prod(self.encoder.grid)),)
 
-  def resolve(self) -> Self:
-    """See `Composition`."""
-    if self.num_classes < 0:
-      raise RunError(f'model.num_classes={self.num_classes} must not be negative')
-    if self.encoder.num_classes:
-      raise RunError('model.encoder.num_classes: the head is that of queries: leave it out')
-    if self.encoder.patch_dropout:
-      raise RunError('model.encoder.patch_dropout: objects may be on any patch: leave it out')
-    encoder = dataclasses.replace(
-      self.encoder, pool='mean', representation_size=0, pool_norm=False
-    ).resolve()
-    if len(encoder.image_size) != 2:
-      raise RunError(f'model.encoder.image_size={encoder.image_size}: boxes are of 2 axes')
-    width = self.decoder.width or _DETR['width']
+  def prepared(self) -> Self:
+    """See `OnImages`: the decoder knows what it looks at."""
+    config = super().prepared()
+    encoder = config.encoder.resolve()
     decoder = dataclasses.replace(
       self.decoder, num_classes=self.num_classes, dtype=encoder.dtype,
-      memory=(math.prod(encoder.grid), width),
+      memory=(math.prod(encoder.grid), self.decoder.width or _DETR['width']),
     )  # fmt: skip
-    config = dataclasses.replace(self, encoder=encoder, decoder=decoder)
-    return super(DetrArchitecture, config).resolve()
+    return dataclasses.replace(config, encoder=encoder, decoder=decoder)
 
 
 def outputs(config: Any) -> int:

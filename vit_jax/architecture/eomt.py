@@ -6,13 +6,13 @@ import dataclasses
 import math
 from typing import ClassVar, Self
 
-from vit_jax.architecture.towers import Composition
+from vit_jax.architecture.towers import OnImages
 from vit_jax.architecture.vit import UNSET, ViTArchitecture
 from vit_jax.core.errors import RunError
 
 
 @dataclasses.dataclass(frozen=True)
-class EomtArchitecture(Composition):
+class EomtArchitecture(OnImages):
   """A plain encoder whose last blocks see queries, too (EoMT, Kerssies et al. 2025).
 
   Each query says a class, or that it found nothing, and a mask: how much every place is like it.
@@ -28,6 +28,9 @@ class EomtArchitecture(Composition):
   """
 
   kind: ClassVar[str] = 'eomt'
+  reads: ClassVar[str] = 'queries say the classes'
+  axes: ClassVar[str] = 'masks are of images of 2 axes'
+  whole: ClassVar[str] = 'patches that are left out have no masks'
   main: ClassVar[str] = 'encoder'
   encoder: ViTArchitecture = dataclasses.field(default_factory=ViTArchitecture)
   queries: int = 100
@@ -35,11 +38,6 @@ class EomtArchitecture(Composition):
   num_classes: int = 0
   upscale: int = UNSET
   pixel_head: bool = False
-
-  @property
-  def image_size(self) -> tuple[int, ...]:
-    """Height and width of the images."""
-    return self.encoder.image_size
 
   @property
   def grid(self) -> tuple[int, ...]:
@@ -84,19 +82,14 @@ class EomtArchitecture(Composition):
     weights = self.encoder.width * self.num_classes * self.pixel_head
     return (('pixels', weights + self.num_classes * self.pixel_head, 0),) if weights else ()
 
+  def prepared(self) -> Self:
+    """See `OnImages`: a class token that the variant has stays among the others."""
+    return super(EomtArchitecture, super(OnImages, self).resolve()).prepared()
+
   def resolve(self) -> Self:
     """See `Composition`."""
-    if self.encoder.num_classes:
-      raise RunError('model.encoder.num_classes: queries say the classes: leave it out')
     config = super().resolve()
-    # Nothing is pooled; a class token that the variant has stays among the others.
-    encoder = dataclasses.replace(
-      config.encoder, pool='mean', representation_size=0, pool_norm=False
-    )
-    config = super(EomtArchitecture, dataclasses.replace(config, encoder=encoder)).resolve()
     encoder = config.encoder
-    if len(config.image_size) != 2:
-      raise RunError(f'model.encoder.image_size={config.image_size}: masks are of images of 2 axes')
     if (
       encoder.attention != 'full' or encoder.relative_bias != 'none' or encoder.norm_place != 'pre'
     ):
@@ -105,12 +98,8 @@ class EomtArchitecture(Composition):
         f'attention=full, relative_bias=none and norm_place=pre, not {encoder.attention}, '
         f'{encoder.relative_bias} and {encoder.norm_place}'
       )
-    if encoder.patch_dropout:
-      raise RunError('model.encoder.patch_dropout: patches that are left out have no masks')
-    if config.queries < 1 or config.num_classes < 0:
-      raise RunError(
-        f'model.queries={config.queries} must be at least 1, num_classes={config.num_classes} 0'
-      )
+    if config.queries < 1:
+      raise RunError(f'model.queries={config.queries} must be at least 1')
     if not 1 <= config.blocks <= encoder.depth:
       raise RunError(f'model.blocks={config.blocks} must be from 1 to the depth, {encoder.depth}')
     upscale = config.upscale

@@ -6,13 +6,13 @@ import dataclasses
 import math
 from typing import Any, ClassVar, Self
 
-from vit_jax.architecture.towers import Composition
+from vit_jax.architecture.towers import OnImages
 from vit_jax.architecture.vit import ViTArchitecture
 from vit_jax.core.errors import RunError, suggest
 
 
 @dataclasses.dataclass(frozen=True)
-class SegmenterArchitecture(Composition):
+class SegmenterArchitecture(OnImages):
   """An encoder with a linear head on its patches (Strudel et al. 2021, section 3.2, 'linear').
 
   Attributes:
@@ -21,37 +21,16 @@ class SegmenterArchitecture(Composition):
   """
 
   kind: ClassVar[str] = 'segmenter'
+  reads: ClassVar[str] = 'the head is on the patches'
+  axes: ClassVar[str] = 'a segmenter is for images of 2 axes'
   encoder: ViTArchitecture = dataclasses.field(default_factory=ViTArchitecture)
   num_classes: int = 0
-
-  @property
-  def image_size(self) -> tuple[int, ...]:
-    """Height and width of the images."""
-    return self.encoder.image_size
 
   @property
   def rest(self) -> tuple[tuple[str, int, int], ...]:
     """See `Composition`: the head."""
     weights = self.encoder.width * self.num_classes
     return (('head', weights + self.num_classes, weights * math.prod(self.encoder.grid)),)
-
-  def resolve(self) -> Self:
-    """See `Composition`."""
-    if self.num_classes < 0:
-      raise RunError(f'model.num_classes={self.num_classes} must not be negative')
-    if self.encoder.num_classes:
-      raise RunError('model.encoder.num_classes: the head is on the patches: leave it out')
-    config = super(SegmenterArchitecture, self._prepared()).resolve()
-    if len(config.image_size) != 2:
-      raise RunError(
-        f'model.encoder.image_size={config.image_size}: a segmenter is for images of 2 axes'
-      )
-    return config
-
-  def _prepared(self) -> Self:
-    """Nothing is pooled: what would do so has no parameters, and of tokens one stays there."""
-    encoder = dataclasses.replace(self.encoder, pool='mean', representation_size=0, pool_norm=False)
-    return dataclasses.replace(self, encoder=encoder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +59,9 @@ class MaskTransformerArchitecture(SegmenterArchitecture):
       ('classes', 2 * self.num_classes, products),
     )
 
-  def _prepared(self) -> Self:
-    config = super()._prepared()
+  def prepared(self) -> Self:
+    """See `OnImages`."""
+    config = super().prepared()
     encoder, decoder = config.encoder.resolve(), config.decoder
     width = encoder.width if decoder.width is None else decoder.width
     usual: dict[str, Any] = dict(

@@ -8,13 +8,13 @@ from typing import ClassVar, Self
 
 from vit_jax.architecture.detr import outputs, perceptron
 from vit_jax.architecture.pattern import parse
-from vit_jax.architecture.towers import Composition
+from vit_jax.architecture.towers import OnImages
 from vit_jax.architecture.vit import ViTArchitecture
 from vit_jax.core.errors import RunError
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenDetectorArchitecture(Composition):
+class TokenDetectorArchitecture(OnImages):
   """An encoder, and heads that read a box and a class from each of its patches.
 
   Every patch is a query, whose box begins around its place. So a query knows what is there from the
@@ -33,17 +33,15 @@ class TokenDetectorArchitecture(Composition):
   """
 
   kind: ClassVar[str] = 'token_detector'
+  reads: ClassVar[str] = 'heads are on patches'
+  axes: ClassVar[str] = 'boxes are of 2 axes'
+  whole: ClassVar[str] = 'objects may be on any patch: leave it out'
   main: ClassVar[str] = 'encoder'
   encoder: ViTArchitecture = dataclasses.field(default_factory=ViTArchitecture)
   num_classes: int = 0
   nothing: bool = False
   layers: int = 2
   dense: bool = True
-
-  @property
-  def image_size(self) -> tuple[int, ...]:
-    """Height and width of the images."""
-    return self.encoder.image_size
 
   @property
   def queries(self) -> int:
@@ -76,17 +74,7 @@ class TokenDetectorArchitecture(Composition):
 
   def resolve(self) -> Self:
     """See `Composition`."""
-    if self.num_classes < 0:
-      raise RunError(f'model.num_classes={self.num_classes} must not be negative')
-    if self.encoder.num_classes:
-      raise RunError('model.encoder.num_classes: heads are on patches: leave it out')
-    if self.encoder.patch_dropout:
-      raise RunError('model.encoder.patch_dropout: objects may be on any patch: leave it out')
-    encoder = dataclasses.replace(self.encoder, pool='mean', representation_size=0, pool_norm=False)
-    kind = TokenDetectorArchitecture
-    config = super(kind, dataclasses.replace(self, encoder=encoder)).resolve()
-    if len(config.image_size) != 2:
-      raise RunError(f'model.encoder.image_size={config.image_size}: boxes are of 2 axes')
+    config = super().resolve()
     encoder, needed = config.encoder, max(self.layers, 2 if self.dense else 1)
     if not 1 <= self.layers <= encoder.depth or needed > encoder.depth:
       raise RunError(

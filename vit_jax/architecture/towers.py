@@ -100,6 +100,50 @@ class Composition:
     return dataclasses.replace(self, **found)
 
 
+class OnImages(Composition):
+  """A composition whose heads read tokens of images of two axes from its `encoder`.
+
+  Attributes:
+    encoder: without a head of its own, nor anything that pools.
+    num_classes: that the heads say.
+    reads: where its head is, to whom it gives the encoder another one.
+    axes: what needs two axes.
+    whole: why no patch may be left out; '' if the model says so itself when it is called.
+  """
+
+  encoder: ViTArchitecture
+  num_classes: int
+  reads: ClassVar[str]
+  axes: ClassVar[str]
+  whole: ClassVar[str] = ''
+
+  @property
+  def image_size(self) -> tuple[int, ...]:
+    """Height and width of the images."""
+    return self.encoder.image_size
+
+  def resolve(self) -> Self:
+    """See `Composition`."""
+    if self.num_classes < 0:
+      raise RunError(f'model.num_classes={self.num_classes} must not be negative')
+    if self.encoder.num_classes:
+      raise RunError(f'model.encoder.num_classes: {self.reads}: leave it out')
+    config = super(OnImages, self.prepared()).resolve()
+    if len(config.image_size) != 2:
+      raise RunError(f'model.encoder.image_size={config.image_size}: {self.axes}')
+    if self.whole and config.encoder.patch_dropout:
+      raise RunError(f'model.encoder.patch_dropout: {self.whole}')
+    return config
+
+  def prepared(self) -> Self:
+    """With what follows from its fields before parts are resolved.
+
+    Nothing is pooled: what would do so has no parameters, and of tokens one stays where it was.
+    """
+    encoder = dataclasses.replace(self.encoder, pool='mean', representation_size=0, pool_norm=False)
+    return dataclasses.replace(self, encoder=encoder)
+
+
 @dataclasses.dataclass(frozen=True)
 class Besides(Composition):
   """What a step computes besides models: for `costs.step.Pass`.

@@ -7,13 +7,12 @@ import math
 from typing import Any, ClassVar, Self
 
 from vit_jax.architecture.detr import outputs, perceptron
-from vit_jax.architecture.towers import Composition
+from vit_jax.architecture.towers import OnImages
 from vit_jax.architecture.vit import ViTArchitecture
-from vit_jax.core.errors import RunError
 
 
 @dataclasses.dataclass(frozen=True)
-class YolosArchitecture(Composition):
+class YolosArchitecture(OnImages):
   """A ViT some of whose tokens say a box and a class each (YOLOS, Fang et al. 2021).
 
   Attributes:
@@ -26,16 +25,14 @@ class YolosArchitecture(Composition):
   """
 
   kind: ClassVar[str] = 'yolos'
+  reads: ClassVar[str] = 'heads are on tokens'
+  axes: ClassVar[str] = 'boxes are of 2 axes'
+  whole: ClassVar[str] = 'objects may be on any patch: leave it out'
   main: ClassVar[str] = 'encoder'
   encoder: ViTArchitecture = dataclasses.field(default_factory=ViTArchitecture)
   num_classes: int = 0
   nothing: bool = True
   middle: bool = False
-
-  @property
-  def image_size(self) -> tuple[int, ...]:
-    """Height and width of the images."""
-    return self.encoder.image_size
 
   @property
   def queries(self) -> int:
@@ -64,20 +61,9 @@ class YolosArchitecture(Composition):
       found.append((name, weights + biases, queries * weights))
     return tuple(found)
 
-  def resolve(self) -> Self:
-    """See `Composition`."""
-    if self.num_classes < 0:
-      raise RunError(f'model.num_classes={self.num_classes} must not be negative')
+  def prepared(self) -> Self:
+    """See `OnImages`: with tokens to read; what pools otherwise may stay, as nothing reads it."""
     changes: dict[str, Any] = dict(representation_size=0, pool_norm=False)
     if not self.encoder.queries:
       changes['queries'] = 100
-    encoder = dataclasses.replace(self.encoder, **changes)
-    config = super(YolosArchitecture, dataclasses.replace(self, encoder=encoder)).resolve()
-    encoder = config.encoder
-    if encoder.num_classes:
-      raise RunError('model.encoder.num_classes: heads are on tokens: leave it out')
-    if len(encoder.image_size) != 2:
-      raise RunError(f'model.encoder.image_size={encoder.image_size}: boxes are of 2 axes')
-    if encoder.patch_dropout:
-      raise RunError('model.encoder.patch_dropout: objects may be on any patch: leave it out')
-    return config
+    return dataclasses.replace(self, encoder=dataclasses.replace(self.encoder, **changes))
