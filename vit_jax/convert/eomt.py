@@ -7,7 +7,7 @@ from typing import Any
 
 from vit_jax.architecture.card import Card
 from vit_jax.convert import timm
-from vit_jax.convert.layout import BLOCKS, Rule, Shapes, Table, To, behind, rules
+from vit_jax.convert.layout import BLOCKS, Rule, Shapes, Table, To, behind, deconv, rules
 from vit_jax.convert.source import IMAGENET, Source, pair
 from vit_jax.core.errors import RunError
 from vit_jax.models.eomt import EomtConfig
@@ -149,9 +149,8 @@ def make_rules(config: EomtConfig, shapes: Shapes, style: dict[str, Any]) -> lis
   for number in range(config.upscale):
     at, ours = names['upscale'].format(number), f'upscale{number}'
     table |= {
-      f'{ours}/kernel': To(f'{at}conv1.weight', plain=True, shape=(width, width, 2, 2),
-                           channels=width),
-      f'{ours}/bias': f'{at}conv1.bias', f'{ours}/near': f'{at}conv2',
+      f'{ours}/up/kernel': deconv(f'{at}conv1', width, width),
+      f'{ours}/up/bias': f'{at}conv1.bias', f'{ours}/near': f'{at}conv2',
       f'{ours}/norm': f'{at}{names["norm"]}',
     }  # fmt: skip
   return rules(table, shapes, torch=True)

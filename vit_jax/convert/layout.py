@@ -154,6 +154,11 @@ def _exchanged(x: np.ndarray, first: int, count: int) -> np.ndarray:
   return np.concatenate([before, rest, some], axis=-2)
 
 
+def deconv(name: str, inputs: int, outputs: int) -> To:
+  """The kernel of a transposed convolution of PyTorch, of windows of 2 x 2: `layers.Deconv`."""
+  return To(f'{name}.weight', plain=True, shape=(inputs, outputs, 2, 2), channels=outputs)
+
+
 def behind(table: Table, ours: str, theirs: str) -> dict[str, To]:
   """A table of a part: with a prefix before our names, and one before theirs."""
   found = {}

@@ -15,7 +15,7 @@ import numpy as np
 from vit_jax.architecture.card import Card
 from vit_jax.convert import transformers
 from vit_jax.convert.files import Stub
-from vit_jax.convert.layout import Rule, Shapes, To, rules
+from vit_jax.convert.layout import Rule, Shapes, deconv, rules
 from vit_jax.convert.source import Source
 from vit_jax.convert.transformers_names import table as encoder_table
 from vit_jax.core.errors import RunError
@@ -149,21 +149,12 @@ def _without_norms(source: Source) -> int:
     arrays[f'{conv}.weight'] = Stub(tuple(weight.shape), np.float32, kernel)
     arrays[f'{conv}.bias'] = Stub((weight.shape[outputs],), np.float32, offset)
     found += 1
-  for name in [n for n in arrays if _PYRAMID.match(n) and n.endswith('.weight')]:
-    arrays[name] = _outputs_last(arrays[name])
   return found
-
-
-def _outputs_last(weight: Any) -> Stub:
-  """The kernel of a transposed convolution as ours is laid out."""
-  inputs, outputs, rows, columns = weight.shape
-  turned = lambda: np.asarray(weight, np.float32).transpose(0, 2, 3, 1)  # noqa: E731
-  return Stub((inputs, rows, columns, outputs), np.float32, turned)
 
 
 def make_rules(config: UPerNetConfig, shapes: Shapes, style: dict[str, Any]) -> list[Rule]:
   """The rules by which a model is read."""
-  pyramid = style['pyramid']
+  pyramid, width = style['pyramid'], config.encoder.width
   of_encoder = encoder_table(config.encoder, style['encoder'])
   table: dict[str, Any] = {f'encoder/{name}': to for name, to in of_encoder.items()}
   names = {
@@ -179,6 +170,6 @@ def make_rules(config: UPerNetConfig, shapes: Shapes, style: dict[str, Any]) -> 
   }  # fmt: skip
   ups = {'up4_first': 'fpn1.0', 'up4': 'fpn1.3', 'up2': 'fpn2.0'}
   for ours, theirs in ups.items():
-    table[f'{ours}/kernel'] = To(f'{pyramid}{theirs}.weight', plain=True)
+    table[f'{ours}/kernel'] = deconv(f'{pyramid}{theirs}', width, width)
     table[f'{ours}/bias'] = f'{pyramid}{theirs}.bias'
   return rules({**table, **names}, shapes, torch=True)

@@ -13,9 +13,9 @@ from flax import nnx
 from vit_jax.architecture.eomt import EomtArchitecture
 from vit_jax.models.vit import ViT, ViTConfig
 from vit_jax.nn.attention import Context
-from vit_jax.nn.layers import Dense, Norm, normal, prepend_tokens, uniform, zeros
+from vit_jax.nn.layers import Deconv, Dense, Norm, normal, prepend_tokens, uniform, zeros
 from vit_jax.nn.noise import noise
-from vit_jax.nn.sharding import einsum, gather, param, spec
+from vit_jax.nn.sharding import param, spec
 
 _IMAGE = ('batch', None, None, None)
 
@@ -143,20 +143,13 @@ class Upscale(nnx.Module):
   """Twice the rows and columns: a transposed convolution, GELU, a depthwise convolution, a norm."""
 
   def __init__(self, width: int, rngs: nnx.Rngs):
-    # To the features of four places, those of the upper left one first.
-    self.kernel = param(normal(width**-0.5), rngs, (width, 4 * width), ('embed', None))
-    self.bias = param(zeros, rngs, (width,), (None,))
+    self.up = Deconv(width, width, rngs)
     self.near = Near(width, rngs)
     self.norm = Norm(width, rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """(batch, rows, columns, width) -> (batch, 2 * rows, 2 * columns, width)."""
-    batch, rows, columns, width = x.shape
-    kernel = gather(self.kernel[...], 'embed', None).reshape(width, 2, 2, width)
-    y = einsum('bhwd,dije->bhiwje', x, kernel, out=(*_IMAGE, None, None))
-    y = y.reshape(batch, 2 * rows, columns, 2, width, out_sharding=spec(*_IMAGE, None))
-    y = y.reshape(batch, 2 * rows, 2 * columns, width, out_sharding=spec(*_IMAGE))
-    y = jax.nn.gelu(y + self.bias[...].astype(y.dtype), approximate=False)
+    y = jax.nn.gelu(self.up(x), approximate=False)
     return self.norm(self.near(y))
 
 

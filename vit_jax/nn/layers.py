@@ -418,19 +418,22 @@ class Deconv(nnx.Module):
   """
 
   def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs, *, bias: bool = True):
-    axes = ('embed' if inputs % shards('embed') == 0 else None, None, None, None)
-    self.kernel = param(normal(inputs**-0.5), rngs, (inputs, 2, 2, outputs), axes)
+    self.axes = (None if inputs % shards('embed') else 'embed', None)
+    # To the features of four places, those of the upper left one first.
+    self.kernel = param(normal(inputs**-0.5), rngs, (inputs, 4 * outputs), self.axes)
     if bias:
       self.bias = param(zeros, rngs, (outputs,), (None,))
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """(batch, height, width, inputs) -> (batch, 2 height, 2 width, outputs), its dtype kept."""
-    kernel, out = self.kernel[...], ('batch', *(None,) * 5)
-    y = einsum('bhwc,cijd->bhiwjd', x, kernel, out=out)
-    batch, height, _, width, _, outputs = y.shape
-    shape = (batch, 2 * height, 2 * width, outputs)
-    y = y.reshape(shape, out_sharding=spec('batch', None, None, None))
-    return y + self.bias[...].astype(x.dtype) if hasattr(self, 'bias') else y
+    laid = ('batch', None, None, None)
+    (batch, height, width, inputs), outputs = x.shape, self.kernel.shape[1] // 4
+    kernel = gather(self.kernel[...], *self.axes).reshape(inputs, 2, 2, outputs)
+    y = einsum('bhwd,dije->bhiwje', x, kernel, out=(*laid, None, None))
+    # One axis at a time: an explicitly sharded array cannot be cut along several in one reshape.
+    y = y.reshape(batch, 2 * height, width, 2, outputs, out_sharding=spec(*laid, None))
+    y = y.reshape(batch, 2 * height, 2 * width, outputs, out_sharding=spec(*laid))
+    return y + self.bias[...].astype(y.dtype) if hasattr(self, 'bias') else y
 
 
 def resample_patches(
