@@ -5,7 +5,8 @@ rises or falls; light, haze, season and crops differ all the same.
 
     python -m vit_jax.train --config=configs/change.py --workdir=runs/change
 
-Ten minutes on two CPU cores; `experiments/gallery` has the results.
+Made for ten minutes on two CPU cores, and not measured yet; `python -m experiments.gallery
+change` does that, beside its controls.
 
 LEVIR-CD (Chen & Shi 2020), {train,val,test}/{A,B,label}, in crops of 256 pixels of its pictures of
 1024, from a DINOv2 ViT-B/14. F1 of the test set: 89.3 of BIT (Chen et al. 2021) in tiles of 256,

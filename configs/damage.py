@@ -4,7 +4,8 @@ Land with houses is drawn twice; the second time some houses have holes, are tor
 
     python -m vit_jax.train --config=configs/damage.py --workdir=runs/damage
 
-Ten minutes on two CPU cores; `experiments/gallery` has the results.
+Made for ten minutes on two CPU cores, and not measured yet; `python -m experiments.gallery
+damage` does that, beside its controls.
 
 xBD (Gupta et al. 2019), {train,test}/{images,labels} as it is given out, in crops of its pictures
 of 1024, from a DINOv2 ViT-B/14. The winner of xView2 scored 0.80 by several convolutional networks:

@@ -5,7 +5,8 @@ before the other, on striped and checked ground.
 
     python -m vit_jax.train --config=configs/detection.py --workdir=runs/detection
 
-Ten minutes on two CPU cores; `experiments/gallery` has the results.
+Made for ten minutes on two CPU cores, and not measured yet; `python -m experiments.gallery
+detection` does that, beside its controls.
 
 Your own images, with annotations in files like those of COCO, `annotations/instances_train.json`
 and `annotations/instances_val.json` in a directory, the images in `train` and `val` beside them:
