@@ -56,11 +56,9 @@ def recognise(source: Source) -> dict[str, Any] | None:
 
 def _encoder(source: Source) -> Source:
   """The same of the encoder alone."""
-  inner = {
-    name.removeprefix(BACKBONE): array for name, array in source.arrays.items()
-    if name.startswith(BACKBONE) and name != _HIDDEN
-  }  # fmt: skip
-  return dataclasses.replace(source.inside('encoder', inner), computed=[])
+  inner = source.behind(BACKBONE, 'encoder')
+  inner.arrays.pop(_HIDDEN.removeprefix(BACKBONE), None)
+  return dataclasses.replace(inner, computed=[])
 
 
 def architecture(source: Source, style: dict[str, Any]) -> tuple[DinoConfig, Card]:

@@ -54,11 +54,7 @@ def recognise(source: Source) -> dict[str, Any] | None:
 
 def _encoder(source: Source) -> Source:
   """The same of the encoder alone, where it is one of timm."""
-  inner = {
-    name.removeprefix(BACKBONE): array for name, array in source.arrays.items()
-    if name.startswith(BACKBONE)
-  }  # fmt: skip
-  return dataclasses.replace(source.inside('encoder', inner), computed=[])
+  return dataclasses.replace(source.behind(BACKBONE, 'encoder'), computed=[])
 
 
 def architecture(source: Source, style: dict[str, Any]) -> tuple[EomtConfig, Card]:

@@ -29,18 +29,13 @@ def recognise(source: Source) -> dict[str, Any] | None:
     return None
   source.dropped += [name for name in _UNUSED if name in source]
   source.arrays = {n: a for n, a in source.arrays.items() if n not in _UNUSED}
-  style = timm.recognise(_inside(source, ENCODER, 'encoder'))
+  style = timm.recognise(source.behind(ENCODER, 'encoder'))
   return style and dict(linear=linear, encoder=style)
-
-
-def _inside(source: Source, prefix: str, tower: str) -> Source:
-  inner = {n.removeprefix(prefix): a for n, a in source.arrays.items() if n.startswith(prefix)}
-  return source.inside(tower, inner)
 
 
 def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
   """The model of a checkpoint, by its arrays."""
-  encoder, card = timm.architecture(_inside(source, ENCODER, 'encoder'), style['encoder'])
+  encoder, card = timm.architecture(source.behind(ENCODER, 'encoder'), style['encoder'])
   encoder = dataclasses.replace(encoder, eps=_EPS, interpolation='bilinear')
   # What was normalised how, variant.yml says, which is not read; DeiT's models have two tokens.
   mean, std = IMAGENET if encoder.distilled else INCEPTION
@@ -52,7 +47,7 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
   if style['linear']:
     classes = source.shape(f'{DECODER}head.weight', 2)[0]
     return SegmenterConfig(encoder, classes), card
-  decoder = _inside(source, DECODER, 'decoder')
+  decoder = source.behind(DECODER, 'decoder')
   _, classes, width = source.shape(_TOKENS, 3)
   config = MaskTransformerConfig(
     encoder, classes,

@@ -50,6 +50,11 @@ class Source:
     arrays = self.arrays if arrays is None else arrays
     return dataclasses.replace(self, tower=tower, hints=self.hints.get(tower, {}), arrays=arrays)
 
+  def behind(self, prefix: str, tower: str) -> Source:
+    """`inside` of the arrays whose names begin with a prefix, which is taken off."""
+    arrays = {n.removeprefix(prefix): a for n, a in self.arrays.items() if n.startswith(prefix)}
+    return self.inside(tower, arrays)
+
   def __contains__(self, name: str) -> bool:
     return name in self.arrays
 
