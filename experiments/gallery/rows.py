@@ -113,7 +113,7 @@ ROWS: Sequence[Row] = (
   Row('dino', 'ssl', 'quick', UNLABELLED, Pretrained('configs/ssl.py:dino'), TOP1, 'gain', 0.05),
   Row(
     'mae_long', 'ssl', 'hours', UNLABELLED,
-    Pretrained('configs/ssl.py:mae', {'total': '100 epochs'}, (judged.PIXELS, judged.COMPONENTS)),
+    Pretrained('configs/ssl.py:mae', {'total': '40 epochs'}, (judged.PIXELS, judged.COMPONENTS)),
     TOP1, 'gain', 0.02,
   ),
   Row(
