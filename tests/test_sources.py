@@ -19,7 +19,7 @@ from vit_jax.data.classes import matched
 from vit_jax.data.config import DataConfig
 from vit_jax.data.examples import Source
 from vit_jax.data.fields import VOID, Boxes, Field, Mapped, named, require, wanted
-from vit_jax.data.generators import Scenes, Shapes, shapes
+from vit_jax.data.generators import Scenes, Shapes, forms, shapes
 from vit_jax.data.misfit import MisfitError
 from vit_jax.data.order import drawn
 from vit_jax.data.rows.columns import Map
@@ -183,9 +183,9 @@ def test_shapes_have_the_areas_of_geometry(angle):
     disc=np.pi, square=2, triangle=0.75 * np.sqrt(3), ring=np.pi * 0.75,
     cross=8 * end * 0.3 - 4 * 0.3**2,
   )  # fmt: skip
-  points = shapes._grid((64, 64)) - (31.7, 32.2)
+  points = forms.grid((64, 64)) - (31.7, 32.2)
   for kind in shapes.THINGS:
-    alpha = shapes._covered(kind, points, 24, angle)
+    alpha = forms.covered(kind, points, 24, angle)
     assert alpha.sum() == pytest.approx(areas[kind] * 24**2, rel=0.01), kind
     y, x = np.nonzero(alpha == 1)
     assert np.hypot(x - 31.2, y - 31.7).max() < 24
@@ -266,6 +266,17 @@ class Given(Source):
 
   def __getitem__(self, index):
     return {**self._examples[index], 'name': str(index)}
+
+
+def test_words_of_a_mixture_are_those_of_all():
+  """Unless those of one of them are not known."""
+  one, other, free = (Given([{'text': 'b', 'name': 'x'}], text=Field('text', w))
+                      for w in (('a', 'b'), ('b', 'c'), ()))  # fmt: skip
+  known = lambda *sources: Mixed(  # noqa: E731
+    'm', {str(i): each for i, each in enumerate(sources)}, dict.fromkeys('012', 1.0)
+  ).fields['text'].names  # fmt: skip
+  assert known(one, other) == ('a', 'b', 'c')
+  assert known(one, free) == known(free, one) == ()
 
 
 def test_what_is_of_no_class_in_one_source_is_of_none_in_a_mixture():

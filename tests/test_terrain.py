@@ -16,7 +16,7 @@ PLAIN: dict[str, Any] = dict(nuisance=0.0, clouds=0.0, shift=0.0)
 
 
 def drawn(terrain, count=24):
-  return [terrain.example(np.random.default_rng(i), train=True) for i in range(count)]
+  return [terrain.example(np.random.default_rng(i), split='train') for i in range(count)]
 
 
 def joined(examples, name):
@@ -26,7 +26,7 @@ def joined(examples, name):
 def test_examples_are_functions_of_their_seed():
   for of in NAMES:
     terrain = Terrain(of=of, size=(24, 40), bands=('nir', 'red'), dtype='uint16')
-    one, again = (terrain.example(np.random.default_rng(3), train=t) for t in (True, False))
+    one, again = (terrain.example(np.random.default_rng(3), split=s) for s in ('train', 'test'))
     assert {*one} == {*terrain.fields}
     for name, value in one.items():
       np.testing.assert_array_equal(value, again[name])
@@ -95,7 +95,7 @@ def test_damage_is_of_houses_and_grows_with_its_level():
 
 def test_clouds_have_no_class_and_the_rows_know():
   terrain = Terrain(clouds=1.0, size=(32, 32))
-  example = {**terrain.example(np.random.default_rng(0), train=True), 'name': 'x'}
+  example = {**terrain.example(np.random.default_rng(0), split='train'), 'name': 'x'}
   hidden = example['map'] == VOID
   assert 0 < hidden.mean() < 0.9
   rows = Columns(View(size=(32, 32)), (Image(3),), (Map(len(COVER), (VOID,)),))

@@ -112,9 +112,9 @@ def headline(source: Source, of: str = '') -> str:
 def _described(name: str, field: Field) -> str:
   own = '' if USUAL.get(name) == field.kind else f'{field.kind}, '
   if field.names:
-    one, several = {'vector': ('number', 'numbers'), 'points': ('point', 'points')}.get(
-      field.kind, ('class', 'classes')
-    )
+    one, several = {
+      'vector': ('number', 'numbers'), 'points': ('point', 'points'), 'text': ('word', 'words'),
+    }.get(field.kind, ('class', 'classes'))  # fmt: skip
     what = one if len(field.names) == 1 else several
     names = [
       f'{n} [{u}]' if u else n

@@ -44,7 +44,8 @@ class Field:
 
   Attributes:
     kind: one of `KINDS`.
-    names: of classes, or of the numbers of a vector or the points.
+    names: of classes, or of the numbers of a vector or the points; of texts all words that there
+      are, where that is known.
     units: of the numbers of a vector; '' where there is none.
     dtype: of the pixels of an image, once that is known: 'uint8', 'uint16' or 'float32'.
     channels: of the image, once that is known; 0 before.

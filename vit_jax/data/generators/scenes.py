@@ -64,7 +64,7 @@ class Scenes:
       'points': Field('points', ('left', 'right', 'top')),
     }  # fmt: skip
 
-  def example(self, rng: np.random.Generator, *, train: bool) -> Example:
+  def example(self, rng: np.random.Generator, *, split: str) -> Example:
     """An example; all that is random comes from `rng`."""
     import numpy as np
 
@@ -76,7 +76,7 @@ class Scenes:
     found: list[tuple[int, np.ndarray]] = []
     wanted = int(rng.integers(self.least, self.most + 1))
     for number in range(wanted + int(rng.integers(self.pieces + 1))):
-      digit, shape = self._shape(rng, train=train)
+      digit, shape = self._shape(rng, train=split == 'train')
       if number >= wanted:
         shape = _shuffled(shape, rng)
       alpha = self._placed(shape, covered, rng)

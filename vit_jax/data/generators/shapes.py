@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vit_jax.core.errors import RunError
 from vit_jax.data.examples import Example
 from vit_jax.data.fields import Boxes, Field, Masks, Panoptic
+from vit_jax.data.generators import forms
 
 if TYPE_CHECKING:
   import numpy as np
@@ -89,15 +90,15 @@ class Shapes:
       'panoptic': Field('panoptic', classes, stuff=STUFF),
     }  # fmt: skip
 
-  def example(self, rng: np.random.Generator, *, train: bool) -> Example:
+  def example(self, rng: np.random.Generator, *, split: str) -> Example:
     """An example; all that is random comes from `rng`."""
     import numpy as np
 
-    del train
-    grid = _grid(self.size)
+    del split
+    grid = forms.grid(self.size)
     image, region, colours = self._ground(rng, grid)
     for _ in range(int(rng.integers(self.strokes + 1))):
-      image = _over(image, self._stroke(rng, grid), rng.random(self.channels))
+      image = forms.over(image, self._stroke(rng, grid), rng.random(self.channels))
     drawn = [self._thing(rng, grid) for _ in range(int(rng.integers(self.least, self.most + 1)))]
     if rng.random() < self.crowd:
       drawn.insert(0, self._crowd(rng, grid))
@@ -113,7 +114,7 @@ class Shapes:
     classes = list(range(len(STUFF)))
     for number, at in enumerate(kept, len(STUFF) + 1):
       label, alpha, crowd = drawn[at]
-      image = _over(image, alpha, self._filled(rng, grid, colours, several=crowd))
+      image = forms.over(image, alpha, self._filled(rng, grid, colours, several=crowd))
       ids[solid[at]] = number
       classes.append(len(STUFF) + label)
     image = np.clip(image + self.noise * rng.standard_normal(image.shape), 0, 1)
@@ -168,7 +169,8 @@ class Shapes:
     """A thing: its class, what of each pixel it covers, and that it is no crowd."""
     label, radius = int(rng.integers(self.kinds)), rng.uniform(*self.radius)
     centre = [rng.uniform(radius / 2, side - radius / 2) for side in self.size[::-1]]
-    return label, _covered(THINGS[label], grid - centre, radius, rng.uniform(0, 2 * math.pi)), False
+    angle = rng.uniform(0, 2 * math.pi)
+    return label, forms.covered(THINGS[label], grid - centre, radius, angle), False
 
   def _crowd(self, rng: np.random.Generator, grid: np.ndarray) -> tuple[int, np.ndarray, bool]:
     """Small discs close to each other, which are one thing in the annotations."""
@@ -178,7 +180,7 @@ class Shapes:
     apart = radius * math.sqrt(_CROWD[1])
     middle = np.array([rng.uniform(0, side) for side in self.size[::-1]])
     discs = [
-      _covered('disc', grid - (middle + rng.normal(0, apart, 2)), radius, 0.0)
+      forms.covered('disc', grid - (middle + rng.normal(0, apart, 2)), radius, 0.0)
       for _ in range(int(rng.integers(*_CROWD)))
     ]
     return 0, np.max(discs, axis=0), True
@@ -205,9 +207,9 @@ class Shapes:
     import numpy as np
 
     start, turn = rng.random(2) * self.size[::-1], rng.uniform(0, math.pi)
-    along, across = _turned(grid - start, turn)
+    along, across = forms.turned(grid - start, turn)
     length = rng.uniform(0.2, 0.5) * min(self.size)
-    return _soft(np.maximum(abs(along) - length / 2, abs(across) - rng.uniform(0.5, 1.0)))
+    return forms.soft(np.maximum(abs(along) - length / 2, abs(across) - rng.uniform(0.5, 1.0)))
 
   def _strip(self, rng: np.random.Generator) -> np.ndarray:
     """Some rows or columns at an edge: bool (height, width)."""
@@ -220,55 +222,6 @@ class Shapes:
     return strip
 
 
-def _grid(size: tuple[int, int]) -> np.ndarray:
-  """x and y of the centres of pixels, float64 (height, width, 2)."""
-  import numpy as np
-
-  y, x = np.mgrid[: size[0], : size[1]] + 0.5
-  return np.stack([x, y], -1)
-
-
-def _turned(points: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
-  cos, sin = math.cos(angle), math.sin(angle)
-  return points[..., 0] * cos + points[..., 1] * sin, points[..., 1] * cos - points[..., 0] * sin
-
-
-def _soft(distance: np.ndarray) -> np.ndarray:
-  """What of a pixel is inside, by the distance of its centre from an edge, negative inside."""
-  import numpy as np
-
-  return np.clip(0.5 - distance, 0, 1)
-
-
-def _covered(kind: str, points: np.ndarray, radius: float, angle: float) -> np.ndarray:
-  """What of each pixel a thing covers.
-
-  Args:
-    kind: one of `THINGS`.
-    points: of pixels, from its middle.
-    radius: of the circle around it.
-    angle: by which it is turned.
-  """
-  import numpy as np
-
-  x, y = _turned(points, angle)
-  away = np.hypot(x, y)
-  if kind == 'disc':
-    return _soft(away - radius)
-  if kind == 'ring':
-    return _soft(np.maximum(away - radius, radius / 2 - away))
-  if kind == 'square':
-    return _soft(np.maximum(abs(x), abs(y)) - radius / math.sqrt(2))
-  if kind == 'triangle':
-    third = 2 * math.pi / 3
-    sides = [x * math.cos(n * third) + y * math.sin(n * third) for n in range(3)]
-    return _soft(np.max(sides, axis=0) - radius / 2)
-  half = 0.3 * radius  # of an arm of the cross
-  end = math.sqrt(radius**2 - half**2)
-  arm = lambda a, b: np.maximum(abs(a) - end, abs(b) - half)  # noqa: E731
-  return _soft(np.minimum(arm(x, y), arm(y, x)))
-
-
 def _texture(kind: str, rng: np.random.Generator, grid: np.ndarray) -> np.ndarray:
   """A pattern from 0 to 1, one value a pixel, of random period and, but for blocks, angle."""
   import numpy as np
@@ -278,7 +231,7 @@ def _texture(kind: str, rng: np.random.Generator, grid: np.ndarray) -> np.ndarra
     shape = [int(side / period) + 2 for side in grid.shape[:2]]
     x, y = np.floor((grid + rng.uniform(0, period, 2)) / period).astype(np.int64).transpose(2, 0, 1)
     return rng.random(shape)[y, x]
-  x, y = _turned(grid, rng.uniform(0, math.pi))
+  x, y = forms.turned(grid, rng.uniform(0, math.pi))
   start = rng.uniform(0, 2 * math.pi, 2)
   wave = np.sin(x * (2 * math.pi / period) + start[0])
   if kind == 'checks':
@@ -293,9 +246,3 @@ def _two(rng: np.random.Generator, channels: int) -> tuple[np.ndarray, np.ndarra
   one = rng.random(channels)
   other = np.where(one < 0.5, one + 0.3, one - 0.3)
   return (one, other) if rng.random() < 0.5 else (other, one)
-
-
-def _over(image: np.ndarray, alpha: np.ndarray, colour: np.ndarray) -> np.ndarray:
-  """A colour, or one for each pixel, over an image where `alpha` is."""
-  alpha = alpha[..., None]
-  return image * (1 - alpha) + colour * alpha

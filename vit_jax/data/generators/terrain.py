@@ -111,9 +111,9 @@ class Terrain:
     images = ('image',) if self.of == 'cover' else ('before', 'after')
     return {**dict.fromkeys(images, image), 'map': Field('map', NAMES[self.of])}
 
-  def example(self, rng: np.random.Generator, *, train: bool) -> Example:
+  def example(self, rng: np.random.Generator, *, split: str) -> Example:
     """An example; all that is random comes from `rng`."""
-    del train
+    del split
     import numpy as np
 
     world = self._world(rng)

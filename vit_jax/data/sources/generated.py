@@ -7,8 +7,8 @@ import zlib
 from typing import Any
 
 from vit_jax.core import schema
-from vit_jax.core.errors import RunError
-from vit_jax.data.examples import Example, Source, headline
+from vit_jax.core.errors import RunError, suggest
+from vit_jax.data.examples import Example, NoSplitError, Source, headline
 from vit_jax.data.generators import GENERATORS
 
 
@@ -36,7 +36,14 @@ class Generated:
       )
 
   def open(self, split: str) -> Source:
-    """A split: any name makes one."""
+    """A split: any name makes one, unless the generator has names for them.
+
+    Raises:
+      NoSplitError: for another name.
+    """
+    name, known = _called(self.generator), getattr(self.generator, 'splits', (split,))
+    if split not in known:
+      raise NoSplitError(f'{name} has no split {split!r}: {suggest(split, known)}')
     return GeneratedSource(self, split)
 
 
@@ -46,21 +53,24 @@ class GeneratedSource(Source):
   made_up = True
 
   def __init__(self, config: Generated, split: str):
-    name = next(n for n, kind in GENERATORS.items() if isinstance(config.generator, kind))
-    self.name, self._config, self._train = f'{name}/{split}', config, split == 'train'
+    self.name, self._config, self._split = f'{_called(config.generator)}/{split}', config, split
     self.fields = dict(config.generator.fields)
     self._key = config.seed, zlib.crc32(split.encode())
 
   def __len__(self) -> int:
-    return self._config.examples if self._train else self._config.held_out
+    return self._config.examples if self._split == 'train' else self._config.held_out
 
   def __getitem__(self, index: int) -> Example:
     import numpy as np
 
     rng = np.random.Generator(np.random.Philox(key=self._key, counter=[0, 0, index, 0]))
-    example = self._config.generator.example(rng, train=self._train)
+    example = self._config.generator.example(rng, split=self._split)
     return {**example, 'name': f'{self.name}[{index}]'}
 
   def summary(self) -> list[str]:
     """How many there are, and that they are drawn."""
     return [headline(self), f'{self.name}: drawn, with seed {self._config.seed}']
+
+
+def _called(generator: Any) -> str:
+  return next(name for name, kind in GENERATORS.items() if isinstance(generator, kind))

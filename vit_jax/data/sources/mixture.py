@@ -36,6 +36,10 @@ class Mixed(Source):
       if own.kind == 'map':
         sources = {n: voided(s, field) for n, s in sources.items()}
         self.fields[field] = dataclasses.replace(own, ignore=(VOID,))
+      if own.kind == 'text':  # words of which one does not know all are not known
+        words = [s.fields[field].names for s in sources.values()]
+        every = dict.fromkeys(word for each in words for word in each) if all(words) else ()
+        self.fields = with_names(self.fields, field, tuple(every))
       if own.kind in CLASSED:
         every = [n for s in sources.values() for n in s.fields[field].names]
         names = list(dict.fromkeys(every))
