@@ -20,7 +20,7 @@ PACKAGE = ROOT / 'vit_jax'
 FLOORS = (
   # Without JAX: these are read on laptops, and in the processes that prepare data.
   ('core',),
-  ('architecture', 'draw'),
+  ('architecture', 'draw', 'text'),
   ('costs', 'data'),
   ('scaling',),
   # With it.
@@ -57,6 +57,10 @@ ONLY = {
   'sklearn': ('data.builders', 'data.generators', 'evaluators'),
   'safetensors': ('convert.files',),
   'huggingface_hub': ('convert.hub',),
+  'tokenizers': ('text.jsons',),
+  'sentencepiece': ('text.sentencepieces',),
+  'regex': ('text.clip',),
+  'ftfy': ('text.forms',),
   'PIL': ('data.preprocess', 'data.operators', 'data.masks', 'draw'),
   'pathlib': ('core.paths',),
   'shutil': ('core.paths',),

@@ -3,8 +3,8 @@
 references.json holds names, shapes and results of transformers and timm; the weights and images
 themselves are drawn here, from a generator whose stream NumPy has frozen. plain.pt and traced.pt
 are small files of torch.save and torch.jit.save. `python -m tests.parity.make_golden` makes all of
-these anew, `python -m tests.test_variants` variants.json. big_vision.npz and dino.npz come from the
-code of others, see make_big_vision.py and make_dino.py.
+these anew, `python -m tests.test_variants` variants.json. big_vision.npz, dino.npz, clip.txt.gz
+and text.json come from the code of others, see make_big_vision.py, make_dino.py and make_text.py.
 """
 
 import pathlib

@@ -1,0 +1,131 @@
+"""Vocabularies in a tokenizer.json, read and trained by the package tokenizers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+from vit_jax.core import paths
+from vit_jax.core.errors import RunError
+from vit_jax.core.text import first_line
+from vit_jax.text.tokenizer import Filed, Frame, digest_of, once, without
+
+WHAT = 'it is the tokenizer.json of the package tokenizers, as in checkpoints of transformers'
+# How the token is called that fills rows, where a file does not say it.
+_PADS = ('<pad>', '[PAD]', '<|pad|>', '<|padding|>')
+
+
+def tokenizers() -> Any:
+  """The package; raises RunError without it."""
+  try:
+    import tokenizers
+  except ImportError:
+    raise without('tokenizers') from None
+  return tokenizers
+
+
+class Tokens:
+  """See `Vocabulary`.
+
+  Attributes:
+    before, after: numbers that the file puts around texts.
+    pad: number that fills rows, as far as the file says it; -1 if it does not.
+  """
+
+  def __init__(self, data: bytes):
+    """Of the bytes of a file; raises what the package does."""
+    self._model: Any = tokenizers().Tokenizer.from_buffer(data)
+    padding = self._model.padding
+    self._model.no_padding()
+    self._model.no_truncation()
+    # A text that spells a special token does not become one.
+    self._model.encode_special_tokens = True
+    numbers = self._model.get_vocab(with_added_tokens=True)
+    self.size, self.digest = max(numbers.values(), default=-1) + 1, digest_of(data)
+    named = [numbers[name] for name in _PADS if name in numbers]
+    self.pad = padding['pad_id'] if padding else [*named, -1][0]
+    self.before, self.after = self._around(['a', *numbers])
+
+  def _around(self, probes: Iterable[str]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Numbers that stand before and behind the first of these texts that has pieces."""
+    if not self._model.num_special_tokens_to_add(False):
+      return (), ()
+    for text in probes:
+      if inside := self.ids(text, 0):
+        framed = self._model.encode(text).ids
+        for at in range(len(framed) - len(inside) + 1):
+          if framed[at : at + len(inside)] == inside:
+            return tuple(framed[:at]), tuple(framed[at + len(inside) :])
+    raise ValueError('no text can be written with its pieces')
+
+  def ids(self, text: str, most: int) -> list[int]:
+    """See `Vocabulary`."""
+    return self._model.encode(text, add_special_tokens=False).ids
+
+  def words(self, ids: Sequence[int]) -> str:
+    """See `Vocabulary`."""
+    return self._model.decode(list(ids), skip_special_tokens=False)
+
+  def number(self, piece: str) -> int:
+    """See `Vocabulary`."""
+    found = self._model.token_to_id(piece)
+    return -1 if found is None else found
+
+
+@once
+def read(path: paths.LocalPath) -> Tokens:
+  """What is in a file; raises RunError if it is no whole tokenizer."""
+  data = path.read_bytes()
+  try:
+    model = json.loads(data)['model']
+  except (ValueError, KeyError, TypeError, RecursionError):
+    raise RunError(f'{path} is no tokenizer, or not all of one: {WHAT}') from None
+  try:
+    return Tokens(data)
+  except RunError:
+    raise
+  except Exception as error:  # that is what the package raises
+    kind = model.get('type', '?') if isinstance(model, dict) else '?'
+    raise RunError(
+      f'{path} is no tokenizer that can be read (of the kind {kind}): {first_line(error)}'
+    ) from None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Json(Filed):
+  """Any tokenizer.json. Texts are as they are, but for what the file itself does to them.
+
+  Attributes:
+    file: the tokenizer.json.
+    start_token, end_token: tokens around texts, such as '<|im_end|>'; '' for those that the file
+      puts there, or none. That a text spells one does not make it one.
+    pad_token: token that fills rows; '' for the one of the file, or else its end token, or 0.
+  """
+
+  kind: ClassVar[str] = 'json'
+
+  start_token: str = ''
+  end_token: str = ''
+  pad_token: str = ''
+
+  def opened(self) -> Tokens:
+    """See `Tokenizer`."""
+    return read(*self.there(WHAT))
+
+  @property
+  def frame(self) -> Frame:
+    """See `Tokenizer`."""
+    found = self.opened()
+    before = (self._number('start_token'),) if self.start_token else found.before
+    after = (self._number('end_token'),) if self.end_token else found.after
+    pad = self._number('pad_token') if self.pad_token else found.pad
+    return Frame(before, after, pad if pad >= 0 else [*after, 0][0])
+
+  def _number(self, field: str) -> int:
+    token = getattr(self, field)
+    number = self.opened().number(token)
+    if number < 0:
+      raise RunError(f'tokenizer.{field}={token!r}: {self.file} has no such token')
+    return number
