@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 import vit_jax
+from tests.conftest import tiers
 from vit_jax import inspect
 from vit_jax.architecture import variants
 from vit_jax.core.errors import RunError
@@ -279,8 +280,11 @@ def test_tokens_have_names():
 
 @pytest.mark.parametrize(
   ('config', 'mesh'),
-  [(dict(attention='t+hw*', posemb='space_time', kv_heads=2), '2x2x2'),
-   (dict(attention='t|hw', posemb='factorised', pool='mean', rope='grid', kv_heads=2), '2x2x1')],
+  tiers(
+    [(dict(attention='t+hw*', posemb='space_time', kv_heads=2), '2x2x2'),
+     (dict(attention='t|hw', posemb='factorised', pool='mean', rope='grid', kv_heads=2), '2x2x1')],
+    0,
+  ),
   ids=str,
 )  # fmt: skip
 def test_meshes_compute_the_same(config, mesh):

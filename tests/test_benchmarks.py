@@ -61,6 +61,7 @@ def impossible(*args, **kwargs):
   raise ValueError('not for such heads\nand more')
 
 
+@pytest.mark.slow
 def test_attention(tmp_path, monkeypatch, results):
   other = dict(device='TPU v4', dtype='bfloat16', bias='', masks=[], cap=False, tokens=50,
                head_dim=64, ms={'short': 1.0})  # fmt: skip
@@ -307,6 +308,7 @@ def test_masked(tmp_path, results):
   assert 0.5 < rows[0]['of the decoder'] < rows[1]['of the decoder'] < 0.9
 
 
+@pytest.mark.slow
 def test_assignment(tmp_path, results):
   rows = assignment.main(['--quick', f'--folder={tmp_path}'])
   assert json.loads((tmp_path / 'assignment.json').read_text())['rows'] == rows

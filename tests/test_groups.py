@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.conftest import tiers
 from vit_jax.architecture.pattern import Part, parse
 from vit_jax.core.errors import RunError
 from vit_jax.models.vit import ViTConfig
@@ -172,7 +173,7 @@ def test_numbers_of_pairs():
   assert near.tokens((14, 14), 1) == (4, 50, 9 * 49 + 1)
 
 
-@pytest.mark.parametrize('mesh', ['1x1x1', '2x2x1', '2x1x2'])
+@pytest.mark.parametrize('mesh', tiers(['1x1x1', '2x2x1', '2x1x2'], 0, 2))
 @pytest.mark.parametrize('changes', [
   dict(attention='h2w2*,full', relative_bias='layer'), dict(attention='h+w*', rope='unit'),
   dict(attention='w2~1*', dtype='bfloat16'), dict(attention='h*,w*', relative_bias='shared'),

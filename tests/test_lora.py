@@ -92,6 +92,7 @@ def test_a_step_is_the_same_however_it_is_computed(name, data_dir):
   assert_same(stepped(low_rank(data_dir, name, optim__accumulate=2, **own), '2x2x2'), plain)
 
 
+@pytest.mark.slow
 def test_lanes_are_the_runs_alone(data_dir):
   """They have factors of their own, of their own seeds, and share what is frozen."""
   rates = (1e-3, 1e-2)
@@ -104,6 +105,7 @@ def test_lanes_are_the_runs_alone(data_dir):
     assert_same(one, alone[:2])
 
 
+@pytest.mark.slow
 def test_a_run_is_killed_resumed_forked_and_exported(data_dir, tmp_path):
   """Checkpoints hold what is trained; whatever reads a run gets the sum, as it was judged."""
   config = low_rank(data_dir, optim__ema=0.5)

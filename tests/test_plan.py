@@ -333,6 +333,7 @@ def test_a_plan_with_the_state_cut_over_chips(small):
   assert {c.kind for c in cut.collectives} >= {'all-gather'}
 
 
+@pytest.mark.slow
 def test_sizes_that_change_are_planned_each(small):
   """Of the model's own size as without others; memory is of the largest, times are averages."""
   both = plan.plan(

@@ -123,6 +123,7 @@ def test_weights_of_classes():
   assert float(parts) == pytest.approx(float(whole), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_heads_give_what_they_count():
   """Parameters as counted, logits of every place, and a second head that only training has."""
   images = np.random.default_rng(0).normal(size=(2, 16, 24, 3)).astype(np.float32)

@@ -9,6 +9,7 @@ import pytest
 
 import vit_jax
 from tests import runs
+from tests.conftest import tiers
 from tests.test_conformance import assert_same, built, configured, one_device, program_of, stepped
 from tests.test_costs import products
 from vit_jax.convert.adapt import changed, resized
@@ -50,11 +51,11 @@ def test_the_order_of_sizes():
 
 @pytest.mark.parametrize(
   'options',
-  [
+  tiers([
     dict(variant='mu/4', posemb='learned', posemb_tokens='class', interpolation='bicubic_aa'),
     dict(variant='mu/4', posemb='factorised', scan=False),
     dict(variant='mu/4', posemb='none', relative_bias='layer', pool='mean', class_token=False),
-  ],
+  ], 0),
 )  # fmt: skip
 def test_a_model_of_other_sizes(options, monkeypatch):
   """As the same parameters read from a file for these sizes, and as the model by itself."""
@@ -88,6 +89,7 @@ def test_a_model_of_other_sizes(options, monkeypatch):
   assert resized(model, model.config) is model
 
 
+@pytest.mark.slow
 def test_a_step_is_the_same_however_it_is_computed(digits):
   """In parts, unrolled, cut over devices; a lane is the run alone; FLOPs are those of programs."""
   config = digits(**FEW, **RANDOM)

@@ -309,6 +309,7 @@ def test_a_run_goes_back_and_on_with_other_data(tmp_path, digits, bad_batches, c
   assert_bit_identical(tmp_path / 'back', tmp_path / 'without')
 
 
+@pytest.mark.slow
 def test_kills_change_nothing_of_it(tmp_path, digits, bad_batches):
   """Where it begins to go back, half-way through deleting, and after it has gone back.
 

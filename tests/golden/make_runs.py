@@ -108,6 +108,25 @@ RUNS = {
     'data.colour': dict(name='jitter'),
     'evals.test.name': 'knn',
   },
+  # Since format 9.
+  'boxed': {
+    'model': dict(name='detr', encoder=ENCODER,
+                  decoder=dict(depth=2, width=16, mlp_dim=32, num_heads=2, queries=4,
+                               anchors='learned', denoising=True, nothing=False)),
+    'task.name': 'detection', 'task.most': 2, 'task.denoising': 1, 'data.source': SCENES,
+    'evals.test.name': 'detection',
+  },
+  'segmented': {
+    'model': dict(name='eomt', encoder=ENCODER, queries=4, blocks=1, upscale=1),
+    'task.name': 'panoptic', 'task.most': 3, 'data.source': SCENES,
+    'evals.test.name': 'panoptic',
+  },
+  'compared': {
+    'model': dict(name='change', encoder=ENCODER), 'task.name': 'change', 'task.swap': True,
+    'data.source': dict(name='generated', examples=64,
+                        generator=dict(name='terrain', of='change', size=(16, 16))),
+    'evals.test.name': 'change',
+  },
 }  # fmt: skip
 AT = {'fork': 8}
 UNSET = ('depth', 'width', 'mlp_dim', 'num_heads', 'in_channels', 'image_size')

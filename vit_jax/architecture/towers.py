@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, ClassVar, Self
 
 from vit_jax.architecture import variants
@@ -184,6 +185,8 @@ class TwoTowersArchitecture(Composition):
     image: of the image tower.
     text: of the text tower.
     logit_bias: whether a bias is added to the logits (Zhai et al. 2023); unset: with SigLIP.
+    start_scale: of the logits, before training; unset: 10 with a bias, else 1 / 0.07.
+    start_bias: likewise; unset: -10. It is for a loss that begins small: of a batch of b, -log b.
   """
 
   kind: ClassVar[str] = 'two_towers'
@@ -191,6 +194,8 @@ class TwoTowersArchitecture(Composition):
   image: ViTArchitecture = dataclasses.field(default_factory=lambda: ViTArchitecture(''))
   text: TextArchitecture = dataclasses.field(default_factory=lambda: TextArchitecture(''))
   logit_bias: bool = UNSET
+  start_scale: float = UNSET
+  start_bias: float = UNSET
 
   @property
   def rest(self) -> tuple[tuple[str, int, int], ...]:
@@ -213,4 +218,12 @@ class TwoTowersArchitecture(Composition):
     space = image.num_classes or image.width
     text = dataclasses.replace(text, num_classes=text.num_classes or space)
     bias = family != 'clip' if bias is None else bias
-    return dataclasses.replace(self, variant='', image=image, text=text, logit_bias=bias)
+    scale = self.start_scale or (10.0 if bias else 1 / 0.07)
+    if not 0 < scale < math.inf:
+      raise RunError(f'model.start_scale={scale} must be positive')
+    start = (-10.0 if self.start_bias is None else self.start_bias) if bias else 0.0
+    if not bias and self.start_bias:
+      raise RunError(f'model.start_bias={self.start_bias} is of model.logit_bias')
+    return dataclasses.replace(
+      self, variant='', image=image, text=text, logit_bias=bias, start_scale=scale, start_bias=start
+    )

@@ -13,7 +13,7 @@ from typing import Any
 
 from vit_jax.core.errors import RunError
 
-FORMAT = 9
+FORMAT = 10
 
 
 class LaterFormatError(RunError):
@@ -184,6 +184,11 @@ def _with_losses(record: dict[str, Any]) -> None:
     record['task'] |= dict(class_weights=None, focal=0.0, dice=0.0, lovasz=0.0)
 
 
+def _with_more(record: dict[str, Any]) -> None:
+  """9 to 10."""
+  del record
+
+
 def _axes_known(facts: dict[str, Any]) -> None:
   """4 to 5: what models were."""
   for place in (facts, facts.get('decided', {})):
@@ -200,17 +205,26 @@ def _initial_known(facts: dict[str, Any]) -> None:
   _with_initial(facts.get('model', {}))
 
 
+def _starts_known(facts: dict[str, Any]) -> None:
+  """9 to 10: where scale and bias of two towers began."""
+  if facts.get('kind') == 'two_towers':
+    biased = facts['model']['logit_bias']
+    facts['model'] |= dict(
+      start_scale=10.0 if biased else 1 / 0.07, start_bias=-10.0 if biased else 0.0
+    )
+
+
 # What turns a configuration of format i into one of format i + 1.
 RECORDS: tuple[Callable[[dict[str, Any]], None], ...] = (
   _numbered, _with_hyperparameters, _with_parts, _with_fields, _with_attention,
   _with_health, _with_sizes,
   lambda record: None,  # 7 to 8: see `otherwise`
-  _with_losses,
+  _with_losses, _with_more,
 )  # fmt: skip
 # The same for what checkpoints say of themselves.
 FACTS: tuple[Callable[[dict[str, Any]], None], ...] = (
   _decided, lambda facts: None, lambda facts: None, _fields_known, _axes_known, _heads_known,
-  _initial_known, lambda facts: None, lambda facts: None,
+  _initial_known, lambda facts: None, lambda facts: None, _starts_known,
 )  # fmt: skip
 
 

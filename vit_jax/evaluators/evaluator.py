@@ -170,6 +170,11 @@ class Evaluator:
     del sources
     return self
 
+  def once(self, task: Any, model: Any) -> dict[str, Any]:
+    """What every batch of a pass needs of the model; compiled. `outputs` gets it with the batch."""
+    del task, model
+    return {}
+
   def outputs(self, task: Any, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
     """Of a batch as `rows` makes it; compiled. Leading axes are that of the batch."""
     return task.predict(model, task.augment(batch, None, {}))
@@ -347,14 +352,15 @@ class _Compute:
 
   Attributes:
     adds: whether it gives sums; known once it was called.
+    once: of a state, what all batches need.
     look: what predictions of a batch draw on, by patch.
   """
 
   def __init__(self, evaluator: Evaluator, task: Any, judged: Any, lanes: int):
     self.adds = False
 
-    def compute(state, frozen, batch):
-      outputs = evaluator.outputs(task, judged(state, frozen), batch)
+    def compute(state, frozen, batch, once):
+      outputs = evaluator.outputs(task, judged(state, frozen), {**batch, **once})
       sums = evaluator.sums(outputs, batch)
       self.adds = sums is not None
       if sums is not None:
@@ -363,16 +369,18 @@ class _Compute:
       # What nobody asks for stays on the devices until the next batch.
       return None if lanes and self.adds else outputs, sums, bad
 
-    self._compiled = jax.jit(jax.vmap(compute, in_axes=(0, None, None)) if lanes else compute)
+    once = lambda state, frozen: evaluator.once(task, judged(state, frozen))  # noqa: E731
+    self.once = jax.jit(jax.vmap(once, in_axes=(0, None)) if lanes else once)
+    self._compiled = jax.jit(jax.vmap(compute, in_axes=(0, None, None, 0)) if lanes else compute)
     self.look = jax.jit(
       lambda state, frozen, batch: maps.drawn_on(
         judged(state, frozen), task.augment(batch, None, {})['image']
       )
     )
 
-  def __call__(self, state: Any, frozen: Any, batch: Any) -> Any:
+  def __call__(self, state: Any, frozen: Any, batch: Any, once: Any) -> Any:
     """Outputs, sums and how bad they are, of a batch on the devices."""
-    return self._compiled(state, frozen, batch)
+    return self._compiled(state, frozen, batch, once)
 
 
 class _Pass:
@@ -404,9 +412,10 @@ class _Pass:
       else:
         _add(parts, sums)
 
+    once = self._compute.once(state, frozen)
     for batch in pipeline.iterate(self._batches, workers=self._workers):
       health.reached('eval')
-      outputs, sums, bad = self._compute(state, frozen, self._layout.place(batch))
+      outputs, sums, bad = self._compute(state, frozen, self._layout.place(batch), once)
       # Whole numbers are added on the devices, exactly; others in double precision.
       for name, value in (sums or {}).items():
         if jnp.issubdtype(value.dtype, jnp.integer):

@@ -43,27 +43,41 @@ class TwoTowers(nnx.Module):
         normal(config.image.width**-0.5), rngs, self.image.head.kernel.shape, ('embed', None)
       )
     # The logarithm of the inverse temperature.
-    start = 10.0 if config.logit_bias else 1 / 0.07
-    scale = lambda *args: zeros(*args) + jnp.log(start)  # noqa: E731
+    scale = lambda *args: zeros(*args) + jnp.log(config.start_scale)  # noqa: E731
     self.logit_scale = param(scale, rngs, (1,), (None,))
     if config.logit_bias:
-      self.logit_bias = param(lambda *args: zeros(*args) - 10.0, rngs, (1,), (None,))
+      bias = lambda *args: zeros(*args) + config.start_bias  # noqa: E731
+      self.logit_bias = param(bias, rngs, (1,), (None,))
+
+  @property
+  def scale(self) -> jax.Array:
+    """Of cosines in the logits, a float32 scalar."""
+    return jnp.exp(self.logit_scale[0])
+
+  @property
+  def bias(self) -> jax.Array:
+    """Of the logits, a float32 scalar; 0 in a model without one."""
+    return self.logit_bias[0] if self.config.logit_bias else jnp.float32(0)
 
   def __call__(self, images: jax.Array, tokens: jax.Array) -> jax.Array:
     """Images as for `ViT` and int (texts, tokens) -> float32 logits (images, texts)."""
-    image, text = self.encode_image(images), self.encode_text(tokens)
+    return self.logits(self.encode_image(images), self.encode_text(tokens))
+
+  def logits(self, images: jax.Array, texts: jax.Array) -> jax.Array:
+    """Unit vectors, float32 (images, width) and (texts, width) -> float32 (images, texts)."""
     out = spec('batch', None)
-    logits = jnp.einsum('id,td->it', image, text, out_sharding=out) * jnp.exp(self.logit_scale[...])
-    return logits + self.logit_bias[...] if self.config.logit_bias else logits
+    cosines = jnp.einsum('id,td->it', images, texts, out_sharding=out)
+    return cosines * self.scale + self.bias
 
   def encode_image(self, images: jax.Array, *, key: Any = None) -> jax.Array:
     """Unit vectors, float32 (images, num_classes); `key` is of what is dropped in training."""
-    return _unit(self.image(images, key=key))
+    return unit(self.image(images, key=key))
 
   def encode_text(self, tokens: jax.Array, *, key: Any = None) -> jax.Array:
     """Unit vectors, float32 (texts, num_classes), likewise."""
-    return _unit(self.text(tokens, key=key))
+    return unit(self.text(tokens, key=key))
 
 
-def _unit(x: jax.Array) -> jax.Array:
+def unit(x: jax.Array) -> jax.Array:
+  """Vectors along the last axis, brought to length 1."""
   return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

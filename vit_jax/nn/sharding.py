@@ -162,6 +162,36 @@ def per_shard(function: Any, inputs: Sequence[Any], out: Any) -> Any:
   return jax.shard_map(function, in_specs=specs, out_specs=out_specs, check_vma=False)
 
 
+def ring(visit: Any, own: Any, moving: Any) -> tuple[Any, Any]:
+  """Within `per_shard`: a part of the batch that each device has goes around all of them.
+
+  Args:
+    visit: called on every device with `own`, the `moving` that has come to it, and the number of
+      the turn, which is 0 where that is its own; returns both, changed.
+    own: arrays of the device.
+    moving: arrays that are passed on.
+
+  Returns:
+    `own`; and `moving`, at home again.
+  """
+  count = shards('batch')
+  if count == 1:
+    return visit(own, moving, 0)
+  onward = [(at, (at + 1) % count) for at in range(count)]
+
+  def turn(both: Any, number: jax.Array) -> Any:
+    own, moving = visit(*both, number)
+    passed = jax.tree.map(lambda x: jax.lax.ppermute(x, RULES['batch'], onward), moving)
+    return (own, passed), None
+
+  return jax.lax.scan(turn, (own, moving), jnp.arange(count))[0]
+
+
+def total(x: jax.Array) -> jax.Array:
+  """Within `per_shard`: the sum over all parts of the batch."""
+  return x if shards('batch') == 1 else jax.lax.psum(x, RULES['batch'])
+
+
 def param(init, rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:
   """A float32 parameter, born sharded.
 

@@ -12,7 +12,7 @@ from etils import epy
 from vit_jax.architecture import MODELS, SINGLE, encoders
 from vit_jax.architecture.card import Card
 from vit_jax.core.errors import RunError
-from vit_jax.data.rows.columns import Column, Columns, Image
+from vit_jax.data.rows.columns import Column, Columns, Drawn, Image
 from vit_jax.data.views import View
 from vit_jax.tasks import mixing
 from vit_jax.tasks.task import Batch, Fields, Task
@@ -107,10 +107,12 @@ class Images(Task):
       raise RunError(f'model.num_classes={model.num_classes}, and {whose} {len(known)} classes')
     return len(known) or model.num_classes
 
-  def columns(self, model: Any, fields: Fields, view: View, *others: Column) -> Columns:
-    """Rows of the image as the model takes it, and other columns."""
+  def columns(
+    self, model: Any, fields: Fields, view: View, *others: Column, drawn: tuple[Drawn, ...] = ()
+  ) -> Columns:
+    """Rows of the image as the model takes it, other columns, and what is drawn besides."""
     images = tuple(image_of(model, fields, name) for name in self.images)
-    return Columns(view.sized(_seeing(model).image_size), images, others)
+    return Columns(view.sized(_seeing(model).image_size), images, others, drawn)
 
   def augment(self, batch: Batch, key: jax.Array | None, hyper: Mapping[str, Any]) -> Batch:
     """See `Task`: normalises the images, and erases the boxes that the view has drawn.

@@ -16,7 +16,7 @@ from vit_jax.core.errors import RunError, suggest
 from vit_jax.costs.step import Pass
 from vit_jax.data.examples import Example
 from vit_jax.data.rows import Rows
-from vit_jax.data.rows.masked import Hiding, Masked
+from vit_jax.data.rows.masked import Hiding
 from vit_jax.data.views import View
 from vit_jax.tasks.images import Images
 from vit_jax.tasks.task import Batch, Context, Fields, Prediction, Seen, Sums, picture_of
@@ -172,7 +172,7 @@ class MaskedImages(Images):
   def rows(self, model: Any, fields: Fields, view: View, *, train: bool) -> Rows:
     """See `Task`."""
     del train
-    return Masked(self.columns(model, fields, view), self._hiding(model))
+    return self.columns(model, fields, view, drawn=(self._hiding(model),))
 
   def passes(self, model: Any) -> list[Pass]:
     """See `Task`: an encoder in front of a decoder sees what is not hidden."""

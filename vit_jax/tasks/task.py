@@ -145,6 +145,18 @@ class Task:
     del fields
     return self
 
+  def fitted(self, model: Any, fields: Fields) -> Any:
+    """The configuration of the model with what is unset, and neither its variant nor the model that
+
+    the run starts from knows, filled in.
+
+    Args:
+      model: not resolved.
+      fields: as for `adapt`, which is called next.
+    """
+    del fields
+    return model
+
   def adapt(self, model: Any, fields: Fields) -> Any:
     """The configuration of the model, with what only the data can tell filled in.
 
@@ -220,6 +232,10 @@ class Task:
       among them 'loss'; and sums for `update`, of whatever is not reported.
     """
     raise NotImplementedError
+
+  def kept(self, model: Any) -> Any:
+    """Trainable parameters after a step of the optimizer, within their bounds."""
+    return model
 
   def update(self, extra: Any, model: Any, seen: Mapping[str, Any], ctx: Context) -> dict[str, Any]:
     """State of the task after a step.

@@ -123,6 +123,7 @@ class Experiment:
     if known:
       model = _with_classes(model, known.model)
     cfg = dataclasses.replace(cfg, task=cfg.task.settled(self.fields))
+    model = cfg.task.fitted(model, self.fields)
     model = cfg.task.adapt(model.resolve(), self.fields)
     self._owned = [] if known else owned(cfg.task, model, self.fields)
     found = {each.name: each.network for each in self._owned}

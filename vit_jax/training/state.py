@@ -83,7 +83,7 @@ def train_step(
   grad, sums, seen = _gradient(task, state.model, batch, ctx, config.accumulate)
   rates = task.rates(named)
   update, opt = optimizer(config, state.model, named, rates).update(grad, state.opt, state.model)
-  model = optax.apply_updates(state.model, update)
+  model = task.kept(optax.apply_updates(state.model, update))
   ema = state.ema
   if ema is not None:
     decay = config.ema

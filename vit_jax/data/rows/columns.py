@@ -37,6 +37,23 @@ class Column(Protocol):
     ...
 
 
+class Drawn(Protocol):
+  """What is random in a row besides its view."""
+
+  @property
+  def needs(self) -> Mapping[str, str]:
+    """Fields and their kinds."""
+    ...
+
+  def arrays(self) -> Mapping[str, Array]:
+    """Of a row."""
+    ...
+
+  def make(self, example: Example, rng: np.random.Generator) -> Mapping[str, Any]:
+    """The values of these arrays."""
+    ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Columns:
   """See `Rows`.
@@ -45,6 +62,7 @@ class Columns:
     view: of the images; all fields are seen through it.
     images: of which the first decides how large the example is; the others have its size.
     columns: of the other fields.
+    drawn: what is drawn when the view has been.
 
   Where the view erases, there are also `erased`, int32 (boxes, 4): top, left, height and width, 0
   for none; and `erased_colour`, float32 (boxes, channels), unless it is noise that goes there.
@@ -55,6 +73,7 @@ class Columns:
   view: View
   images: tuple[Image, ...]
   columns: tuple[Column, ...] = ()
+  drawn: tuple[Drawn, ...] = ()
 
   def __post_init__(self):
     for image in self.images:
@@ -75,17 +94,16 @@ class Columns:
   @property
   def needs(self) -> dict[str, str]:
     """See `Rows`."""
-    return {name: kind for each in self._all for name, kind in each.needs.items()}
-
-  @property
-  def _all(self) -> Iterable[Any]:
-    return (*self.images, *self.columns)
+    every = (*self.images, *self.columns, *self.drawn)
+    return {name: kind for each in every for name, kind in each.needs.items()}
 
   def arrays(self) -> dict[str, Array]:
     """See `Rows`."""
     found: dict[str, Array] = {}
-    for each in self._all:
+    for each in (*self.images, *self.columns):
       found |= each.arrays(self.view.size)
+    for each in self.drawn:
+      found |= each.arrays()
     if self.view.crop.fills:
       found['extent'] = Array((2,), np.float32)
     if boxes := self.view.erase.count:
@@ -105,7 +123,10 @@ class Columns:
       row |= column.make(example, placement)
     if self.view.crop.fills:
       row['extent'] = np.divide(placement.filled, placement.size)
-    return row | self._erased(placement, rng)
+    row |= self._erased(placement, rng)
+    for each in self.drawn:
+      row |= each.make(example, rng)
+    return row
 
   def _erased(self, placement: Placement, rng: np.random.Generator) -> dict[str, Any]:
     """Which boxes are erased, and by which colours of normalised images."""
@@ -144,8 +165,8 @@ class Columns:
   def given(self, fields: Iterable[str]) -> Columns:
     """The same without what needs other fields than these, for predictions."""
     known = set(fields)
-    kept = tuple(column for column in self.columns if {*column.needs} <= known)
-    return dataclasses.replace(self, columns=kept)
+    kept = lambda every: tuple(each for each in every if {*each.needs} <= known)  # noqa: E731
+    return dataclasses.replace(self, columns=kept(self.columns), drawn=kept(self.drawn))
 
   def about(self, example: Example) -> list[str]:
     """See `Rows`: what is done to channels."""

@@ -1,17 +1,15 @@
-"""Rows of images of which some patches are hidden."""
+"""Which patches of an image are hidden."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from vit_jax.data.examples import Example
 from vit_jax.data.rows import Array
-from vit_jax.data.rows.columns import Columns
 
 # Of blocks: aspect ratios, and attempts at each of them.
 _ASPECTS, _ATTEMPTS = (0.3, 1 / 0.3), 10
@@ -42,6 +40,11 @@ class Hiding:
   left: float = 0.0
 
   @property
+  def needs(self) -> Mapping[str, str]:
+    """See `columns.Drawn`: nothing."""
+    return {}
+
+  @property
   def patches(self) -> int:
     """In an image."""
     return math.prod(self.grid)
@@ -53,6 +56,11 @@ class Hiding:
     """
     found = {name: Array((self.patches,), np.bool_) for name in ('asked', 'hidden')}
     return found | ({'source': Array((self.patches,), np.int32)} if self.swapped else {})
+
+  def make(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """See `columns.Drawn`."""
+    del example
+    return self.draw(rng)
 
   def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """For one image."""
@@ -94,41 +102,3 @@ class Hiding:
       else:
         break
     return hidden.reshape(-1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Masked:
-  """Columns, and what is hidden of their image.
-
-  Attributes:
-    columns: see `Columns`.
-    hiding: see `Hiding`.
-  """
-
-  columns: Columns
-  hiding: Hiding
-
-  @property
-  def needs(self) -> Mapping[str, str]:
-    """See `Rows`."""
-    return self.columns.needs
-
-  def arrays(self) -> dict[str, Array]:
-    """See `Rows`."""
-    return self.columns.arrays() | self.hiding.arrays()
-
-  def make(self, example: Example, rng: np.random.Generator) -> dict[str, Any]:
-    """See `Rows`."""
-    return self.columns.make(example, rng) | self.hiding.draw(rng)
-
-  def placement(self, example: Example) -> Any:
-    """See `Columns`."""
-    return self.columns.placement(example)
-
-  def given(self, fields: Any) -> Masked:
-    """See `Columns`."""
-    return dataclasses.replace(self, columns=self.columns.given(fields))
-
-  def about(self, example: Example) -> list[str]:
-    """See `Rows`."""
-    return self.columns.about(example)
