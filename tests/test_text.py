@@ -15,7 +15,7 @@ import pytest
 from tests import golden
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
-from vit_jax.text import TOKENIZERS, clip, forms
+from vit_jax.text import TOKENIZERS, clip, folders, forms, of_folder
 
 CLIP = golden.FOLDER / 'clip.txt.gz'
 KNOWN = json.loads((golden.FOLDER / 'text.json').read_text())
@@ -354,6 +354,84 @@ def test_published_sizes_are_known_without_a_file():
   """So that models are planned before anything is fetched."""
   found = {name: (make(name).size, make(name).end) for name in ('clip', 'siglip', 'siglip2')}
   assert found == {'clip': (49408, 49407), 'siglip': (32_000, 1), 'siglip2': (256_000, 1)}
+
+
+def checkpoint(path, files, config, says=None, name='config.json'):
+  """A folder with files, given as paths or objects by name."""
+  path.mkdir()
+  for called, content in {**files, name: config, 'tokenizer_config.json': says or {}}.items():
+    data = json.dumps(content).encode() if isinstance(content, dict) else content.read_bytes()
+    (path / called).write_bytes(data)
+  return path
+
+
+def test_tokenizer_of_a_folder_of_clip(tmp_path, caplog):
+  merges, vocab, whole, _ = clip_files(tmp_path)
+  size = KNOWN['size']
+  both = {'vocab.json': vocab, 'merges.txt': merges}
+  text = {'vocab_size': size, 'max_position_embeddings': 24, 'eos_token_id': 2}
+  config = {'model_type': 'clip', 'text_config': text}
+  open_clip = {'model_cfg': {'text_cfg': {'context_length': 24, 'vocab_size': size}}}
+  for number, (files, given, name) in enumerate((
+    ({'tokenizer.json': whole}, config, 'config.json'),
+    (both, config, 'config.json'), ({**both, 'tokenizer.json': whole}, config, 'config.json'),
+    (both, {'model_type': 'clip_text_model', **text, 'eos_token_id': size - 1}, 'config.json'),
+    (both, open_clip, 'open_clip_config.json'),
+  )):  # fmt: skip
+    says = {'model_max_length': 24, 'pad_token': '<|endoftext|>'}
+    ours = of_folder(str(checkpoint(tmp_path / str(number), files, given, says, name)))
+    assert ours == ours.named
+    for known in KNOWN['texts'][:40]:
+      assert ours.row(known['text']).tolist() == known['row']
+  assert not caplog.records
+  short = checkpoint(tmp_path / 'short', both, {'model_type': 'clip', 'text_config': {}},
+                     {'model_max_length': 32, 'do_lower_case': False})  # fmt: skip
+  assert of_folder(short).length == 77
+  assert 'says model_max_length=32, do_lower_case=False: instead' in caplog.text
+  for change, message in (({'vocab_size': 99}, f'has 99 tokens .* {size:,}'),
+                          ({'eos_token_id': 7}, 'end with token 7')):  # fmt: skip
+    wrong = {'model_type': 'clip', 'text_config': {**text, **change}}
+    with pytest.raises(RunError, match=message):
+      of_folder(checkpoint(tmp_path / message, both, wrong))
+  alone = checkpoint(tmp_path / 'alone', {'vocab.json': vocab}, config)
+  with pytest.raises(RunError, match=r'there is no file .*merges\.txt'):
+    of_folder(alone)
+
+
+def test_tokenizer_of_a_folder_of_siglip(siglip, gemma, tmp_path, caplog):
+  """The first SigLIP 2 are called 'siglip': their vocabulary says what they are."""
+  config = {'model_type': 'siglip', 'text_config': {'vocab_size': 320}}
+  says = {'model_max_length': 64, 'padding_side': 'right', 'tokenizer_class': 'SiglipTokenizer'}
+  ours = of_folder(checkpoint(tmp_path / '1', {'spiece.model': siglip[0]}, config, says))
+  assert ours == make('siglip', file=tmp_path / '1' / 'spiece.model').named
+  assert not caplog.records
+  says = {'model_max_length': 10**30, 'padding_side': 'left', 'add_bos_token': True}
+  for name, kind in (('2', 'siglip'), ('3', 'siglip2')):
+    caplog.clear()
+    given = {**config, 'model_type': kind}
+    path = checkpoint(tmp_path / name, {'tokenizer.model': gemma[0]}, given, says)
+    assert of_folder(path) == make('siglip2', file=path / 'tokenizer.model').named
+    assert [record.message for record in caplog.records] == [
+      f"{path}/tokenizer_config.json says padding_side='left', add_bos_token=True: instead, as in "
+      'training, texts are in lower case, end with token 1 and are filled at the right to 64'
+    ]
+  small = {'model_type': 'siglip', 'text_config': {'vocab_size': 300}}
+  with pytest.raises(RunError, match='has 300 tokens'):
+    of_folder(checkpoint(tmp_path / '4', {'tokenizer.model': gemma[0]}, small))
+
+
+def test_folders_without_a_tokenizer(siglip, pairs, tmp_path):
+  none = [
+    ({}, {'model_type': 'clip'}), ({}, {'model_type': 'siglip'}),
+    ({'spiece.model': siglip[0]}, {'model_type': 'vit'}), ({'spiece.model': siglip[0]}, {}),
+    ({'tokenizer.json': pairs[0]}, {'model_type': 'siglip'}),
+    ({'tokenizer.json': pairs[0]}, {'model_type': ['clip']}),
+  ]  # fmt: skip
+  for number, (files, config) in enumerate(none):
+    assert of_folder(checkpoint(tmp_path / str(number), files, config)) is None
+  assert of_folder(tmp_path) is None
+  assert of_folder(tmp_path / 'nothing') is None
+  assert {'vocab.json', 'merges.txt', 'spiece.model', 'tokenizer.json'} < {*folders.FILES}
 
 
 @pytest.mark.parametrize(('package', 'name', 'file'), [

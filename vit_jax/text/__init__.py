@@ -6,6 +6,7 @@ pip install 'vit_jax[text]'.
 """
 
 from vit_jax.text.clip import Clip
+from vit_jax.text.folders import of_folder
 from vit_jax.text.jsons import Json
 from vit_jax.text.plain import Bytes, Words
 from vit_jax.text.sentencepieces import SentencePiece
@@ -17,4 +18,4 @@ TOKENIZERS: dict[str, type[Tokenizer]] = {
   'bytes': Bytes, 'words': Words,
 }  # fmt: skip
 
-__all__ = ['TOKENIZERS', 'Frame', 'Tokenizer']
+__all__ = ['TOKENIZERS', 'Frame', 'Tokenizer', 'of_folder']
