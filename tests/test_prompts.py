@@ -12,6 +12,7 @@ def test_sets_are_whole():
   # Stated in the notebook and in the paper, section 3.1.4.
   assert (len(found['imagenet']), len(found['imagenet7'])) == (80, 7)
   assert {*found['imagenet7']} < {*found['imagenet']}
+  assert len(found) == 2 + 2 + 26  # as docs/how-to/images-and-text.md says
   assert found['photo'] == ('a photo of a {}.',)
   assert {'food101', 'oxford_iiit_pet', 'eurosat', 'cifar10', 'cifar100', 'dtd'} < found.keys()
   for name, texts in found.items():

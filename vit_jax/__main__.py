@@ -17,6 +17,7 @@ COMMANDS = {
   'models': 'list models by name, with parameters and GMACs',
   'flops': 'say what a model costs, by part and by convention',
   'plan': 'compile a run for chips that are not there: does it fit, how fast is it',
+  'text': 'train a vocabulary of texts, or show what a tokenizer makes of one',
   'doctor': 'examine the machines before a run',
   'data.pack': 'make the images of a data set smaller',
   'scaling.fit': 'fit a scaling law to a table of runs',

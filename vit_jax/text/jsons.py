@@ -10,11 +10,15 @@ from typing import Any, ClassVar
 from vit_jax.core import paths
 from vit_jax.core.errors import RunError
 from vit_jax.core.text import first_line
+from vit_jax.text import forms
 from vit_jax.text.tokenizer import Filed, Frame, digest_of, once, without
 
 WHAT = 'it is the tokenizer.json of the package tokenizers, as in checkpoints of transformers'
 # How the token is called that fills rows, where a file does not say it.
 _PADS = ('<pad>', '[PAD]', '<|pad|>', '<|padding|>')
+# Of those that are trained here.
+_PAD, _END = '<|pad|>', '<|end|>'
+LEAST = 258
 
 
 def tokenizers() -> Any:
@@ -91,6 +95,42 @@ def read(path: paths.LocalPath) -> Tokens:
     raise RunError(
       f'{path} is no tokenizer that can be read (of the kind {kind}): {first_line(error)}'
     ) from None
+
+
+def trained(texts: Iterable[str], size: int, *, lower: bool = True) -> str:
+  """Pairs of bytes, merged in words, of texts (Sennrich et al. 2016): a tokenizer.json.
+
+  Nothing is unknown to it. Rows end with <|end|>, its largest number, and are filled with <|pad|>,
+  0.
+
+  Args:
+    texts: of the kind that it is meant for.
+    size: how many tokens there are; fewer, where the texts have no more that are worth it.
+    lower: texts are in lower case.
+
+  Raises:
+    RunError: for a size that does not hold the bytes.
+  """
+  if size < LEAST:
+    raise RunError(f'size={size:,}: there are at least {LEAST} tokens, for 256 bytes, end and pad')
+  package = tokenizers()
+  model = package.Tokenizer(package.models.BPE())
+  form = package.normalizers
+  model.normalizer = form.Sequence([form.NFC(), *([form.Lowercase()] if lower else [])])
+  model.pre_tokenizer = package.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  model.decoder = package.decoders.ByteLevel()
+  trainer = package.trainers.BpeTrainer(
+    vocab_size=size - 1, special_tokens=[_PAD], show_progress=False,
+    initial_alphabet=package.pre_tokenizers.ByteLevel.alphabet(),
+  )  # fmt: skip
+  model.train_from_iterator(map(forms.whole, texts), trainer)
+  model.add_special_tokens([_END])
+  end = model.token_to_id(_END)
+  model.post_processor = package.processors.TemplateProcessing(
+    single=f'$A {_END}', special_tokens=[(_END, end)]
+  )
+  model.enable_padding(pad_id=0, pad_token=_PAD)
+  return model.to_str(pretty=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
