@@ -10,7 +10,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from tests import emulators, test_coco, test_parquet, test_tfds, toys
+from tests import emulators, test_coco, test_parquet, test_tar, test_tfds, toys
 from vit_jax.convert import files as weights
 from vit_jax.core import paths, stores
 from vit_jax.core.errors import RunError
@@ -20,6 +20,7 @@ from vit_jax.data.sources.folder import Folder
 from vit_jax.data.sources.manifest import Manifest
 from vit_jax.data.sources.paired import Paired
 from vit_jax.data.sources.parquet import Parquet
+from vit_jax.data.sources.tar import Tar
 from vit_jax.scaling import table
 
 
@@ -90,7 +91,13 @@ def coco(root):
   return lambda where: Coco(dir=where)
 
 
-SOURCES = [folder, manifest, paired, parquet, coco]
+def tar(root):
+  test_tar.shards(root)
+  open_split(Tar(shards=str(root)), 'train')  # an index comes along, of files of other times
+  return lambda where: Tar(shards=where)
+
+
+SOURCES = [folder, manifest, paired, parquet, coco, tar]
 
 
 @pytest.mark.parametrize('make', SOURCES)
@@ -186,4 +193,4 @@ def test_on_real_servers(tmp_path):
   assert 'ArrayRecord files are read from gs:// alone' in found.pop('s3 tfds')
   assert found.pop('gs tfds') is True
   assert all(count > 1 for count in found.values()), found
-  assert len(found) == 10
+  assert len(found) == 12

@@ -112,6 +112,37 @@ def below(folder: Path) -> Iterator[str]:
     yield from (str(file.relative_to(folder)) for file in folder.rglob('*') if file.is_file())
 
 
+def stamps(folder: Path) -> dict[str, tuple[int, str]]:
+  """Of each file in a directory its size, and a text that is another one once it was written again.
+
+  Raises:
+    RunError: if it cannot be read.
+  """
+  try:
+    if isinstance(folder, StorePath):
+      return folder.stamps()
+    with os.scandir(folder) as entries:
+      found = {entry.name: entry.stat() for entry in entries if entry.is_file()}
+  except FileNotFoundError:
+    return {}
+  except OSError as error:
+    raise failure(f'cannot read the directory {folder}', error) from None
+  return {name: (stat.st_size, str(stat.st_mtime_ns)) for name, stat in found.items()}
+
+
+def read_range(path: Path, start: int, stop: int) -> bytes:
+  """The bytes of a file from one place on and before another, as many as there are.
+
+  Raises:
+    OSError: if it cannot be read.
+  """
+  if isinstance(path, StorePath):
+    return path.read_range(start, stop)
+  with path.open('rb') as file:
+    file.seek(start)
+    return file.read(stop - start)
+
+
 def failure(what: str, error: OSError) -> RunError:
   """What is raised where something has failed: PassingError if it may succeed later."""
   kind = PassingError if isinstance(error, TimeoutError) else RunError

@@ -44,6 +44,8 @@ _PAGES: dict[str, dict[str, Any]] = {
   # Of large files so many parts of 50 MiB are in memory.
   's3': {'config_kwargs': {'connect_timeout': 10, 'read_timeout': 30}, 'max_concurrency': 2},
 }
+# What stores say of an object that is another thing once it was written again.
+_STAMPS = ('generation', 'ETag', 'etag', 'LastModified', 'updated', 'created', 'mtime')
 _lock = threading.Lock()
 _retries = 0
 
@@ -164,6 +166,20 @@ class StorePath:
         directory = each['type'] == 'directory'
         found[name] = Entry(name, str(self / name), directory)
     return [found[name] for name in sorted(found)]
+
+  def stamps(self) -> dict[str, tuple[int, str]]:
+    """See `core.paths.stamps`; none where nothing is."""
+    try:
+      found = _ask(self, 'ls', detail=True)
+    except FileNotFoundError:
+      return {}
+    return {
+      posixpath.basename(each['name']): (
+        int(each.get('size') or 0), ' '.join(str(each[key]) for key in _STAMPS if key in each)
+      )
+      for each in found
+      if each['type'] == 'file'
+    }  # fmt: skip
 
   def iterdir(self) -> Iterator[StorePath]:
     """The paths of `entries`."""

@@ -137,6 +137,17 @@ def read(path: str) -> bytes:
     raise paths.failure(f'cannot read {path}', error) from None
 
 
+def captions(data: bytes) -> str | tuple[str, ...]:
+  """What a text file beside an image says of it: a text, or several, a line each; '' for nothing.
+
+  Raises:
+    ValueError: if it is no text in UTF-8.
+  """
+  lines = [line.strip() for line in data.decode('utf-8-sig').splitlines()]
+  found = tuple(filter(None, lines))
+  return found if len(found) > 1 else ''.join(found)
+
+
 def entered(root: paths.AnyPath, wanted: Iterable[str]) -> paths.AnyPath:
   """Where the directories `wanted` are: in `root`, or, of a zip file, in its only directory."""
   names = list(wanted)

@@ -12,6 +12,7 @@ from typing import Any
 from vit_jax.core import paths, schema
 from vit_jax.data import folds
 from vit_jax.data.examples import Example, Source, Wrapped
+from vit_jax.data.sources import tar
 from vit_jax.data.sources.coco import Coco
 from vit_jax.data.sources.folder import Folder
 from vit_jax.data.sources.generated import Generated
@@ -20,6 +21,7 @@ from vit_jax.data.sources.mixture import Mixed, checked
 from vit_jax.data.sources.paired import Paired
 from vit_jax.data.sources.parquet import Parquet
 from vit_jax.data.sources.synthetic import Synthetic
+from vit_jax.data.sources.tar import Tar
 from vit_jax.data.sources.tfds import Tfds, versions
 from vit_jax.data.sources.tiles import Tiles
 from vit_jax.data.sources.xbd import Xbd
@@ -28,7 +30,7 @@ from vit_jax.data.sources.xbd import Xbd
 PLAIN = {
   'tfds': Tfds, 'folder': Folder, 'manifest': Manifest, 'paired': Paired,
   'parquet': Parquet, 'coco': Coco, 'synthetic': Synthetic, 'generated': Generated,
-  'xbd': Xbd, 'tiles': Tiles,
+  'xbd': Xbd, 'tiles': Tiles, 'tar': Tar,
 }  # fmt: skip
 
 
@@ -58,7 +60,7 @@ class Mixture:
 
 SOURCES = {**PLAIN, 'mixture': Mixture}
 # Of these the files are found by listing or by reading what lists them.
-_LISTED = (Folder, Manifest, Paired, Parquet, Coco, Xbd, Tiles)
+_LISTED = (Folder, Manifest, Paired, Parquet, Coco, Xbd, Tiles, Tar)
 # What opens a source that is given by a function: in a run of several processes one for all.
 _opened: contextvars.ContextVar[Callable[[Callable[[], Source]], Source]] = contextvars.ContextVar(
   'opened', default=lambda make: make()
@@ -100,6 +102,8 @@ def found(path: paths.Path) -> Any:
     return Tfds(dataset=path.name, dir=str(path.parent))
   if path.is_dir() and any(name.endswith('.parquet') for name in paths.below(path)):
     return Parquet(dir=str(path))
+  if path.is_dir() and tar.looks_like(path):
+    return Tar(shards=str(path))
   return Folder(str(path))
 
 

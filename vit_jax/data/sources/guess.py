@@ -12,7 +12,7 @@ from vit_jax.core.errors import RunError
 from vit_jax.data import files
 from vit_jax.data.config import DataConfig
 from vit_jax.data.examples import NoSplitError, Source
-from vit_jax.data.sources import SOURCES, open_split
+from vit_jax.data.sources import SOURCES, open_split, tar
 from vit_jax.data.sources.folder import WHOLE
 
 TABLES = ('.csv', '.tsv', '.jsonl', '.ndjson')
@@ -43,8 +43,8 @@ def guess(text: str, given: Sequence[tuple[str, str]]) -> Guess:
 
   Args:
     text: a directory or zip file of images in folders by class, with a folder for each split or
-      without; a table (CSV, TSV, JSON lines) or a directory with one; a directory of Parquet files;
-      or the name of a data set of TFDS.
+      without; a table (CSV, TSV, JSON lines) or a directory with one; a directory of Parquet files
+      or of tar files, or a pattern of the latter; or the name of a data set of TFDS.
     given: fields of the source, dotted names of the configuration and texts.
 
   Raises:
@@ -118,7 +118,11 @@ def _kind(text: str) -> dict[str, Any]:
     tables = [name for name in names if name.lower().endswith(TABLES)]
     if len(tables) == 1:
       return {'name': 'manifest', 'file': f'{text.rstrip("/")}/{tables[0]}'}
-    return {'name': 'folder', 'dir': text}
+    return (
+      {'name': 'tar', 'shards': text} if tar.looks_like(place) else {'name': 'folder', 'dir': text}
+    )
+  if re.search(r'\.tar(\.\w+)?$', text):
+    return {'name': 'tar', 'shards': text}
   if place.is_file():
     if place.suffix.lower() in TABLES:
       return {'name': 'manifest', 'file': text}
