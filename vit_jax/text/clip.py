@@ -245,13 +245,14 @@ class Clip(Filed):
     """See `Tokenizer`; where no file is named, that of the published one."""
     return self.opened().size if self.file else SIZE
 
+  def framed(self, pieces: BytePairs) -> Frame:
+    """See `Tokenizer`."""
+    return Frame((pieces.start,), (pieces.end,), 0)
+
   @property
   def frame(self) -> Frame:
-    """See `Tokenizer`."""
-    if not self.file:
-      return Frame((SIZE - 2,), (SIZE - 1,), 0)
-    found = self.opened()
-    return Frame((found.start,), (found.end,), 0)
+    """See `Tokenizer`; where no file is named, that of the published one."""
+    return super().frame if self.file else Frame((SIZE - 2,), (SIZE - 1,), 0)
 
   def form(self, text: str) -> str:
     """See `Tokenizer` and `forms.cleaned`."""

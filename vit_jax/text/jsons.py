@@ -154,18 +154,16 @@ class Json(Filed):
     """See `Tokenizer`."""
     return read(*self.there(WHAT))
 
-  @property
-  def frame(self) -> Frame:
+  def framed(self, pieces: Tokens) -> Frame:
     """See `Tokenizer`."""
-    found = self.opened()
-    before = (self._number('start_token'),) if self.start_token else found.before
-    after = (self._number('end_token'),) if self.end_token else found.after
-    pad = self._number('pad_token') if self.pad_token else found.pad
+    before = (self._number(pieces, 'start_token'),) if self.start_token else pieces.before
+    after = (self._number(pieces, 'end_token'),) if self.end_token else pieces.after
+    pad = self._number(pieces, 'pad_token') if self.pad_token else pieces.pad
     return Frame(before, after, pad if pad >= 0 else [*after, 0][0])
 
-  def _number(self, field: str) -> int:
+  def _number(self, pieces: Tokens, field: str) -> int:
     token = getattr(self, field)
-    number = self.opened().number(token)
+    number = pieces.number(token)
     if number < 0:
       raise RunError(f'tokenizer.{field}={token!r}: {self.file} has no such token')
     return number

@@ -45,10 +45,9 @@ class Bytes(Tokenizer):
     """See `Tokenizer`."""
     return _Bytes()
 
-  @property
-  def frame(self) -> Frame:
+  def framed(self, pieces: _Bytes) -> Frame:
     """See `Tokenizer`."""
-    return Frame((), (257,), 0)
+    return Frame((), (pieces.size - 1,), 0)
 
 
 class _Words:
@@ -107,10 +106,9 @@ class Words(Tokenizer):
     """See `Tokenizer`."""
     return _words(self.vocabulary)
 
-  @property
-  def frame(self) -> Frame:
+  def framed(self, pieces: _Words) -> Frame:
     """See `Tokenizer`."""
-    return Frame((), (len(self.vocabulary) + 2,), 0)
+    return Frame((), (pieces.size - 1,), 0)
 
   def form(self, text: str) -> str:
     """See `Tokenizer`."""

@@ -108,13 +108,10 @@ class SentencePiece(Filed):
     """See `Tokenizer`."""
     return read(*self.there(WHAT))
 
-  @property
-  def frame(self) -> Frame:
+  def framed(self, pieces: Pieces) -> Frame:
     """See `Tokenizer`."""
-    found = self.opened()
-    if self.start and found.start < 0:
+    if self.start and pieces.start < 0:
       raise RunError(f'tokenizer.start: {self.file} has no token that begins a text')
-    pad = found.pad if found.pad >= 0 else max(found.end, 0)
-    return Frame(
-      (found.start,) if self.start else (), (found.end,) if found.end >= 0 else (), pad
-    )  # fmt: skip
+    before = (pieces.start,) if self.start else ()
+    after = (pieces.end,) if pieces.end >= 0 else ()
+    return Frame(before, after, pieces.pad if pieces.pad >= 0 else [*after, 0][0])

@@ -45,9 +45,13 @@ class _Sticky(Filed):
     """See `Tokenizer`; where no file is named, that of the published one."""
     return self.opened().size if self.file else self.usual_size
 
+  def framed(self, pieces: Vocabulary) -> Frame:
+    """See `Tokenizer`."""
+    return self.frame
+
   @property
   def frame(self) -> Frame:
-    """See `Tokenizer`."""
+    """See `Tokenizer`; the same for every file."""
     return Frame((), (1,), self.pad)
 
 

@@ -85,10 +85,14 @@ class Tokenizer(abc.ABC):
   def opened(self) -> Vocabulary:
     """The pieces; raises RunError for a file that is not what it should be."""
 
-  @property
   @abc.abstractmethod
+  def framed(self, pieces: Any) -> Frame:
+    """The frame of rows of pieces that are opened; raises RunError for fields that do not fit."""
+
+  @property
   def frame(self) -> Frame:
     """Of rows; raises RunError as `opened` does."""
+    return self.framed(self.opened())
 
   @property
   def size(self) -> int:
@@ -103,8 +107,7 @@ class Tokenizer(abc.ABC):
   @property
   def digest(self) -> str:
     """Sixteen letters that are others if any text could have another row."""
-    said = (self.kind, self.length, self.frame, self.opened().digest)
-    return _digest(repr(said).encode())
+    return self._digest(self.opened())
 
   @property
   def named(self) -> Self:
@@ -124,7 +127,7 @@ class Tokenizer(abc.ABC):
 
   def ids(self, text: str) -> list[int]:
     """Numbers of the pieces of a text alone, however many; raises RunError as `opened` does."""
-    return self._checked().ids(self.form(text), sys.maxsize)
+    return self._checked()[0].ids(self.form(text), sys.maxsize)
 
   def row(self, text: str) -> np.ndarray:
     """int32 (length,): a text in its frame. One that is too long is cut, and ended all the same.
@@ -132,14 +135,14 @@ class Tokenizer(abc.ABC):
     Raises:
       RunError: as `opened` does; for what is no text; or if the frame alone fills the row.
     """
-    before, after, pad = self.frame
+    pieces, (before, after, pad) = self._checked()
     room = self.length - len(before) - len(after)
     if room < 1:
       raise RunError(
         f'tokenizer.length={self.length} leaves no place for a text: '
         f'{len(before) + len(after)} tokens are around it'
       )
-    ids = [*before, *self._checked().ids(self.form(text), room)[:room], *after]
+    ids = [*before, *pieces.ids(self.form(text), room)[:room], *after]
     row = np.full(self.length, pad, np.int32)
     row[: len(ids)] = ids
     return row
@@ -153,7 +156,7 @@ class Tokenizer(abc.ABC):
     Raises:
       RunError: for a number that no token has.
     """
-    pieces, (before, _, pad) = self._checked(), self.frame
+    pieces, (before, after, pad) = self._checked()
     numbers = [int(number) for number in ids]
     for number in numbers:
       if not 0 <= number < pieces.size:
@@ -162,23 +165,26 @@ class Tokenizer(abc.ABC):
         )
     if before and tuple(numbers[: len(before)]) == before:
       numbers = numbers[len(before) :]
-    if self.end in numbers:
-      numbers = numbers[: numbers.index(self.end)]
-    elif self.end < 0:
-      while numbers and numbers[-1] == pad:
-        numbers.pop()
+    if after and after[-1] in numbers:
+      numbers = numbers[: numbers.index(after[-1])]
+    while not after and numbers and numbers[-1] == pad:
+      numbers.pop()
     return pieces.words(numbers)
 
-  def _checked(self) -> Vocabulary:
-    """The pieces, if they are those that are known."""
-    if self.known and self.known != (found := self.digest):
+  def _digest(self, pieces: Vocabulary) -> str:
+    return _digest_of_rows(self.kind, self.length, self.framed(pieces), pieces.digest)
+
+  def _checked(self) -> tuple[Vocabulary, Frame]:
+    """The pieces and the frame, if they are those that are known."""
+    pieces = self.opened()
+    if self.known and self.known != (found := self._digest(pieces)):
       where = f'{", ".join(self.files)} is' if self.files else 'it is'
       raise RunError(
         f'this is another tokenizer than the one that the model was trained with: {where} '
         f'{found} at {self.length} tokens, and {self.known} is expected. Give the file that it was '
         'trained with, and its length'
       )
-    return self.opened()
+    return pieces, self.framed(pieces)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -230,6 +236,11 @@ def once(read: Callable[..., Any]) -> Callable[..., Any]:
 
 def _digest(data: bytes) -> str:
   return hashlib.sha256(data).hexdigest()[:16]
+
+
+@functools.lru_cache
+def _digest_of_rows(*said: Any) -> str:
+  return _digest(repr(said).encode())
 
 
 def digest_of(*parts: bytes) -> str:
