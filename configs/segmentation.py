@@ -14,7 +14,8 @@ ViT-B/14, of which Oquab et al. 2023 (table 10, 'lin.') report 47.3 mIoU:
         --config.inits.encoder=dinov2_vitb14_pretrain.pth --workdir=runs/ade20k
 
 Fine-tuned as a whole, with the recipes of those who made the heads, none of which we have run at
-its size. They slide windows over pictures in evaluation, and we see each as a whole:
+its size. In evaluation the shorter side of a picture is 640, and a window slides along the longer
+one; they average logits, we probabilities:
 
 - segmenter: Seg-L-Mask/16 (Strudel et al. 2021) at 640 pixels, 51.8 mIoU, from a ViT-L/16 of AugReg
 - upernet: BEiT-B/16 at 640 pixels, 53.6 mIoU, from BEiT fine-tuned on ImageNet-22k
@@ -87,6 +88,8 @@ def upernet():
 
 
 RECIPES = {'linear': linear, 'segmenter': segmenter, 'upernet': upernet}
+# Of windows in evaluation: Segmenter moves them by 640 pixels, BEiT by 426.
+OVERLAPS = {segmenter: 0.0, upernet: 1 / 3}
 
 
 def ade20k(folder, recipe):
@@ -94,15 +97,17 @@ def ade20k(folder, recipe):
   fields = dict(image='images/{split}', map='annotations/{split}')
   made = recipe()
   made['task'] |= dict(name='segmentation')
+  test: dict = dict(name='segmentation', split='validation', every='10%')
   crop: dict = dict(name='random_resized', min_area=0.25, max_aspect=2.0)
   if recipe is not linear:
     # The shorter side half to twice as long as the frame, as in mmsegmentation, of pictures of 4:3.
     crop = dict(name='scale_jitter', min_scale=0.67, max_scale=2.67)
+    test |= dict(windows=True, shorter=640, overlap=OVERLAPS[recipe])
   return dict(
     made,
     data=dict(
       source=dict(name='paired', dir=folder, fields=fields, names=dict(map='151'), ignore=(0,)),
       split='training', crop=crop, flip='horizontal',
     ),
-    evals=dict(test=dict(name='segmentation', split='validation', every='10%')),
+    evals=dict(test=test),
   )  # fmt: skip

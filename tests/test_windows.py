@@ -21,9 +21,8 @@ def run(function, image, window, overlap, batch=4, model=None):
     return {name: x[top : top + rows] for name, x in image.items()}
 
   parts, at = [], 0
-  for top, values in windows.strips(
-    function, model, read, image['x'].shape[:2], window, overlap, batch
-  ):
+  over = windows.Windows(function, window, overlap, batch)
+  for top, values in over.strips(model, read, image['x'].shape[:2]):
     assert top == at
     at += len(values)
     parts.append(values)

@@ -175,13 +175,7 @@ class _Fill:
     try:
       return self._rows.make(example, rng)
     except ValueError as error:
-      if self._skip is None:
-        message, fix = _complaint(example['name'], error)
-        raise RunError(
-          f'{message}. {fix}, or leave such images out by --config.data.on_corrupt=skip, '
-          'in commands that are no run --on_corrupt=skip'
-        ) from None
-      self._skip(example['name'], error)
+      tell(self._skip, example['name'], error)
     return None
 
   def __call__(self, made: Iterator[Any], numbers: np.ndarray, rows: int) -> Batch:
@@ -222,6 +216,17 @@ class _Fill:
 def log(name: str, error: ValueError) -> None:
   """A `Skip` that logs a warning."""
   logging.getLogger(__name__).warning('skipped: %s', _complaint(name, error)[0])
+
+
+def tell(skip: Skip | None, name: str, error: ValueError) -> None:
+  """Says that an example cannot be used to `skip`; raises RunError where there is none."""
+  if skip is None:
+    message, fix = _complaint(name, error)
+    raise RunError(
+      f'{message}. {fix}, or leave such images out by --config.data.on_corrupt=skip, '
+      'in commands that are no run --on_corrupt=skip'
+    ) from None
+  skip(name, error)
 
 
 def _complaint(name: str, error: ValueError) -> tuple[str, str]:

@@ -188,7 +188,7 @@ def _windowed(
   Returns:
     (*size, channels).
   """
-  image = _resampled(image, whole, method)
+  image = resized(image, whole, method)
   beyond = [
     (max(0, -first), max(0, first + wanted - side))
     for first, wanted, side in zip(corner, size, whole, strict=True)
@@ -199,7 +199,7 @@ def _windowed(
   return image[top : top + size[0], left : left + size[1]]
 
 
-def _resampled(
+def resized(
   image: np.ndarray, size: tuple[int, int], method: str, *, area: float = 1.0
 ) -> np.ndarray:
   """An image at another size, by one of `crops.METHODS`."""
@@ -210,14 +210,14 @@ def _resampled(
 
 def _pillow(image: np.ndarray, size: tuple[int, int], method: str) -> np.ndarray:
   how = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}[method]
-  resized = lambda part: np.asarray(Image.fromarray(part).resize((size[1], size[0]), how))  # noqa: E731
+  scaled = lambda part: np.asarray(Image.fromarray(part).resize((size[1], size[0]), how))  # noqa: E731
   if image.dtype == np.uint16:  # of these Pillow interpolates without antialiasing
     exact = _pillow(image.astype(np.float32), size, method)
     return np.clip(np.rint(exact), 0, 65535).astype(np.uint16)
   if image.shape[2] == 3 and image.dtype == np.uint8:
-    return resized(np.ascontiguousarray(image))
+    return scaled(np.ascontiguousarray(image))
   # Of other channels Pillow would make assumptions, such as alpha.
-  return np.dstack([resized(np.ascontiguousarray(image[..., i])) for i in range(image.shape[2])])
+  return np.dstack([scaled(np.ascontiguousarray(image[..., i])) for i in range(image.shape[2])])
 
 
 def resize(image: np.ndarray, size: tuple[int, int], *, area: float = 1.0) -> np.ndarray:
@@ -240,7 +240,7 @@ def cut(image: np.ndarray, box: Box) -> np.ndarray:
 
 def _fit(crop: Crop, part: np.ndarray, size: tuple[int, int], matrix: np.ndarray | None):
   """The part that a crop has chosen, at the model's size."""
-  pixels = _resampled(part, size, crop.method or 'area', area=crop.area)
+  pixels = resized(part, size, crop.method or 'area', area=crop.area)
   if matrix is None:
     return pixels
   return _by_channels(

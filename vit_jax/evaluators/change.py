@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.evaluators.edges import overlaps
 from vit_jax.evaluators.evaluator import Found, Scores, Table
 from vit_jax.evaluators.segmentation import Segmentation, confusion_of
 
@@ -16,28 +17,42 @@ _LEAST = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Change(Segmentation):
+class Outlined(Segmentation):
+  """Where the edges that count are those of all classes but the first, as one."""
+
+  def edges(
+    self, truth: np.ndarray, said: np.ndarray, there: np.ndarray, classes: int
+  ) -> Mapping[int, tuple[int, int]]:
+    """See `Segmentation`: of all classes but the first as one."""
+    return overlaps(truth > 0, (said > 0) & (said < classes), there, (1,), self.boundary)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Change(Outlined):
   """F1, intersection over union, precision and recall of what has changed.
 
   Of the pixels of all images at their own size together, as papers on LEVIR-CD give it ('F1_1' of
   BIT's program); everything but the first class has changed. What is ignored is left out, what the
-  model did not see is taken for unchanged. With 'accuracy', and the matrix in evals/NAME.npz.
+  model did not see is taken for unchanged. With 'accuracy', and the matrix in evals/NAME.npz. Edges
+  (`boundary`) are those of what has changed.
   """
 
   def finish(self, found: Mapping[str, Found]) -> Scores:
     """See `Evaluator`."""
     confusion = confusion_of(found['test'])
-    return Scores(changes(confusion), {'confusion': confusion})
+    values = {**changes(confusion), **self.boundaries(found['test'])}
+    return Scores(values, {'confusion': confusion})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Damage(Segmentation):
+class Damage(Outlined):
   """The score of xView2 (DIUx-xView/xView2_scoring): 0.3 localisation + 0.7 damage.
 
   'localisation' is F1 of the pixels of buildings, of all images together. 'damage' is the harmonic
   mean of F1 of each level, of those pixels alone that are of a building in the truth. A level that
   is never found, or is nowhere in the truth, makes it 0; 'damage_there' is that of the levels that
-  are there. What is ignored is left out. The matrix is in evals/NAME.npz.
+  are there. What is ignored is left out. The matrix is in evals/NAME.npz. Edges (`boundary`) are
+  those of buildings.
   """
 
   def finish(self, found: Mapping[str, Found]) -> Scores:
@@ -50,6 +65,7 @@ class Damage(Segmentation):
       for level, (name, f1) in enumerate(zip(names[1:], scores['levels'], strict=True), 1)
     ]
     values = {name: float(value) for name, value in scores.items() if name != 'levels'}
+    values |= self.boundaries(found['test'])
     return Scores(
       values, {'confusion': confusion, 'f1': scores['levels']},
       [Table('Levels of damage', ('level', 'pixels', 'F1'), rows, 'high')],

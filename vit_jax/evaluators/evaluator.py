@@ -72,6 +72,30 @@ class Table(NamedTuple):
   best: str = ''
 
 
+class Over(NamedTuple):
+  """A split, and what an evaluator needs to go over it.
+
+  Attributes:
+    source: the split.
+    seen: how its examples are seen.
+    task: of the model.
+    model: its configuration.
+    judged: gives the model of a state and what is frozen.
+    batch_size: the devices divide it.
+    skip: is told of examples that cannot be used; without it they are refused.
+    lanes: how many models are evaluated, with stacked parameters; 0 for one.
+  """
+
+  source: Source
+  seen: Seen
+  task: Any
+  model: Any
+  judged: Callable[[Any, Any], Any]
+  batch_size: int
+  skip: Any
+  lanes: int
+
+
 class Scores(NamedTuple):
   """Numbers by name; and what is left in the run's directory: arrays, and tables for the report."""
 
@@ -204,6 +228,14 @@ class Evaluator:
     """The scores, from what each pass over data has found."""
     raise NotImplementedError
 
+  def going(self, over: Over) -> Any:
+    """What goes over a split in another way than by batches of rows; None if that is the way.
+
+    It is called with a state and what is frozen, gives `Found`, and has `source`, `seen`, `shown`
+    and `looked`, see `_Pass`.
+    """
+    del over
+
 
 class Evaluation:
   """An evaluator with its data.
@@ -214,13 +246,11 @@ class Evaluation:
   """
 
   def __init__(
-    self, evaluator: Evaluator, task: Any, passes: dict[str, _Pass], seen: Seen,
-    summary: list[str], lanes: int,
+    self, evaluator: Evaluator, task: Any, passes: dict[str, Any], summary: list[str], lanes: int
   ):  # fmt: skip
     """See `prepare`."""
     self.summary = summary
-    self._evaluator, self._task, self._passes = evaluator, task, passes
-    self._seen, self._lanes = seen, lanes
+    self._evaluator, self._task, self._passes, self._lanes = evaluator, task, passes, lanes
     self.sources = {name: each.source for name, each in passes.items()}
 
   def __call__(self, state: Any, frozen: Any) -> Scores:
@@ -247,8 +277,8 @@ class Evaluation:
     for shown in last.shown:
       example = last.source[shown.number]
       try:
-        prediction = self._task.decode(shown.outputs, example, self._seen)
-        picture = self._task.draw(prediction, example, self._seen)
+        prediction = self._task.decode(shown.outputs, example, last.seen)
+        picture = self._task.draw(prediction, example, last.seen)
       except NotImplementedError:  # a task that does not say what its outputs mean
         return []
       if shown.number in last.looked:
@@ -276,13 +306,13 @@ def prepare(
   Raises:
     RunError: if the data are not there, or cannot be used.
   """
-  judged, fields = judged or task.judged, evaluator.known(fields)
+  judge, fields = judged or task.judged, evaluator.known(fields)
   if sizes := {n: v for n in ('image_size', 'patch_size') if (v := getattr(evaluator, n))}:
     if evaluator.image_size and not task.one_size:
       raise RunError(
         f'image_size={evaluator.image_size}: each image of this task has a size of its own'
       )
-    model, judged = _resized(model, sizes, judged)
+    model, judge = _resized(model, sizes, judge)
   rows = evaluator.rows(task, model, fields)
   if evaluator.crop.random:
     raise RunError(
@@ -317,12 +347,12 @@ def prepare(
         f'{asked}'
       )
   evaluator = evaluator.on(sources)
-  compute = _Compute(evaluator, task, judged, lanes)
+  compute = _Compute(evaluator, task, judge, lanes)
   passes = {}
   for name, source in sources.items():
-    batches = pipeline.eval_batches(rows, source, layout.batch_size, layout.rows, skip=skip)
-    passes[name] = _Pass(evaluator, compute, source, batches, layout, data.workers, lanes, seen)
-  return Evaluation(evaluator, task, passes, seen, list(dict.fromkeys(summary)), lanes)
+    over = Over(source, seen, task, model, judge, layout.batch_size, skip, lanes)
+    passes[name] = evaluator.going(over) or _Pass(evaluator, compute, over, layout, data.workers)
+  return Evaluation(evaluator, task, passes, list(dict.fromkeys(summary)), lanes)
 
 
 def _resized(model: Any, sizes: Mapping[str, int], judged: Any) -> tuple[Any, Any]:
@@ -388,20 +418,24 @@ class _Pass:
 
   Attributes:
     source: the split.
+    seen: how its examples are seen.
     shown: predictions of the last pass that are worth a look, on every process.
     looked: of these by number the image as it was seen, and which patches were drawn on.
   """
 
-  def __init__(self, evaluator, compute, source, batches, layout, workers, lanes, seen):
-    self.source, self.shown, self.looked = source, [], {}
-    self._evaluator, self._compute, self._batches = evaluator, compute, batches
-    self._layout, self._workers, self._lanes, self._seen = layout, workers, lanes, seen
+  def __init__(self, evaluator, compute, over: Over, layout, workers):
+    self.source, self.seen, self.shown, self.looked = over.source, over.seen, [], {}
+    self._evaluator, self._compute = evaluator, compute
+    self._layout, self._workers, self._lanes = layout, workers, over.lanes
+    self._batches = pipeline.eval_batches(
+      self.seen.rows, self.source, layout.batch_size, layout.rows, skip=over.skip
+    )
 
   def __call__(self, state: Any, frozen: Any) -> Found:
     whole: dict[str, Any] = {}
     parts: dict[str, np.ndarray] = {}
     records: dict[int, Any] = {}
-    extremes = _Extremes(self._layout)
+    extremes = Extremes(self._layout.local)
     pending: list[Any] = []
 
     def settle(batch, outputs, sums, bad):
@@ -432,17 +466,14 @@ class _Pass:
     totals = {name: np.asarray(v, np.int64) for name, v in jax.device_get(whole).items()} | parts
     if self._compute.adds:
       return Found(self.source, totals, [], np.zeros(0, np.int64), totals.pop('examples'))
-    records = {index: found for part in exchange.gathered(records) for index, found in part.items()}
-    order = sorted(records)
-    count = np.full(self._lanes, len(order)) if self._lanes else len(order)
-    return Found(self.source, {}, [records[index] for index in order], np.array(order), count)
+    return recorded(self.source, records, self._lanes)
 
   def _looked(self, state: Any, frozen: Any) -> dict[int, Any]:
     """What `looked` is."""
     numbers = sorted({shown.number for shown in self.shown})
     if not numbers:
       return {}
-    layout, rows = sharding.BatchLayout.of_at_least(2 * SHOWN), self._seen.rows
+    layout, rows = sharding.BatchLayout.of_at_least(2 * SHOWN), self.seen.rows
     batches = pipeline.eval_batches(rows, _Some(self.source, numbers), layout.batch_size,
                                     layout.rows)  # fmt: skip
     own: dict[int, Any] = {}
@@ -466,13 +497,20 @@ class _Pass:
 
     def record(place: Any, example: Any) -> Any:
       found = [
-        self._evaluator.record({n: x[place] for n, x in e.items()}, example, self._seen)
-        for e in own
+        self._evaluator.record({n: x[place] for n, x in e.items()}, example, self.seen) for e in own
       ]
       return found if self._lanes else found[0]
 
     with concurrent.futures.ThreadPoolExecutor(pipeline.cores()) as pool:
       records |= dict(zip(wanted, pool.map(record, places, examples), strict=True))
+
+
+def recorded(source: Source, own: Mapping[int, Any], lanes: int) -> Found:
+  """What a pass has found, from records by the number of the example: those of this process."""
+  records = {index: found for part in exchange.gathered(own) for index, found in part.items()}
+  order = sorted(records)
+  count = np.full(lanes, len(order)) if lanes else len(order)
+  return Found(source, {}, [records[index] for index in order], np.array(order), count)
 
 
 class _Some(Wrapped):
@@ -495,11 +533,12 @@ def _add(parts: dict[str, np.ndarray], computed: Mapping[str, Any]) -> None:
     parts[name] = parts.get(name, 0.0) + value.astype(np.float64)
 
 
-class _Extremes:
+class Extremes:
   """The best and the worst predictions of those that were seen; without scores the first."""
 
-  def __init__(self, layout: Any):
-    self._layout = layout
+  def __init__(self, local: Callable[[Any], np.ndarray]):
+    """Args: local, which gives of an array over a batch the rows of this process."""
+    self._local = local
     self._held: dict[str, list[Shown]] = {}
 
   def see(self, batch: Mapping[str, np.ndarray], outputs: Mapping[str, Any], bad: Any) -> None:
@@ -510,7 +549,7 @@ class _Extremes:
     if bad is None:
       self._take('examples', index, mask > 0, index.astype(float), outputs)
       return
-    bad = np.asarray(self._layout.local(bad), np.float64)
+    bad = np.asarray(self._local(bad), np.float64)
     there = (mask > 0) & np.isfinite(bad)
     self._take('worst', index, there, -bad, outputs)
     self._take('best', index, there, bad, outputs)
@@ -522,7 +561,7 @@ class _Extremes:
     places = places[np.argsort(rank[places], kind='stable')][:SHOWN]
     if not len(places):
       return
-    own = {name: self._layout.local(value) for name, value in outputs.items()}
+    own = {name: self._local(value) for name, value in outputs.items()}
     held += [
       Shown(group, float(rank[at]), int(index[at]), {n: np.array(x[at]) for n, x in own.items()})
       for at in places

@@ -90,58 +90,77 @@ def along(
   return jax.lax.scan(some, total, items)[0]
 
 
-def strips(
-  function: Callable[[Any, Any], jax.Array], model: Any, read: Callable[[int, int], Any],
-  size: tuple[int, int], window: tuple[int, int], overlap: tuple[int, int], batch: int,
-) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip
-  """What windows say of an image of any size, from top to bottom, in the memory of a strip.
+class Windows:
+  """A function of windows, compiled for images of all sizes: strips are as wide as some windows.
 
-  An image that is smaller than a window is continued by its mirror image.
-
-  Args:
-    function: of a model and windows; see `along`.
-    model: its first argument, a tree of arrays.
-    read: gives a tree of arrays (rows, width, ...) of the image, from a row on so many; called by
-      one thread of its own, while the devices are at the rows before.
-    size: height and width of the image.
-    window: of a window.
-    overlap: of neighbouring windows at least, in rows and columns.
-    batch: windows at a time, at most; a multiple of the devices.
-
-  Yields:
-    The first row of some rows, and what is said of them: float32 (rows, width, values).
+  So there are few programs, however many sizes images have.
   """
-  height, width = (max(side, least) for side, least in zip(size, window, strict=True))
-  tops, rows = starts(height, window[0], overlap[0]), shares(height, window[0], overlap[0])
-  lefts, columns = starts(width, window[1], overlap[1]), shares(width, window[1], overlap[1])
-  batch = min(batch, -(-len(lefts) // shards_of('batch')) * shards_of('batch'))
-  filled = -(-len(lefts) // batch) * batch
-  places = np.zeros(filled, np.int32)
-  weights = np.zeros((filled, window[1]), np.float32)
-  places[: len(lefts)], weights[: len(lefts)] = lefts, columns
 
-  def strip(top: int) -> Any:
+  def __init__(
+    self, function: Callable[[Any, Any], jax.Array], window: tuple[int, int],
+    overlap: tuple[int, int], batch: int,
+  ):  # fmt: skip
+    """Compiles nothing yet.
+
+    Args:
+      function: of a model and windows; see `along`.
+      window: height and width of a window.
+      overlap: of neighbouring windows at least, in rows and columns.
+      batch: windows at a time, at most; a multiple of the devices.
+    """
+    self._window, self._overlap, self._batch = window, overlap, batch
+    self._compute = jax.jit(
+      lambda model, strip, places, weights, batch: along(
+        lambda x: function(model, x), strip, places, weights, batch
+      ),
+      static_argnums=4,
+    )
+
+  def strips(
+    self, model: Any, read: Callable[[int, int], Any], size: tuple[int, int]
+  ) -> Iterator[tuple[int, np.ndarray]]:
+    """What windows say of an image of any size, from top to bottom, in the memory of a strip.
+
+    An image that is smaller than a window is continued by its mirror image.
+
+    Args:
+      model: first argument of the function, a tree of arrays.
+      read: gives a tree of arrays (rows, width, ...) of the image, from a row on so many; called by
+        one thread of its own, while the devices are at the rows before.
+      size: height and width of the image.
+
+    Yields:
+      The first row of some rows, and what is said of them: float32 (rows, width, values).
+    """
+    window, overlap = self._window, self._overlap
+    height, width = (max(side, least) for side, least in zip(size, window, strict=True))
+    tops, rows = starts(height, window[0], overlap[0]), shares(height, window[0], overlap[0])
+    lefts, columns = starts(width, window[1], overlap[1]), shares(width, window[1], overlap[1])
+    batch = min(self._batch, -(-len(lefts) // shards_of('batch')) * shards_of('batch'))
+    filled = -(-len(lefts) // batch) * batch
+    places = np.zeros(filled, np.int32)
+    weights = np.zeros((filled, window[1]), np.float32)
+    places[: len(lefts)], weights[: len(lefts)] = lefts, columns
     there = min(window[0], size[0])
-    beyond = ((0, window[0] - there), (0, width - size[1]))
+    beyond = (0, window[0] - there), (0, -(-width // window[1]) * window[1] - size[1])
 
-    def mirrored(x: np.ndarray) -> np.ndarray:
-      return np.pad(x, (*beyond, *((0, 0),) * (x.ndim - 2)), mode='reflect')
+    def strip(top: int) -> Any:
+      def mirrored(x: np.ndarray) -> np.ndarray:
+        return np.pad(x, (*beyond, *((0, 0),) * (x.ndim - 2)), mode='reflect')
 
-    return jax.tree.map(mirrored if np.any(beyond) else np.asarray, read(top, there))
+      return jax.tree.map(mirrored if np.any(beyond) else np.asarray, read(top, there))
 
-  compute = jax.jit(
-    lambda model, strip, *how: along(lambda x: function(model, x), strip, *how, batch=batch)
-  )
-  held: Any = 0.0  # of the rows from `top` on
-  with concurrent.futures.ThreadPoolExecutor(1) as reader:
-    coming = reader.submit(strip, tops[0])
-    for number, top in enumerate(tops):
-      now = coming.result()
-      if number + 1 < len(tops):
-        coming = reader.submit(strip, tops[number + 1])
-      values = np.array(compute(model, now, places, weights)) * rows[number][:, None, None]
-      kept = np.shape(held)[0] if np.ndim(held) else 0
-      values[:kept] += held
-      done = tops[number + 1] - top if number + 1 < len(tops) else window[0]
-      yield top, values[: min(done, size[0] - top), : size[1]]
-      held = values[done:]
+    held: Any = 0.0  # of the rows from `top` on
+    with concurrent.futures.ThreadPoolExecutor(1) as reader:
+      coming = reader.submit(strip, tops[0])
+      for number, top in enumerate(tops):
+        now = coming.result()
+        if number + 1 < len(tops):
+          coming = reader.submit(strip, tops[number + 1])
+        values = np.array(self._compute(model, now, places, weights, batch))
+        values *= rows[number][:, None, None]
+        kept = np.shape(held)[0] if np.ndim(held) else 0
+        values[:kept] += held
+        done = tops[number + 1] - top if number + 1 < len(tops) else window[0]
+        yield top, values[: min(done, size[0] - top), : size[1]]
+        held = values[done:]

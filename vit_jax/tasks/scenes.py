@@ -1,10 +1,13 @@
-"""Maps of scenes that are larger than the memory: by windows at their own resolution."""
+"""Maps of images that are larger than the model's, and of scenes larger than the memory.
+
+By windows of the size that the model was trained at, which overlap; see `nn.windows`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epy
@@ -17,6 +20,7 @@ from vit_jax.tasks.task import Prediction, Seen
 
 # Configurations are checked before JAX is there.
 with epy.lazy_imports():
+  import jax
   import jax.numpy as jnp
   import numpy as np
 
@@ -26,6 +30,63 @@ with epy.lazy_imports():
 
 # Of the picture of a scene, the longer side at most.
 _MOST = 1024
+
+
+class Mapper:
+  """Probabilities of the classes of all pixels, of images of any size.
+
+  Windows overlap, and what they say of a pixel is averaged.
+  """
+
+  def __init__(
+    self, task: Any, window: tuple[int, int], *, batch: int, overlap: float,
+    judged: Callable[[Any], Any] = lambda model: model, lanes: int = 0,
+  ):  # fmt: skip
+    """Compiles nothing yet.
+
+    Args:
+      task: of the model.
+      window: the size of the images that the model takes.
+      batch: windows at a time; the devices divide it.
+      overlap: of neighbouring windows at least, as a share of a window.
+      judged: gives the model of what `strips` gets in its place.
+      lanes: how many models that stands for, by its leading axis; 0 for one.
+
+    Raises:
+      RunError: for a task that says nothing of pixels, or windows that overlap wholly.
+    """
+    if not isinstance(task, Maps):
+      raise RunError(
+        f'{type(task).__name__.lower()} says nothing of single pixels: no map of a scene'
+      )
+    if not 0 <= overlap < 1:
+      raise RunError(f'windows overlap by a share of at least 0 and less than 1: {overlap}')
+    margin = tuple(min(math.ceil(side * overlap), side - 1) for side in window)
+
+    def said(models: Any, parts: Mapping[str, Any]) -> jax.Array:
+      one = lambda model: _scores(task, judged(model), parts)  # noqa: E731
+      if not lanes:
+        return one(models)
+      every = jnp.moveaxis(jax.vmap(one)(models), 0, -2)
+      return every.reshape(*every.shape[:-2], -1)
+
+    self._windows = windows.Windows(said, tuple(window), margin, batch)  # type: ignore
+
+  def strips(
+    self, model: Any, read: Callable[[int, int], Mapping[str, np.ndarray]], size: tuple[int, int]
+  ) -> Iterator[tuple[int, np.ndarray]]:
+    """From top to bottom the first row of some rows, and their probabilities.
+
+    Args:
+      model: under the mesh that it is on.
+      read: gives rows of all images of the example by their fields, from one on so many, and
+        'there', bool (rows, width): what is not is the mean of its band for the model.
+      size: height and width of the images.
+
+    Yields:
+      float32 (rows, width, classes), or (rows, width, lanes * classes).
+    """
+    return self._windows.strips(model, read, size)
 
 
 class Mapped(NamedTuple):
@@ -46,8 +107,7 @@ def mapped(
 ) -> Mapped:  # fmt: skip
   """Writes the map of a scene, and the probabilities of its classes, at the place of the scene.
 
-  Windows of the size that the model was trained at overlap, and their probabilities are averaged;
-  see `nn.windows`. A pixel without data is the mean of its band for the model, and has no class.
+  See `Mapper`. A pixel without data is the mean of its band for the model, and has no class.
 
   Args:
     model: under the mesh that it is on.
@@ -62,12 +122,7 @@ def mapped(
   Raises:
     RunError: if a file cannot be read, is not what the model takes, or not where the others are.
   """
-  if not isinstance(task, Maps):
-    raise RunError(
-      f'{type(task).__name__.lower()} says nothing of single pixels: no map of a scene'
-    )
-  if not 0 <= overlap < 1:
-    raise RunError(f'windows overlap by a share of at least 0 and less than 1: {overlap}')
+  mapper = Mapper(task, model.config.image_size, batch=batch, overlap=overlap)
   images = seen.rows.images
   rasters = [
     geotiff.Raster(path, image.channels) for path, image in zip(files, images, strict=True)
@@ -79,8 +134,6 @@ def mapped(
       raise RunError(f'{raster.path} {error}') from None
     raster.lies_on(rasters[0])
   names = _names(seen, model.config.num_classes)
-  window = tuple(model.config.image_size)
-  margin = tuple(min(math.ceil(side * overlap), side - 1) for side in window)
   read = _reader(rasters, task.images)
   size, few = rasters[0].size, len(names) <= 255
   dtype, void = ('uint8', 255) if few else ('uint16', 65535)
@@ -95,8 +148,7 @@ def mapped(
     write_scores = stack.enter_context(
       geotiff.written(scores_file, rasters[0], 'float32', names, math.nan)
     )
-    function = _scores(task)
-    for top, scores in windows.strips(function, model, read, size, window, margin, batch):
+    for top, scores in mapper.strips(model, read, size):
       rows = read(top, len(scores))
       there = rows.pop('there')
       labels = np.where(there, task.decided(scores), void)
@@ -135,15 +187,11 @@ def _reader(rasters: Sequence[Any], names: Sequence[str]) -> Callable[[int, int]
   return read
 
 
-def _scores(task: Any) -> Callable[[Any, Any], Any]:
+def _scores(task: Any, model: Any, parts: Mapping[str, Any]) -> jax.Array:
   """Probabilities in windows, of which some pixels may be missing."""
-
-  def scores(model: Any, parts: Mapping[str, Any]) -> Any:
-    pixels = {name: value for name, value in parts.items() if name != 'there'}
-    batch = task.augment(pixels, None, {})
-    there = parts['there'][..., None]
-    image = batch['image']
-    there = there[:, None] if image.ndim > there.ndim else there
-    return task.scores(model, {**batch, 'image': jnp.where(there, image, 0)})
-
-  return scores
+  pixels = {name: value for name, value in parts.items() if name != 'there'}
+  batch = task.augment(pixels, None, {})
+  there = parts['there'][..., None]
+  image = batch['image']
+  there = there[:, None] if image.ndim > there.ndim else there
+  return task.scores(model, {**batch, 'image': jnp.where(there, image, 0)})

@@ -179,6 +179,39 @@ class Columns:
 
 
 @dataclasses.dataclass(frozen=True)
+class Whole(Columns):
+  """Of examples whose images are seen at a size of their own, part by part.
+
+  Attributes:
+    shorter: to which their shorter side is brought; 0 leaves them as they are.
+  """
+
+  shorter: int = 0
+
+  def pixels(self, example: Example) -> tuple[tuple[int, int], dict[str, np.ndarray]]:
+    """How large the images are, and they themselves by their fields: (height, width, channels).
+
+    Raises:
+      MisfitError, ValueError: if they cannot be read, or their sizes differ.
+    """
+    opened = [image.open(example) for image in self.images]
+    own = opened[0].size
+    by = self.shorter / min(own) if self.shorter else 1
+    placement = self._at(own, by)._placed(opened, None)
+    found = zip(self.images, opened, strict=True)
+    return own, {image.field: pixels.within(placement) for image, pixels in found}
+
+  def placement(self, example: Example) -> Placement:
+    """See `Columns`: predictions are in the frame of the image, at its own size, already."""
+    own = self.images[0].open(example).size
+    return self._at(own, 1).view.place(*own, None)
+
+  def _at(self, size: tuple[int, int], by: float) -> Columns:
+    height, width = (max(1, round(side * by)) for side in size)
+    return Columns(self.view.sized((height, width)), self.images)
+
+
+@dataclasses.dataclass(frozen=True)
 class Image:
   """An image as it is decoded: (height, width, channels) of its own type.
 
