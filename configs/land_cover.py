@@ -8,8 +8,8 @@ differ from picture to picture.
 Made for ten minutes on two CPU cores, and not measured yet; `python -m experiments.gallery
 land_cover` does that, beside its controls.
 
-Tiles of your own, GeoTIFF or any other images, in {split}/images beside {split}/maps; the bands of
-the first file are those of the model, and BACKBONE any checkpoint of RGB images:
+Tiles of your own, GeoTIFF or any other images, in {split}/images beside {split}/maps, normalised by
+what is measured in the training data; BACKBONE is any checkpoint of RGB images:
 
     python -m vit_jax.train --config=configs/land_cover.py:tiles --workdir=runs/tiles \
         --config.data.source.names.map=water,wood,field --config.model.encoder.in_channels=6 \
@@ -52,7 +52,7 @@ def tiles(folder):
     total='5000 steps',
     batch_size=16,
     model=dict(name='segmenter', encoder=dict(variant='S/16', image_size=(224, 224))),
-    task=dict(name='segmentation'),
+    task=dict(name='segmentation', measure=True),
     data=dict(
       source=dict(name='paired', dir=folder),
       crop=dict(name='random_resized', min_area=0.25, max_aspect=1.2), flip='both',

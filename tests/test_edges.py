@@ -7,8 +7,8 @@ from scipy import ndimage
 
 from tests.test_change import scored
 from vit_jax.core.errors import RunError
+from vit_jax.data.edges import edge
 from vit_jax.evaluators import change
-from vit_jax.evaluators.edges import edge
 from vit_jax.evaluators.segmentation import Segmentation
 
 NAMES = ('a', 'b', 'c', 'd')

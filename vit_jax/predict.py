@@ -20,7 +20,9 @@ from vit_jax.core.errors import RunError
 from vit_jax.core.paths import AnyPath, Path, at, inside
 from vit_jax.data.examples import Example, Source
 from vit_jax.data.fields import Field
+from vit_jax.data.rows.columns import Columns
 from vit_jax.data.views import View
+from vit_jax.tasks.images import Images
 from vit_jax.tasks.task import Prediction, Seen
 
 # Arguments are checked before JAX is there.
@@ -62,10 +64,17 @@ class Inputs(Source):
   name = 'inputs'
 
   def __init__(
-    self, files: Sequence[AnyPath | tuple[AnyPath, ...]], names: Sequence[str] = ('image',)
-  ):
-    """Of each example its file, or those of several images, which are the fields `names`."""
-    self.fields = dict.fromkeys(names, Field('image'))
+    self, files: Sequence[AnyPath | tuple[AnyPath, ...]], names: Sequence[str] = ('image',),
+    made: Callable[[bytes], Any] = bytes,
+  ):  # fmt: skip
+    """Files of images.
+
+    Args:
+      files: of each example its file, or those of several images.
+      names: of the fields that these are.
+      made: what becomes of the bytes of a file.
+    """
+    self.fields, self._made = dict.fromkeys(names, Field('image')), made
     self._files = [own if isinstance(own, tuple) else (own,) for own in files]
 
   def __len__(self) -> int:
@@ -75,9 +84,11 @@ class Inputs(Source):
     example: dict[str, Any] = {'name': str(self._files[index][0])}
     for name, path in zip(self.fields, self._files[index], strict=True):
       try:
-        example[name] = path.read_bytes()
+        example[name] = self._made(path.read_bytes())
       except OSError as error:
         raise RunError(f'cannot read {path}: {error.strerror}') from None
+      except ValueError as error:
+        raise RunError(f'{path} {error}') from None
     return example
 
 
@@ -169,13 +180,27 @@ class Predictor:
       image = batch['image'][place] if 'image' in batch else None
       yield Predicted(example, prediction, row, image)
 
+  def chosen(self, bands: Sequence[int]) -> Callable[[bytes], Any]:
+    """What makes of a file its bands of these numbers, 0 where it has none; see `Inputs`.
+
+    Raises:
+      RunError: unless there are as many as the model takes, and some are in the file.
+    """
+    if not isinstance(self.task, Images) or not isinstance(self.seen.rows, Columns):
+      raise RunError('--bands is for models that see an image as it is')
+    image = self.seen.rows.images[0]
+    check_bands(bands, image.channels)
+    fill = self.task.usual(image.channels, image.dtype)
+    return lambda data: preprocess.chosen(data, bands, fill)
+
   def mapped(
-    self, files: Sequence[AnyPath], map_file: Path, scores_file: Path, overlap: float = 0.5
-  ) -> tuple[Prediction, np.ndarray]:
+    self, files: Sequence[AnyPath], map_file: Path, scores_file: Path, overlap: float = 0.5,
+    bands: Sequence[int] = (),
+  ) -> tuple[Prediction, np.ndarray]:  # fmt: skip
     """Writes maps of a scene of any size; see `scenes.mapped`. What they say, and a picture."""
     found = scenes.mapped(
       self._model, self.task, self.seen, files, map_file=map_file, scores_file=scores_file,
-      batch=self.batch_size, overlap=overlap,
+      batch=self.batch_size, overlap=overlap, bands=bands,
     )  # fmt: skip
     return found.prediction, self.task.draw(found.prediction, found.example, self.seen)
 
@@ -316,13 +341,14 @@ def _flat(value: Any, name: str = '') -> dict[str, Any]:
 def main(
   checkpoint: str, image: list[str], top: int, batch_size: int, labels: str | None,
   choice: Mapping[str, Any], out: str = '', format: str = 'json', attention: bool = False,
-  windows: bool = False, overlap: float = 0.5,
+  windows: bool = False, overlap: float = 0.5, bands: str = '',
 ) -> int:  # fmt: skip
   """Prints, and perhaps writes, what is predicted for each image."""
   if top < 1 or batch_size < 1:
     raise RunError('--top and --batch_size must be at least 1')
   if attention and not out:
     raise RunError('--attention is drawn: give a folder for pictures, --out=DIR')
+  numbers = _numbers(bands)
   folder = _Folder(out, format) if out else None
   with jax.set_mesh(sharding.make_mesh('data')):
     with notes.printed(sys.stderr):
@@ -342,6 +368,7 @@ def main(
       print(f'error: {name}: {error}', file=sys.stderr)
 
     predictor = Predictor(model, top=top, batch_size=batch_size, attention=attention)
+    made = predictor.chosen(numbers) if numbers else bytes
     said = isinstance(predictor.task, scenes.Maps)
     large = [own for own in inputs if windows or (said and all(map(geotiff.is_placed, own)))]
     small = [own for own in inputs if own not in large]
@@ -354,12 +381,12 @@ def main(
         print(*scene)
         prediction = folder.add_scene(
           str(scene[0]),
-          lambda f, scene=scene: predictor.mapped(scene, f['map'], f['scores'], overlap),
+          lambda f, scene=scene: predictor.mapped(scene, f['map'], f['scores'], overlap, numbers),
         )
         done += 1
         for line in predictor.task.lines(prediction):
           print(f'  {line}')
-      for predicted in predictor(Inputs(small, names), broken=broken) if small else ():
+      for predicted in predictor(Inputs(small, names, made), broken=broken) if small else ():
         start = start if done else time.perf_counter()  # the first batch was compiled
         done += 1
         print(predicted.example['name'])
@@ -377,6 +404,23 @@ def main(
     text = f'{done:,} images in {now - began:.1f} s on {devices}'
     print(f'{text}: {done / (now - began):,.1f} images/s{rate}', file=sys.stderr)
   return 1 if failed else 0
+
+
+def _numbers(bands: str) -> tuple[int, ...]:
+  """Of bands, as the command has them."""
+  try:
+    return tuple(int(number) for number in bands.split(',')) if bands else ()
+  except ValueError:
+    raise RunError(f'--bands={bands!r}: write numbers, such as 4,3,2') from None
+
+
+def check_bands(bands: Sequence[int], channels: int) -> None:
+  """Raises RunError unless there is one for each channel, and some are not 0."""
+  if len(bands) != channels or min(bands) < 0 or not max(bands):
+    raise RunError(
+      f'--bands={",".join(map(str, bands))}: the model takes {channels}; give the number of each '
+      'in the files, from 1 on, or 0 for one that they do not have'
+    )
 
 
 def _check_head(opened: Any) -> None:
@@ -440,6 +484,7 @@ if __name__ == '__main__':
       'runs/photos new --out=predicted --attention',
       'vit_base.safetensors photos --labels=imagenet_classes.txt --top=3',
       'runs/change before.tif after.tif --out=maps',
+      'runs/land scene.tif --bands=4,3,2,8 --out=maps',
     ),
   )  # fmt: skip
   parser.add_argument('checkpoint', help='npz, safetensors or PyTorch file; folder; run directory')
@@ -455,6 +500,10 @@ if __name__ == '__main__':
   parser.add_argument(
     '--overlap', type=float, default=0.5, metavar='SHARE', help='of these windows (0.5)'
   )
+  parser.add_argument(
+    '--bands', default='', metavar='N,N,...',
+    help='of the files, one for each channel of the model, from 1 on; 0 for one that is not there',
+  )  # fmt: skip
   parser.add_argument('--top', type=int, default=5, metavar='N', help='how many classes')
   parser.add_argument('--batch_size', type=int, default=32, metavar='N', help='images at a time')
   parser.add_argument(

@@ -10,13 +10,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vit_jax.data import preprocess
+from vit_jax.core.errors import RunError
+from vit_jax.data import pipeline, preprocess
 from vit_jax.data.examples import Example, Source
 from vit_jax.data.fields import Field
 from vit_jax.data.files import few
 from vit_jax.data.order import Keyed
+from vit_jax.data.rows.columns import Columns, Image
+from vit_jax.data.views import View
 
-# Numbers of vectors of so many examples make their mean and standard deviation.
+# Vectors, or images, of so many examples make the mean and the standard deviation.
 _ENOUGH = 1000
 # Examples that follow each other in a sample.
 _RUN = 16
@@ -68,6 +71,60 @@ def with_statistics(source: Source) -> dict[str, Field]:
   return fields
 
 
+def with_bands(
+  source: Source, fields: Mapping[str, Field], images: Sequence[Image], skip: Any = None
+) -> dict[str, Field]:
+  """Fields, those of images with the mean and the spread of each band, to six digits.
+
+  Of all pixels of a thousand examples alike, the images at their own size; those that are missing
+  do not count. Whole numbers are shares of the largest of their type.
+
+  Args:
+    source: of examples.
+    fields: of the source.
+    images: how each is decoded.
+    skip: is told of examples that cannot be used; without it they are refused.
+
+  Raises:
+    RunError: if no pixel is known.
+  """
+  sums = {image.field: (0, np.zeros(image.channels), np.zeros(image.channels)) for image in images}
+  columns = Columns(View(), tuple(images))
+  for example in sample(source, _ENOUGH):
+    try:
+      found, there = columns.decoded(example)
+    except ValueError as error:
+      pipeline.tell(skip, example['name'], error)
+      continue
+    for image in images:
+      values = found[image.field][there].astype(np.float64)
+      sums[image.field] = _joined(sums[image.field], values)
+  measured = dict(fields)
+  for image in images:
+    count, center, squares = sums[image.field]
+    if not count:
+      raise RunError(f'{source.name}: no pixel of {image.field} is known: nothing can be measured')
+    spread = np.sqrt(squares / count)
+    spread = np.where(spread > 0, spread, 1)  # what is always the same has none
+    largest = 1 if image.dtype == 'float32' else np.iinfo(image.dtype).max
+    center, spread = (
+      tuple(float(f'{x:.6g}') for x in (each / largest).tolist()) for each in (center, spread)
+    )
+    measured[image.field] = dataclasses.replace(fields[image.field], center=center, spread=spread)
+  return measured
+
+
+def _joined(held: tuple[int, Any, Any], values: np.ndarray) -> tuple[int, Any, Any]:
+  """Count, mean, squared distances from it (Chan et al. 1979), with further values (n, bands)."""
+  count, center, squares = held
+  if not len(values):
+    return held
+  own = values.mean(0)
+  both, apart = count + len(values), own - center
+  squares = squares + np.square(values - own).sum(0) + apart**2 * (count * len(values) / both)
+  return both, center + apart * (len(values) / both), squares
+
+
 def audit(sources: Mapping[str, Source], most: int) -> list[str]:
   """Lines for people about some sources: sizes, channels, classes, numbers, duplicates.
 
@@ -114,7 +171,8 @@ def _noted(field: Field, value: Any, number: int) -> Any:
     ends = None
     if dtype != 'uint8' and number < _MAPS:
       pixels = preprocess.whole(value)
-      ends = float(pixels.min()), float(pixels.max())
+      pixels = pixels[np.isfinite(pixels)]
+      ends = (float(pixels.min()), float(pixels.max())) if pixels.size else None
     return _Image(size, f'{channels} channel{"s"[: channels > 1]} of {dtype}', ends)
   except ValueError:
     return None

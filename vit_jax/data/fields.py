@@ -51,7 +51,9 @@ class Field:
     channels: of the image, once that is known; 0 before.
     ignore: values of a map that are no class.
     stuff: names of the classes of panoptic segments that are not counted, such as sky.
-    center, spread: mean and standard deviation of the numbers of a vector, once they are known.
+    center, spread: mean and standard deviation of the numbers of a vector, or of the bands of an
+      image (shares of the largest whole number, floats in their own unit), once they are known.
+    gaps: whether examples say in 'there', bool (height, width), which pixels of their images are.
   """
 
   kind: str
@@ -63,6 +65,7 @@ class Field:
   stuff: tuple[str, ...] = ()
   center: tuple[float, ...] = ()
   spread: tuple[float, ...] = ()
+  gaps: bool = False
 
   @classmethod
   def from_dict(cls, given: Mapping[str, Any]) -> Field:

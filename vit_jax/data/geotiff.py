@@ -69,13 +69,19 @@ class Raster:
     place: `crs` and `transform`, as rasterio has them.
   """
 
-  def __init__(self, path: paths.AnyPath, channels: int = 0):
-    """Opens a file; raises RunError if it cannot be read.
+  def __init__(
+    self, path: paths.AnyPath, channels: int = 0, bands: Sequence[int] = (),
+    fill: np.ndarray | None = None,
+  ):  # fmt: skip
+    """Opens a file; raises RunError if it cannot be read, or has fewer bands than are asked for.
 
     Args:
       path: of the file.
       channels: that a model takes. A last band that is said to be alpha is left out, and says which
         pixels are there, where it is one too many. Of four bands of 8 bits GDAL says so unasked.
+      bands: those that are read, by their numbers from 1 on, in their order, instead of all; 0 is
+        one that the file does not have.
+      fill: values of these.
     """
     if isinstance(path, paths.ZipPath):
       raise RunError(f'{path} is in a zip file: unpack it, so that it can be read in rows')
@@ -87,11 +93,19 @@ class Raster:
     self._key = str(self._local), found.st_mtime_ns, found.st_size
     file = self._file
     alpha = file.colorinterp[-1] == rasterio().enums.ColorInterp.alpha
-    left = alpha and file.count == channels + 1
+    left = alpha and file.count == channels + 1 and not bands
     self._all_there = alpha and not left and file.nodata is None
-    self._bands = [*range(1, file.count + 1 - left)]
+    whole = [*(bands or range(1, file.count + 1 - left))]
+    if max(whole) > file.count:
+      raise RunError(
+        f'{path} has {file.count} band{"s"[: file.count != 1]}, and bands='
+        f'{",".join(map(str, whole))} asks for number {max(whole)}'
+      )
+    self._bands = [band for band in whole if band]
+    self._places = np.flatnonzero(whole)
+    self._fill = np.zeros(len(whole)) if fill is None else fill
     self.size: tuple[int, int] = file.height, file.width
-    self.channels, own = len(self._bands), file.dtypes[0]
+    self.channels, own = len(whole), file.dtypes[0]
     self.dtype = own if own in _DTYPES else 'float32'
     if np.dtype(own).kind not in 'uif':
       raise RunError(f'{path} has values of type {own}: wanted are numbers')
@@ -134,7 +148,11 @@ class Raster:
       raise RunError(f'cannot read {self.path} at row {top}: {error}') from None
     if pixels.dtype.kind == 'f':
       there &= np.isfinite(pixels).all(-1)
-    return np.where(there[..., None], pixels, 0).astype(self.dtype), there
+    found = np.where(there[..., None], pixels, 0).astype(self.dtype)
+    if len(self._places) < self.channels:
+      some, found = found, np.empty((*there.shape, self.channels), self.dtype)
+      found[...], found[..., self._places] = self._fill, some
+    return found, there
 
   def check(self, channels: int, dtype: str) -> None:
     """Raises MisfitError unless it is what a model takes."""

@@ -2,7 +2,8 @@
 
 An image has one channel (grey), two (grey and alpha), three (colour), four (colour and alpha), or
 any number of which nothing is known. Grey and colour become each other, and alpha is dropped, where
-the model takes the other; nothing is made up, and everything else is a `MisfitError`.
+the model takes the other; nothing is made up, and everything else is a `MisfitError`. Of images of
+floats NaN, or what a TIFF file calls nodata, is a number that is missing.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import io
 import math
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -37,12 +38,14 @@ _GREY_ALPHA = 4
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, _GREY_ALPHA: 2, 6: 4}
 
 
-def decode(image: bytes | np.ndarray, channels: int, dtype: str = 'uint8') -> np.ndarray:
+def decode(
+  image: bytes | np.ndarray, channels: int, dtype: str = 'uint8', *, gaps: bool = False
+) -> np.ndarray:
   """An image, encoded or not -> (height, width, channels), turned as its EXIF tag says.
 
   Raises:
     MisfitError: if it has other channels than those, or values of another type: 'uint8', 'uint16'
-      or 'float32'.
+      or 'float32'; or if a number is missing, unless there may be `gaps`.
     ValueError: if the bytes are not a valid image, or only the beginning of one.
   """
   if isinstance(image, bytes) and channels in (1, 3) and _kind(image) in _EVERYDAY:
@@ -51,7 +54,35 @@ def decode(image: bytes | np.ndarray, channels: int, dtype: str = 'uint8') -> np
     pixels = _converted(*_whole(image), channels)
   if pixels.dtype != dtype:
     raise MisfitError(f'has values of type {pixels.dtype}, not {dtype}')
+  if not gaps and dtype == 'float32' and np.isnan(pixels).any():
+    raise MisfitError('has values that are not finite')
   return pixels
+
+
+def chosen(image: bytes | np.ndarray, bands: Sequence[int], fill: np.ndarray) -> np.ndarray:
+  """Some bands of an image in another order: (height, width, len(bands)).
+
+  Args:
+    image: encoded or not.
+    bands: their numbers, from 1 on; 0 is one that the image does not have.
+    fill: what stands for each where that is so.
+
+  Raises:
+    MisfitError: if it has fewer bands.
+    ValueError: as `decode`.
+  """
+  pixels, _ = _whole(image)
+  if max(bands) > pixels.shape[2]:
+    raise MisfitError(
+      f'has {pixels.shape[2]} bands, and bands={",".join(map(str, bands))} asks for number '
+      f'{max(bands)}'
+    )
+  empty = np.empty(pixels.shape[:2], pixels.dtype)
+  each = [
+    pixels[..., band - 1] if band else np.full_like(empty, value)
+    for band, value in zip(bands, fill, strict=True)
+  ]
+  return np.stack(each, axis=-1)
 
 
 def described(image: bytes | np.ndarray) -> tuple[tuple[int, int], int, str]:
@@ -103,12 +134,14 @@ class Opened:
     size: height and width, upright.
   """
 
-  def __init__(self, image: bytes | np.ndarray, channels: int, dtype: str = 'uint8'):
+  def __init__(
+    self, image: bytes | np.ndarray, channels: int, dtype: str = 'uint8', *, gaps: bool = False
+  ):
     """See `decode`."""
     self._image, self._channels, self._dtype = image, channels, dtype
     usual = isinstance(image, bytes) and channels in (1, 3) and dtype == 'uint8'
     self._header = jpeg.read_header(image) if usual else None  # type: ignore
-    self._pixels = None if self._header else decode(image, channels, dtype)
+    self._pixels = None if self._header else decode(image, channels, dtype, gaps=gaps)
     self.size: tuple[int, int] = (
       (self._header.height, self._header.width) if self._header else self._pixels.shape[:2]  # type: ignore
     )
@@ -271,10 +304,10 @@ def _whole(image: bytes | np.ndarray) -> tuple[np.ndarray, bool]:
   if kind == 'TIFF':
     header = tiff.read_header(image)
     if not header.is_picture:
-      return tiff.decode(image, header), header.has_alpha
+      return tiff.without(tiff.decode(image, header), header), header.has_alpha
     # Palettes and colour spaces are OpenCV's to know, and orientation.
     pixels = _decoded(image, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
-    return pixels[..., ::-1], False
+    return tiff.without(pixels[..., ::-1], header), False
   if not kind:
     raise ValueError(f'{len(image)} bytes that do not decode as an image')
   if kind == 'PNM' and (most := _most(image)) not in (255, 65535):
@@ -322,13 +355,13 @@ def _checked(pixels: np.ndarray) -> np.ndarray:
   if pixels.ndim != 3 or not pixels.size:
     raise MisfitError(f'is an array of shape {pixels.shape}, not (height, width, channels)')
   if pixels.dtype in _DTYPES:
-    sound = pixels.dtype != np.float32 or np.isfinite(pixels).all()
+    sound = pixels.dtype != np.float32 or not np.isinf(pixels).any()
   else:  # what has an exact counterpart is that
     if pixels.dtype.kind not in 'iuf':
       raise MisfitError(f'has values of type {pixels.dtype}')
     with np.errstate(over='ignore'):
       exact, pixels = pixels, pixels.astype(np.float32)
-    sound = np.isfinite(pixels).all()
+    sound = not np.isinf(pixels).any()
     if exact.dtype.kind in 'iu' and sound and (exact != pixels).any():
       raise MisfitError(f'has values of type {exact.dtype}, beyond the precision of float32')
   if not sound:

@@ -19,9 +19,9 @@ from vit_jax.data.misfit import MisfitError
 # Tags.
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION = 256, 257, 258, 259, 262, 274
 _SAMPLES, _STRIP_ROWS, _PLANES, _PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT = 277, 278, 284, 317, 322, 323
-_EXTRA, _FORMAT = 338, 339
+_EXTRA, _FORMAT, _NODATA = 338, 339, 42113
 _PLACES = ((273, 279), (324, 325))  # offsets and byte counts of strips, or of tiles
-_TYPES = {1: 'B', 3: 'H', 4: 'I', 16: 'Q'}
+_TYPES = {1: 'B', 2: 'B', 3: 'H', 4: 'I', 16: 'Q'}
 # Photometric interpretations; how many samples of a pixel are a picture's.
 _GREY, _RGB = 1, 2
 _PICTURE = {0: 1, _GREY: 1, _RGB: 3, 3: 1, 5: 4, 6: 3, 8: 3}
@@ -53,6 +53,14 @@ class Header:
   def channels(self) -> int:
     """Samples of a pixel."""
     return self.one(_SAMPLES, 1)
+
+  @property
+  def nodata(self) -> float | None:
+    """The number that stands for a missing one, as GDAL writes it; None for none."""
+    try:
+      return float(bytes(self.tags.get(_NODATA, ())).rstrip(b'\0'))
+    except ValueError:
+      return None
 
   @property
   def is_picture(self) -> bool:
@@ -112,6 +120,13 @@ def read_header(data: bytes) -> Header:
     kinds = {1: 'unsigned', 2: 'signed', 3: 'floating-point', 4: 'unsigned'}
     raise MisfitError(f'has {kinds.get(max(formats), "other")} values of {max(bits)} bits')
   return header
+
+
+def without(pixels: np.ndarray, header: Header) -> np.ndarray:
+  """Floats of a file, those that stand for missing ones NaN; whole numbers as they are."""
+  if pixels.dtype != np.float32 or header.nodata is None:
+    return pixels
+  return np.where(pixels == np.float32(header.nodata), np.float32(np.nan), pixels)
 
 
 def decode(data: bytes, header: Header) -> np.ndarray:

@@ -29,7 +29,7 @@ def shown(pixels: np.ndarray) -> np.ndarray:
   """An image of any type and number of channels as a picture of the same size.
 
   Of more than three channels the first three are shown; what has more than 8 bits is stretched from
-  its second to its 98th percentile.
+  its second to its 98th percentile. What is missing is black.
 
   Args:
     pixels: (height, width, channels).
@@ -38,8 +38,9 @@ def shown(pixels: np.ndarray) -> np.ndarray:
   pixels = pixels[..., [0, 0, 0]] if channels < 3 else pixels[..., :3]
   if pixels.dtype == np.uint8:
     return np.ascontiguousarray(pixels)
-  low, high = np.percentile(pixels, (2, 98))
-  stretched = (pixels.astype(np.float64) - low) / max(high - low, 1e-12)
+  known = np.isfinite(pixels)
+  low, high = np.percentile(pixels[known], (2, 98)) if known.any() else (0, 1)
+  stretched = (np.where(known, pixels, low).astype(np.float64) - low) / max(high - low, 1e-12)
   return np.rint(np.clip(stretched, 0, 1) * 255).astype(np.uint8)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.evaluators.edges import overlaps
+from vit_jax.data.edges import overlaps
 from vit_jax.evaluators.evaluator import Found, Scores, Table
 from vit_jax.evaluators.segmentation import Segmentation, confusion_of
 

@@ -10,8 +10,8 @@ import numpy as np
 from etils import epy
 
 from vit_jax.core.errors import RunError
+from vit_jax.data.edges import overlaps
 from vit_jax.data.examples import Example
-from vit_jax.evaluators.edges import overlaps
 from vit_jax.evaluators.evaluator import Evaluator, Found, Over, Scores, Table
 from vit_jax.evaluators.windowed import Windowed
 from vit_jax.tasks.task import Seen
@@ -93,7 +93,7 @@ class Segmentation(Evaluator):
   def record(self, row: Mapping[str, np.ndarray], example: Example, seen: Seen) -> Any:
     """See `Evaluator`: a `Record`."""
     column = next(column for column in seen.rows.columns if column.field == 'map')
-    truth = column.whole(example).astype(np.int64)
+    truth = column.whole(seen.rows.voided(example)).astype(np.int64)
     said = segmentation.in_image(row, example, seen)
     there = truth != column.void
     classes = column.classes

@@ -55,7 +55,7 @@ class Windowed:
     rows = over.seen.rows
     if not isinstance(rows.view.crop, Resize):
       raise RunError('windows=True sees images whole: crop.name must be resize')
-    self._rows = Whole(View(rows.view.crop), rows.images, rows.columns, shorter)
+    self._rows = Whole(View(rows.view.crop), rows.images, rows.columns, shorter=shorter)
     self.source, self.seen = over.source, Seen(self._rows, over.seen.fields, over.seen.top)
     self.shown, self.looked = [], {}
     self._evaluator, self._over = evaluator, over
@@ -110,8 +110,7 @@ class Windowed:
     size = next(iter(pixels.values())).shape[:2]
 
     def read(top: int, rows: int) -> dict[str, np.ndarray]:
-      found = {name: image[top : top + rows] for name, image in pixels.items()}
-      return {**found, 'there': np.ones((rows, size[1]), bool)}
+      return {name: image[top : top + rows] for name, image in pixels.items()}
 
     lanes = max(1, self._over.lanes)
     # Where nothing is brought back no more is held than what is decided.

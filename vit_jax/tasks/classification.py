@@ -105,7 +105,7 @@ class Classification(Images):
   def notes(self, model: Any, fields: Fields) -> list[str]:
     """See `Task`."""
     names = fields[self.classed].names if self.classed in fields else ()
-    lines = []
+    lines = super().notes(model, fields)
     if names and model.num_classes != len(names):
       lines.append(
         f'model.num_classes={model.num_classes}, but the data have {len(names)} classes: the '

@@ -126,10 +126,10 @@ class Detection(Images):
 
   def notes(self, model: Any, fields: Fields) -> list[str]:
     """See `Task`."""
-    del fields
     how = 'cross-entropy' if model.nothing else 'focal loss'
     room = min(self.most, model.queries)
-    return [f'{model.queries} queries, {how}; room for {room} objects in an image']
+    own = f'{model.queries} queries, {how}; room for {room} objects in an image'
+    return [own, *super().notes(model, fields)]
 
   def rows(self, model: Any, fields: Fields, view: View, *, train: bool) -> Rows:
     """See `Task`."""

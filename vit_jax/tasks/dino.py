@@ -146,7 +146,7 @@ class Dino(Images):
     if model.patch_head != 'none':
       most = self._partly(model).hiding.count
       lines.append(f'hidden: up to {most} patches of {self.masked:.0%} of the large views')
-    return lines
+    return lines + super().notes(model, fields)
 
   def _partly(self, model: Any) -> Partly:
     grid = model.encoder.grid

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from etils import epy
 
@@ -21,6 +21,7 @@ from vit_jax.tasks.task import Batch, Fields, Task
 with epy.lazy_imports():
   import jax
   import jax.numpy as jnp
+  import numpy as np
 
 UNSET: Any = None
 
@@ -32,11 +33,14 @@ class Images(Task):
   Attributes:
     mean, std: per channel (or one for all) of pixels in [0, 1], to normalise with; of images of
       floats in their own unit. Unset: those of the checkpoint that the run starts from, or 0.5.
+    measure: whether, where they are unset, they are those of each band of a thousand of the
+      training images instead. They are measured once: checkpoints have them.
     images: names of the fields that are the images of an example.
   """
 
   mean: tuple[float, ...] = UNSET
   std: tuple[float, ...] = UNSET
+  measure: bool = False
   images: ClassVar[tuple[str, ...]] = ('image',)
 
   def normalize(self, images: jax.Array) -> jax.Array:
@@ -51,6 +55,46 @@ class Images(Task):
     spread = lambda given: given * channels if len(given) == 1 else given  # noqa: E731
     return spread(self.mean or (0.5,)), spread(self.std or (0.5,))
 
+  def measured(self, model: Any, fields: Fields) -> tuple[Image, ...]:
+    """See `Task`: all images, if anything is to be measured; RunError if all is given."""
+    if not self.measure:
+      return ()
+    if self.mean is not None and self.std is not None:
+      raise RunError(
+        f'task.measure=True, and task.mean={self.mean} is given: leave out one of them, by '
+        '--config.task.mean=None --config.task.std=None'
+      )
+    return self._columns(model, fields)
+
+  def settled(self, fields: Fields) -> Self:
+    """See `Task`: mean and std of the data, over all images of an example."""
+    own = [fields[name] for name in self.images if name in fields and fields[name].center]
+    if not self.measure or not own:
+      return self
+    center, spread = (np.array([getattr(field, n) for field in own]) for n in ('center', 'spread'))
+    mean = center.mean(0)
+    std = np.sqrt((spread**2 + (center - mean) ** 2).mean(0))
+    return dataclasses.replace(
+      self, mean=self.mean or tuple(mean.tolist()), std=self.std or tuple(std.tolist())
+    )
+
+  def notes(self, model: Any, fields: Fields) -> list[str]:
+    """See `Task`: what was measured."""
+    del model
+    known = [name for name in self.images if name in fields and fields[name].center]
+    if not self.measure or not known:
+      return []
+    written = lambda values: ','.join(f'{value:.4g}' for value in values)  # noqa: E731
+    return [
+      f'task.measure: --config.task.mean={written(self.mean)} --config.task.std='
+      f'{written(self.std)}, of {" and ".join(known)} in the training data'
+    ]
+
+  def usual(self, channels: int, dtype: str) -> np.ndarray:
+    """Of each band the value of a pixel, of that type, that is 0 once it is normalised."""
+    mean = np.array(self.statistics(channels)[0])
+    return mean if dtype == 'float32' else np.rint(mean * np.iinfo(dtype).max).astype(dtype)
+
   def adapt(self, model: Any, fields: Fields) -> Any:
     """See `Task`; raises RunError unless size, mean and std are of the model's images."""
     channels, size = _seeing(model).in_channels, _seeing(model).image_size
@@ -59,10 +103,10 @@ class Images(Task):
         f'model.image_size={size}: the images of this task have a height and a width, nothing else'
       )
     floats = any(name in fields and fields[name].dtype == 'float32' for name in self.images)
-    if floats and self.mean is None:
+    if floats and self.mean is None and not self.measure:
       raise RunError(
-        'images of floats have a unit of their own: give --config.task.mean and --config.task.std '
-        'of each channel'
+        'images of floats have a unit of their own: give --config.task.measure=True, or '
+        '--config.task.mean and --config.task.std of each channel'
       )
     for name in ('mean', 'std'):
       values = getattr(self, name)
@@ -111,16 +155,24 @@ class Images(Task):
     self, model: Any, fields: Fields, view: View, *others: Column, drawn: tuple[Drawn, ...] = ()
   ) -> Columns:
     """Rows of the image as the model takes it, other columns, and what is drawn besides."""
-    images = tuple(image_of(model, fields, name) for name in self.images)
+    images = self._columns(model, fields)
     return Columns(view.sized(_seeing(model).image_size), images, others, drawn)
+
+  def _columns(self, model: Any, fields: Fields) -> tuple[Image, ...]:
+    images = tuple(image_of(model, fields, name) for name in self.images)
+    gaps = any(i.dtype == 'float32' or (i.field in fields and fields[i.field].gaps) for i in images)
+    return tuple(dataclasses.replace(image, gaps=gaps) for image in images)
 
   def augment(self, batch: Batch, key: jax.Array | None, hyper: Mapping[str, Any]) -> Batch:
     """See `Task`: normalises the images, and erases the boxes that the view has drawn.
 
-    Where images do not fill the frame, the rest is 0.
+    Where images do not fill the frame, or pixels are missing, the rest is 0.
     """
     del hyper
     found = {name: self.normalize(batch[name]) for name in self.images}
+    if 'there' in batch:
+      there = batch['there'][..., None] > 0
+      found = {name: jnp.where(there, image, 0) for name, image in found.items()}
     if 'extent' in batch:
       found = {name: image * _inside(image, batch['extent']) for name, image in found.items()}
     batch = {**batch, **found}

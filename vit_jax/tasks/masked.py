@@ -167,7 +167,7 @@ class MaskedImages(Images):
     lines = [f'hidden: {most}{count} of {hiding.patches} patches, target {self.target}']
     if self.target == 'colours' and model.encoder.in_channels == 1:
       lines.append('colours of grey images have 3 bits in all: 8 classes')
-    return lines
+    return lines + super().notes(model, fields)
 
   def rows(self, model: Any, fields: Fields, view: View, *, train: bool) -> Rows:
     """See `Task`."""

@@ -50,6 +50,7 @@ class Panoptic(Queries):
 
   def settled(self, fields: Fields) -> Self:
     """See `Task`: which classes are stuff."""
+    self = super().settled(fields)
     if self.stuff is not None or 'panoptic' not in fields:
       return self
     names, stuff = fields['panoptic'].names, fields['panoptic'].stuff

@@ -54,7 +54,7 @@ class Regression(Images):
 
   def settled(self, fields: Fields) -> Self:
     """See `Task`: center and spread of the data."""
-    field = fields.get('target')
+    self, field = super().settled(fields), fields.get('target')
     if not field:
       return self
     center, spread = self.center or field.center, self.spread or field.spread

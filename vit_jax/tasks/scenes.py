@@ -80,7 +80,7 @@ class Mapper:
     Args:
       model: under the mesh that it is on.
       read: gives rows of all images of the example by their fields, from one on so many, and
-        'there', bool (rows, width): what is not is the mean of its band for the model.
+        perhaps 'there', (rows, width): what is not is the mean of its band for the model.
       size: height and width of the images.
 
     Yields:
@@ -103,7 +103,7 @@ class Mapped(NamedTuple):
 
 def mapped(
   model: Any, task: Any, seen: Seen, files: Sequence[paths.AnyPath], *, map_file: paths.Path,
-  scores_file: paths.Path, batch: int, overlap: float = 0.5,
+  scores_file: paths.Path, batch: int, overlap: float = 0.5, bands: Sequence[int] = (),
 ) -> Mapped:  # fmt: skip
   """Writes the map of a scene, and the probabilities of its classes, at the place of the scene.
 
@@ -118,6 +118,8 @@ def mapped(
     scores_file: GeoTIFF of a band for each class.
     batch: windows at a time; the devices divide it.
     overlap: of neighbouring windows at least, as a share of a window.
+    bands: of the files, one for each channel of the model by its number from 1 on, or 0 where there
+      is none; all of them in their order if none are given.
 
   Raises:
     RunError: if a file cannot be read, is not what the model takes, or not where the others are.
@@ -125,7 +127,8 @@ def mapped(
   mapper = Mapper(task, model.config.image_size, batch=batch, overlap=overlap)
   images = seen.rows.images
   rasters = [
-    geotiff.Raster(path, image.channels) for path, image in zip(files, images, strict=True)
+    geotiff.Raster(path, image.channels, bands, task.usual(image.channels, image.dtype))
+    for path, image in zip(files, images, strict=True)
   ]
   for raster, image in zip(rasters, images, strict=True):
     try:
@@ -188,10 +191,5 @@ def _reader(rasters: Sequence[Any], names: Sequence[str]) -> Callable[[int, int]
 
 
 def _scores(task: Any, model: Any, parts: Mapping[str, Any]) -> jax.Array:
-  """Probabilities in windows, of which some pixels may be missing."""
-  pixels = {name: value for name, value in parts.items() if name != 'there'}
-  batch = task.augment(pixels, None, {})
-  there = parts['there'][..., None]
-  image = batch['image']
-  there = there[:, None] if image.ndim > there.ndim else there
-  return task.scores(model, {**batch, 'image': jnp.where(there, image, 0)})
+  """Probabilities in windows."""
+  return task.scores(model, task.augment(dict(parts), None, {}))

@@ -28,6 +28,8 @@ with epy.lazy_imports():
 if TYPE_CHECKING:
   import numpy as np
 
+  from vit_jax.data.rows.columns import Image
+
 DTYPES = ('float32', 'bfloat16')
 Batch = dict[str, Any]  # of arrays whose leading axis is the batch
 # Sums over a batch, each with the name of the total that it is divided by to be reported.
@@ -135,6 +137,16 @@ class Task:
   def networks(self) -> dict[str, Network]:
     """Its fields that are networks of its own, by name."""
     return {name: value for name, value in vars(self).items() if isinstance(value, Network)}
+
+  def measured(self, model: Any, fields: Fields) -> tuple[Image, ...]:
+    """Images of which mean and spread of each band are to be in the fields that `settled` gets.
+
+    Args:
+      model: resolved.
+      fields: of the examples, those of the first training data.
+    """
+    del model, fields
+    return ()
 
   def settled(self, fields: Fields) -> Self:
     """The task with what only the data can tell in fields that are unset.

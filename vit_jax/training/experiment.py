@@ -27,7 +27,7 @@ from vit_jax.core.errors import RunError
 from vit_jax.costs.step import Pass
 from vit_jax.costs.step import step as step_flops
 from vit_jax.data import folds, pipeline
-from vit_jax.data.audit import audit, with_statistics
+from vit_jax.data.audit import audit, with_bands, with_statistics
 from vit_jax.data.classes import matched
 from vit_jax.data.config import ORDERS
 from vit_jax.data.examples import NoSplitError, check_classes, with_names
@@ -122,6 +122,9 @@ class Experiment:
     card = next((start.card for start in self._starts if start.sees), card)
     if known:
       model = _with_classes(model, known.model)
+    if not known and (images := cfg.task.measured(model.resolve(), self.fields)):
+      skip = pipeline.log if cfg.data.on_corrupt == 'skip' else None
+      self.fields = exchange.from_first(lambda: with_bands(self.source, self.fields, images, skip))
     cfg = dataclasses.replace(cfg, task=cfg.task.settled(self.fields))
     model = cfg.task.fitted(model, self.fields)
     model = cfg.task.adapt(model.resolve(), self.fields)

@@ -12,6 +12,7 @@ from vit_jax.core.errors import RunError
 from vit_jax.data import masks, preprocess
 from vit_jax.data.colours import Colour
 from vit_jax.data.examples import Example
+from vit_jax.data.fields import VOID, Changed
 from vit_jax.data.misfit import MisfitError
 from vit_jax.data.rows import Array
 from vit_jax.data.views import Placement, View
@@ -67,7 +68,9 @@ class Columns:
   Where the view erases, there are also `erased`, int32 (boxes, 4): top, left, height and width, 0
   for none; and `erased_colour`, float32 (boxes, channels), unless it is noise that goes there.
   Where its crop fills the frame up, there is `extent`, float32 (2,): which share of the height and
-  of the width is image, from the top and the left.
+  of the width is image, from the top and the left. Where images may have gaps there is `there`,
+  uint8 (height, width), 0 for pixels that are missing in any image, which are 0, and are of no
+  class in maps.
   """
 
   view: View
@@ -106,6 +109,8 @@ class Columns:
       found |= each.arrays()
     if self.view.crop.fills:
       found['extent'] = Array((2,), np.float32)
+    if self.gaps:
+      found['there'] = Array(self.view.size, np.uint8)
     if boxes := self.view.erase.count:
       found['erased'] = Array((boxes, 4), np.int32)
       if self.view.erase.mode != 'pixel':
@@ -119,6 +124,10 @@ class Columns:
     row: dict[str, Any] = {}
     for image, pixels in zip(self.images, opened, strict=True):
       row[image.field] = pixels.within(placement)
+    if self.gaps:
+      there = self._there(example, opened)
+      row |= self._with_gaps(row, placement.labels(there.astype(np.uint8), 1))
+      example = self._voided(example, there)
     for column in self.columns:
       row |= column.make(example, placement)
     if self.view.crop.fills:
@@ -127,6 +136,53 @@ class Columns:
     for each in self.drawn:
       row |= each.make(example, rng)
     return row
+
+  @property
+  def gaps(self) -> bool:
+    """Whether pixels may be missing."""
+    return any(image.gaps for image in self.images)
+
+  def decoded(self, example: Example) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The images of an example by their fields, all of them, and which pixels are there."""
+    opened = [image.open(example) for image in self.images]
+    self._placed(opened, None)  # or their sizes differ
+    found = {i.field: each.decoded() for i, each in zip(self.images, opened, strict=True)}
+    return found, self._there(example, opened)
+
+  def voided(self, example: Example) -> Example:
+    """The example, its maps of no class where pixels are missing."""
+    if not self.gaps:
+      return example
+    opened = [image.open(example) for image in self.images]
+    return self._voided(example, self._there(example, opened))
+
+  def _there(self, example: Example, opened: list[preprocess.Opened]) -> np.ndarray:
+    """Which pixels are in all images, bool (height, width)."""
+    size = opened[0].size
+    there = np.asarray(example.get('there', np.ones(size, bool)), bool)
+    for image, pixels in zip(self.images, opened, strict=True):
+      if image.dtype == 'float32' and pixels.size == size:
+        there = there & np.isfinite(pixels.decoded()).all(-1)
+    return there
+
+  def _voided(self, example: Example, there: np.ndarray) -> Example:
+    if there.all():
+      return example
+    maps = {n for column in self.columns for n, kind in column.needs.items() if kind == 'map'}
+
+    def change(labels: np.ndarray) -> np.ndarray:  # of another size it is refused by its column
+      return np.where(there, labels, VOID) if labels.shape == there.shape else labels
+
+    return {**example, **{name: Changed(example[name], change) for name in maps}}
+
+  def _with_gaps(self, row: Mapping[str, Any], there: np.ndarray) -> dict[str, Any]:
+    """Images of a row, 0 where pixels are missing, and which are there."""
+    for image in self.images:
+      if image.dtype == 'float32':  # what was made of a missing number is missing, too
+        there = there & np.isfinite(row[image.field]).all(-1)
+    own = {image.field: row[image.field] for image in self.images}
+    kept = {n: np.where(there[..., None] > 0, x, x.dtype.type(0)) for n, x in own.items()}
+    return {**kept, 'there': there.astype(np.uint8)}
 
   def _erased(self, placement: Placement, rng: np.random.Generator) -> dict[str, Any]:
     """Which boxes are erased, and by which colours of normalised images."""
@@ -191,6 +247,8 @@ class Whole(Columns):
   def pixels(self, example: Example) -> tuple[tuple[int, int], dict[str, np.ndarray]]:
     """How large the images are, and they themselves by their fields: (height, width, channels).
 
+    With gaps also `there`, as in rows.
+
     Raises:
       MisfitError, ValueError: if they cannot be read, or their sizes differ.
     """
@@ -198,8 +256,11 @@ class Whole(Columns):
     own = opened[0].size
     by = self.shorter / min(own) if self.shorter else 1
     placement = self._at(own, by)._placed(opened, None)
-    found = zip(self.images, opened, strict=True)
-    return own, {image.field: pixels.within(placement) for image, pixels in found}
+    row = {i.field: each.within(placement) for i, each in zip(self.images, opened, strict=True)}
+    if not self.gaps:
+      return own, row
+    there = placement.labels(self._there(example, opened).astype(np.uint8), 1)
+    return own, self._with_gaps(row, there)
 
   def placement(self, example: Example) -> Placement:
     """See `Columns`: predictions are in the frame of the image, at its own size, already."""
@@ -219,11 +280,13 @@ class Image:
     channels: that the model takes.
     dtype: of the values, 'uint8', 'uint16' or 'float32'.
     field: its name.
+    gaps: whether pixels may be missing: NaN, or those that are not in 'there' of the example.
   """
 
   channels: int
   dtype: str = 'uint8'
   field: str = 'image'
+  gaps: bool = False
 
   @property
   def needs(self) -> dict[str, str]:
@@ -237,7 +300,7 @@ class Image:
   def open(self, example: Example) -> preprocess.Opened:
     """The image of an example, its size known."""
     value: Any = example[self.field]
-    return preprocess.Opened(value, self.channels, self.dtype)
+    return preprocess.Opened(value, self.channels, self.dtype, gaps=self.gaps)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,19 +22,24 @@ class Tiles(Paired):
   """Directories of scenes, such as GeoTIFF, and of maps: an example is a tile, read by itself.
 
   Directories are those of `Paired`. Tiles lie side by side; the last ones of a row and of a column
-  are moved inwards. A pixel without data in an image is 0 there, and of no class in the map. Needs
-  rasterio: pip install 'vit_jax[geo]'.
+  are moved inwards. A pixel without data in an image is none for the model, and of no class in the
+  map. Needs rasterio: pip install 'vit_jax[geo]'.
 
   Attributes:
     tile: height and width.
+    bands: of the images, their numbers from 1 on, in the order in which the model takes them; all
+      of them if none are given.
   """
 
   tile: tuple[int, int] = (256, 256)
+  bands: tuple[int, ...] = ()
 
   def __post_init__(self):
     super().__post_init__()
     if min(self.tile) < 1:
       raise RunError(f'data.source.tile={self.tile} must be at least 1 pixel each way')
+    if min(self.bands, default=1) < 1:
+      raise RunError(f'data.source.bands={self.bands}: the first band is number 1')
 
   def open(self, split: str) -> TilesSource:
     """A split.
@@ -56,6 +61,7 @@ class TilesSource(PairedSource):
   def __init__(self, config: Tiles, given: paths.AnyPath, split: str):
     super().__init__(config, given, split)
     self._tile, fields, ends = config.tile, dict(self.fields), [0]
+    self._bands = config.bands
     self._grids: list[tuple[list[int], list[int]]] = []
     for number in range(super().__len__()):
       rasters = {name: self._raster(name, number) for name in fields}
@@ -64,7 +70,9 @@ class TilesSource(PairedSource):
         raster.lies_on(first)
         field = fields[name]
         if field.kind == 'image':
-          fields[name] = dataclasses.replace(field, dtype=raster.dtype, channels=raster.channels)
+          fields[name] = dataclasses.replace(
+            field, dtype=raster.dtype, channels=raster.channels, gaps=True
+          )
       if any(side < least for side, least in zip(first.size, config.tile, strict=True)):
         raise RunError(
           f'{first.path} has {first.size[0]} x {first.size[1]} pixels, fewer than a tile: '
@@ -81,7 +89,8 @@ class TilesSource(PairedSource):
   def _raster(self, name: str, number: int) -> Any:
     from vit_jax.data import geotiff
 
-    return geotiff.Raster(paths.inside(self._files[name][number]))
+    bands = self._bands if self.fields[name].kind == 'image' else ()
+    return geotiff.Raster(paths.inside(self._files[name][number]), bands=bands)
 
   def __len__(self) -> int:
     return self._ends[-1]
@@ -107,6 +116,7 @@ class TilesSource(PairedSource):
     path = self._files[self._first][number]
     return {
       **example,
+      'there': there,
       'name': f'{path} [{top}:{top + self._tile[0]}, {left}:{left + self._tile[1]}]',
     }
 
