@@ -21,9 +21,11 @@ from vit_jax.evaluators.change import changes, xview2
 from vit_jax.evaluators.panoptic import counted
 
 Arrays = Mapping[str, np.ndarray]
+Control = Callable[[Arrays, Arrays], Arrays]
 # Overlap from which a box is that of an object; recalls at which precision is read, as COCO does.
 _OVERLAP, _RECALLS = 0.5, np.linspace(0, 1, 101)
 _PIXELS = 400_000  # that a control learns from
+_DRAWN = 500  # pictures of land, of which post-classification learns what covers it
 
 
 def found_boxes(outputs: Arrays, truth: Arrays) -> np.ndarray:
@@ -185,38 +187,109 @@ def differing_pixels(train: Arrays, test: Arrays) -> dict[str, np.ndarray]:
   """Pixels whose colours differ by more than a threshold, which is best on the training images."""
   apart = lambda x: np.abs(x['before'] - x['after'].astype(float)).mean(-1)  # noqa: E731
   known, truth = apart(train), train['map']
-  there = truth < 255
-
-  def f1(threshold: float) -> float:
-    said, true = known[there] > threshold, truth[there] > 0
-    return 2 * (said & true).sum() / max(said.sum() + true.sum(), 1)
-
-  best = max(np.quantile(known, np.linspace(0.01, 0.99, 99)), key=f1)
-  return {'map': (apart(test) > best).astype(np.int64)}
+  least = _threshold(known[truth < 255], truth[truth < 255] > 0)
+  return {'map': (apart(test) > least).astype(np.int64)}
 
 
-def pairs_of_pixels(train: Arrays, test: Arrays) -> dict[str, np.ndarray]:
-  """Logistic regression of the class of a pixel on what is known of it alone at both dates."""
-  said = _classified(_of_pairs(train), train['map'].reshape(-1), _of_pairs(test), balanced=True)
-  return {'map': said.reshape(test['map'].shape)}
+def _threshold(known: np.ndarray, changed: np.ndarray) -> float:
+  """Above which what is known is taken for a change: the one of the best F1."""
+
+  def f1(least: float) -> float:
+    said = known > least
+    return 2 * (said & changed).sum() / max(said.sum() + changed.sum(), 1)
+
+  # Changes are rare, so that the best one is among the highest.
+  shares = 1 - np.geomspace(1e-3, 0.99, 99)
+  return max(np.quantile(known, shares).tolist(), key=f1)
+
+
+def changing_pixels(train: Arrays, test: Arrays) -> dict[str, np.ndarray]:
+  """Logistic regression of whether a pixel has changed on what is known of it alone at both dates.
+
+  Without weights; the threshold on the probability is the best one on the training images.
+  """
+  known, wanted = _of_pairs(train), np.minimum(train['map'].reshape(-1), 1)
+  chosen = _some(train['map'].reshape(-1))
+  model = _regression().fit(known[chosen], wanted[chosen])
+  likely = lambda x: model.predict_proba(x)[:, 1]  # noqa: E731
+  least = _threshold(likely(known[chosen]), wanted[chosen] > 0)
+  return {'map': (likely(_of_pairs(test)) > least).reshape(test['map'].shape).astype(np.int64)}
+
+
+def post_classification(train: Arrays, test: Arrays) -> dict[str, np.ndarray]:
+  """Each date is classified by itself, and what is of another class then has changed.
+
+  Logistic regression of the cover of a pixel on what is known of it alone, without weights. It
+  learns from land of the same kind whose cover is known, which no other control is told.
+  """
+  from vit_jax.data.generators.terrain import Terrain
+
+  land, rng = Terrain(size=train['map'].shape[1:]), np.random.default_rng(0)  # type: ignore
+  drawn = [land.example(rng, train=True) for _ in range(_DRAWN)]
+  images, cover = (np.stack([each[name] for each in drawn]) for name in ('image', 'map'))
+  chosen = _some(np.minimum(cover, 255).reshape(-1))
+  model = _regression().fit(of_pixels(images)[chosen], cover.reshape(-1)[chosen])
+  before, after = (model.predict(of_pixels(test[name])) for name in ('before', 'after'))
+  return {'map': (before != after).reshape(test['map'].shape).astype(np.int64)}
+
+
+def usual(metric: Metric) -> Control:
+  """The class that scores best on the training images, everywhere."""
+
+  def everywhere(train: Arrays, test: Arrays) -> dict[str, np.ndarray]:
+    truth = train['map']
+    classes = range(int(truth[truth < 255].max()) + 1)
+    score = lambda c: metric.score(metric.records({'map': np.full_like(truth, c)}, train))  # noqa: E731
+    return {'map': np.full(test['map'].shape, max(classes, key=score), np.int64)}
+
+  return everywhere
+
+
+def pairs_of_pixels(*, balanced: bool) -> Control:
+  """Logistic regression of the class of a pixel on what is known of it alone at both dates.
+
+  Args:
+    balanced: whether all classes weigh the same; else all pixels do.
+  """
+
+  def control(train: Arrays, test: Arrays) -> dict[str, np.ndarray]:
+    wanted = train['map'].reshape(-1)
+    said = _classified(_of_pairs(train), wanted, _of_pairs(test), balanced=balanced)
+    return {'map': said.reshape(test['map'].shape)}
+
+  return control
 
 
 def _classified(
   known: np.ndarray, wanted: np.ndarray, asked: np.ndarray, *, balanced: bool = False
 ) -> np.ndarray:
-  rng = np.random.default_rng(0)
-  chosen = rng.permutation(np.flatnonzero(wanted < 255))[:_PIXELS]
+  chosen = _some(wanted)
+  return _regression(balanced=balanced).fit(known[chosen], wanted[chosen]).predict(asked)
+
+
+def _some(wanted: np.ndarray) -> np.ndarray:
+  """Places of pixels that have a class, as often as they are."""
+  return np.random.default_rng(0).permutation(np.flatnonzero(wanted < 255))[:_PIXELS]
+
+
+def _regression(*, balanced: bool = False) -> Any:
   weight: Any = 'balanced' if balanced else None
-  model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=100, class_weight=weight))
-  return model.fit(known[chosen], wanted[chosen]).predict(asked)
+  return make_pipeline(StandardScaler(), LogisticRegression(max_iter=100, class_weight=weight))
 
 
-Control = Callable[[Arrays, Arrays], Arrays]
 BOXES: Mapping[str, Control] = {
   'boxes of the most similar images': nearest_boxes, 'the most frequent boxes': usual_boxes,
 }  # fmt: skip
 SEGMENTS: Mapping[str, Control] = {'logistic regression of each pixel': pixel_segments}
 CHANGES: Mapping[str, Control] = {
-  'pixels that differ': differing_pixels, 'logistic regression of pairs of pixels': pairs_of_pixels,
+  'changed everywhere, or nowhere': usual(CHANGE_F1), 'pixels that differ': differing_pixels,
+  'cover of each date compared': post_classification,
+  'logistic regression of pairs of pixels': changing_pixels,
 }  # fmt: skip
-DAMAGE: Mapping[str, Control] = {'logistic regression of pairs of pixels': pairs_of_pixels}
+DAMAGE: Mapping[str, Control] = {
+  'one class everywhere': usual(XVIEW2),
+  'logistic regression of pairs of pixels': pairs_of_pixels(balanced=False),
+  'logistic regression of pairs of pixels, classes weighing the same': pairs_of_pixels(
+    balanced=True
+  ),
+}
