@@ -191,8 +191,9 @@ def _with_more(record: dict[str, Any]) -> None:
       evaluation |= dict(windows=False, overlap=0.5, shorter=0, boundary=0.0)
   if 'mean' in record.get('task', {}):
     record['task']['measure'] = False
-  if record.get('data', {}).get('source', {}).get('name') == 'tiles':
-    record['data']['source']['bands'] = []
+  for part in _described(record):
+    if part.get('name') == 'tiles':
+      part['bands'] = []
 
 
 def _axes_known(facts: dict[str, Any]) -> None:
