@@ -60,8 +60,8 @@ class Tokenizer(abc.ABC):
   """A vocabulary, the form of texts that it expects, and the frame of rows.
 
   Attributes:
-    length: tokens of a row; 0 for what is usual for its kind: 77 of CLIP, 128 of bytes, 16 of words,
-      64 of all others.
+    length: tokens of a row; 0 for what is usual for its kind: 77 of CLIP, 128 of bytes, 16 of
+      words, 64 of all others.
     known: the `digest` that it must have; '' for any. Checkpoints say it of theirs, so that another
       file under the same name is refused.
   """
