@@ -34,6 +34,7 @@ CONFIGS = [
   'ssl.py:mae,imagenette', 'ssl.py:dinov2,imagenette', 'ssl.py:labels,imagenette',
   'mae.py:H/14,800', 'simmim.py:B/16,800', 'dino.py:S/16,800', 'ibot.py:B/16,400',
   'dinov2.py:L/14,22k', 'land_cover.py', 'land_cover.py:tiles', 'change.py', 'change.py:levir',
+  'contrastive.py', 'contrastive.py:softmax',
   'damage.py', 'damage.py:xbd', 'detection.py', 'detection.py:photos', 'panoptic.py',
   'detr.py', 'detr.py:coco', 'detr.py:original,coco', 'yolos.py:Ti,coco', 'yolos.py:B,coco',
   'panoptic.py:L,coco', 'panoptic.py:instances',
@@ -99,6 +100,7 @@ def test_configs_trace_a_step(name, data_dir):
     'panoptic': {*MASKS, *metrics.keys() & {'pixels'}}, 'instances': {*MASKS, 'pixels'},
     'distillation': {'top1', 'teacher', 'agreement'},
     'dino': {*WATCHED, *metrics.keys() & {'center', 'patches', 'koleo'}},
+    'contrastive': {'text_right', 'image_right', 'scale', *metrics.keys() & {'bias'}},
     'masked': {'accuracy'} & {'accuracy' * (tree['task'].get('target') == 'colours')},
   }.get(tree['task']['name'], set())  # fmt: skip
   assert {'loss', 'grad_norm', 'skipped', *own} == metrics.keys()

@@ -27,7 +27,7 @@ def given(seed=0, batch=BATCH, width=WIDTH, padding=2):
 
 
 def in_float64(kind, image, text, key, real, scale, bias):
-  """Loss of each pair; and gradients of the sum, of image, text, scale and bias: by the formulas."""
+  """The loss of each pair, and gradients of their sum: of image, text, scale and bias."""
   cosines = image @ text.T
   logits = scale * cosines + bias
   own = np.eye(len(image), dtype=bool)

@@ -345,7 +345,7 @@ def test_fields_that_make_no_sense(pairs):
   for words, message in (([], 'is empty'), (['A'], 'lower case'), (['a b'], 'without spaces'),
                          (['a', 'a'], "'a' twice")):  # fmt: skip
     with pytest.raises(RunError, match=message):
-      make('words', vocabulary=words)
+      make('words', vocabulary=words).row('a')
   with pytest.raises(RunError, match='must be at least 1'):
     make('bytes', length=-1)
 

@@ -222,44 +222,6 @@ class SetPrediction(Images):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Lit(Images, Coupled):
-  """A locked image tower and a text tower: one loss over all pairs of the batch."""
-
-  temperature: Schedule = Schedule(0.1)
-
-  def adapt(self, model, fields):
-    return model
-
-  def card(self, model, crop, fields):
-    return Card('vit_jax', model.image.image_size, (0.5,), (0.5,), 'area')
-
-  def rows(self, model, fields, view, *, train):
-    return Captioned()
-
-  def passes(self, model):
-    return [Pass(model.image, grad='none'), Pass(model.text)]
-
-  def embed(self, model, part, ctx):
-    return {
-      'image': model.encode_image(part['image'], key=ctx.noise),
-      'text': model.encode_text(part['words'], key=ctx.noise), 'mask': part['mask'],
-    }  # fmt: skip
-
-  def joint(self, model, z, ctx):
-    columns = jax.tree.map(whole, z)
-    pairs = jnp.einsum('id,td->it', z['image'], columns['text'], out_sharding=spec('batch', None))
-    pairs = pairs / ctx.hyper['task.temperature'] + model.logit_scale[...] * 0
-    pairs = jnp.where(columns['mask'][None] > 0, pairs, -1e9)
-    own = (z['image'] * z['text']).sum(-1) / ctx.hyper['task.temperature']
-    each = (jax.nn.logsumexp(pairs, -1) - own) * z['mask']
-    total = each.sum()
-    return total / ctx.totals['examples'], {'loss': (total, 'examples')}, {}
-
-  def predict(self, model, batch):
-    return {'said': model.encode_image(batch['image'])}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Captions(Images):
   """Words one after another, written down when they are evaluated."""
 
@@ -500,7 +462,7 @@ def register():
 MODELS: dict[str, Any] = {'toy_pair': PairArchitecture}
 MODULES: dict[type, str] = {PairArchitecture: 'tests.toy_tasks:Pair'}
 TASKS: dict[str, Any] = {
-  'toy_dino': Dino, 'toy_set': SetPrediction, 'toy_lit': Lit, 'toy_captions': Captions,
+  'toy_dino': Dino, 'toy_set': SetPrediction, 'toy_captions': Captions,
   'toy_moco': Moco, 'toy_pair': Together,
 }  # fmt: skip
 EVALUATORS: dict[str, Any] = {

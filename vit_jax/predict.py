@@ -19,7 +19,7 @@ from vit_jax.core import command, paths
 from vit_jax.core.errors import RunError
 from vit_jax.core.paths import AnyPath, Path, at, inside
 from vit_jax.data.examples import Example, Source
-from vit_jax.data.fields import Field
+from vit_jax.data.fields import Field, named
 from vit_jax.data.rows.columns import Columns
 from vit_jax.data.views import View
 from vit_jax.tasks.images import Images
@@ -36,7 +36,7 @@ with epy.lazy_imports():
   from vit_jax.draw import pictures
   from vit_jax.explore import attention as maps
   from vit_jax.nn import sharding
-  from vit_jax.tasks import scenes
+  from vit_jax.tasks import naming, scenes
 
 FORMATS = ('json', 'csv')
 
@@ -341,7 +341,8 @@ def _flat(value: Any, name: str = '') -> dict[str, Any]:
 def main(
   checkpoint: str, image: list[str], top: int, batch_size: int, labels: str | None,
   choice: Mapping[str, Any], out: str = '', format: str = 'json', attention: bool = False,
-  windows: bool = False, overlap: float = 0.5, bands: str = '',
+  windows: bool = False, overlap: float = 0.5, bands: str = '', classes: str = '',
+  templates: str = 'photo',
 ) -> int:  # fmt: skip
   """Prints, and perhaps writes, what is predicted for each image."""
   if top < 1 or batch_size < 1:
@@ -357,6 +358,7 @@ def main(
       names = getattr(tasks.of(opened.card)[0], 'images', ('image',))
       inputs = together(image, names)
       model = read.model_of(opened)
+      model = _reading(model, classes, templates)
       model.card = tasks.named(model.card, _names(labels, model))
     _check_size(checkpoint, model)
     if getattr(model.config, 'num_classes', 0) == 1:
@@ -421,6 +423,24 @@ def check_bands(bands: Sequence[int], channels: int) -> None:
       f'--bands={",".join(map(str, bands))}: the model takes {channels}; give the number of each '
       'in the files, from 1 on, or 0 for one that they do not have'
     )
+
+
+def _reading(model: Any, classes: str, templates: str) -> Any:
+  """A model that reads texts as a classifier of the classes they name; any other as it is."""
+  task, _ = tasks.of(model.card)
+  reads = hasattr(task, 'tokenizer')
+  if reads and not classes:
+    raise RunError(
+      'this model reads texts: say among which classes it is to choose, --classes="a cat,a dog"'
+    )
+  if not classes:
+    return model
+  if not reads:
+    raise RunError(
+      f'--classes is for a model that reads texts, and this is a {model.config.kind} trained for '
+      f'{tasks.described(task)["name"]}'
+    )
+  return naming.classifier(model, task, named(classes), templates)
 
 
 def _check_head(opened: Any) -> None:
@@ -506,6 +526,14 @@ if __name__ == '__main__':
   )  # fmt: skip
   parser.add_argument('--top', type=int, default=5, metavar='N', help='how many classes')
   parser.add_argument('--batch_size', type=int, default=32, metavar='N', help='images at a time')
+  parser.add_argument(
+    '--classes', default='', metavar='NAMES',
+    help='of a model that reads texts: names of classes, separated by commas, or a file of them',
+  )  # fmt: skip
+  parser.add_argument(
+    '--templates', default='photo', metavar='SENTENCES',
+    help="with {} for the name, separated by ';', or one of the sets of vit_jax.text.prompts",
+  )  # fmt: skip
   parser.add_argument(
     '--labels', metavar='FILE', help="class names, one per line, instead of the checkpoint's"
   )

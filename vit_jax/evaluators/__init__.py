@@ -10,7 +10,9 @@ from vit_jax.evaluators.panoptic import Panoptic
 from vit_jax.evaluators.probes import FewShot, Knn, Linear, Logistic
 from vit_jax.evaluators.reconstruction import Reconstruction
 from vit_jax.evaluators.regression import Regression
+from vit_jax.evaluators.retrieval import Retrieval
 from vit_jax.evaluators.segmentation import Segmentation
+from vit_jax.evaluators.zeroshot import ZeroShot
 
 EVALUATORS = {
   'classification': Classification, 'multilabel': MultiLabel, 'regression': Regression,
@@ -19,4 +21,5 @@ EVALUATORS = {
   'reconstruction': Reconstruction, 'change': Change, 'damage': Damage,
   'detection': Detection,
   'panoptic': Panoptic, 'instances': Instances,
+  'retrieval': Retrieval, 'zeroshot': ZeroShot,
 }  # fmt: skip

@@ -13,7 +13,7 @@ from vit_jax.nn.attention import Context
 from vit_jax.nn.encoder import Encoder, features_by_name
 from vit_jax.nn.layers import Dense, normal
 from vit_jax.nn.masks import Mask
-from vit_jax.nn.sharding import param, spec
+from vit_jax.nn.sharding import param, reshard, spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Text(nnx.Module):
     config, length = self.config, tokens.shape[1]
     if length > config.context_length:
       raise ValueError(f'{length} tokens are more than the {config.context_length} of this model')
+    tokens = reshard(tokens, 'batch', None)
     x = self.embed.at[tokens].get(out_sharding=spec('batch', None, None))
     x = x.astype(jnp.float32) + self.posemb[:, :length]
     x = x.astype(config.dtype)

@@ -11,6 +11,7 @@ from vit_jax.core.errors import RunError
 from vit_jax.data.fields import Field
 from vit_jax.tasks.change import Change, Damage
 from vit_jax.tasks.classification import Classification
+from vit_jax.tasks.contrastive import Contrastive
 from vit_jax.tasks.detection import Detection
 from vit_jax.tasks.dino import Dino
 from vit_jax.tasks.distillation import Distillation
@@ -31,6 +32,7 @@ TASKS = {
   'masked': MaskedImages, 'dino': Dino, 'change': Change, 'damage': Damage,
   'detection': Detection,
   'panoptic': Panoptic, 'instances': Instances, 'semantic': Semantic,
+  'contrastive': Contrastive,
 }  # fmt: skip
 
 
@@ -38,12 +40,17 @@ def described(task: Task) -> dict[str, Any]:
   """The name and the fields of a task, as a checkpoint keeps them."""
   name = next(name for name, kind in TASKS.items() if kind is type(task))
 
-  def plain(value: Any) -> Any:
+  chosen = {each.name: each.metadata.get('choice') for each in dataclasses.fields(task)}
+
+  def plain(name: str, value: Any) -> Any:
     if isinstance(value, Network):  # what it is, predictions do not need
       return dataclasses.asdict(dataclasses.replace(value, found=None))
+    if registry := chosen[name]:
+      own = next(own for own, kind in registry.items() if kind is type(value))
+      return {'name': own, **dataclasses.asdict(value)}
     return getattr(value, 'text', value)
 
-  return {'name': name, **{n: plain(value) for n, value in vars(task).items()}}
+  return {'name': name, **{n: plain(n, value) for n, value in vars(task).items()}}
 
 
 def named(card: Card, names: tuple[str, ...]) -> Card:

@@ -82,7 +82,7 @@ class Words(Tokenizer):
   the list; the largest number ends texts.
 
   Attributes:
-    vocabulary: the words, in lower case.
+    vocabulary: the words, in lower case; of a task those of the data, if they say them.
   """
 
   kind: ClassVar[str] = 'words'
@@ -92,8 +92,6 @@ class Words(Tokenizer):
 
   def __post_init__(self):
     super().__post_init__()
-    if not self.vocabulary:
-      raise RunError('tokenizer.vocabulary is empty: give the words of the texts')
     for word in self.vocabulary:
       if not isinstance(word, str) or self.form(word) != word or len(word.split()) != 1:
         raise RunError(
@@ -104,6 +102,8 @@ class Words(Tokenizer):
 
   def opened(self) -> _Words:
     """See `Tokenizer`."""
+    if not self.vocabulary:
+      raise RunError('tokenizer.vocabulary is empty: give the words of the texts')
     return _words(self.vocabulary)
 
   def framed(self, pieces: _Words) -> Frame:

@@ -63,6 +63,8 @@ class GeneratedSource(Source):
   def __getitem__(self, index: int) -> Example:
     import numpy as np
 
+    if not 0 <= index < len(self):  # or iterating over it would never end
+      raise IndexError(index)
     rng = np.random.Generator(np.random.Philox(key=self._key, counter=[0, 0, index, 0]))
     example = self._config.generator.example(rng, split=self._split)
     return {**example, 'name': f'{self.name}[{index}]'}

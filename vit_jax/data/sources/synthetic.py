@@ -51,7 +51,7 @@ class SyntheticSource(Source):
       'label': Field('class', names), 'labels': Field('classes', names),
       'target': Field('vector', ('number',)), 'points': Field('points', ('point',)),
       'boxes': Field('boxes', names), 'masks': Field('masks', names), 'map': Field('map', names),
-      'panoptic': Field('panoptic', names), 'text': Field('text'),
+      'panoptic': Field('panoptic', names), 'text': Field('text', ('image',)),
     }  # fmt: skip
 
   @functools.cached_property

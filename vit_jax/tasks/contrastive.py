@@ -1,0 +1,227 @@
+"""Images and the texts that belong to them: which belong together, of all pairs of a batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from etils import epy
+
+from vit_jax.architecture.towers import TwoTowersArchitecture
+from vit_jax.core import schema
+from vit_jax.core.errors import RunError, suggest
+from vit_jax.data.examples import Example
+from vit_jax.data.rows import Rows
+from vit_jax.data.rows.texts import Caption, Captions, texts_of
+from vit_jax.data.views import View
+from vit_jax.tasks.classification import Classification
+from vit_jax.tasks.images import Images
+from vit_jax.tasks.task import Batch, Context, Coupled, Fields, Prediction, Seen, Sums
+from vit_jax.text import TOKENIZERS
+from vit_jax.text.plain import Words
+from vit_jax.text.tokenizer import Filed
+
+# Configurations are checked before JAX is there.
+with epy.lazy_imports():
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from vit_jax.nn import pairs, sharding, tree
+
+LOSSES = ('softmax', 'sigmoid')
+FORMS = ('dense', 'ring')
+DUPLICATES = ('left_out', 'apart')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contrastive(Images, Coupled):
+  """Trains an image and a text tower to agree on pairs that belong together, and on no others.
+
+  Whatever the mesh, the loss is one number of the whole batch: that of all images with all texts.
+  With `--config.optim.accumulate` it still is, at the price of a second forward pass.
+
+  With task.frozen=('image/.*',) the image tower has no gradient and no optimizer state (LiT, Zhai
+  et al. 2022); with model.image.patch_dropout it sees a part of the patches (FLIP, Li et al. 2023).
+
+  Attributes:
+    tokenizer: of the texts.
+    loss_of: 'softmax' (CLIP, Radford et al. 2021) or 'sigmoid' (SigLIP, Zhai et al. 2023).
+    form: 'dense', with the logits of the images of a device with all texts, or 'ring', in which
+      texts go from device to device, and the logits are those of a block.
+    block: of a ring, texts whose logits are there at a time on a device; 0 for those of one device.
+    duplicates: two texts of a batch that are the same are 'left_out' of what does not belong
+      together, or kept 'apart' like others, as in the papers.
+    most_scale: the scale of the logits stays below; 0 for no limit. CLIP has 100.
+    captions: of an example, that evaluations look at, the first so many. Training draws one of all.
+  """
+
+  tokenizer: Any = schema.choice(TOKENIZERS, 'words')
+  loss_of: str = 'softmax'
+  form: str = 'dense'
+  block: int = 0
+  duplicates: str = 'left_out'
+  most_scale: float = 100.0
+  captions: int = 5
+  field: ClassVar[str] = 'text'
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name, known in (('loss_of', LOSSES), ('form', FORMS), ('duplicates', DUPLICATES)):
+      if (value := getattr(self, name)) not in known:
+        raise RunError(f'unknown task.{name} {value!r}: {suggest(value, known)}')
+    if self.block < 0 or (self.block and self.form != 'ring'):
+      raise RunError(f'task.block={self.block} is a number of texts of task.form=ring')
+    if not (self.most_scale == 0 or 1 <= self.most_scale < math.inf):
+      raise RunError(f'task.most_scale={self.most_scale} must be at least 1, or 0 for no limit')
+    if self.captions < 1:
+      raise RunError(f'task.captions={self.captions} must be at least 1')
+
+  def settled(self, fields: Fields) -> Self:
+    """See `Task`: the tokenizer as its file is now, with the words of the data if it has none."""
+    tokenizer, names = self.tokenizer, fields[self.field].names if self.field in fields else ()
+    if isinstance(tokenizer, Words) and not tokenizer.vocabulary:
+      if not names:
+        raise RunError(
+          'task.tokenizer.name=words needs words, and the data do not say theirs: '
+          '--config.task.tokenizer.name=bytes reads any text, clip and others read a vocabulary'
+        )
+      tokenizer = dataclasses.replace(tokenizer, vocabulary=names)
+    if isinstance(tokenizer, Filed) and not tokenizer.files:  # a plan needs none
+      return self
+    return dataclasses.replace(self, tokenizer=tokenizer.named)
+
+  def fitted(self, model: Any, fields: Fields) -> Any:
+    """See `Task`: a text tower for the tokens there are."""
+    del fields
+    if not isinstance(model, TwoTowersArchitecture):
+      raise RunError(f'task.name=contrastive needs model.name=two_towers, not {model.kind}')
+    own = dict(
+      vocab_size=self.tokenizer.size, context_length=self.tokenizer.length, eot=self.tokenizer.end
+    )
+    unset = {name: value for name, value in own.items() if getattr(model.text, name) is None}
+    return dataclasses.replace(model, text=dataclasses.replace(model.text, **unset))
+
+  def adapt(self, model: Any, fields: Fields) -> Any:
+    """See `Task`; raises RunError for towers that cannot read the tokens, and an idle bias."""
+    text, tokenizer = model.text, self.tokenizer
+    if tokenizer.size > text.vocab_size:
+      raise RunError(
+        f'the tokenizer has {tokenizer.size:,} tokens, and the text tower {text.vocab_size:,} '
+        '(model.text.vocab_size): it was trained with another one'
+      )
+    if tokenizer.length > text.context_length:
+      raise RunError(
+        f'task.tokenizer.length={tokenizer.length} is more than the {text.context_length} tokens '
+        'of the text tower (model.text.context_length)'
+      )
+    if text.pool == 'eot' and text.eot >= 0 and text.eot != tokenizer.end:
+      raise RunError(
+        f'the text tower looks at token {text.eot} (model.text.eot), and texts of the tokenizer '
+        f'end with {tokenizer.end}'
+      )
+    if model.logit_bias and self.loss_of == 'softmax':
+      raise RunError(
+        'model.logit_bias: a softmax does not feel a bias, which would never be trained: '
+        '--config.model.logit_bias=False, or --config.task.loss_of=sigmoid'
+      )
+    return super().adapt(model, fields)
+
+  def rows(self, model: Any, fields: Fields, view: View, *, train: bool) -> Rows:
+    """See `Task`."""
+    if train:
+      drawn = (Caption(self.tokenizer, self.field),)
+      return self.columns(model, fields, view, drawn=drawn)
+    return self.columns(model, fields, view, Captions(self.tokenizer, self.captions, self.field))
+
+  def embed(self, model: Any, part: Batch, ctx: Context) -> Any:
+    """See `Coupled`."""
+    of_image, of_text = ctx.noise.split()
+    return {
+      'image': model.encode_image(part['image'], key=of_image),
+      'text': model.encode_text(part['tokens'], key=of_text),
+      'key': part['same'] if self.duplicates == 'left_out' else part['same'][:, :0],
+      'real': part['mask'],
+    }  # fmt: skip
+
+  def joint(self, model: Any, z: Any, ctx: Context) -> tuple[jax.Array, Sums, dict[str, Any]]:
+    """The loss; reported with it are the shares of images, and of texts, whose own is the first.
+
+    And the scale of the logits and their bias; and how far apart pairs are, and all images, and all
+    texts (alignment and uniformity, Wang & Isola 2020, equations 4 and 5).
+    """
+    scale, bias = model.scale, model.bias
+    given = pairs.Pairs(z['image'], z['text'], z['key'], z['real'])
+    if self.form == 'dense':
+      found = pairs.dense(self.loss_of, given, scale, bias)
+    else:
+      found = pairs.around(self.loss_of, self.block, given, scale, bias)
+    examples = ctx.totals['examples']
+    total = found.loss.sum()
+    sums = {
+      'loss': (total, 'examples'),
+      'text_right': (found.text_right.sum(), 'examples'),
+      'image_right': (found.image_right.sum(), 'examples'),
+    }
+    return total / examples, sums, {}
+
+  def report(self, extra: Any, model: Any, seen: Mapping[str, Any], ctx: Context) -> dict[str, Any]:
+    """See `Task`: the scale of the logits, and their bias."""
+    del extra, seen
+    whole = ctx.whole(model)
+    found = {'scale': whole.scale}
+    return found | ({'bias': whole.bias} if whole.config.logit_bias else {})
+
+  def kept(self, model: Any) -> Any:
+    """See `Task`: the scale of the logits stays below `most_scale` (Radford et al. 2021, 2.5).
+
+    A bound within the loss would leave no gradient to come back from it.
+    """
+    leaves = tree.flatten(model)
+    if self.most_scale and 'logit_scale' in leaves:
+      leaves['logit_scale'] = jnp.minimum(leaves['logit_scale'], math.log(self.most_scale))
+    return tree.unflatten(model, leaves)
+
+  def predict(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
+    """Unit vectors: 'image', float32 (batch, width), and 'text' (batch, captions, width)."""
+    found = {'image': model.encode_image(batch['image'])}
+    if 'tokens' in batch:
+      found |= {'text': self.read(model, batch['tokens']), 'known': batch['tokens_known']}
+    return found
+
+  def read(self, model: Any, tokens: jax.Array) -> jax.Array:
+    """Unit vectors of several texts of each example: (batch, n, length) -> (batch, n, width)."""
+    flat = tokens.reshape(-1, tokens.shape[-1], out_sharding=sharding.spec('batch', None))
+    vectors = model.encode_text(flat)
+    shape = *tokens.shape[:2], vectors.shape[-1]
+    return vectors.reshape(shape, out_sharding=sharding.spec('batch', None, None))
+
+  def decode(self, outputs: Mapping[str, np.ndarray], example: Example, seen: Seen) -> Prediction:
+    """See `Task`: how much the image is like each of its texts; or its class."""
+    if 'logits' in outputs:
+      return self._classes.decode(outputs, example, seen)
+    texts = texts_of(example, self.field) if self.field in example else ()
+    like = outputs['text'] @ outputs['image'] if texts else ()
+    return Prediction({
+      'texts': [{'text': text, 'cosine': float(x)} for text, x in zip(texts, like, strict=False)]
+    })  # fmt: skip
+
+  def lines(self, prediction: Prediction) -> list[str]:
+    """See `Task`."""
+    if 'classes' in prediction.facts:
+      return self._classes.lines(prediction)
+    return [f'{each["cosine"]:6.3f}  {each["text"]}' for each in prediction.facts['texts']]
+
+  def draw(self, prediction: Prediction, example: Example, seen: Seen) -> np.ndarray:
+    """See `Task`."""
+    if 'classes' in prediction.facts:
+      return self._classes.draw(prediction, example, seen)
+    return super().draw(prediction, example, seen)
+
+  @property
+  def _classes(self) -> Classification:
+    """What is predicted by names of classes."""
+    loss = 'softmax' if self.loss_of == 'softmax' else 'sigmoid_mean'
+    return Classification(loss_of=loss, mean=self.mean, std=self.std)
