@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 import vit_jax
-from tests import toys
+from tests import test_coco, toys
 from vit_jax.architecture import ViTArchitecture
 from vit_jax.checkpoints.store import Checkpoints
 from vit_jax.config import complete
@@ -86,6 +86,41 @@ def test_what_reads_the_data(folder, tmp_path):
            for r in rows]  # fmt: skip
   pq.write_table(pa.Table.from_pylist(table), tmp_path / 'hub' / 'train.parquet')
   assert guess(str(tmp_path / 'hub'), [])[0]['name'] == 'parquet'
+
+
+def test_images_with_captions(folder, tmp_path):
+  """Texts beside images, with and without splits; files of COCO, with and without objects."""
+  for name in ('a', 'b/train', 'b/val'):
+    (tmp_path / name).mkdir(parents=True)
+    for path in sorted((folder / 'cat').iterdir())[:3]:
+      shutil.copy(path, tmp_path / name)
+      (tmp_path / name / path.name).with_suffix('.txt').write_text('a cat')
+  for name, column, test in (('a', '.', ''), ('b', '{split}', 'val')):
+    found = guess(str(tmp_path / name), [])
+    fields = {'image': column, 'text': column}
+    assert found.source == {'name': 'paired', 'dir': str(tmp_path / name), 'fields': fields}
+    assert (found.split, found.test, found.opened[0]['text']) == ('train', test, 'a cat')
+  test_coco.make(tmp_path / 'c', captions=test_coco.CAPTIONS)
+  (tmp_path / 'c/val2014').mkdir()
+  for part, inside in (('annotations/captions', {'text'}), ('annotations/instances', {'boxes'})):
+    found = guess(str(tmp_path / 'c'), [])
+    assert (found.split, found.test) == ('train2017', '')
+    assert {'image', *inside} <= {*found.opened.fields}
+    assert ('text' in found.opened.fields) == (tmp_path / f'c/{part}_train2017.json').exists()
+    (tmp_path / f'c/{part}_train2017.json').unlink()
+  test_coco.make(tmp_path / 'c', name='annotations/captions_train2017.json',
+                 instances=test_coco.CAPTIONS)  # fmt: skip
+  (tmp_path / 'c/images').mkdir()
+  (tmp_path / 'c/train2017').rename(tmp_path / 'c/images/train2017')
+  shutil.copytree(tmp_path / 'c/images/train2017', tmp_path / 'c/images/val2017')
+  for name in ('captions_val2017', 'captions_val2014'):
+    shutil.copy(tmp_path / 'c/annotations/captions_train2017.json',
+                tmp_path / f'c/annotations/{name}.json')  # fmt: skip
+  found = guess(str(tmp_path / 'c'), [])
+  assert found.source['annotations'] == ''
+  assert (found.split, found.test, {*found.opened.fields}) == (
+    'train2017', 'val2017', {'image', 'text'}
+  )  # fmt: skip
 
 
 def test_names_of_tfds(data_dir):

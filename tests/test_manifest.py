@@ -13,9 +13,9 @@ from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.data.examples import NoDataError, NoSplitError
 from vit_jax.data.fields import Boxes, Field
-from vit_jax.data.sources import SOURCES, manifest, open_split
+from vit_jax.data.sources import SOURCES, found, manifest, open_split
 from vit_jax.data.sources.manifest import Manifest
-from vit_jax.data.sources.paired import Paired
+from vit_jax.data.sources.paired import Paired, captioned
 
 NAMES = ('a', 'b', 'c', 'd')
 
@@ -496,13 +496,50 @@ def test_ends_of_names_and_lone_files(pairs):
     open_split(Paired(**config), 'train')
 
 
+def test_texts_beside_images(pairs):
+  """Of one line or several, empty, in a directory of their own, missing, of other encodings."""
+  folder = pairs / 'train/images'
+  for name, text in (('2.txt', b'\xef\xbb\xbfone\r\n\n two \n'), ('x/1.TXT', 'grün\n'.encode())):
+    (folder / name).write_bytes(text)
+  config = dict(dir=str(folder), fields=captioned(folder))
+  assert config['fields'] == {'image': '.', 'text': '.'}
+  source = open_split(Paired(**config), 'train')
+  want = [(stored(folder, '2.png')[0], ('one', 'two')), (stored(folder, 'x/1.jpg')[0], 'grün')]
+  assert contents(source) == want
+  assert source.summary() == [f'{folder}/train: 2 examples of image, text']
+  assert found(folder) == Paired(**config)
+  (folder / 'x/1.TXT').write_text(' \n')
+  assert source[1]['text'] == ''
+  (folder / 'x/1.TXT').write_bytes(b'gr\xfcn')
+  with pytest.raises(
+    RunError, match=r'x/1.TXT is no text in UTF-8 .*at byte 2.*: save it as UTF-8'
+  ):
+    source[1]
+  (folder / 'x/1.TXT').unlink()
+  with pytest.raises(RunError, match=r'of 2 examples 1 lacks text \(x/1\)'):
+    open_split(Paired(**config), 'train')
+  some = open_split(Paired(**config, missing='skip'), 'train')
+  assert contents(some, 'text') == [(('one', 'two'),)]
+  texts = pairs / 'train/texts/x'
+  texts.mkdir(parents=True)
+  (texts / '1.txt').write_text('a')
+  (texts.parent / '2.txt').write_text('b')
+  fields = {'image': '{split}/images', 'text': '{split}/texts'}
+  source = open_split(Paired(dir=str(pairs), fields=fields), 'train')
+  assert contents(source, 'text') == [('b',), ('a',)]
+  assert not captioned(pairs)
+  (pairs / 'train/a.png').write_bytes(stored(folder, '2.png')[0])
+  (pairs / 'train/a.txt').write_text('a')
+  assert captioned(pairs) == {'image': '{split}', 'text': '{split}'}
+
+
 @pytest.mark.parametrize(
   ('config', 'message'),
   [
     (dict(dir='no'), r'there is no directory no: set data\.source\.dir'),
     (dict(names={}), r"the classes of 'map' are not in the files: give data\.source\.names\.map"),
     (dict(names={'no': '3'}), r'names\.map'),
-    (dict(fields={'label': '{split}/x'}), r'a directory holds images or maps, not class'),
+    (dict(fields={'label': '{split}/x'}), r'a directory holds image, map, text, not class'),
     (dict(missing='x'), r"unknown data\.source\.missing 'x': choose from error, skip"),
     (dict(fields={'image': '{split}/images', 'map': '{split}/y'}), r'no directory .*train/y; '),
     (dict(fields={'image': '{split}/pics'}, names={}), r"no split 'train': it has none, in"),

@@ -6,10 +6,11 @@ import array
 import collections
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import overload
 
 from vit_jax.core import paths
+from vit_jax.core.errors import RunError
 from vit_jax.data import kinds
 
 # Left behind by systems, archives and editors; what begins with a dot is passed over, too.
@@ -18,6 +19,7 @@ _SYSTEM = re.compile(
   r'System Volume Information|lost\+found|.*~|.*\.(crdownload|swp)',
   re.IGNORECASE,
 )
+TEXT = '.txt'  # suffix of files with what is said of an image
 _Key = tuple[int, int] | paths.ZipPath | paths.StorePath
 
 
@@ -95,10 +97,22 @@ def folders(root: paths.AnyPath, passed: Passed) -> list[str]:
 
 
 def images(root: paths.AnyPath, passed: Passed) -> list[str]:
-  """Paths of the images in `root` and below, in order; every directory is read once.
+  """Paths of the images in `root` and below, in order: see `below`."""
+  return below(root, passed, kinds.is_image)
+
+
+def texts(root: paths.AnyPath) -> list[str]:
+  """Paths of the files of texts in `root` and below, in order: see `below`."""
+  return below(root, Passed(), lambda path: path.lower().endswith(TEXT))
+
+
+def below(
+  root: paths.AnyPath, passed: Passed, wanted: Callable[[str], bool]
+) -> list[str]:  # fmt: skip
+  """Paths of some files in `root` and below, in order; every directory is read once.
 
   Links to directories are followed, those to where `root` is in or to what was read already are
-  not: no image is found twice through them.
+  not: no file is found twice through them.
   """
   found: list[tuple[tuple[str, ...], str]] = []
   above, seen = _above(root) - {_key(root)}, set[_Key]()
@@ -118,7 +132,7 @@ def images(root: paths.AnyPath, passed: Passed) -> list[str]:
         passed.why['hidden or system entries'] += 1
       elif _is_directory(entry):
         (links if entry.is_symlink() else waiting).append((name, paths.inside(entry.path)))
-      elif _is_file(entry) and kinds.is_image(entry.path):
+      elif _is_file(entry) and wanted(entry.path):
         found.append((name, entry.path))
       else:
         _count(entry, passed)
@@ -137,14 +151,19 @@ def read(path: str) -> bytes:
     raise paths.failure(f'cannot read {path}', error) from None
 
 
-def captions(data: bytes) -> str | tuple[str, ...]:
+def captions(data: bytes, path: str) -> str | tuple[str, ...]:
   """What a text file beside an image says of it: a text, or several, a line each; '' for nothing.
 
   Raises:
-    ValueError: if it is no text in UTF-8.
+    RunError: if it is no text in UTF-8.
   """
-  lines = [line.strip() for line in data.decode('utf-8-sig').splitlines()]
-  found = tuple(filter(None, lines))
+  try:
+    lines = data.decode('utf-8-sig').splitlines()
+  except UnicodeDecodeError as error:
+    raise RunError(
+      f'{path} is no text in UTF-8 ({error.reason} at byte {error.start:,}): save it as UTF-8'
+    ) from None
+  found = tuple(filter(None, map(str.strip, lines)))
   return found if len(found) > 1 else ''.join(found)
 
 

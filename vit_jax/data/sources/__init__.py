@@ -18,7 +18,7 @@ from vit_jax.data.sources.folder import Folder
 from vit_jax.data.sources.generated import Generated
 from vit_jax.data.sources.manifest import Manifest
 from vit_jax.data.sources.mixture import Mixed, checked
-from vit_jax.data.sources.paired import Paired
+from vit_jax.data.sources.paired import Paired, captioned
 from vit_jax.data.sources.parquet import Parquet
 from vit_jax.data.sources.synthetic import Synthetic
 from vit_jax.data.sources.tar import Tar
@@ -97,13 +97,15 @@ def open_split(config: Any, split: str, *, cache: bool = False) -> Source:
 
 
 def found(path: paths.Path) -> Any:
-  """The data set in a directory, or in a zip file of a folder of images: one of `PLAIN`."""
+  """The data set in a directory, or in a zip file of images: one of `PLAIN`."""
   if versions(path):
     return Tfds(dataset=path.name, dir=str(path.parent))
   if path.is_dir() and any(name.endswith('.parquet') for name in paths.below(path)):
     return Parquet(dir=str(path))
   if path.is_dir() and tar.looks_like(path):
     return Tar(shards=str(path))
+  if fields := captioned(path):
+    return Paired(dir=str(path), fields=fields)
   return Folder(str(path))
 
 

@@ -13,7 +13,9 @@ from vit_jax.data import files
 from vit_jax.data.config import DataConfig
 from vit_jax.data.examples import NoSplitError, Source
 from vit_jax.data.sources import SOURCES, open_split, tar
+from vit_jax.data.sources.coco import Coco
 from vit_jax.data.sources.folder import WHOLE
+from vit_jax.data.sources.paired import captioned
 
 TABLES = ('.csv', '.tsv', '.jsonl', '.ndjson')
 # Examples, with fewer of which a fifth is held out, else a tenth.
@@ -44,7 +46,8 @@ def guess(text: str, given: Sequence[tuple[str, str]]) -> Guess:
   Args:
     text: a directory or zip file of images in folders by class, with a folder for each split or
       without; a table (CSV, TSV, JSON lines) or a directory with one; a directory of Parquet files
-      or of tar files, or a pattern of the latter; or the name of a data set of TFDS.
+      or of tar files, or a pattern of the latter; a directory of images with texts beside them, or
+      like that of COCO; or the name of a data set of TFDS.
     given: fields of the source, dotted names of the configuration and texts.
 
   Raises:
@@ -56,13 +59,14 @@ def guess(text: str, given: Sequence[tuple[str, str]]) -> Guess:
   fields = tree['source']
   kind = fields.pop('name')
   config = schema.build(schema.pick(SOURCES, kind, 'data.source'), fields, 'data.source')
+  split, tests = _splits(config)
   try:
-    split, opened = 'train', open_split(config, 'train')
+    opened = open_split(config, split)
   except NoSplitError:
     if kind != 'folder':
       raise
     split, opened = WHOLE, open_split(config, WHOLE)
-  test = _test(split, lambda name: open_split(config, name))
+  test = _test(split, lambda name: open_split(config, name), tests)
   return Guess({'name': kind, **fields}, split, test, opened)
 
 
@@ -118,9 +122,13 @@ def _kind(text: str) -> dict[str, Any]:
     tables = [name for name in names if name.lower().endswith(TABLES)]
     if len(tables) == 1:
       return {'name': 'manifest', 'file': f'{text.rstrip("/")}/{tables[0]}'}
-    return (
-      {'name': 'tar', 'shards': text} if tar.looks_like(place) else {'name': 'folder', 'dir': text}
-    )
+    if 'annotations' in names and (parts := _coco(text.rstrip('/'), names)):
+      return {'name': 'coco', 'dir': text, **parts}
+    if tar.looks_like(place):
+      return {'name': 'tar', 'shards': text}
+    if fields := captioned(place):
+      return {'name': 'paired', 'dir': text, 'fields': fields}
+    return {'name': 'folder', 'dir': text}
   if re.search(r'\.tar(\.\w+)?$', text):
     return {'name': 'tar', 'shards': text}
   if place.is_file():
@@ -134,9 +142,31 @@ def _kind(text: str) -> dict[str, Any]:
   raise RunError(f'there is no {text}: give a directory, a zip file, a table, or a name of TFDS')
 
 
-def _test(split: str, opens: Callable[[str], Source]) -> str:
-  """The first of `TESTS` that is there beside the split to train on; '' for none."""
-  for name in TESTS if split != WHOLE else ():
+def _coco(folder: str, names: Sequence[str]) -> dict[str, str]:
+  """Fields of the source of a directory with files of annotations like those of COCO; else none."""
+  usual = {'annotations': Coco.annotations, 'captions': 'annotations/captions_{split}.json'}
+  there = {part: files.splits(f'{folder}/{template}') for part, template in usual.items()}
+  if not any(there.values()):
+    return {}
+  # Captions go along where all images have some.
+  whole = there['captions'] and set(there['captions']) >= set(there['annotations'])
+  parts = {'annotations': usual['annotations'] if there['annotations'] else ''}
+  parts |= {'captions': usual['captions']} if whole else {}
+  return parts | ({'images': 'images/{split}'} if 'images' in names else {})
+
+
+def _splits(config: Any) -> tuple[str, Sequence[str]]:
+  """The split to train on, unless there are none, and those that may be tested on."""
+  if not isinstance(config, Coco):
+    return 'train', TESTS
+  names = files.splits(f'{config.dir.rstrip("/")}/{config.annotations or config.captions}')
+  train = max((name for name in names if name.startswith('train')), default='train')
+  return train, [name for name in names if name == f'val{train.removeprefix("train")}']
+
+
+def _test(split: str, opens: Callable[[str], Source], names: Sequence[str] = TESTS) -> str:
+  """The first of some names that is there beside the split to train on; '' for none."""
+  for name in names if split != WHOLE else ():
     with contextlib.suppress(NoSplitError):
       opens(name)
       return name

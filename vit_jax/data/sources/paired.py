@@ -1,27 +1,31 @@
-"""Directories side by side: images, and maps of the same names."""
+"""Directories side by side: images, and maps or texts of the same names."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
+from typing import Any
 
 from vit_jax.core import paths
 from vit_jax.core.errors import RunError, suggest
-from vit_jax.data import files
+from vit_jax.data import files, kinds
 from vit_jax.data.examples import Example, NoDataError, NoSplitError, Source, headline
 from vit_jax.data.fields import Field, Mapped
 
+KINDS = ('image', 'map', 'text')
 USUAL = {'image': '{split}/images', 'map': '{split}/maps'}
 MISSING = ('error', 'skip')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Paired(Mapped):
-  """Directories of images and of maps, in which the files of an example have the same name.
+  """Directories of images, maps and texts, in which the files of an example have the same name.
 
   A column of `fields` is a directory: 'images/{split}' for an image, 'image: {split}/before' where
   the name of the field does not say that. If none are given they are {split}/images and
-  {split}/maps. Names are paths in the directory, suffixes aside. Where no directory has '{split}'
+  {split}/maps. Texts are files NAME.txt, several lines several texts, and may be in the directory
+  of the images. Names are paths in the directory, suffixes aside. Where no directory has '{split}'
   in its name, the only split is train.
 
   Attributes:
@@ -67,10 +71,18 @@ class PairedSource(Source):
     if root != given:
       self._lines.append(f'{given}: its only directory, {root.name}, is entered')
     _check_split(root, folders, split)
-    found = {
-      name: self._found(root / folder, config.strip, '' if len(own) == 1 else f' of {name}')
-      for name, folder in own.items()
-    }
+    described = {own[name] for name, field in self.fields.items() if field.kind == 'text'}
+    found = {}
+    for name, folder in own.items():
+      passed = files.Passed()
+      texts = self.fields[name].kind == 'text'
+      there = files.texts(root / folder) if texts else files.images(root / folder, passed)
+      found[name] = _by_stem(there, root / folder, config.strip)
+      if folder in described:
+        passed.suffixes.pop(files.TEXT, 0)
+      if str(passed):
+        of = '' if len(own) == 1 else f' of {name}'
+        self._lines.append(f'{self.name}: passed over{of}: {passed}')
     every = dict.fromkeys(stem for stems in found.values() for stem in stems)
     stems = [stem for stem in every if all(stem in there for there in found.values())]
     if lacking := [
@@ -95,30 +107,49 @@ class PairedSource(Source):
       (n for n, field in self.fields.items() if field.kind == 'image'), next(iter(found))
     )
 
-  def _found(self, folder: paths.AnyPath, strip: tuple[str, ...], of: str) -> dict[str, str]:
-    """Paths of images, by what they are paired by."""
-    passed, found = files.Passed(), dict[str, str]()
-    for path in files.images(folder, passed):
-      stem = os.path.splitext(path[len(str(folder)) + 1 :])[0]
-      end = max((end for end in strip if stem.endswith(end)), key=len, default='')
-      stem = stem[: len(stem) - len(end)]
-      if stem in found:
-        raise RunError(f'{found[stem]} and {path} are both {stem!r}: which belongs to the others?')
-      found[stem] = path
-    if str(passed):
-      self._lines.append(f'{self.name}: passed over{of}: {passed}')
-    return found
-
   def __len__(self) -> int:
     return len(next(iter(self._files.values())))
 
   def __getitem__(self, index: int) -> Example:
     own = {name: there[index] for name, there in self._files.items()}
-    return {name: files.read(path) for name, path in own.items()} | {'name': own[self._first]}
+    example: dict[str, Any] = {name: files.read(path) for name, path in own.items()}
+    for name, path in own.items():
+      if self.fields[name].kind == 'text':
+        example[name] = files.captions(example[name], path)
+    return {**example, 'name': own[self._first]}
 
   def summary(self) -> list[str]:
     """What was found, and what was left out or passed over."""
     return [headline(self), *self._lines]
+
+
+def _by_stem(
+  found: Sequence[str], folder: paths.AnyPath, strip: tuple[str, ...]
+) -> dict[str, str]:  # fmt: skip
+  """Paths of files in a directory, by what they are paired by."""
+  stems = dict[str, str]()
+  for path in found:
+    stem = os.path.splitext(path[len(str(folder)) + 1 :])[0]
+    end = max((end for end in strip if stem.endswith(end)), key=len, default='')
+    stem = stem[: len(stem) - len(end)]
+    if stem in stems:
+      raise RunError(f'{stems[stem]} and {path} are both {stem!r}: which belongs to the others?')
+    stems[stem] = path
+  return stems
+
+
+def captioned(folder: paths.AnyPath) -> dict[str, str]:
+  """Fields of a directory with texts beside images, there or in its directory train; else none."""
+  for inner, column in (('', '.'), ('train', '{split}')):
+    place = folder / inner if inner else folder
+    names = [e.name for e in paths.entries(place) if not e.is_dir()] if place.is_dir() else []
+    stems = {os.path.splitext(name)[0] for name in names if name.lower().endswith(files.TEXT)}
+    images = (
+      n for n in names if os.path.splitext(n)[0] in stems and kinds.is_image(f'{place}/{n}')
+    )
+    if stems and any(images):
+      return {'image': column, 'text': column}
+  return {}
 
 
 def map_field(config: Mapped, name: str) -> Field:
@@ -133,8 +164,8 @@ def map_field(config: Mapped, name: str) -> Field:
 
 
 def _field(config: Paired, name: str, kind: str) -> Field:
-  if kind not in ('image', 'map'):
-    raise RunError(f'data.source.fields.{name}: a directory holds images or maps, not {kind}')
+  if kind not in KINDS:
+    raise RunError(f'data.source.fields.{name}: a directory holds {", ".join(KINDS)}, not {kind}')
   return map_field(config, name) if kind == 'map' else config.field(name, Field(kind))
 
 

@@ -177,12 +177,8 @@ class TarSource(Source):
     return {n: example[n] if n in example else self._labels[index] for n in (*self.fields, 'name')}
 
   def _text(self, data: bytes, where: str, name: str) -> str | tuple[str, ...]:
-    if self._inner[name]:
-      return _inside(data, where, self._inner[name])
-    try:
-      return files.captions(data)
-    except ValueError:
-      raise RunError(f'{where} is no text in UTF-8') from None
+    inner = self._inner[name]
+    return _inside(data, where, inner) if inner else files.captions(data, where)
 
   def summary(self) -> list[str]:
     """What was found, and what was left out, not used or passed over."""
