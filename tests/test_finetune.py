@@ -101,13 +101,13 @@ def test_images_with_captions(folder, tmp_path):
     assert found.source == {'name': 'paired', 'dir': str(tmp_path / name), 'fields': fields}
     assert (found.split, found.test, found.opened[0]['text']) == ('train', test, 'a cat')
   test_coco.make(tmp_path / 'c', captions=test_coco.CAPTIONS)
-  (tmp_path / 'c/val2014').mkdir()
-  for part, inside in (('annotations/captions', {'text'}), ('annotations/instances', {'boxes'})):
+  for captioned in (True, False):
     found = guess(str(tmp_path / 'c'), [])
     assert (found.split, found.test) == ('train2017', '')
-    assert {'image', *inside} <= {*found.opened.fields}
-    assert ('text' in found.opened.fields) == (tmp_path / f'c/{part}_train2017.json').exists()
-    (tmp_path / f'c/{part}_train2017.json').unlink()
+    assert {'image', 'boxes'} <= {*found.opened.fields}
+    assert ('text' in found.opened.fields) == captioned
+    (tmp_path / 'c/annotations/captions_train2017.json').unlink(missing_ok=True)
+  (tmp_path / 'c/annotations/instances_train2017.json').unlink()
   test_coco.make(tmp_path / 'c', name='annotations/captions_train2017.json',
                  instances=test_coco.CAPTIONS)  # fmt: skip
   (tmp_path / 'c/images').mkdir()
