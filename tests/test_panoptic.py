@@ -347,7 +347,7 @@ def test_queries_vote_for_classes():
   """The sum of the products of probabilities; and a map makes a segment of each class."""
   rng = np.random.default_rng(0)
   logits, masks = rng.normal(size=(3, 6, 5)) * 2, rng.normal(size=(3, 6, 4, 6)) * 3
-  got = jax.jit(lambda a, b: merging.classes(a, b, (16, 24)))(
+  got, scores = jax.jit(lambda *x: [f(*x, (16, 24)) for f in (merging.classes, merging.scores)])(
     jnp.asarray(logits, jnp.float32), jnp.asarray(masks, jnp.float32)
   )
   for i in range(3):
@@ -355,6 +355,8 @@ def test_queries_vote_for_classes():
     share = scipy.special.softmax(logits[i], -1)[:, :-1]
     said = np.einsum('qc,qhw->chw', share, 1 / (1 + np.exp(-np.stack(large))))
     assert (np.asarray(got[i]) != said.argmax(0)).mean() < 0.01
+    np.testing.assert_allclose(scores[i], np.moveaxis(said, 0, -1), atol=1e-5)
+    np.testing.assert_array_equal(Semantic().decided(scores[i]), got[i])
   values = np.kron([[0, 2, 255], [2, 1, 9]], np.ones((4, 4))).astype(np.uint8)
   example = {'name': 'one', 'image': np.zeros((8, 12, 3), np.uint8), 'map': values}
   fields = {'map': Field('map', ('a', 'b', 'c', 'd'), ignore=(9, 255))}

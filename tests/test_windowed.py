@@ -23,11 +23,12 @@ from vit_jax.data.sources.paired import Paired
 from vit_jax.evaluators.change import Change as ChangeScores
 from vit_jax.evaluators.evaluator import prepare
 from vit_jax.evaluators.segmentation import Segmentation as Scores
-from vit_jax.models import change, segmenter
+from vit_jax.models import change, eomt, segmenter
 from vit_jax.models.vit import ViTConfig
 from vit_jax.nn import sharding
 from vit_jax.tasks.change import Change
 from vit_jax.tasks.segmentation import Segmentation
+from vit_jax.tasks.semantic import Semantic
 
 NAMES = ('water', 'wood', 'field')
 # Smaller than a window one way, both ways, as large as one, and larger.
@@ -35,10 +36,10 @@ SIZES = ((16, 16), (23, 41), (9, 50), (5, 7), (33, 16))
 ENCODER: Any = dict(variant='mu/4', image_size=(16, 16), depth=1, width=16, mlp_dim=32, num_heads=2)
 
 
-def folder(root, images, classes):
+def folder(root, images, classes, sizes=SIZES):
   """PNG files of all sizes, and maps in which 255 is no class."""
   rng = np.random.default_rng(3)
-  for number, size in enumerate(SIZES):
+  for number, size in enumerate(sizes):
     for name in images:
       (root / 'test' / name).mkdir(parents=True, exist_ok=True)
       pixels = rng.integers(0, 256, (*size, 3), np.uint8)
@@ -153,6 +154,19 @@ def test_pairs_are_seen_by_windows(tmp_path):
   np.testing.assert_array_equal(scores.arrays['confusion'][:, :2], want)
   hit, rest = want[1, 1], want[0, 1] + want[1, 0]
   assert scores.values['f1'] == pytest.approx(2 * hit / (2 * hit + rest))
+
+
+def test_what_queries_say_is_averaged(tmp_path):
+  """An image of the size of the model is a window of its own."""
+  folder(tmp_path, ('image',), 3, ((16, 16),) * 3)
+  config = eomt.EomtConfig(ViTConfig(**{**ENCODER, 'depth': 2}), 5, blocks=1, num_classes=3)
+  model = drawn(config.create(nnx.Rngs(0)))
+  found = [
+    evaluated(tmp_path, Semantic(), model, evaluator, NAMES)[1].arrays['confusion']
+    for evaluator in (Scores(), Scores(windows=True))
+  ]
+  np.testing.assert_array_equal(found[0], found[1])
+  assert (found[0].sum(0)[:3] > 0).sum() > 1
 
 
 class Pointwise(nnx.Module):

@@ -371,7 +371,7 @@ def main(
 
     predictor = Predictor(model, top=top, batch_size=batch_size, attention=attention)
     made = predictor.chosen(numbers) if numbers else bytes
-    said = isinstance(predictor.task, scenes.Maps)
+    said = scenes.says(predictor.task)
     large = [own for own in inputs if windows or (said and all(map(geotiff.is_placed, own)))]
     small = [own for own in inputs if own not in large]
     if large and not folder:

@@ -44,6 +44,9 @@ CASES = (
   ('ibot.py:B/16,400', 'v5e:4x8'), ('mae.py:H/14,1600', 'v5p:4x4x4'),
   ('dino.py:B/16,400', 'v5e:4x8'), ('dinov2.py:L/14,22k', 'v5e:8x16'),
   ('yolos.py:S,coco', 'v5e:2x4'), ('yolos.py:B,coco', 'v5e:2x4'), ('detr.py:coco', 'v5e:4x4'),
+  ('change.py:LEVIR-CD', 'v5e:2x4'), ('damage.py:xbd', 'v5e:2x4'),
+  ('segmentation.py:upernet,ADEChallengeData2016', 'v5e:4x4'),
+  ('segmentation.py:segmenter,ADEChallengeData2016', 'v5e:2x4'),
   ('ssl.py:mae,imagenette', 'v5e:1x1'), ('ssl.py:dino,imagenette', 'v5e:1x1'),
   ('ssl.py:labels,imagenette', 'v5e:1x1'), ('ssl.py:simmim,imagenette', 'v5e:1x1'),
   ('ssl.py:dinov2,imagenette', 'v5e:1x1'),
@@ -53,9 +56,10 @@ CHECKPOINTS = {
   'R152x2_T_224': ('resnet:R152x2', 224), 'R152x2_T_pet128': ('resnet:R152x2', 128),
   'deit_3_small_384': ('deit3:S/16', 384), 'teacher': ('resnet:R152x2', 224),
 }  # fmt: skip
-# Images and classes of training splits, or of a data set by the last word of a recipe.
+# Images and classes of training splits, or of a data set by the last word of a recipe or its name.
 DATA = {
-  'imagenette': (9469, 10),
+  'imagenette': (9469, 10), 'change.py:LEVIR-CD': (445, 2), 'damage.py:xbd': (2799, 5),
+  'training': (20_210, 151),
   'train': (1_281_167, 1000), 'train[:98%]': (1_255_544, 1000), 'train[:99%]': (1_268_355, 1000),
   'train2017': (118_287, 80),
   'full[51200:]': (13_103_041, 21_843), 'train[:90%]': (3312, 37),

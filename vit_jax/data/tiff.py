@@ -21,7 +21,8 @@ _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION = 256, 257, 258
 _SAMPLES, _STRIP_ROWS, _PLANES, _PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT = 277, 278, 284, 317, 322, 323
 _EXTRA, _FORMAT, _NODATA = 338, 339, 42113
 _PLACES = ((273, 279), (324, 325))  # offsets and byte counts of strips, or of tiles
-_TYPES = {1: 'B', 2: 'B', 3: 'H', 4: 'I', 16: 'Q'}
+_TEXT = 2
+_TYPES = {1: 'B', _TEXT: 'B', 3: 'H', 4: 'I', 16: 'Q'}
 # Photometric interpretations; how many samples of a pixel are a picture's.
 _GREY, _RGB = 1, 2
 _PICTURE = {0: 1, _GREY: 1, _RGB: 3, 3: 1, 5: 4, 6: 3, 8: 3}
@@ -96,7 +97,7 @@ def read_header(data: bytes) -> Header:
     tags = {}
     for start in range(at, at + entry * entries, entry):
       tag, kind, number = struct.unpack_from(f'{order}HH{offset}', data, start)
-      if kind not in _TYPES:
+      if kind not in _TYPES or (kind == _TEXT and tag != _NODATA):
         continue
       where, size = start + 4 + inline, struct.calcsize(_TYPES[kind]) * number
       if size > inline:

@@ -64,7 +64,7 @@ class Images(Task):
         f'task.measure=True, and task.mean={self.mean} is given: leave out one of them, by '
         '--config.task.mean=None --config.task.std=None'
       )
-    return self._columns(model, fields)
+    return self._seen(model, fields)
 
   def settled(self, fields: Fields) -> Self:
     """See `Task`: mean and std of the data, over all images of an example."""
@@ -155,10 +155,10 @@ class Images(Task):
     self, model: Any, fields: Fields, view: View, *others: Column, drawn: tuple[Drawn, ...] = ()
   ) -> Columns:
     """Rows of the image as the model takes it, other columns, and what is drawn besides."""
-    images = self._columns(model, fields)
+    images = self._seen(model, fields)
     return Columns(view.sized(_seeing(model).image_size), images, others, drawn)
 
-  def _columns(self, model: Any, fields: Fields) -> tuple[Image, ...]:
+  def _seen(self, model: Any, fields: Fields) -> tuple[Image, ...]:
     images = tuple(image_of(model, fields, name) for name in self.images)
     gaps = any(i.dtype == 'float32' or (i.field in fields and fields[i.field].gaps) for i in images)
     return tuple(dataclasses.replace(image, gaps=gaps) for image in images)

@@ -130,6 +130,21 @@ def classes(logits: jax.Array, masks: jax.Array, size: tuple[int, int]) -> jax.A
   return found
 
 
+def scores(logits: jax.Array, masks: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """What `classes` takes the largest of: float32 (batch, height, width, classes)."""
+
+  def one(logits: jax.Array, masks: jax.Array) -> tuple[jax.Array]:
+    share = jax.nn.softmax(logits)[:, :-1]
+
+    def strip(pixels: jax.Array) -> tuple[jax.Array]:
+      return (jnp.einsum('qc,qhw->hwc', share, jax.nn.sigmoid(pixels), precision='highest'),)
+
+    return _by_strips(strip, masks, size, maps=1)
+
+  (found,) = _each(one, logits, masks, (4,))
+  return found
+
+
 def _each(one, logits: jax.Array, masks: jax.Array, out: Sequence[int]):
   """Of each example in turn; `out` are the dimensions of the results."""
   axes = lambda ndim: ('batch', *(None,) * (ndim - 1))  # noqa: E731

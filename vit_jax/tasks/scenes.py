@@ -15,7 +15,6 @@ from etils import epy
 from vit_jax.core import paths
 from vit_jax.core.errors import RunError
 from vit_jax.data.misfit import MisfitError
-from vit_jax.tasks.segmentation import Maps
 from vit_jax.tasks.task import Prediction, Seen
 
 # Configurations are checked before JAX is there.
@@ -30,6 +29,11 @@ with epy.lazy_imports():
 
 # Of the picture of a scene, the longer side at most.
 _MOST = 1024
+
+
+def says(task: Any) -> bool:
+  """Whether a task has `scores` for single pixels, of which a map can be made."""
+  return hasattr(task, 'scores')
 
 
 class Mapper:
@@ -55,7 +59,7 @@ class Mapper:
     Raises:
       RunError: for a task that says nothing of pixels, or windows that overlap wholly.
     """
-    if not isinstance(task, Maps):
+    if not says(task):
       raise RunError(
         f'{type(task).__name__.lower()} says nothing of single pixels: no map of a scene'
       )

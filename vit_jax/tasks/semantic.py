@@ -29,7 +29,7 @@ class Semantic(Queries):
 
   classed = 'map'
   decode, lines = Segmentation.decode, Segmentation.lines
-  draw, coloured = Segmentation.draw, Segmentation.coloured
+  draw, coloured, decided = Segmentation.draw, Segmentation.coloured, Segmentation.decided
 
   def rows(self, model: Any, fields: Fields, view: View, *, train: bool) -> Rows:
     """See `Task`: before the segments the map, as evaluations want it."""
@@ -37,6 +37,11 @@ class Semantic(Queries):
     segments = Segments(model.num_classes, self.most, 'map', ignore)
     maps = () if train else (Map(model.num_classes, ignore),)
     return self.columns(model, fields, view, *maps, segments)
+
+  def scores(self, model: Any, batch: Batch) -> jax.Array:
+    """See `Segmentation`: of each class the sum that `merging.classes` speaks of."""
+    said = model(batch['image'])
+    return merging.scores(said['logits'][:, -1], said['masks'][:, -1], model.config.image_size)
 
   def predict(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
     """'map' (batch, height, width), uint8 or, with more than 255 classes, int32."""
