@@ -603,6 +603,26 @@ def test_what_is_said_of_data():
   assert any('of 3 looked at' in line for line in some)
 
 
+def test_what_is_said_of_texts():
+  texts = [
+    'a cat',
+    ('a cat', 'a tame cat'),
+    '',
+    ('a dog', ' '),
+    'A cat',
+    ('a red dog', 'a red dog'),
+  ]
+  source = Given([{'text': text} for text in texts], text=Field('text'))
+  assert audit.audit({'train': source}, 100) == [
+    'given: text: 5 characters in the median, 10 at most',
+    'given: text: 3 examples have several texts, 2 at most',
+    'given: text: 2 examples have an empty text',
+    'given: text: 2 examples have a text that others have, too',
+  ]
+  lines = audit.audit({'train': Given([{'text': 'ab'}, {'text': 'b'}], text=Field('text'))}, 1)
+  assert lines == ['given: text: 2 characters in the median, 2 at most of 1 looked at']
+
+
 def test_statistics_of_vectors():
   fields = audit.with_statistics(Counted())
   assert fields['target'].center[0] == 2.5

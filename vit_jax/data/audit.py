@@ -126,7 +126,7 @@ def _joined(held: tuple[int, Any, Any], values: np.ndarray) -> tuple[int, Any, A
 
 
 def audit(sources: Mapping[str, Source], most: int) -> list[str]:
-  """Lines for people about some sources: sizes, channels, classes, numbers, duplicates.
+  """Lines for people about some sources: sizes, channels, classes, numbers, texts, duplicates.
 
   Args:
     sources: by what they are for, the training data first; those that are made up are left out.
@@ -148,7 +148,8 @@ def audit(sources: Mapping[str, Source], most: int) -> list[str]:
       every = source.labels if name == 'label' and source.labels is not None else values[name]
       about = _about(field, every, values.get('image', []))
       lines += [f'{source.name}: {name}: {text}{part}' for text in about]
-    lines += _duplicates(source, digests, seen, part)
+    if any(field.kind == 'image' for field in source.fields.values()):
+      lines += _duplicates(source, digests, seen, part)
   return lines
 
 
@@ -164,6 +165,8 @@ def _noted(field: Field, value: Any, number: int) -> Any:
   """What is kept of a value until all have been seen: little."""
   if field.kind == 'map':
     return value if number < _MAPS else None
+  if field.kind == 'text':
+    return (value,) if isinstance(value, str) else value
   if field.kind != 'image':
     return value if field.kind in ('class', 'classes', 'vector', 'points', 'boxes') else None
   try:
@@ -209,7 +212,7 @@ def _about(field: Field, values: Sequence[Any], images: Sequence[_Image | None])
     return [each, *_classes(labels, field)]
   if field.kind == 'map':
     return _maps(field, values[:_MAPS])
-  return []
+  return _texts(values) if field.kind == 'text' else []
 
 
 def _images(values: Sequence[_Image | None]) -> list[str]:
@@ -306,6 +309,21 @@ def _maps(field: Field, values: Sequence[Any]) -> list[str]:
       f'the values {few([str(value) for value in other])} are no class, and not among those that '
       'are ignored'
     )
+  return lines
+
+
+def _texts(values: Sequence[Sequence[str]]) -> list[str]:
+  """How long the texts of each example are, how many it has, whether others have the same."""
+  lengths = [len(text) for texts in values for text in texts] or [0]
+  several = [len(texts) for texts in values if len(texts) > 1]
+  lines = [f'{np.median(lengths):.0f} characters in the median, {max(lengths):,} at most']
+  if several:
+    lines.append(f'{len(several):,} examples have several texts, {max(several)} at most')
+  if empty := sum(not all(map(str.strip, texts)) or not texts for texts in values):
+    lines.append(f'{empty:,} examples have an empty text')
+  counts = collections.Counter(text for texts in values for text in {*texts} if text.strip())
+  if shared := sum(any(counts[text] > 1 for text in texts) for texts in values):
+    lines.append(f'{shared:,} examples have a text that others have, too')
   return lines
 
 
