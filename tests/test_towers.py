@@ -69,7 +69,9 @@ def test_towers_start_from_checkpoints_of_their_own(data_dir, tmp_path, capsys):
 
 def test_a_tower_of_another_model(data_dir, tmp_path):
   """A single model, and a tower, from a checkpoint of several; and what does not fit is refused."""
-  train(configured('toy_lit', data_dir), str(tmp_path / 'lit'))
+  image = dict(variant='mu/4', image_size=(8, 8), in_channels=1)
+  small = {f'model__image__{name}': value for name, value in image.items()}
+  train(configured('contrastive', data_dir, **small), str(tmp_path / 'lit'))
   towers, path = vit_jax.load(tmp_path / 'lit'), str(tmp_path / 'lit')
 
   def build(name, **given):
@@ -87,7 +89,7 @@ def test_a_tower_of_another_model(data_dir, tmp_path):
     assert classes.config.model.num_classes == 10
     assert any(note.startswith('head: new, for 10 classes') for note in classes.notes)
     assert not np.any(classes.init().model.head.kernel)
-    again = build('toy_lit', model=dict(name='two_towers'), init=path)
+    again = build('contrastive', model=dict(name='two_towers'), init=path)
     state = tree.flatten(tree.merge(again.init().model, again.frozen))
     for name, leaf in tree.flatten(towers).items():
       np.testing.assert_array_equal(state[name], leaf, err_msg=name)
@@ -104,8 +106,8 @@ def test_a_tower_of_another_model(data_dir, tmp_path):
     for wrong in ('text', 'imgae'):
       with pytest.raises(RunError, match=f'no tower {wrong!r} of the kind vit: '):
         build('toy_captions', model=dict(name='vit'), init=f'{path}?tower={wrong}')
-    with pytest.raises(RunError, match=r'model\.logit_bias=False, which a run .* change to True'):
-      build('toy_lit', model=dict(name='two_towers', logit_bias=True), init=path)
+    with pytest.raises(RunError, match=r'model\.logit_bias=True, which a run .* change to False'):
+      build('contrastive', model=dict(name='two_towers', logit_bias=False), init=path)
     other = configured('toy_pair', data_dir, fork=path)
     with pytest.raises(RunError, match=r'fork=.* is a run of another configuration'):
       train(other, str(tmp_path / 'forked'))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import itertools
 import sys
@@ -342,7 +343,7 @@ def main(
   checkpoint: str, image: list[str], top: int, batch_size: int, labels: str | None,
   choice: Mapping[str, Any], out: str = '', format: str = 'json', attention: bool = False,
   windows: bool = False, overlap: float = 0.5, bands: str = '', classes: str = '',
-  templates: str = 'photo',
+  templates: str = 'photo', vocabulary: str = '',
 ) -> int:  # fmt: skip
   """Prints, and perhaps writes, what is predicted for each image."""
   if top < 1 or batch_size < 1:
@@ -358,7 +359,7 @@ def main(
       names = getattr(tasks.of(opened.card)[0], 'images', ('image',))
       inputs = together(image, names)
       model = read.model_of(opened)
-      model = _reading(model, classes, templates)
+      model = _reading(model, classes, templates, vocabulary)
       model.card = tasks.named(model.card, _names(labels, model))
     _check_size(checkpoint, model)
     if getattr(model.config, 'num_classes', 0) == 1:
@@ -425,7 +426,7 @@ def check_bands(bands: Sequence[int], channels: int) -> None:
     )
 
 
-def _reading(model: Any, classes: str, templates: str) -> Any:
+def _reading(model: Any, classes: str, templates: str, vocabulary: str) -> Any:
   """A model that reads texts as a classifier of the classes they name; any other as it is."""
   task, _ = tasks.of(model.card)
   reads = hasattr(task, 'tokenizer')
@@ -440,6 +441,9 @@ def _reading(model: Any, classes: str, templates: str) -> Any:
       f'--classes is for a model that reads texts, and this is a {model.config.kind} trained for '
       f'{tasks.described(task)["name"]}'
     )
+  if vocabulary:
+    tokenizer = dataclasses.replace(task.tokenizer, file=vocabulary)
+    task = dataclasses.replace(task, tokenizer=tokenizer)
   return naming.classifier(model, task, named(classes), templates)
 
 
@@ -534,6 +538,12 @@ if __name__ == '__main__':
     '--templates', default='photo', metavar='SENTENCES',
     help="with {} for the name, separated by ';', or one of the sets of vit_jax.text.prompts",
   )  # fmt: skip
+  parser.add_argument(
+    '--vocabulary',
+    default='',
+    metavar='FILE',
+    help='of its texts, if none is by the checkpoint',
+  )
   parser.add_argument(
     '--labels', metavar='FILE', help="class names, one per line, instead of the checkpoint's"
   )

@@ -15,10 +15,11 @@ from vit_jax.convert.dialects import SIDECARS
 from vit_jax.core import paths
 from vit_jax.core.errors import RunError
 from vit_jax.processes import exchange
+from vit_jax.text.folders import FILES
 
 PREFIX = 'hf:'
 _NAME = re.compile(r'hf:(?P<repo>[\w.-]+/[\w.-]+)(/(?P<file>[^@]+))?(@(?P<revision>[^@]+))?')
-_BESIDE = (*SIDECARS, 'preprocessor_config.json')
+_BESIDE = (*SIDECARS, 'preprocessor_config.json', *FILES)
 _PLAIN = ('.safetensors', '.npz')
 _INDEX = '.index.json'
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from vit_jax.architecture import TwoTowersArchitecture
 from vit_jax.architecture.card import Card
-from vit_jax.convert import images
+from vit_jax.convert import images, reading
 from vit_jax.convert.layout import BLOCKS, Rule, Shapes, To, rules
 from vit_jax.convert.source import OPENAI, Source, pair
 from vit_jax.core.errors import RunError
@@ -123,7 +123,9 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
     num_classes=source.shape(f'{at}text_projection', 2)[1], causal=True, pool='eot',
     no_bias='head', layerscale=1e-5 if f'{block}0.ls_1.gamma' in source else 0.0, **common,
   )  # fmt: skip
-  return TwoTowersConfig('', image, text, logit_bias='logit_bias' in source), card
+  biased = 'logit_bias' in source
+  card = reading.trained(card, source, 'clip', sigmoid=biased)
+  return TwoTowersConfig('', image, text, logit_bias=biased), card
 
 
 def style_for(config: Any) -> dict[str, Any]:

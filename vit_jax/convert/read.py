@@ -38,6 +38,7 @@ from vit_jax.convert.source import Source
 from vit_jax.core import paths, schema
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.nn import sharding, tree
+from vit_jax.text import kept
 
 # Dialects in which parameters say everything about the model.
 JAX = ('vit', 'vit-linen', 'big_vision', 'big_vision-scan')
@@ -306,7 +307,9 @@ def _open_run(path: paths.Path, hints: Mapping[str, Any], part: str, step: int |
   config = with_hints(schema.build(kind, extra['model'], 'the model'), hints, str(path)).resolve()
   about = ('recipe', 'revision', 'evaluated', 'seconds')
   run = {'step': stored.step, **{name: extra[name] for name in about if name in extra}}
-  return Opened('vit_jax', config, Card.from_dict(extra['card']), arrays, None, '', str(path),
+  card = Card.from_dict(extra['card'])
+  card = dataclasses.replace(card, task=kept.found(card.task, path))
+  return Opened('vit_jax', config, card, arrays, None, '', str(path),
                 changes=hints, parts=stored.counts, part=stored.part, fetch=fetch,
                 run=run)  # fmt: skip
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from vit_jax.architecture import MaskedArchitecture, TwoTowersArchitecture, YolosArchitecture
 from vit_jax.architecture.card import Card
-from vit_jax.convert import masked
+from vit_jax.convert import masked, reading
 from vit_jax.convert.source import IMAGENET, INCEPTION, OPENAI, Source, pair
 from vit_jax.convert.transformers_names import TOWERS
 from vit_jax.convert.transformers_names import make_rules as make_rules
@@ -374,6 +374,7 @@ def _towers(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
     # 2 is what old configurations say by mistake; the token is then the largest number.
     eot=-1 if kind != 'clip' or eot == 2 else eot, no_bias='head' if kind == 'clip' else '',
   )  # fmt: skip
+  card = reading.trained(card, source, kind, sigmoid=kind != 'clip')
   return TwoTowersConfig('', image, text, logit_bias=kind != 'clip'), card
 
 

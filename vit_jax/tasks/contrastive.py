@@ -79,6 +79,11 @@ class Contrastive(Images, Coupled):
     if self.captions < 1:
       raise RunError(f'task.captions={self.captions} must be at least 1')
 
+  @property
+  def files(self) -> tuple[str, ...]:
+    """See `Task`."""
+    return self.tokenizer.files
+
   def settled(self, fields: Fields) -> Self:
     """See `Task`: the tokenizer as its file is now, with the words of the data if it has none."""
     tokenizer, names = self.tokenizer, fields[self.field].names if self.field in fields else ()

@@ -148,6 +148,11 @@ class Task:
     del model, fields
     return ()
 
+  @property
+  def files(self) -> tuple[str, ...]:
+    """Paths of what belongs to the model: a run keeps copies."""
+    return ()
+
   def settled(self, fields: Fields) -> Self:
     """The task with what only the data can tell in fields that are unset.
 

@@ -71,7 +71,7 @@ def train(
     print(f'{faults.VARIABLE}: {fault}')
   record, workdir, chrono = config_lib.to_dict(config), Workdir(folder), Chrono()
   started = time.time()
-  cfg: config_lib.Config = schema.build(config_lib.Config, record)
+  cfg: config_lib.Config = schema.build(config_lib.Config, workdir.at_home(record))
   workdir.probe()
   peers.same('the run', versions() | {'configuration': config_lib.run_hash(record)})
   workdir.keep_compiled(cfg.compilation_cache)
@@ -93,6 +93,7 @@ def train(
         known = exchange.from_first(Workdir(cfg.fork).known)
       experiment = lanes.experiment(cfg, known, wishes or {})
       workdir.prepare()
+      workdir.keep(experiment.config.task.files)
       health.configure(workdir.path, chrono.seconds, silent=cfg.health.silent, wait=cfg.health.wait)
     session = _Session(experiment, workdir, record, chrono, started, delete=bool(delete))
     result = None

@@ -18,6 +18,7 @@ from vit_jax.data.fields import Field
 from vit_jax.draw import pictures
 from vit_jax.evaluators.evaluator import SHOWN, Drawn, Scores
 from vit_jax.processes import peers
+from vit_jax.text import kept
 from vit_jax.training import config as config_lib
 from vit_jax.training.progress import MetricsFile
 from vit_jax.training.sessions import Sessions
@@ -93,7 +94,16 @@ class Workdir:
 
   def config(self) -> config_lib.Config:
     """The same, built."""
-    return schema.build(config_lib.Config, self.record())
+    return schema.build(config_lib.Config, self.at_home(self.record()))
+
+  def at_home(self, record: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of this run, with copies of files that are no longer where they were."""
+    return {**record, 'task': kept.found(record['task'], self.path)}
+
+  def keep(self, files: Sequence[str]) -> None:
+    """Keeps copies of files that belong to the model; raises RunError."""
+    if files:
+      peers.agreed('copies of the vocabulary are there', lambda: kept.keep(files, self.path))
 
   def changes(self, record: Mapping[str, Any]) -> dict[str, tuple]:
     """The fields in which this run, if there is one, would compute something else than `record`."""

@@ -1,0 +1,46 @@
+"""Vocabularies that belong to a checkpoint, and go with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vit_jax.core import paths
+from vit_jax.core.errors import RunError
+
+# In the directory of a run.
+FOLDER = 'vocabulary'
+
+
+def keep(files: Sequence[str], folder: paths.Path) -> None:
+  """Copies files of a tokenizer into the directory of a run; those that are there stay.
+
+  Raises:
+    RunError: for one that cannot be read, or written.
+  """
+  for file in files:
+    path, copy = paths.at(file), folder / FOLDER / paths.at(file).name
+    if copy.is_file():
+      continue
+    try:
+      data = path.read_bytes()
+      copy.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise RunError(f'cannot keep a copy of {file} in {copy.parent}: {error.strerror}') from None
+    paths.write_bytes(copy, data)
+
+
+def found(task: Mapping[str, Any], folder: paths.Path) -> dict[str, Any]:
+  """A task, as its name and fields, with the copy of its vocabulary where the original is gone.
+
+  Args:
+    task: of a run.
+    folder: the directory of that run.
+  """
+  tokenizer = task.get('tokenizer')
+  if not isinstance(tokenizer, Mapping) or not tokenizer.get('file'):
+    return dict(task)
+  copy = folder / FOLDER / paths.at(tokenizer['file']).name
+  if paths.at(tokenizer['file']).is_file() or not copy.is_file():
+    return dict(task)
+  return {**task, 'tokenizer': {**tokenizer, 'file': str(copy)}}
