@@ -80,7 +80,7 @@ def test_covers_that_are_compared_are_told_of_land_alone(monkeypatch):
   monkeypatch.setattr(dense, '_DRAWN', 30)
   monkeypatch.setattr(dense, '_PIXELS', 1500)
   land = Terrain(of='change', size=(32, 32), clouds=0)
-  drawn = [land.example(np.random.default_rng(n), train=False) for n in range(20)]
+  drawn = [land.example(np.random.default_rng(n), split='test') for n in range(20)]
   rows = {name: np.stack([each[name] for each in drawn]) for name in ('before', 'after', 'map')}
   score = lambda said: dense.CHANGE_F1.score(dense.CHANGE_F1.records(said, rows))  # noqa: E731
   found = dense.post_classification(rows, rows)

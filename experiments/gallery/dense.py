@@ -225,7 +225,7 @@ def post_classification(train: Arrays, test: Arrays) -> dict[str, np.ndarray]:
   from vit_jax.data.generators.terrain import Terrain
 
   land, rng = Terrain(size=train['map'].shape[1:]), np.random.default_rng(0)  # type: ignore
-  drawn = [land.example(rng, train=True) for _ in range(_DRAWN)]
+  drawn = [land.example(rng, split='train') for _ in range(_DRAWN)]
   images, cover = (np.stack([each[name] for each in drawn]) for name in ('image', 'map'))
   chosen = _some(np.minimum(cover, 255).reshape(-1))
   model = _regression().fit(of_pixels(images)[chosen], cover.reshape(-1)[chosen])
