@@ -374,6 +374,7 @@ def test_how_shards_are_found(tmp_path):
 def test_tar_files_are_guessed(tmp_path):
   """An archive beside what was unpacked from it is none of the data."""
   shards(tmp_path / 'a')
+  (tmp_path / 'a/train-000.parquet').touch()  # as img2dataset does
   write(tmp_path / 'b/train/0.tar', example('a', 1))
   write(tmp_path / 'b/val/0.tar', example('a', 1))
   pattern = f'{tmp_path}/a/train-{{000..001}}.tar'

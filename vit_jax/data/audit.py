@@ -317,13 +317,14 @@ def _texts(values: Sequence[Sequence[str]]) -> list[str]:
   lengths = [len(text) for texts in values for text in texts] or [0]
   several = [len(texts) for texts in values if len(texts) > 1]
   lines = [f'{np.median(lengths):.0f} characters in the median, {max(lengths):,} at most']
+  have = lambda count: f'{count:,} example{"s have" if count > 1 else " has"}'  # noqa: E731
   if several:
-    lines.append(f'{len(several):,} examples have several texts, {max(several)} at most')
+    lines.append(f'{have(len(several))} several texts, {max(several)} at most')
   if empty := sum(not all(map(str.strip, texts)) or not texts for texts in values):
-    lines.append(f'{empty:,} examples have an empty text')
+    lines.append(f'{have(empty)} an empty text')
   counts = collections.Counter(text for texts in values for text in {*texts} if text.strip())
   if shared := sum(any(counts[text] > 1 for text in texts) for texts in values):
-    lines.append(f'{shared:,} examples have a text that others have, too')
+    lines.append(f'{have(shared)} a text that others have, too')
   return lines
 
 

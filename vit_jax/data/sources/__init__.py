@@ -100,10 +100,10 @@ def found(path: paths.Path) -> Any:
   """The data set in a directory, or in a zip file of images: one of `PLAIN`."""
   if versions(path):
     return Tfds(dataset=path.name, dir=str(path.parent))
-  if path.is_dir() and any(name.endswith('.parquet') for name in paths.below(path)):
-    return Parquet(dir=str(path))
   if path.is_dir() and tar.looks_like(path):
     return Tar(shards=str(path))
+  if path.is_dir() and any(name.endswith('.parquet') for name in paths.below(path)):
+    return Parquet(dir=str(path))
   if fields := captioned(path):
     return Paired(dir=str(path), fields=fields)
   return Folder(str(path))

@@ -114,6 +114,8 @@ def _kind(text: str) -> dict[str, Any]:
   place = paths.inside(text)
   if place.is_dir():
     names = [entry.name for entry in paths.entries(place) if not files.is_hidden(entry.name)]
+    if tar.looks_like(place):  # beside them img2dataset puts what it knows of them, as Parquet
+      return {'name': 'tar', 'shards': text}
     inside = [n for n in ('', 'data') if not n or n in names]
     if not isinstance(place, paths.ZipPath) and any(
       entry.name.endswith('.parquet') for name in inside for entry in paths.entries(place / name)
@@ -124,8 +126,6 @@ def _kind(text: str) -> dict[str, Any]:
       return {'name': 'manifest', 'file': f'{text.rstrip("/")}/{tables[0]}'}
     if 'annotations' in names and (parts := _coco(text.rstrip('/'), names)):
       return {'name': 'coco', 'dir': text, **parts}
-    if tar.looks_like(place):
-      return {'name': 'tar', 'shards': text}
     if fields := captioned(place):
       return {'name': 'paired', 'dir': text, 'fields': fields}
     return {'name': 'folder', 'dir': text}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import collections
+import contextlib
 import dataclasses
 import fnmatch
 import itertools
@@ -134,11 +135,11 @@ class TarSource(Source):
           f'{where}: no member is KEY.{unknown[0]}: {suggest(unknown[0], members.counts)}'
         )
     images = [suffix[1:] for suffix in kinds.readable() if suffix[1:] in members.counts]
-    usual = {'image': ';'.join(images), 'label': tars.CLASSES, 'text': 'txt'}
-    if 'txt' not in members.counts and self._has_captions(members):
-      usual['text'] = _CAPTION
-    most = max(members.count(usual['image']), 1)
-    for name, column in usual.items():
+    image = ';'.join(images)
+    usual = [('image', image), ('label', tars.CLASSES), ('text', 'txt')]
+    usual += [('text', _CAPTION)] * self._has_captions(members)
+    most = max(members.count(image), 1)
+    for name, column in usual:
       if name not in asked and 2 * members.count(column.partition('/')[0]) >= most:
         asked[name] = Wanted({'label': 'class'}.get(name, name), (column,), ('',))
     if not asked:
@@ -148,7 +149,7 @@ class TarSource(Source):
     used = {s for w in asked.values() for s in w.columns[0].partition('/')[0].split(';')}
     if others := [f'{n:,} .{suffix}' for suffix, n in members.counts.items() if suffix not in used]:
       self._said.append(f'members not used: {files.few(others)}')
-    return {name: asked[name] for name in dict.fromkeys((*usual, *asked)) if name in asked}
+    return {name: asked[name] for name in dict.fromkeys((*dict(usual), *asked)) if name in asked}
 
   def _has_captions(self, members: _Members) -> bool:
     """Whether one of the first objects has something under the usual name."""
@@ -156,9 +157,10 @@ class TarSource(Source):
     for member in places[places >= 0][:_LOOKED].tolist():
       shard, start, size = members.where(member)
       path = self._root / self._shards[shard]
-      value = _inside(_read(path, [(start, start + size)])[0], str(path), _CAPTION.split('/')[1:])
-      if value:
-        return True
+      (data,) = _read(path, [(start, start + size)])
+      with contextlib.suppress(RunError):
+        if _inside(data, str(path), _CAPTION.split('/')[1:]):
+          return True
     return False
 
   def __len__(self) -> int:
