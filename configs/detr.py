@@ -20,17 +20,34 @@ The decoder of a published DETR, which says 100 objects without anchors:
     python -m vit_jax.train --config=configs/detr.py:original,coco --workdir=runs/detr_original \
         --config.inits.encoder=dinov3-vitb16-pretrain-lvd1689m \
         --config.inits.decoder=facebook/detr-resnet-50
+
+With a mask of each query, too, panoptic segments of the drawn pictures, and those of COCO from a
+published DETR with masks:
+
+    python -m vit_jax.train --config=configs/detr.py:masks --workdir=runs/detr_masks
+
+    python -m vit_jax.train --config=configs/detr.py:masks,coco --workdir=runs/detr_panoptic \
+        --config.inits.encoder=dinov3-vitb16-pretrain-lvd1689m \
+        --config.inits.decoder=facebook/detr-resnet-50-panoptic
+
+DETR with a ResNet-50 has a panoptic quality of 43.4. There masks are learned behind everything
+else, at all pixels; here with it, at points as in Mask2Former. No run at this size was made.
 """
 
 from vit_jax.config import complete
 
+# Weights of classes, masks and their overlap in DETR.
+DETR = dict(class_weight=1.0, mask_weight=1.0, dice_weight=1.0)
+
 
 def get_config(argument=''):
   kind, _, folder = argument.rpartition(',')
-  return complete(coco(folder, original=kind == 'original') if argument else quick())
+  if not argument or argument == 'masks':
+    return complete(quick(masks=bool(argument)))
+  return complete(coco(folder, kind))
 
 
-def quick():
+def quick(*, masks):
   encoder = dict(
     variant='mu/8', image_size=(48, 48), width=96, depth=3, mlp_dim=288, num_heads=3,
     posemb='sincos',
@@ -39,39 +56,46 @@ def quick():
     width=96, depth=2, num_heads=3, mlp_dim=288, queries=12, anchors='tokens', nothing=False,
     norm_place='pre',
   )  # fmt: skip
+  task = dict(name='detection', most=8, denoising=2)
+  optim = dict(name='muon', lr=4e-3, lr_last=4e-5, b2=0.98)
+  if masks:
+    decoder |= dict(num_heads=4, nothing=True)
+    # After so few steps queries are not sure, as in configs/panoptic.py.
+    task = dict(name='panoptic', most=10, points=0, lifted=1, threshold=0.2, overlap=0.6, **DETR)
+    optim = dict(lr=1e-3, lr_last=1e-5)
   return dict(
     total='2000 steps',
     batch_size=32,
     model=dict(name='detr', encoder=encoder, decoder=decoder),
-    task=dict(name='detection', most=8, denoising=2),
+    task=task,
     data=dict(
       source=dict(name='generated', examples=100_000, generator=dict(name='shapes')), flip='both'
     ),
-    optim=dict(
-      name='muon', lr=4e-3, lr_last=4e-5, weight_decay=0.01, b2=0.98, warmup='100 steps'
-    ),
-    evals=dict(test=dict(name='detection', split='test', every='20%', batch_size=100)),
+    optim=dict(weight_decay=0.01, warmup='100 steps', **optim),
+    evals=dict(test=dict(name=task['name'], split='test', every='20%', batch_size=100)),
   )  # fmt: skip
 
 
-def coco(folder, *, original):
+def coco(folder, kind):
   encoder = dict(
     variant='dinov3:B/16', image_size=(1024, 1024), drop_path=0.1, dtype='bfloat16', remat='names'
   )
   decoder = dict(remat='names')
-  task = dict(class_weight=1.0)
-  if not original:
+  task = dict(name='detection', class_weight=1.0)
+  source = dict(annotations='annotations/instances_{split}.json')
+  if kind == 'masks':
+    task = dict(name='panoptic', most=100, lifted=1, threshold=0.85, **DETR)
+    source = dict(annotations='', panoptic='annotations/panoptic_{split}.json')
+  elif kind != 'original':
     decoder |= dict(queries=300, anchors='tokens', nothing=False)
-    task = dict(denoising=1)
+    task = dict(name='detection', denoising=1)
   return dict(
-    total=f'{150 if original else 50} epochs',
+    total=f'{150 if kind else 50} epochs',
     batch_size=16,
     model=dict(name='detr', encoder=encoder, decoder=decoder),
-    task=dict(
-      name='detection', **task, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
-    ),
+    task=dict(**task, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
     data=dict(
-      source=dict(name='coco', dir=folder, annotations='annotations/instances_{split}.json'),
+      source=dict(name='coco', dir=folder, **source),
       split='train2017', flip='horizontal',
       crop=dict(name='scale_jitter', min_scale=0.5, max_scale=1.5),
     ),
@@ -79,6 +103,6 @@ def coco(folder, *, original):
       lr=1e-4, weight_decay=1e-4, decay=(('.*', 1.0),), layer_decay=0.8, clip=0.1, warmup='1%'
     ),
     evals=dict(val=dict(
-      name='detection', split='val2017', every='10%', batch_size=16, crop=dict(name='fit'),
+      name=task['name'], split='val2017', every='10%', batch_size=16, crop=dict(name='fit'),
     )),
   )  # fmt: skip

@@ -36,8 +36,9 @@ CONFIGS = [
   'dinov2.py:L/14,22k', 'land_cover.py', 'land_cover.py:tiles', 'change.py', 'change.py:levir',
   'contrastive.py', 'contrastive.py:softmax',
   'damage.py', 'damage.py:xbd', 'detection.py', 'detection.py:photos', 'panoptic.py',
-  'detr.py', 'detr.py:coco', 'detr.py:original,coco', 'yolos.py:Ti,coco', 'yolos.py:B,coco',
-  'panoptic.py:L,coco', 'panoptic.py:instances',
+  'detr.py', 'detr.py:coco', 'detr.py:original,coco', 'detr.py:masks', 'detr.py:masks,coco',
+  'yolos.py:Ti,coco', 'yolos.py:B,coco', 'panoptic.py:L,coco',
+  'panoptic.py:instances',
 ]  # fmt: skip
 
 
@@ -97,7 +98,8 @@ def test_configs_trace_a_step(name, data_dir):
                   *metrics.keys() & {'dense', 'denoising'}},
     'change': {'accuracy'},
     'damage': {'accuracy', 'located', 'damage'},
-    'panoptic': {*MASKS, *metrics.keys() & {'pixels'}}, 'instances': {*MASKS, 'pixels'},
+    'panoptic': {*MASKS, *metrics.keys() & {'pixels', 'distance', 'overlap', 'iou'}},
+    'instances': {*MASKS, 'pixels'},
     'distillation': {'top1', 'teacher', 'agreement'},
     'dino': {*WATCHED, *metrics.keys() & {'center', 'patches', 'koleo'}},
     'contrastive': {'text_right', 'image_right', 'scale', *metrics.keys() & {'bias'}},

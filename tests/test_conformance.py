@@ -161,6 +161,15 @@ CASES = {
     unrolled=dict(model__encoder__scan=False), costs=dict(model__encoder__no_bias=FEW),
     task=dict(name='detection', most=3, class_weight=1.0),
   ),
+  'detr_masks': dict(
+    arrays=True, evals=dict(test=dict(name='panoptic', every='100%', batch_size=64)),
+    model=dict(name='detr', encoder={**SEEN, 'patch_size': 4, 'pool': None},
+               decoder=dict(width=16, depth=2, num_heads=2, mlp_dim=32, queries=5)),
+    lanes={'mask_weight': (1.0, 5.0)}, data=SHAPES, view=dict(crop=dict(name='scale_jitter')),
+    unrolled=dict(model__encoder__scan=False, model__decoder__scan=False),
+    costs=dict(model__encoder__no_bias=FEW, model__decoder__no_bias=FEW),
+    task=dict(name='panoptic', most=6, points=0, lifted=1),
+  ),
   'packed': dict(
     arrays=True, costs=dict(model__drop_path=0.0),
     evals=dict(test=dict(name='classification', every='100%', batch_size=64)),
@@ -235,7 +244,10 @@ NAMES = tuple(CASES)
 
 def but(*slow):
   """All cases; these, which differ from the others in what is tested elsewhere, are slow."""
-  rest = 'masked', 'dino', 'detr', 'yolos', 'damage', 'upernet', 'toy_dino', 'segmentation'
+  rest = (
+    'masked', 'dino', 'detr', 'detr_masks', 'yolos', 'damage', 'upernet', 'toy_dino',
+    'segmentation',
+  )  # fmt: skip
   return only(*(name for name in NAMES if name not in (*slow, *rest)))
 
 

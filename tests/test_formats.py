@@ -25,7 +25,10 @@ from tests.golden import make_runs
 from vit_jax.architecture import TwoTowersArchitecture
 from vit_jax.architecture.card import Card
 from vit_jax.checkpoints import formats
+from vit_jax.convert import adapt
 from vit_jax.core.errors import RunError
+from vit_jax.models.upernet import UPerNetConfig
+from vit_jax.models.vit import ViTConfig
 from vit_jax.nn import tree
 from vit_jax.training import config as config_lib
 from vit_jax.training.workdir import Workdir
@@ -148,6 +151,21 @@ def test_a_record_of_a_later_version_is_refused(tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps({'format': formats.FORMAT + 1}))
   with pytest.raises(RunError, match='knows formats up to'):
     Workdir(tmp_path).record()
+
+
+def test_the_pyramid_of_upernet_had_no_name():
+  """Of format 9, in which its layers were those of the model; other names are what they were."""
+  config = UPerNetConfig(
+    ViTConfig('', image_size=(8, 8), patch_size=2, width=8, depth=4, mlp_dim=8, num_heads=1), 2,
+    channels=8, auxiliary_channels=8,
+  )  # fmt: skip
+  names = [*adapt.abstract(config.resolve())]
+  assert sum(name.startswith('pyramid/') for name in names) == 7
+  for before in ('model/', 'opt/mu/', ''):
+    for name in names:
+      old = before + name.removeprefix('pyramid/')
+      assert formats.array(9, old) == before + name
+      assert formats.array(formats.FORMAT, before + name) == before + name
 
 
 def test_a_new_field_needs_a_migration():

@@ -1,5 +1,6 @@
 """Panoptic segments: rows, losses at points, merging, quality, pictures."""
 
+import dataclasses
 import types
 
 import cv2
@@ -10,6 +11,7 @@ import pytest
 import scipy.ndimage
 
 from vit_jax.core.errors import RunError
+from vit_jax.data import masks as masks_lib
 from vit_jax.data.crops import RandomResized
 from vit_jax.data.fields import Field, Masks
 from vit_jax.data.fields import Panoptic as Truth
@@ -62,6 +64,11 @@ def test_segments_of_a_view(source):
     assert all(not n or truth.segments[int(n)][1] for n in np.unique(left))
     crowds += any(truth.segments[int(n)][1] for n in np.unique(left) if n)
     fewer += count < len([1 for _, crowd in truth.segments.values() if not crowd])
+    boxed = Columns(view, (Image(3),), (Segments(8, 12, boxes=True),))
+    boxes = boxed.make(example, np.random.default_rng(number))['segments_box']
+    want = [masks_lib.around(row['segments'] == index + 1) for index in range(count)]
+    np.testing.assert_allclose(boxes[:count] * [24, 20, 24, 20], np.reshape(want, (-1, 4)))
+    assert not boxes[count:].any()
   assert min(crowds, fewer) > 3
   with pytest.raises(RunError, match='segments, and there is room for 1'):
     Columns(View(size=(32, 48)), (Image(3),), (Segments(8, 1),)).make(source[0], None)
@@ -195,6 +202,34 @@ def test_points_are_where_masks_are_uncertain():
   assert of_logits[2].any()
 
 
+def test_focal_losses_of_all_pixels():
+  """As anybody would write them in float64, of masks that OpenCV enlarges; at points as between."""
+  _, masks, targets = arrays()
+  place = jnp.array([[[2, 0, 5, -1]], [[1, 4, -1, -1]], [[-1] * 4]])
+  masks = masks[:, -1:]
+  mask, dice = jax.jit(lambda masks: mask_losses.focal_losses(masks, targets, place, None))(masks)
+  wide, want = lambda x: np.asarray(x, np.float64), np.zeros(2)
+  for image, target in zip(*np.nonzero(np.asarray(place)[:, 0] >= 0), strict=True):
+    own = wide(masks[image, 0, place[image, 0, target]])
+    x = cv2.resize(own, (16, 16), interpolation=cv2.INTER_LINEAR)
+    share, wanted = 1 / (1 + np.exp(-x)), np.asarray(targets.segments[image]) == target + 1
+    right = np.where(wanted, share, 1 - share)
+    alpha = np.where(wanted, 0.25, 0.75)
+    want[0] -= (alpha * (1 - right) ** 2 * np.log(right)).mean()
+    want[1] += 1 - (2 * (share * wanted).sum() + 1) / (share.sum() + wanted.sum() + 1)
+  np.testing.assert_allclose([mask[0], dice[0]], want, rtol=1e-5)
+  # At the centres of all pixels, but for the outermost ones, which points fade out beyond.
+  y, x = np.mgrid[1:15, 1:15].reshape(2, -1)
+  centres = jnp.asarray(np.stack([x + 0.5, y + 0.5], -1) / 16, jnp.float32)
+  every = jnp.broadcast_to(centres, (3, 1, 4, *centres.shape))
+  points = mask_losses.Points(None, every[..., :50, :], every[..., 50:, :], 50)
+  small = jax.tree.map(lambda x: x, targets)._replace(segments=targets.segments[:, 1:15, 1:15])
+  inner = jax.vmap(lambda x: jax.image.resize(x, (6, 16, 16), 'bilinear'))(masks[:, 0])
+  one = mask_losses.focal_losses(masks, targets, place, points)
+  two = mask_losses.focal_losses(inner[:, None, :, 1:15, 1:15], small, place, None)
+  np.testing.assert_allclose(one, two, rtol=1e-4)
+
+
 def test_every_pixel_has_a_class():
   """The cross-entropy of each pixel of a segment with what is said of its cell."""
   _, _, targets = arrays()
@@ -300,7 +335,7 @@ def test_the_truth_is_perfect(source):
   names = source.fields['panoptic'].names
   task = Panoptic().settled(source.fields)
   assert task.stuff == (0, 1, 2)
-  model = types.SimpleNamespace(in_channels=3, image_size=(32, 48), num_classes=8)
+  model = types.SimpleNamespace(says=(), in_channels=3, image_size=(32, 48), num_classes=8)
   rows = task.rows(model, source.fields, View(), train=False)
   seen, records = Seen(rows, source.fields), []
   evaluator = quality.Panoptic()
@@ -360,7 +395,7 @@ def test_queries_vote_for_classes():
   values = np.kron([[0, 2, 255], [2, 1, 9]], np.ones((4, 4))).astype(np.uint8)
   example = {'name': 'one', 'image': np.zeros((8, 12, 3), np.uint8), 'map': values}
   fields = {'map': Field('map', ('a', 'b', 'c', 'd'), ignore=(9, 255))}
-  model = types.SimpleNamespace(in_channels=3, image_size=(8, 12), num_classes=4)
+  model = types.SimpleNamespace(says=(), in_channels=3, image_size=(8, 12), num_classes=4)
   rows = Semantic(most=5).rows(model, fields, View(), train=False)
   row = rows.make(example, None)
   assert row['segments_label'].tolist() == [0, 1, 2, 0, 0]
@@ -403,7 +438,7 @@ def test_pairs_of_query_and_class_are_objects():
 def test_true_objects_are_perfect(source):
   """Brought back, scored, decoded and drawn; half as sure of one, and its recall is there still."""
   task, evaluator = Instances(threshold=0.3), masks_found.Instances()
-  model = types.SimpleNamespace(in_channels=3, image_size=(32, 48), num_classes=5)
+  model = types.SimpleNamespace(says=(), in_channels=3, image_size=(32, 48), num_classes=5)
   rows = task.rows(model, source.fields, View(flip='none'), train=False)
   seen, records = Seen(rows, source.fields), []
   for number in range(30):
@@ -459,15 +494,32 @@ def test_fields_that_make_no_sense(fields, message):
 
 
 def test_models_and_data_that_do_not_fit():
-  from vit_jax.architecture import EomtArchitecture, SegmenterArchitecture, ViTArchitecture
+  from vit_jax.architecture import (
+    DecoderArchitecture,
+    DetrArchitecture,
+    EomtArchitecture,
+    SegmenterArchitecture,
+    ViTArchitecture,
+    YolosArchitecture,
+  )
+  from vit_jax.core.schedule import Schedule
 
   encoder = ViTArchitecture('mu/8', image_size=(32, 48), patch_size=8)
   model = EomtArchitecture(encoder, blocks=1).resolve()
   fields = {'panoptic': Field('panoptic', ('a', 'b'), stuff=('b',))}
   task = Panoptic().settled(fields)
   assert task.adapt(model, fields).num_classes == 2
+  lifted = dataclasses.replace(task, lifted=Schedule.of(1))
+  detr = DetrArchitecture(encoder, DecoderArchitecture(width=32, num_heads=2))
+  found = lifted.adapt(detr.resolve(), fields)
+  assert (found.num_classes, found.says) == (2, ('logits', 'boxes', 'masks'))
+  sigmoid = dataclasses.replace(detr, decoder=dataclasses.replace(detr.decoder, nothing=False))
+  needs = 'needs a model whose queries say masks, model.name=eomt or detr, not '
   for given, one, message in (
-    (task, SegmenterArchitecture(encoder), 'needs model.name=eomt, not segmenter'),
+    (task, SegmenterArchitecture(encoder), needs + 'segmenter'),
+    (task, YolosArchitecture(encoder), needs + 'yolos'),
+    (task, detr.resolve(), 'lifts masks of attention, which model.name=detr does not have'),
+    (lifted, sigmoid.resolve(), 'needs a logit of no segment: model.decoder.nothing=True'),
     (Panoptic(stuff=(2,)), model, 'task.stuff has 2, and there are 2 classes'),
   ):
     with pytest.raises(RunError, match=message):

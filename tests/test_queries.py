@@ -92,7 +92,10 @@ def test_decoder_has_as_many_parameters_as_published():
   assert count(DecoderConfig(num_classes=91)) == 18_069_856 - encoder - (2048 * 256 + 256)
 
 
-@pytest.mark.parametrize('config', [yolos(), *map(detr, ANCHORS)], ids=('yolos', *ANCHORS))
+@pytest.mark.parametrize(
+  'config', [yolos(), *map(detr, ANCHORS), detr('none', masks=True)],
+  ids=('yolos', *ANCHORS, 'masks'),
+)  # fmt: skip
 def test_costs_are_those_of_the_program(config):
   model = make(config)
   assert count(config) == sum(leaf.size for leaf in jax.tree.leaves(model))
@@ -137,12 +140,12 @@ def test_what_is_filled_up_is_not_looked_at():
   other = x.copy()
   other[1, 8:], other[1, :, 20:] = 9, -9
   dense = TokenDetectorConfig(ViTConfig(**VIT), 3)
-  for config in (*map(detr, ANCHORS), dense):
+  for config in (*map(detr, ANCHORS), detr('none', masks=True), dense):
     model = make(config)
     run = jax.jit(lambda model, x, extent: model(x, extent=extent))
     one, two = (run(model, jnp.asarray(each), extent) for each in (x, other))
     whole = jax.jit(lambda model, x: model(x))(model, jnp.asarray(x))
-    for name in ('logits', 'boxes'):
+    for name in config.says:
       there = np.ones(one[name].shape[2], bool)
       if config == dense:  # what patches say that are no image is not asked
         there = np.arange(PLACES) % 6 < 5
@@ -231,6 +234,7 @@ def test_noisy_queries_are_among_themselves():
   [
     (lambda: detr('none', denoising=True), 'noisy boxes are anchors: use anchors=learned'),
     (lambda: detr(queries=25), 'queries=25 are more than the 24 tokens that are to be anchors'),
+    (lambda: detr(masks=True, width=24), 'width=24 of a decoder with masks must be a multiple of'),
     (lambda: detr('anchor'), "unknown model.anchors 'anchor'"),
     (lambda: detr(attention='full'), 'does not attend to the memory that there is'),
     (lambda: detr(width=18, num_heads=2), 'width=18 of a decoder must be a multiple of 4'),
@@ -312,6 +316,57 @@ def test_a_decoder_of_detr_starts_one_behind_a_vit(tmp_path):
       assert found[f'decoder/{name}'].shape[-1] == 5 + 1
     else:
       np.testing.assert_array_equal(found[f'decoder/{name}'], leaf, name)
+
+
+def published_decoder(path, config):
+  """A folder as DETR's with masks is written, and what is in it; a layer of a ResNet, too."""
+  model = make(config)
+  rules = detr_dialect.make_rules(
+    model.config, adapt.abstract(model.config), dict(dialect='transformers')
+  )
+  arrays = {'mask_head.adapter1.weight': np.zeros((8, 3, 1, 1), np.float32)}
+  for name, array in layout.write(rules, tree.flatten(model)).items():
+    inner = not name.startswith(('mask_head', 'bbox_attention'))
+    arrays['detr.' * inner + name] = array
+  path.mkdir()
+  save_file(arrays, path / 'model.safetensors')
+  facts = dict(model_type='detr', decoder_attention_heads=config.num_heads, d_model=config.width)
+  (path / 'config.json').write_text(json.dumps(facts))
+  return tree.flatten(model)
+
+
+@pytest.mark.slow
+def test_a_published_decoder_says_masks(tmp_path):
+  """If the task asks for them, and those of a file without are new; else they are not read."""
+  config = DecoderConfig(width=32, depth=1, num_heads=4, queries=6, num_classes=4, masks=True)
+  own = published_decoder(tmp_path / 'with', config)
+  other = published_decoder(tmp_path / 'without', dataclasses.replace(config, masks=False))
+  panoptic = dict(name='panoptic', lifted=1, most=6)
+
+  def started(name, task, **decoder):
+    config = config_lib.complete(dict(
+      total='2 steps', batch_size=8, inits=dict(decoder=str(tmp_path / name)),
+      model=dict(name='detr', encoder=VIT, decoder=decoder), task=task,
+      data=dict(source=dict(name='generated', examples=32, generator=dict(name='shapes'))),
+    ))  # fmt: skip
+    return lanes.experiment(schema.build(config_lib.Config, config_lib.to_dict(config)))
+
+  with jax.set_mesh(sharding.make_mesh('data')):
+    for name in ('with', 'without'):
+      experiment = started(name, panoptic)
+      assert experiment.config.model.says == ('logits', 'boxes', 'masks')
+      merge = tree.flatten(experiment.abstract_state.model)['decoder/masks/merge/kernel']
+      assert merge.shape == (3, 3, 32 + 4, 16)
+    found = tree.flatten(experiment.init().model)
+    assert 0.5 < found['decoder/masks/merge/kernel'].std() * (9 * 36) ** 0.5 < 1.5
+    np.testing.assert_array_equal(found['decoder/queries'], other['queries'])
+    found = tree.flatten(started('with', panoptic).init().model)
+    for leaf in (name for name in own if not name.startswith('head/')):
+      np.testing.assert_array_equal(found[f'decoder/{leaf}'], own[leaf], leaf)
+    detection = dict(name='detection', most=3)
+    assert started('with', detection, masks=False).config.model.says == ('logits', 'boxes')
+    with pytest.raises(RunError, match='detection has no use for masks'):
+      started('with', detection)
 
 
 def test_boxes_go_through_filled_frames_and_back():

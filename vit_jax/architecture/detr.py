@@ -7,7 +7,7 @@ import itertools
 import math
 from typing import Any, ClassVar, Self
 
-from vit_jax.architecture import variants
+from vit_jax.architecture import pyramid, variants
 from vit_jax.architecture.pattern import parse
 from vit_jax.architecture.towers import OnImages
 from vit_jax.architecture.vit import OPTIONS, UNSET, EncoderConfig, ViTArchitecture
@@ -20,7 +20,7 @@ DECODER_OPTIONS = {
 # What DETR's decoder has (Carion et al. 2020, section 4 and appendix A.4).
 _DETR: dict[str, Any] = dict(
   width=256, depth=6, num_heads=8, mlp='relu', eps=1e-5, norm_place='post', attention='full+memory',
-  queries=100, anchors='none', denoising=False, nothing=True,
+  queries=100, anchors='none', denoising=False, masks=False, nothing=True,
 )  # fmt: skip
 _TOKENS = 25 * 34
 
@@ -41,6 +41,8 @@ class DecoderArchitecture(EncoderConfig):
       a layer before the first (the two stages of Deformable DETR, Zhu et al. 2021, section 4.2).
     denoising: whether classes have embeddings, from which queries of noisy boxes are made that
       training adds (DN-DETR, Li et al. 2022). Needs anchors.
+    masks: whether each query says a mask, too, by where it looks, and by convolutions of that and
+      of features up a pyramid (DETR, section 4.4).
     num_classes: of objects.
     nothing: whether there is a logit more, the last, of no object, as a softmax needs it.
     memory: tokens that are attended to, and features of each: follow from the encoder. Of a decoder
@@ -51,6 +53,7 @@ class DecoderArchitecture(EncoderConfig):
   queries: int = UNSET
   anchors: str = UNSET
   denoising: bool = UNSET
+  masks: bool = UNSET
   num_classes: int = 0
   nothing: bool = UNSET
   memory: tuple[int, int] = (0, 0)
@@ -85,6 +88,26 @@ class DecoderArchitecture(EncoderConfig):
       'token_boxes': self.queries,
     }  # fmt: skip
 
+  @property
+  def levels(self) -> tuple[int, int, int]:
+    """Features of what is added to those of masks, from the coarsest grid to the finest."""
+    return self.width // 2, self.width // 4, self.width // 8
+
+  @property
+  def convolutions(self) -> dict[str, pyramid.Convolution]:
+    """Those of masks by name, in the order in which they are computed."""
+    width, tokens = self.width, self.memory[0]
+    places, merged = self.queries * tokens, width + self.num_heads
+    half, quarter, eighth = self.levels
+    last = max(1, width // 16)
+    return {
+      'features': (3, width, merged, False, tokens),
+      'maps': (3, self.num_heads, merged, True, places), 'merge': (3, merged, half, True, places),
+      'refine0': (3, half, quarter, True, places),
+      'refine1': (3, quarter, eighth, True, 4 * places),
+      'refine2': (3, eighth, last, True, 16 * places), 'out': (3, last, 1, False, 16 * places),
+    }  # fmt: skip
+
   def resolve(self) -> Self:
     """This configuration with everything filled in and checked; raises RunError."""
     width = self.width or _DETR['width']
@@ -99,6 +122,11 @@ class DecoderArchitecture(EncoderConfig):
       )
     if config.width % 4:
       raise RunError(f'width={config.width} of a decoder must be a multiple of 4, of sines')
+    if config.masks and config.width % 16:
+      raise RunError(
+        f'width={config.width} of a decoder with masks must be a multiple of 16, down to which the '
+        'convolutions of masks divide it'
+      )
     if config.denoising and config.anchors == 'none':
       raise RunError('denoising=True: noisy boxes are anchors: use anchors=learned or tokens')
     parse(config.attention, 1, config.num_heads, config.depth, kv_heads=config.key_heads,
@@ -148,10 +176,34 @@ class DetrArchitecture(OnImages):
     return outputs(self)
 
   @property
+  def says(self) -> tuple[str, ...]:
+    """See `OnImages`."""
+    return ('logits', 'boxes', 'masks') if self.decoder.masks else ('logits', 'boxes')
+
+  @property
+  def grid(self) -> tuple[int, ...]:
+    """Rows and columns of masks, if there are some."""
+    return tuple(4 * side for side in self.encoder.grid)
+
+  @property
+  def laterals(self) -> dict[str, pyramid.Convolution]:
+    """What brings levels of the pyramid to the width that masks have there, by name."""
+    width, places = self.encoder.width, math.prod(self.encoder.grid)
+    return {
+      f'lateral{level}': (1, width, outputs, False, 4**level * places)
+      for level, outputs in enumerate(self.decoder.levels)
+    }
+
+  @property
   def rest(self) -> tuple[tuple[str, int, int], ...]:
-    """See `Composition`: what brings patches to the width of the decoder."""
-    weights, biases = perceptron(self.encoder.width, self.decoder.width)
-    return (('project', weights + biases, weights * math.prod(self.encoder.grid)),)
+    """See `Composition`: what brings patches to the width of the decoder, and a pyramid of them."""
+    encoder = self.encoder
+    weights, biases = perceptron(encoder.width, self.decoder.width)
+    found = [('project', weights + biases, weights * math.prod(encoder.grid))]
+    if self.decoder.masks:
+      every = pyramid.ups(encoder.width, encoder.grid) | self.laterals
+      found += pyramid.costs(every, norm=True)
+    return tuple(found)
 
   def prepared(self) -> Self:
     """See `OnImages`: the decoder knows what it looks at."""

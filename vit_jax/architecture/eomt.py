@@ -40,6 +40,11 @@ class EomtArchitecture(OnImages):
   pixel_head: bool = False
 
   @property
+  def says(self) -> tuple[str, ...]:
+    """See `OnImages`."""
+    return ('logits', 'masks')
+
+  @property
   def grid(self) -> tuple[int, ...]:
     """Rows and columns of the masks."""
     return tuple(side * 2**self.upscale for side in self.encoder.grid)

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any, ClassVar, Self
 
+from vit_jax.architecture import pyramid
 from vit_jax.architecture.towers import OnImages
 from vit_jax.architecture.vit import ViTArchitecture
 from vit_jax.core.errors import RunError, suggest
@@ -118,18 +119,11 @@ class UPerNetArchitecture(SegmenterArchitecture):
     ]  # fmt: skip
 
   @property
-  def convolutions(self) -> dict[str, tuple[int, int, int, bool, int]]:
-    """By name: side of the kernel, inputs, outputs, whether something norms it, and of a place.
-
-    The last is at how many places of an image it is computed.
-    """
+  def convolutions(self) -> dict[str, pyramid.Convolution]:
+    """Those on the pyramid, by name."""
     width, many = self.encoder.width, self.channels
     places = [rows * columns for rows, columns in self.levels]
-    found = {
-      'up4_first': (2, width, width, True, places[2]), 'up4': (2, width, width, False, places[1]),
-      'up2': (2, width, width, False, places[2]),
-    }  # fmt: skip
-    found |= {f'bin{bin}': (1, width, many, True, bin * bin) for bin in self.bins}
+    found = {f'bin{bin}': (1, width, many, True, bin * bin) for bin in self.bins}
     context = width + many * len(self.bins)
     found['context'] = (3, context, many, True, places[3])
     for level in range(3):
@@ -145,11 +139,9 @@ class UPerNetArchitecture(SegmenterArchitecture):
   @property
   def rest(self) -> tuple[tuple[str, int, int], ...]:
     """See `Composition`: convolutions, and products that resize."""
-    found, resized = [], 0
-    for name, (side, inputs, outputs, normed, places) in self.convolutions.items():
-      kernel = side * side * inputs * outputs
-      extra = 2 * outputs if normed and self.norm == 'group' else outputs
-      found.append((name, kernel + extra, kernel * places))
+    resized, encoder = 0, self.encoder
+    every = pyramid.ups(encoder.width, encoder.grid) | self.convolutions
+    found = pyramid.costs(every, norm=self.norm == 'group')
     for have, want in self.resizes:
       resized += have[1] * want[0] * have[0] + want[0] * want[1] * have[1]
     return (*found, ('resizing', 0, resized * self.channels + self._averaged))

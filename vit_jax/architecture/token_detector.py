@@ -44,6 +44,11 @@ class TokenDetectorArchitecture(OnImages):
   dense: bool = True
 
   @property
+  def says(self) -> tuple[str, ...]:
+    """See `OnImages`."""
+    return ('logits', 'boxes')
+
+  @property
   def queries(self) -> int:
     """How many objects it can say."""
     return math.prod(self.encoder.grid)

@@ -110,6 +110,7 @@ class OnImages(Composition):
     reads: where its head is, to whom it gives the encoder another one.
     axes: what needs two axes.
     whole: why no patch may be left out; '' if the model says so itself when it is called.
+    says: what it gives of each of its queries, if it has some: 'logits', 'boxes' or 'masks'.
   """
 
   encoder: ViTArchitecture
@@ -117,6 +118,11 @@ class OnImages(Composition):
   reads: ClassVar[str]
   axes: ClassVar[str]
   whole: ClassVar[str] = ''
+
+  @property
+  def says(self) -> tuple[str, ...]:
+    """See above."""
+    return ()
 
   @property
   def image_size(self) -> tuple[int, ...]:

@@ -35,6 +35,11 @@ class YolosArchitecture(OnImages):
   middle: bool = False
 
   @property
+  def says(self) -> tuple[str, ...]:
+    """See `OnImages`."""
+    return ('logits', 'boxes')
+
+  @property
   def queries(self) -> int:
     """How many objects it can say."""
     return self.encoder.queries

@@ -194,6 +194,16 @@ def _with_more(record: dict[str, Any]) -> None:
   for part in _described(record):
     if part.get('name') == 'tiles':
       part['bands'] = []
+  _with_masks(record)
+
+
+def _with_masks(record: dict[str, Any]) -> None:
+  """There were no masks beside boxes."""
+  for part in _described(record.get('model')):
+    if 'denoising' in part:  # a decoder, whose kind says the rest
+      part['masks'] = None
+  if record.get('task', {}).get('name') in ('panoptic', 'instances', 'semantic'):
+    record['task'] |= dict(box_weight=5.0, overlap_weight=2.0)
 
 
 def _axes_known(facts: dict[str, Any]) -> None:
@@ -213,7 +223,11 @@ def _initial_known(facts: dict[str, Any]) -> None:
 
 
 def _starts_known(facts: dict[str, Any]) -> None:
-  """9 to 10: where scale and bias of two towers began."""
+  """9 to 10: where scale and bias of two towers began, and that a decoder said no masks."""
+  for place in (facts, facts.get('decided', {})):
+    for part in _described(place.get('model')):
+      if 'denoising' in part:
+        part['masks'] = False
   if facts.get('kind') == 'two_towers':
     biased = facts['model']['logit_bias']
     facts['model'] |= dict(
@@ -244,8 +258,11 @@ def otherwise(number: int, record: dict[str, Any]) -> list[str]:
 
 def array(number: int, name: str) -> str:
   """Today's name of an array in a checkpoint of format `number`."""
-  # The optimizer was the second link of a chain.
-  return re.sub('^opt/1/', 'opt/', name) if number < 2 else name
+  if number < 2:  # the optimizer was the second link of a chain
+    name = re.sub('^opt/1/', 'opt/', name)
+  if number < 10:  # of UPerNet; see `models.pyramid`
+    name = re.sub('(^|/)(up4_first|up4_first_norm|up4|up2)/', r'\1pyramid/\2/', name)
+  return name
 
 
 def stamped(value: dict[str, Any]) -> dict[str, Any]:

@@ -110,7 +110,8 @@ class Rule:
     """Their array -> our parts."""
     parts = [array]
     if self.axis:
-      ends = np.cumsum([shape[self.axis] for _, _, shape in self.ours])
+      own = (3, 2, 0, 1)[self.axis] if self.kind == 'conv' else self.axis
+      ends = np.cumsum([shape[own] for _, _, shape in self.ours])
       parts = np.split(array, ends[:-1], self.axis)
     elif len(self.ours) > 1:
       parts = np.split(array, len(self.ours))

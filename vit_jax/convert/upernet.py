@@ -170,6 +170,6 @@ def make_rules(config: UPerNetConfig, shapes: Shapes, style: dict[str, Any]) -> 
   }  # fmt: skip
   ups = {'up4_first': 'fpn1.0', 'up4': 'fpn1.3', 'up2': 'fpn2.0'}
   for ours, theirs in ups.items():
-    table[f'{ours}/kernel'] = deconv(f'{pyramid}{theirs}', width, width)
-    table[f'{ours}/bias'] = f'{pyramid}{theirs}.bias'
+    table[f'pyramid/{ours}/kernel'] = deconv(f'{pyramid}{theirs}', width, width)
+    table[f'pyramid/{ours}/bias'] = f'{pyramid}{theirs}.bias'
   return rules({**table, **names}, shapes, torch=True)

@@ -203,6 +203,14 @@ def _of_heads(config: DecoderArchitecture) -> Iterator[float]:
     # Of a ReLU a mask, and what it gives.
     yield config.times[name] * (FLOAT * first + (FLOAT + 1) * sum(hidden))
   yield FLOAT * 2 * config.layers * config.queries * config.outputs  # of the loss of classes
+  if config.masks:
+    size, tokens = _size(config), config.memory[0]
+    maps = config.queries * tokens * config.num_heads
+    yield FLOAT * maps  # of the softmax
+    yield size * (maps + (config.queries + tokens) * config.width)
+    for _, _, outputs, normed, places in config.convolutions.values():
+      # As of a `_stem`; what is normed and rectified is what the next convolution reads.
+      yield normed * places * outputs * (3 * FLOAT + 1 + 2 * size)
 
 
 def _stem(config: ViTArchitecture) -> Iterator[float]:

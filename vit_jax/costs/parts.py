@@ -7,6 +7,7 @@ import operator
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from vit_jax.architecture import pyramid
 from vit_jax.architecture.backbones import Backbone
 from vit_jax.architecture.detr import DecoderArchitecture, perceptron
 from vit_jax.architecture.pattern import parse
@@ -253,6 +254,14 @@ def _decoder(config: DecoderArchitecture, training: bool, examples: int) -> list
     weights, biases = perceptron(*widths)
     macs = config.times[name] * weights
     found.append(Part(name, weights + biases, macs, 2 * macs))
+  if config.masks:
+    tokens = config.memory[0]
+    convolved = pyramid.costs(config.convolutions, norm=True, bias=True)
+    # There is no bias of features, which are one convolution with maps of attention.
+    params = sum(each for _, each, _ in convolved) - config.convolutions['features'][2]
+    products = (config.queries + tokens) * width**2 + config.queries * tokens * width
+    macs = products + sum(each for _, _, each in convolved)
+    found.append(Part('masks', params + 2 * (width**2 + width), macs, 2 * macs))
   return found
 
 

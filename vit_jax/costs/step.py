@@ -52,6 +52,7 @@ _STAGES = (
   {'pool': 'map_head/.*'},
   {'pre_logits': 'pre_logits/.*'},
   {'head': '(distill_)?head/.*', 'boxes': 'boxes/.*'},
+  {'masks': 'masks/.*'},
 )  # fmt: skip
 
 
@@ -107,7 +108,8 @@ def _partly(model: Any, trained: Collection[str], examples: int) -> int:
   """Products of a pass in which only some parameters are trained.
 
   A part has gradients of its matrices if they are trained, and of its input if anything before it
-  is; within blocks everything counts as before everything. Of pooling all is trained or nothing.
+  is; within blocks, and in what makes masks, everything counts as before everything. Of pooling all
+  is trained or nothing.
   """
   total = 0.0
   for tower, config in encoders(model).items():
@@ -121,7 +123,7 @@ def _partly(model: Any, trained: Collection[str], examples: int) -> int:
       here = [inside[name] for name in stage if name in inside]
       learns = {p.name: [n for n in own if re.fullmatch(stage[p.name], n)] for p in here}
       # By convention the first products have a gradient of their input, too.
-      among = any(learns.values()) and (first or 'mlp' in stage)
+      among = any(learns.values()) and (first or 'mlp' in stage or 'masks' in stage)
       through = behind or among
       for part in here:
         if part.name == 'attention':  # of queries, keys and values, which are activations all

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,11 +16,13 @@ import numpy as np
 from flax import nnx
 
 from vit_jax.architecture.detr import DecoderArchitecture, DetrArchitecture
+from vit_jax.models.mask_head import MaskHead
+from vit_jax.models.pyramid import Pyramid
 from vit_jax.models.vit import ViT, ViTConfig
 from vit_jax.nn import positions
 from vit_jax.nn.attention import Context, Memory
 from vit_jax.nn.encoder import Between, Encoder, make_norm
-from vit_jax.nn.layers import Dense, Perceptron, constant, normal, uniform, zeros
+from vit_jax.nn.layers import Conv, Dense, Perceptron, constant, normal, uniform, zeros
 from vit_jax.nn.masks import FULL, Mask
 from vit_jax.nn.noise import noise
 from vit_jax.nn.sharding import param, spec
@@ -80,6 +83,7 @@ class Decoder(nnx.Module):
   head: Dense
   boxes: Perceptron
   place: Perceptron  # with anchors: sines of boxes to positions
+  masks: MaskHead  # if there are some
 
   def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
     self.config = config = config.resolve()
@@ -103,12 +107,14 @@ class Decoder(nnx.Module):
         last = zeros if 'boxes' in name and config.anchors != 'none' else None
         head = Perceptron(widths, rngs, last=last)
       setattr(self, name, head)
+    if config.masks:
+      self.masks = MaskHead(config, rngs)
     if config.denoising:
       self.labels = param(normal(1.0), rngs, (config.num_classes, width), (None, None))
 
   def __call__(
     self, memory: jax.Array, points: Any, *, there: jax.Array | None = None, key: Any = None,
-    noisy: Noisy | None = None, position: Any = None,
+    noisy: Noisy | None = None, position: Any = None, levels: Sequence[jax.Array] = (),
   ) -> dict[str, jax.Array]:  # fmt: skip
     """What each query says.
 
@@ -119,12 +125,14 @@ class Decoder(nnx.Module):
       key: of what is dropped in training.
       noisy: further queries.
       position: of the tokens, (1 or batch, tokens, width), in place of sines of `points`.
+      levels: for masks, which are said if they are given: see `MaskHead`.
 
     Returns:
       'logits' float32 (batch, layers, queries, outputs) and 'boxes' float32 (batch, layers,
       queries, 4): centre x, centre y, width and height, as shares of the image; the last layer is
       the answer, and with anchors=tokens the first is what those say. Of `noisy` queries
-      'noisy_logits' and 'noisy_boxes', of layers behind that one.
+      'noisy_logits' and 'noisy_boxes', of layers behind that one. 'masks', of the last layer alone,
+      float32 (batch, 1, queries, rows, columns), above 0 what is in a mask.
     """
     config, batch = self.config, len(memory)
     anchored = config.anchors != 'none'
@@ -148,11 +156,14 @@ class Decoder(nnx.Module):
       memory=Memory(memory, position, FULL if there is None else Mask(keys=there)),
     )
     between = Between(self._said, anchors, position=self._placed if anchored else None)
-    _, found = self.encoder(x.astype(config.dtype), context, key=key, between=between)
+    x, found = self.encoder(x.astype(config.dtype), context, key=key, between=between)
     found = {name: jnp.moveaxis(each, 0, 1) for name, each in found.items()}
     own = {name: each[:, :, : config.queries] for name, each in found.items()}
     more = {f'noisy_{name}': each[:, :, config.queries :] for name, each in found.items()}
     own = {n: jnp.concatenate([first[n], own[n]], axis=1) if first else own[n] for n in own}
+    if levels:
+      last = self.norm(x[:, : config.queries])
+      own['masks'] = self.masks(last, memory, there, levels)[:, None]
     return own | more if noisy is not None else own
 
   def _said(self, x: jax.Array, anchors: jax.Array | None, _: None) -> Any:
@@ -208,6 +219,11 @@ class Detr(nnx.Module):
     self.encoder = ViT(config.encoder, rngs)
     self.project = Dense(rngs, (config.encoder.width, config.decoder.width), ('embed', None))
     self.decoder = Decoder(config.decoder, rngs)
+    if config.decoder.masks:
+      self.pyramid = Pyramid(config.encoder.width, rngs)
+      for name, (side, inputs, outputs, *_) in config.laterals.items():
+        init = uniform((3 / inputs) ** 0.5)
+        setattr(self, name, Conv(side, inputs, outputs, rngs, init=init))
 
   def __call__(
     self, images: jax.Array, *, key: Any = None, extent: jax.Array | None = None,
@@ -227,8 +243,21 @@ class Detr(nnx.Module):
     context, points, there = shown(context, encoder.config.prefix, extent)
     x, _ = encoder.encoder(x, context, key=keys[1])
     patches = x[:, encoder.config.prefix :]
+    if there is not None:  # convolutions have no other way not to look
+      patches = jnp.where(there[..., None], patches, 0)
     memory = self.project(patches, 'btd,dw->btw', ('batch', None, None))
-    return self.decoder(memory, points, there=there, key=keys[2], noisy=noisy)
+    levels = self._levels(patches, context.grid) if self.config.decoder.masks else ()
+    return self.decoder(memory, points, there=there, key=keys[2], noisy=noisy, levels=levels)
+
+  def _levels(self, patches: jax.Array, grid: Any) -> list[jax.Array]:
+    """Of patches, (batch, patches, features), what is added to features of masks."""
+    shape = len(patches), *grid, patches.shape[-1]
+    places = patches.reshape(shape, out_sharding=spec('batch', None, None, None))
+    finest, finer = self.pyramid(places, places)
+    return [
+      getattr(self, name)(level)
+      for name, level in zip(self.config.laterals, (places, finer, finest), strict=True)
+    ]
 
 
 def shown(

@@ -11,9 +11,10 @@ import numpy as np
 from flax import nnx
 
 from vit_jax.architecture.segmenter import UPerNetArchitecture
+from vit_jax.models.pyramid import Pyramid
 from vit_jax.models.segmenter import Pixels, enlarged
 from vit_jax.models.vit import ViTConfig
-from vit_jax.nn.layers import ACTIVATIONS, Conv, Deconv, zeros
+from vit_jax.nn.layers import Conv, zeros
 from vit_jax.nn.resnet import GroupNorm
 from vit_jax.nn.sharding import spec
 
@@ -32,45 +33,39 @@ class UPerNetConfig(UPerNetArchitecture):
 class UPerNet(Pixels):
   """Convolutions on a pyramid; those of `UPerNetArchitecture.convolutions`, by their names."""
 
-  up4_first: Deconv
-  up4: Deconv
-  up2: Deconv
   head: Conv
   auxiliary_head: Conv  # if `config.auxiliary`
 
   def __init__(self, config: UPerNetConfig, rngs: nnx.Rngs):
     super().__init__(config, rngs)
     normed = self.config.norm == 'group'
+    self.pyramid = Pyramid(self.config.encoder.width, rngs, norm=normed)
     for name, (side, inputs, outputs, has_norm, _) in self.config.convolutions.items():
       norm, init = normed and has_norm, zeros if name.endswith('head') else None
-      if side == 2:
-        made: Any = Deconv(inputs, outputs, rngs, bias=not norm)
-      else:
-        pad = (side // 2,) * 2
-        made = Conv(side, inputs, outputs, rngs, pad=pad, init=init, bias=not norm)
+      pad = (side // 2,) * 2
+      made = Conv(side, inputs, outputs, rngs, pad=pad, init=init, bias=not norm)
       setattr(self, name, made)
       if norm:
         setattr(self, f'{name}_norm', GroupNorm(outputs, rngs, convention='timm'))
 
   def said(self, images: jax.Array, *, key: Any = None) -> list[jax.Array]:
-    """See `Pixels`: of every place of the finest level, and of every patch."""
+    """See `Pixels`: of every place of the finest level, and of every patch.
+
+    Of each of four blocks the pyramid has the features at a stride of its own: a quarter of that of
+    patches, half, the same and double.
+    """
     config, found = self.config, self._features(images, key)
     shape = found['patches'].shape
     grid = lambda tokens: tokens[:, config.encoder.prefix :].reshape(shape)  # noqa: E731
-    levels = self._pyramid([grid(found[f'block{layer:02}']) for layer in config.layers])
+    fine, middle, same, coarse = (grid(found[f'block{layer:02}']) for layer in config.layers)
+    coarse = jax.lax.reduce_window(
+      coarse, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), 'VALID'
+    )
+    levels = [*self.pyramid(fine, middle), same, coarse]
     logits = [self._decoded(levels)]
     if config.auxiliary:
       logits.append(self.auxiliary_head(self._relu('auxiliary', levels[2])))
     return [each.astype(jnp.float32) for each in logits]
-
-  def _pyramid(self, grids: list[jax.Array]) -> list[jax.Array]:
-    """Of each block the features at its own stride: a quarter, half, the same and double."""
-    gelu = ACTIVATIONS['gelu']
-    finest = self.up4(gelu(self._normed('up4_first', self.up4_first(grids[0]))))
-    coarsest = jax.lax.reduce_window(
-      grids[3], -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), 'VALID'
-    )
-    return [finest, self.up2(grids[1]), grids[2], coarsest]
 
   def _decoded(self, levels: list[jax.Array]) -> jax.Array:
     """Logits of the finest level."""

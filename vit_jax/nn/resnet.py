@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,13 +35,15 @@ class StdConv(Conv):
 
 
 class GroupNorm(nnx.Module):
-  """Group normalisation with 32 groups, statistics in float32 (Wu & He 2018).
+  """Group normalisation, statistics in float32 (Wu & He 2018).
 
-  Of features that 32 does not divide there are as many groups as divide both.
+  Of features that the number of groups does not divide there are as many groups as divide both.
   """
 
-  def __init__(self, features: int, rngs: nnx.Rngs, *, convention: str, scale=ones):
-    self.groups = math.gcd(features, STEM_GROUPS)
+  def __init__(
+    self, features: int, rngs: nnx.Rngs, *, convention: str, scale=ones, groups: int = STEM_GROUPS
+  ):
+    self.groups = math.gcd(features, groups)
     self.scale = param(scale, rngs, (features,), (None,))
     self.bias = param(zeros, rngs, (features,), (None,))
     self.eps = 1e-6 if convention == 'bit' else 1e-5
@@ -116,7 +119,7 @@ class ResNet(nnx.Module):
     self, channels: int, width: int, depths: tuple[int, ...], rngs: nnx.Rngs, *, convention: str,
     preact: bool = False, remat: str = 'none',
   ):  # fmt: skip
-    kwargs = dict(convention=convention)
+    kwargs: Any = dict(convention=convention)
     self.root = StdConv(
       7, channels, width, rngs, stride=2, pad=(3, 3) if preact else 'SAME', **kwargs
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from etils import epy
 
 # Configurations are checked before JAX is there.
@@ -40,6 +43,11 @@ def in_image(boxes: jax.Array, extent: jax.Array | None) -> jax.Array:
 def in_view(boxes: jax.Array, extent: jax.Array | None) -> jax.Array:
   """The inverse of `in_image`."""
   return boxes if extent is None else boxes * _sides(extent)
+
+
+def framed(batch: Mapping[str, Any]) -> dict[str, Any]:
+  """What models that say boxes are told of frames that images do not fill, if these do not."""
+  return {'extent': batch['extent']} if 'extent' in batch else {}
 
 
 def _sides(extent: jax.Array) -> jax.Array:

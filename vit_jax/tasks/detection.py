@@ -89,10 +89,16 @@ class Detection(Images):
 
   def adapt(self, model: Any, fields: Fields) -> Any:
     """See `Task`: logits for each class of the boxes."""
-    if not (hasattr(model, 'nothing') and hasattr(model, 'outputs')):
+    says = getattr(model, 'says', ())
+    if 'boxes' not in says:
       raise RunError(
         f'task.name=detection needs a model whose queries say boxes, such as '
         f'model.name=token_detector, not {model.kind}'
+      )
+    if 'masks' in says:
+      raise RunError(
+        'task.name=detection has no use for masks: model.decoder.masks=False, or '
+        'task.name=instances'
       )
     classes = self.count_classes(model, fields, 'the boxes have', 'cat,dog')
     model = dataclasses.replace(model, num_classes=classes)
@@ -155,7 +161,7 @@ class Detection(Images):
     `iou` is the mean overlap of objects with the boxes of their queries, `accuracy` the share of
     them whose class is right.
     """
-    targets, extra = matching.Targets.of(part), _extent(part)
+    targets, extra = matching.Targets.of(part), boxes.framed(part)
     if denoises := 'noise_flip' in part:
       draws = denoising.Draws(*(part[f'noise_{name}'] for name in denoising.Draws._fields))
       extra['noisy'] = detr.Noisy(*denoising.noisy(
@@ -216,7 +222,7 @@ class Detection(Images):
       4): left, top, right and bottom as shares of the view.
     """
     nothing = model.config.nothing
-    said = model(batch['image'], **_extent(batch))
+    said = model(batch['image'], **boxes.framed(batch))
     logits = said['logits'][:, -1]
     predicted = boxes.in_view(boxes.corners(said['boxes'][:, -1]), batch.get('extent'))
     queries, classes = logits.shape[1], logits.shape[2] - nothing
@@ -291,11 +297,6 @@ def in_image(
   corners = placement.back_boxes(outputs['box'].astype(np.float64) * size)
   kept = np.flatnonzero((corners[:, 2:] > corners[:, :2]).all(1))
   return outputs['score'][kept], outputs['label'][kept], corners[kept]
-
-
-def _extent(batch: Batch) -> dict[str, Any]:
-  """What models are told of frames that images do not fill."""
-  return {'extent': batch['extent']} if 'extent' in batch else {}
 
 
 def _largest(score: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:

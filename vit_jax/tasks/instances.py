@@ -43,8 +43,7 @@ class Instances(Queries):
 
   def predict(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
     """The likeliest objects: see `merging.objects`."""
-    said, size = model(batch['image']), model.config.image_size
-    return merging.objects(said['logits'][:, -1], said['masks'][:, -1], size, most=self.top)
+    return merging.objects(*self.answer(model, batch), model.config.image_size, most=self.top)
 
   def decode(self, outputs: Mapping[str, np.ndarray], example: Example, seen: Seen) -> Prediction:
     """See `Task`: objects, the likeliest first, and a map of their numbers, the likelier on top."""

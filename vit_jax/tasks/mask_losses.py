@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from etils import epy
 
 from vit_jax.tasks import matching
@@ -14,7 +15,10 @@ with epy.lazy_imports():
   import jax
   import jax.numpy as jnp
 
-  from vit_jax.nn import assignment, sharding
+  from vit_jax.nn import assignment, positions, sharding
+
+
+_ALPHA = 0.25  # of a focal loss, whose gamma is 2
 
 
 class Targets(NamedTuple):
@@ -253,10 +257,7 @@ def losses(
     said = own.reshape(*own.shape[:3], -1, out_sharding=_out(4))
     wanted = _on_grid(targets, masks.shape[-2:])
   else:
-    where = _uncertain(own, points)
-    said = sampled(own, where)
-    numbers = jnp.arange(targets.label.shape[1])[:, None] + 1
-    wanted = inside(targets.segments, where, numbers)
+    said, wanted = _at_points(own, targets, points)
   label = matching.wanted_classes(place, targets.label, logits.shape[2])
   of_queries = matching.class_losses(logits, label, _softmax(weights), nothing=True)
   likeliest = matching.picked(jnp.argmax(logits[..., :-1], -1), place)
@@ -265,6 +266,52 @@ def losses(
     count((jax.nn.softplus(said) - said * wanted).mean(-1)), count(dice(said, wanted)),
     count(likeliest == targets.label[:, None]),
   )  # fmt: skip
+
+
+def focal_losses(
+  masks: jax.Array, targets: Targets, place: jax.Array, points: Points | None
+) -> tuple[jax.Array, jax.Array]:
+  """What is wrong with masks, as in DETR (Carion et al. 2020, section 4.4).
+
+  Args:
+    masks: logits, float32 (batch, layers, queries, rows, columns).
+    targets: segments.
+    place: the query of each of them in each layer, int (batch, layers, targets), -1 for none.
+    points: to look at; None for all pixels of the image, to which masks are enlarged.
+
+  Returns:
+    Sums over segments that have a query, float32 (layers,) each: the mean focal loss (Lin et al.
+    2017), and what masks lack to overlap.
+  """
+  own = matching.picked(masks, place)
+  if points is None:
+    said, wanted = _at_pixels(own, targets)
+  else:
+    said, wanted = _at_points(own, targets, points)
+  count = lambda x: jnp.where(place >= 0, x, 0).sum((0, 2))  # noqa: E731
+  return count(focal(said, wanted).mean(-1)), count(dice(said, wanted))
+
+
+def _at_points(masks: jax.Array, targets: Targets, points: Points) -> tuple[jax.Array, jax.Array]:
+  """Masks of targets, (batch, layers, targets, rows, columns), at points: said, and wanted."""
+  where = _uncertain(masks, points)
+  numbers = jnp.arange(targets.label.shape[1])[:, None] + 1
+  return sampled(masks, where), inside(targets.segments, where, numbers)
+
+
+def _at_pixels(masks: jax.Array, targets: Targets) -> tuple[jax.Array, jax.Array]:
+  """The same at all pixels of the image."""
+  batch, *size = targets.segments.shape
+  rows, columns = (
+    positions.resize_weights(np.arange(new), new, old, 'bilinear')
+    for new, old in zip(size, masks.shape[-2:], strict=True)
+  )
+  tall = jnp.einsum('Hh,blthw->bltHw', rows, masks, precision='highest', out_sharding=_out(5))
+  said = jnp.einsum('Ww,bltHw->bltHW', columns, tall, precision='highest', out_sharding=_out(5))
+  said = said.reshape(*said.shape[:3], -1, out_sharding=_out(4))
+  numbers = jnp.arange(targets.label.shape[1])[:, None] + 1
+  flat = targets.segments.reshape(batch, 1, 1, -1, out_sharding=_out(4))
+  return said, (flat == numbers).astype(jnp.float32)
 
 
 def _uncertain(masks: jax.Array, points: Points) -> jax.Array:
@@ -288,6 +335,19 @@ def dice(said: jax.Array, wanted: jax.Array) -> jax.Array:
   """
   share = jax.nn.sigmoid(said)
   return 1 - (2 * (share * wanted).sum(-1) + 1) / (share.sum(-1) + wanted.sum(-1) + 1)
+
+
+def focal(said: jax.Array, wanted: jax.Array) -> jax.Array:
+  """The focal loss (Lin et al. 2017, equation 5) of each place of masks, with the numbers of DETR.
+
+  Args:
+    said: logits.
+    wanted: from 0 to 1.
+  """
+  share = jax.nn.sigmoid(said)
+  miss = share + wanted - 2 * share * wanted
+  alpha = _ALPHA * wanted + (1 - _ALPHA) * (1 - wanted)
+  return alpha * jnp.square(miss) * (jax.nn.softplus(said) - said * wanted)
 
 
 def of_pixels(logits: jax.Array, targets: Targets) -> tuple[jax.Array, jax.Array]:

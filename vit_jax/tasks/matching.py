@@ -43,9 +43,19 @@ class Targets(NamedTuple):
   @classmethod
   def of(cls, batch: Mapping[str, Any]) -> Targets:
     """Those of a batch with the arrays of `data.rows.columns.Instances`."""
-    there = batch['boxes_known'] * batch['mask'][:, None] > 0
-    found = boxes.in_image(batch['boxes'], batch.get('extent'))
-    return cls(boxes.centres(found), batch['boxes_label'], there, batch['mask'])
+    return cls.around(batch, 'boxes', batch['boxes'])
+
+  @classmethod
+  def of_segments(cls, batch: Mapping[str, Any]) -> Targets:
+    """Those around the segments of a batch; see `data.rows.columns.Segments`."""
+    return cls.around(batch, 'segments', batch['segments_box'])
+
+  @classmethod
+  def around(cls, batch: Mapping[str, Any], name: str, corners: Any) -> Targets:
+    """Those in boxes of a batch, by the classes of what has a name there."""
+    there = batch[f'{name}_known'] * batch['mask'][:, None] > 0
+    found = boxes.in_image(corners, batch.get('extent'))
+    return cls(boxes.centres(found), batch[f'{name}_label'], there, batch['mask'])
 
 
 class Weights(NamedTuple):

@@ -71,9 +71,8 @@ class Panoptic(Queries):
       none is sure, uint8 or uint16; 'segments_label', int32, and 'segments_score', float32 (batch,
       queries).
     """
-    said = model(batch['image'])
     return merging.panoptic(
-      said['logits'][:, -1], said['masks'][:, -1], model.config.image_size,
+      *self.answer(model, batch), model.config.image_size,
       stuff=self.stuff or (), threshold=self.threshold, overlap=self.overlap,
     )  # fmt: skip
 

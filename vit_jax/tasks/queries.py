@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epy
 
-from vit_jax.architecture.eomt import EomtArchitecture
+from vit_jax.architecture.detr import DetrArchitecture
 from vit_jax.architecture.towers import Besides
 from vit_jax.core.errors import RunError
 from vit_jax.core.schedule import Schedule
@@ -17,7 +17,7 @@ from vit_jax.costs.step import Pass
 from vit_jax.data.rows import Rows
 from vit_jax.data.rows.columns import Segments
 from vit_jax.data.views import View
-from vit_jax.tasks import mask_losses, matching
+from vit_jax.tasks import boxes, mask_losses, matching
 from vit_jax.tasks.images import Images
 from vit_jax.tasks.task import Batch, Context, Fields, Sums
 
@@ -34,17 +34,23 @@ _POWER = 0.9
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Queries(Images):
-  """The loss of Mask2Former (Cheng et al. 2022) of a model that EoMT is (Kerssies et al. 2025).
+  """Segments by queries: the loss of Mask2Former, or that of DETR, each for models like these.
 
-  Each layer is matched anew. Losses of masks are means over points, of which most are those of
-  three times as many where a mask is least certain.
+  Each layer is matched anew. Of queries that say masks alone, as those of EoMT (Kerssies et al.
+  2025), classes and masks are compared with segments, and masks of all layers have a loss (Cheng et
+  al. 2022). Of queries that say boxes, too, classes and boxes are compared, and masks of the last
+  layer have a loss, which is focal (Carion et al. 2020, section 4.4). Losses of masks are means
+  over points, of which most are those of three times as many where a mask is least certain.
 
   Attributes:
     most: segments of an image.
-    points: that the loss of a mask is the mean of; 0 for all cells of the masks.
+    points: that the loss of a mask is the mean of; 0 for all cells of the masks, or beside boxes
+      all pixels, as in DETR.
     tried: points that are looked at for each of them, to find uncertain ones.
     certain: share of the points that are found so; the others are drawn.
-    class_weight, mask_weight, dice_weight: of the terms of costs and loss.
+    class_weight, mask_weight, dice_weight: of the terms of costs and loss; all 1 in DETR.
+    box_weight, overlap_weight: of the distance of boxes, and of 1 - their generalised overlap, in
+      costs and loss, with a model that says boxes.
     nothing: weight of queries without a segment in the mean over classes.
     pixel_weight: of the cross-entropy of every pixel, with model.pixel_head.
     lifted: how far masks of attention have been lifted, from 0, where the queries of each of the
@@ -59,10 +65,15 @@ class Queries(Images):
   class_weight: float = 2.0
   mask_weight: float = 5.0
   dice_weight: float = 5.0
+  box_weight: float = 5.0
+  overlap_weight: float = 2.0
   nothing: float = 0.1
   pixel_weight: float = 1.0
   lifted: Schedule = Schedule('0 until 16.7% then 0->1 linear 66.6%')
-  traced = ('class_weight', 'mask_weight', 'dice_weight', 'nothing', 'pixel_weight')
+  traced = (
+    'class_weight', 'mask_weight', 'dice_weight', 'box_weight', 'overlap_weight', 'nothing',
+    'pixel_weight',
+  )  # fmt: skip
 
   def __post_init__(self):
     super().__post_init__()
@@ -78,10 +89,24 @@ class Queries(Images):
   def adapt(self, model: Any, fields: Fields) -> Any:
     """See `Task`: classes of the segments."""
     name = type(self).__name__.lower()
-    if not isinstance(model, EomtArchitecture):
-      raise RunError(f'task.name={name} needs model.name=eomt, not {model.kind}')
+    if isinstance(model, DetrArchitecture):
+      decoder = dataclasses.replace(model.decoder, masks=True)
+      model = dataclasses.replace(model, decoder=decoder).resolve()
+      if not model.nothing:
+        raise RunError(f'task.name={name} needs a logit of no segment: model.decoder.nothing=True')
+    if 'masks' not in getattr(model, 'says', ()):
+      raise RunError(
+        f'task.name={name} needs a model whose queries say masks, model.name=eomt or detr, not '
+        f'{model.kind}'
+      )
     classes = self.count_classes(model, fields, f'{self.classed} has', 'sky,sea,boat')
-    if not self.points and any(
+    if 'boxes' in model.says:
+      if self.lifted.constant != 1:
+        raise RunError(
+          f'task.lifted={self.lifted.text} lifts masks of attention, which model.name={model.kind} '
+          'does not have: task.lifted=1'
+        )
+    elif not self.points and any(
       side % cells for side, cells in zip(model.image_size, model.grid, strict=True)
     ):
       raise RunError(
@@ -93,11 +118,20 @@ class Queries(Images):
   def rows(self, model: Any, fields: Fields, view: View, *, train: bool) -> Rows:
     """See `Task`."""
     del train
-    column = Segments(model.num_classes, self.most, self.classed)
+    boxed = 'boxes' in model.says
+    column = Segments(model.num_classes, self.most, self.classed, boxes=boxed)
     return self.columns(model, fields, view, column)
 
   def passes(self, model: Any) -> list[Pass]:
-    """See `Task`: heads before each of the last blocks, too, and what it takes to match them."""
+    """See `Task`: heads before each of the last blocks, too, and what it takes to match them.
+
+    Of masks beside boxes what it takes to enlarge those of segments.
+    """
+    if 'boxes' in model.says:
+      (height, width), (rows, columns) = model.image_size, model.grid
+      enlarged = self.most * height * (rows + width) * columns * (not self.points)
+      larger = Besides(model.image_size, (('enlarged', enlarged),))
+      return [Pass(model), Pass(larger, grad='through')]
     deep = tuple((name, macs) for name, _, macs in model.deep)
     looked = self.points or math.prod(model.grid)
     pairs = 2 * (model.blocks + 1) * model.queries * self.most * looked
@@ -124,44 +158,93 @@ class Queries(Images):
   def loss(self, model: Any, part: Batch, ctx: Context) -> tuple[jax.Array, Sums, dict[str, Any]]:
     """The sum over layers; of the last one are `classes`, `masks`, `dice` and `accuracy`.
 
-    `left_out` are segments of an example that are too many for the queries.
+    `left_out` are segments of an example that are too many for the queries. With boxes there are
+    their `distance` and `overlap`, too, and `iou`, the mean overlap of segments with those of their
+    queries.
     """
+    targets, config = mask_losses.Targets.of(part), model.config
+    found = self._beside_boxes if 'boxes' in config.says else self._alone
+    examples, segments = ctx.totals['examples'], ctx.totals['segments']
+    of_classes = matching.class_total(
+      config.queries, examples, jnp.minimum(segments, config.queries * examples), self._boxes
+    )
+    loss, sums, place, classes = found(model, part, targets, ctx, of_classes)
+    sums['classes'] = classes / of_classes * examples, 'examples'
+    sums['left_out'] = (targets.there & (place[:, -1] < 0)).sum(), 'examples'
+    return loss, {'loss': (loss * examples, 'examples'), **sums}, {}
+
+  def _alone(
+    self, model: Any, part: Batch, targets: mask_losses.Targets, ctx: Context, of_classes: Any
+  ) -> Any:
+    """Of masks that are all that queries say; see `_beside_boxes`."""
     config = model.config
     lifted = None
     if self.lifted.constant != 1:
       lifted = self._lifted(config, part['drawn'], ctx.hyper['task.lifted'])
     said = model(part['image'], key=ctx.noise, lifted=lifted, deep=True)
-    targets = mask_losses.Targets.of(part)
     weights = mask_losses.Weights(
       self.class_weight, self.mask_weight, self.dice_weight, self.nothing
     )
     logits, masks = said['logits'], said['masks']
-    points = None
-    if self.points:
-      points = mask_losses.drawn(
-        part['drawn'], logits.shape[1], self.most, self.points, self.tried, self.certain
-      )
+    points = self._drawn(part, logits.shape[1])
     place = mask_losses.matched(logits, masks, targets, weights, points)
     found = mask_losses.losses(logits, masks, targets, place, weights, points)
-    examples, segments = ctx.totals['examples'], ctx.totals['segments']
-    of_classes = matching.class_total(
-      config.queries, examples, jnp.minimum(segments, config.queries * examples),
-      matching.Weights(0, 0, 0, nothing=self.nothing),
-    )  # fmt: skip
-    classes = found.classes / of_classes
-    each = self.class_weight * classes
+    each = self.class_weight * found.classes / of_classes
+    segments = ctx.totals['segments']
     each += (self.mask_weight * found.mask + self.dice_weight * found.dice) / segments
     loss = each.sum()
     sums: Sums = {
-      'classes': (classes[-1] * examples, 'examples'), 'masks': (found.mask[-1], 'segments'),
-      'dice': (found.dice[-1], 'segments'), 'accuracy': (found.right[-1], 'segments'),
-      'left_out': ((targets.there & (place[:, -1] < 0)).sum(), 'examples'),
+      'masks': (found.mask[-1], 'segments'), 'dice': (found.dice[-1], 'segments'),
+      'accuracy': (found.right[-1], 'segments'),
     }  # fmt: skip
     if 'pixels' in said:
       total, _ = mask_losses.of_pixels(said['pixels'], targets)
       loss += self.pixel_weight * total / ctx.totals['pixels']
       sums['pixels'] = (total, 'pixels')
-    return loss, {'loss': (loss * examples, 'examples'), **sums}, {}
+    return loss, sums, place, found.classes[-1]
+
+  def _beside_boxes(
+    self, model: Any, part: Batch, targets: mask_losses.Targets, ctx: Context, of_classes: Any
+  ) -> Any:
+    """The loss, sums, the query of each segment, and the sum of classes of the last layer."""
+    said = model(part['image'], key=ctx.noise, **boxes.framed(part))
+    objects, weights = matching.Targets.of_segments(part), self._boxes
+    logits, predicted, masks = said['logits'], said['boxes'], said['masks']
+    place = matching.matched(logits, predicted, objects, weights, nothing=True)
+    found = matching.losses(logits, predicted, objects, place, weights, nothing=True)
+    points = self._drawn(part, masks.shape[1])
+    mask, dice = mask_losses.focal_losses(masks, targets, place[:, -1:], points)
+    segments = ctx.totals['segments']
+    each = self.box_weight * found.distance + self.overlap_weight * found.overlap
+    each = self.class_weight * found.classes / of_classes + each / segments
+    loss = each.sum() + (self.mask_weight * mask + self.dice_weight * dice).sum() / segments
+    sums: Sums = {
+      'distance': (found.distance[-1], 'segments'), 'overlap': (found.overlap[-1], 'segments'),
+      'masks': (mask[-1], 'segments'), 'dice': (dice[-1], 'segments'),
+      'iou': (found.iou[-1], 'segments'), 'accuracy': (found.right[-1], 'segments'),
+    }  # fmt: skip
+    return loss, sums, place, found.classes[-1]
+
+  @property
+  def _boxes(self) -> matching.Weights:
+    """As `matching` takes them."""
+    return matching.Weights(
+      self.class_weight, self.box_weight, self.overlap_weight, nothing=self.nothing
+    )
+
+  def _drawn(self, part: Batch, layers: int) -> Any:
+    """Points that masks are judged at; None for all."""
+    if not self.points:
+      return None
+    return mask_losses.drawn(
+      part['drawn'], layers, self.most, self.points, self.tried, self.certain
+    )
+
+  def answer(self, model: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """What queries say in the end: float32 (batch, queries, classes + 1), (..., rows, columns)."""
+    framed = boxes.framed(batch) if 'boxes' in model.config.says else {}
+    said = model(batch['image'], **framed)
+    return said['logits'][:, -1], said['masks'][:, -1]
 
   def _lifted(self, config: Any, keys: jax.Array, lifted: Any) -> jax.Array:
     """Which queries see all patches, drawn for each: bool (batch, blocks, queries)."""

@@ -34,7 +34,7 @@ class Semantic(Queries):
   def rows(self, model: Any, fields: Fields, view: View, *, train: bool) -> Rows:
     """See `Task`: before the segments the map, as evaluations want it."""
     ignore = (*(fields['map'].ignore if 'map' in fields else ()), VOID)
-    segments = Segments(model.num_classes, self.most, 'map', ignore)
+    segments = Segments(model.num_classes, self.most, 'map', ignore, 'boxes' in model.says)
     maps = () if train else (Map(model.num_classes, ignore),)
     return self.columns(model, fields, view, *maps, segments)
 
@@ -45,7 +45,6 @@ class Semantic(Queries):
 
   def predict(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
     """'map' (batch, height, width), uint8 or, with more than 255 classes, int32."""
-    said = model(batch['image'])
-    found = merging.classes(said['logits'][:, -1], said['masks'][:, -1], model.config.image_size)
+    found = merging.classes(*self.answer(model, batch), model.config.image_size)
     dtype = jnp.uint8 if model.config.num_classes <= 255 else jnp.int32
     return {'map': found.astype(dtype)}

@@ -584,7 +584,8 @@ class Segments:
   `segments` (height, width), uint8 or with more than 255 of them uint16, is 0 where there is none,
   and n + 1 in the segment n of `segments_label`, int32 (most,), and `segments_known`, float32
   (most,), 0 behind the last. Crowds are none. Numbers are given anew to what is in view. Of objects
-  whose masks overlap a pixel is of the smaller one.
+  whose masks overlap a pixel is of the smaller one. With boxes there is `segments_box`, float32
+  (most, 4): around what is in view of each, left, top, right and bottom as shares of the view.
 
   Attributes:
     classes: how many there are.
@@ -592,12 +593,14 @@ class Segments:
     kind: of the field that they are from, which is called like it: 'panoptic', 'masks', or 'map',
       where all of a class is one segment.
     ignore: values of a map that are no class.
+    boxes: whether boxes are wanted.
   """
 
   classes: int
   most: int = 100
   kind: str = 'panoptic'
   ignore: tuple[int, ...] = ()
+  boxes: bool = False
 
   @property
   def needs(self) -> dict[str, str]:
@@ -606,11 +609,12 @@ class Segments:
 
   def arrays(self, size: tuple[int, int]) -> dict[str, Array]:
     """See `Column`."""
-    return {
+    found = {
       'segments': Array(size, np.dtype(np.uint8 if self.most <= 255 else np.uint16)),
       'segments_label': Array((self.most,), np.int32),
       'segments_known': Array((self.most,), np.float32),
     }
+    return found | ({'segments_box': Array((self.most, 4), np.float32)} if self.boxes else {})
 
   def make(self, example: Example, placement: Placement) -> dict[str, Any]:
     """See `Column`."""
@@ -626,6 +630,8 @@ class Segments:
     row['segments'][:] = (np.searchsorted(there, seen) + 1) * (seen > 0)
     row['segments_label'][: len(there)] = [labels[number] for number in there]
     row['segments_known'][: len(there)] = 1
+    if self.boxes:
+      row['segments_box'][: len(there)] = _around(row['segments'])
     return row
 
   def whole(self, example: Example, size: tuple[int, int]) -> tuple[np.ndarray, dict[int, int]]:
@@ -666,3 +672,12 @@ def _check(example: Example, labels: Any, classes: int) -> None:
       raise RunError(
         f'{example["name"]} has label {label}, outside the {classes} classes of the model'
       )
+
+
+def _around(numbers: np.ndarray) -> np.ndarray:
+  """Boxes around all numbers of a map from 1 on: left, top, right and bottom as shares of it."""
+  from scipy.ndimage import find_objects
+
+  places = find_objects(numbers)
+  ends = [(x.start, y.start, x.stop, y.stop) for y, x in places]
+  return np.reshape(ends, (-1, 4)) / np.array([*numbers.shape[::-1]] * 2)
