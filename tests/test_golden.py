@@ -26,7 +26,9 @@ def close(got, want, name):
   np.testing.assert_allclose(golden.digest(got), want, rtol=0, atol=2e-5 * want[0], err_msg=name)
 
 
-@pytest.mark.parametrize('name', [n for n in REFERENCES if not n.startswith('towers/')])
+@pytest.mark.parametrize(
+  'name', [n for n in REFERENCES if not n.startswith(('towers/', 'queries/'))]
+)
 def test_everything_inside(name, tmp_path):
   known = REFERENCES[name]
   model = vit_jax.load(folder(tmp_path, known))
@@ -46,6 +48,35 @@ def test_similarities(name, tmp_path):
   with jax.default_matmul_precision('highest'):
     got = jax.jit(lambda model, *a: model(*a))(model, x, golden.tokens(4, 10, 100))
   close(got, known['outputs']['logits'], name)
+
+
+def test_a_detector(tmp_path):
+  """YOLOS, with positions between its layers."""
+  known = REFERENCES['queries/yolos']
+  model = vit_jax.load(folder(tmp_path, known))
+  assert model.config.middle
+  with jax.default_matmul_precision('highest'):
+    got = jax.jit(lambda model, x: model(x))(model, golden.images(known['image']))
+  for name, want in known['outputs'].items():
+    close(got[name], want, name)
+
+
+def test_a_decoder_with_masks(tmp_path):
+  """DETR's, of tokens some of which are no image."""
+  known, given = REFERENCES['queries/detr'], golden.inputs(golden.DECODED)
+  decoder = vit_jax.load(folder(tmp_path, known))
+  levels = [given[f'level{number}'] for number in range(3)]
+
+  @jax.jit
+  def run(decoder, memory, position, there, levels):
+    return decoder(memory, None, there=there, position=position, levels=levels)
+
+  there = golden.shown().reshape(2, -1)
+  with jax.default_matmul_precision('highest'):
+    got = run(decoder, given['memory'], given['position'], there, levels)
+  assert known['outputs'].keys() == got.keys()
+  for name, want in known['outputs'].items():
+    close(got[name][:, -1], want, name)
 
 
 def naflex(rng):

@@ -36,6 +36,29 @@ def images(shape, batch=2):
   return np.float32(np.random.RandomState(1).standard_normal((batch, *shape)))
 
 
+def inputs(shapes):
+  """Arrays by name, float32, each of a generator of its own."""
+  return {
+    name: np.float32(np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape))
+    for name, shape in shapes.items()
+  }
+
+
+# Of DETR's decoder: tokens of 4 x 6 patches, and what is added to features of masks on the way up.
+ROWS, COLUMNS, WIDTH = 4, 6, 64
+DECODED = {
+  'memory': (2, ROWS * COLUMNS, WIDTH), 'position': (2, ROWS * COLUMNS, WIDTH),
+  **{f'level{n}': (2, 2**n * ROWS, 2**n * COLUMNS, WIDTH // 2 ** (n + 1)) for n in range(3)},
+}  # fmt: skip
+
+
+def shown():
+  """Which of the tokens are of the image: all of the first, of the second 3 x 4 of them."""
+  found = np.ones((2, ROWS, COLUMNS), bool)
+  found[1, 3:], found[1, :, 4:] = False, False
+  return found
+
+
 def tokens(batch, length, vocabulary):
   """int (batch, length); the largest number ends each text."""
   found = np.random.RandomState(2).randint(3, vocabulary - 1, (batch, length))

@@ -13,6 +13,8 @@ from safetensors.numpy import save_file
 from tests import golden
 from tests.parity import references
 from tests.parity.references import NETWORKS, REFERENCES, numpy, timm
+from tests.parity.test_mask_head import segmentation
+from tests.parity.test_queries import yolos
 from tests.parity.test_towers import MODELS, packed
 
 DROP = ('transformers_version', 'dtype', 'initializer_range', 'initializer_factor')
@@ -26,6 +28,56 @@ def rewrite(folder):
   save_file(golden.weights(shapes), path, metadata={'format': 'pt'})
   config = json.loads((folder / 'config.json').read_text())
   return shapes, {k: v for k, v in config.items() if k not in DROP}
+
+
+def detector():
+  """What YOLOS says of images."""
+  with tempfile.TemporaryDirectory() as temporary:
+    folder = pathlib.Path(temporary) / 'theirs'
+    yolos(use_mid_position_embeddings=True).save_pretrained(folder, save_original_format=True)
+    shapes, config = rewrite(folder)
+    module = type(yolos()).from_pretrained(folder).eval()
+  image = (32, 48, 3)
+  with torch.no_grad():
+    out = module(torch.from_numpy(golden.images(image)).permute(0, 3, 1, 2))
+  outputs = {'logits': out.logits, 'boxes': out.pred_boxes}
+  kept = {name: golden.digest(numpy(value)) for name, value in outputs.items()}
+  return dict(image=image, config=config, shapes=shapes, outputs=kept)
+
+
+def decoder():
+  """What DETR's decoder says of tokens, masks included."""
+  with tempfile.TemporaryDirectory() as temporary:
+    folder = pathlib.Path(temporary) / 'theirs'
+    segmentation().save_pretrained(folder, save_original_format=True)
+    shapes, config = rewrite(folder)
+    module = type(segmentation()).from_pretrained(folder).eval()
+  given = {n: torch.from_numpy(x) for n, x in golden.inputs(golden.DECODED).items()}
+  detr, there = module.detr, torch.from_numpy(golden.shown())
+  position = detr.model.query_position_embeddings.weight[None].repeat(2, 1, 1)
+  channels = lambda x: x.permute(0, 3, 1, 2)  # noqa: E731
+  memory = channels(given['memory'].reshape(2, golden.ROWS, golden.COLUMNS, -1))
+  for stage in module.mask_head.fpn_stages:  # what is added has their width already
+    stage.fpn_adapter = torch.nn.Identity()
+  with torch.no_grad():
+    said = detr.model.decoder(
+      inputs_embeds=torch.zeros_like(position), spatial_position_embeddings=given['position'],
+      object_queries_position_embeddings=position, encoder_hidden_states=given['memory'],
+      encoder_attention_mask=there.flatten(1),
+    ).last_hidden_state  # fmt: skip
+    hidden = torch.where(there[:, None, None], 0.0, torch.finfo(torch.float32).min)
+    maps = module.bbox_attention(said, memory, attention_mask=hidden)
+    levels = [channels(given[f'level{number}']) for number in range(3)]
+    masks = module.mask_head(features=memory, attention_masks=maps, fpn_features=levels)
+    outputs = {
+      'logits': detr.class_labels_classifier(said), 'boxes': detr.bbox_predictor(said).sigmoid(),
+      'masks': masks.reshape(2, -1, *masks.shape[2:]),
+    }  # fmt: skip
+  kept = {name: golden.digest(numpy(value)) for name, value in outputs.items()}
+  # Of a ResNet and an encoder nothing is read.
+  shapes = {n: s for n, s in shapes.items() if not n.startswith(('detr.model.b', 'detr.model.e'))}
+  config = {name: config[name] for name in ('model_type', 'decoder_attention_heads', 'd_model')}
+  return dict(config=config, shapes=shapes, outputs=kept)
 
 
 def torch_files():
@@ -86,6 +138,7 @@ def main():
       found[f'towers/{name}'] = dict(
         config=config, shapes=shapes, outputs={'logits': golden.digest(out.logits_per_image)}
       )
+  found |= {'queries/yolos': detector(), 'queries/detr': decoder()}
   torch_files()
   lines = (f'{json.dumps(name)}: {json.dumps(value)}' for name, value in found.items())
   (golden.FOLDER / 'references.json').write_text('{\n' + ',\n'.join(lines) + '\n}\n')
