@@ -5,37 +5,66 @@ how they lie. Eight of the 48 pairs of a colour and a form are never shown in tr
 
     python -m vit_jax.train --config=configs/contrastive.py --workdir=runs/contrastive
 
-Judged by names of classes alone: the 48 pairs, of pictures with one thing, of pairs that were seen
-(seen) and that were not (held_out); by retrieval among 1,000 captions of two things (two); and by
-how often a picture of two things is more like its caption than like the one that has them exchanged
-(two/preferred; 0.5 is chance).
+With CLIP's loss: `contrastive.py:softmax`. Judged by names of classes alone: the 48 pairs, of
+pictures with one thing, of pairs that were seen (seen) and that were not (held_out); by retrieval
+among 1,000 captions of two things (two); and by how often a picture of two things is more like its
+caption than like the one that has them exchanged (two/preferred; 0.5 is chance).
+
+Images of your own with texts beside them, KEY.jpg and KEY.txt in a directory, of which a tenth is
+held out; texts are read byte by byte unless there is another tokenizer:
+
+    python -m vit_jax.train --config=configs/contrastive.py:pairs,DIR --workdir=runs/pairs
+
+A ViT-S/16 and a text tower of the same width, from random weights or, with --config.inits.image,
+those of a checkpoint. What it scores has not been measured.
 """
 
-from vit_jax.config import complete
+from vit_jax.config import chosen, complete
+
+# Whether there is a bias.
+LOSSES = {'sigmoid': True, 'softmax': False}
 
 
-def get_config(loss='sigmoid'):
+def get_config(argument='sigmoid'):
+  kind, _, folder = argument.partition(',')
+  return complete(own(folder) if kind == 'pairs' else drawn(chosen(kind, LOSSES)))
+
+
+def drawn(biased):
   image = dict(
     variant='mu/8', image_size=(48, 48), width=96, depth=4, mlp_dim=384, num_heads=3, pool='mean',
     posemb='sincos',
   )  # fmt: skip
   text = dict(variant='clip:B', width=96, depth=2, mlp_dim=384, num_heads=3, causal=False)
-  return complete(
-    dict(
-      total='1500 steps',
-      batch_size=256,
-      model=dict(
-        name='two_towers', variant='', image=image, text=text, logit_bias=loss == 'sigmoid'
-      ),
-      task=dict(name='contrastive', loss_of=loss, tokenizer=dict(name='words', length=16)),
-      data=dict(
-        source=dict(name='generated', examples=400_000, generator=dict(name='objects')),
-      ),
-      optim=dict(lr=1.5e-3, weight_decay=0.05, b2=0.98, warmup='5%', clip=1.0),
-      evals=dict(
-        seen=dict(name='zeroshot', split='seen_one', templates='a {}', every='20%'),
-        held_out=dict(name='zeroshot', split='held_out_one', templates='a {}', every='20%'),
-        two=dict(name='retrieval', split='test_two', wrong='swapped', every='20%'),
-      ),
-    )
-  )
+  return dict(
+    total='1500 steps',
+    batch_size=256,
+    model=dict(name='two_towers', variant='', image=image, text=text, logit_bias=biased),
+    task=dict(
+      name='contrastive', loss_of='sigmoid' if biased else 'softmax',
+      tokenizer=dict(name='words', length=16),
+    ),
+    data=dict(source=dict(name='generated', examples=400_000, generator=dict(name='objects'))),
+    optim=dict(lr=1.5e-3, weight_decay=0.05, b2=0.98, warmup='5%', clip=1.0),
+    evals=dict(
+      seen=dict(name='zeroshot', split='seen_one', templates='a {};an {}', every='20%'),
+      held_out=dict(name='zeroshot', split='held_out_one', templates='a {};an {}', every='20%'),
+      two=dict(name='retrieval', split='test_two', wrong='swapped', every='20%'),
+    ),
+  )  # fmt: skip
+
+
+def own(folder):
+  text = dict(variant='clip:B', width=384, depth=6, mlp_dim=1536, num_heads=6)
+  return dict(
+    total='30 epochs',
+    batch_size=256,
+    model=dict(name='two_towers', variant='', image=dict(variant='S/16'), text=text),
+    task=dict(name='contrastive', loss_of='sigmoid', tokenizer=dict(name='bytes')),
+    data=dict(
+      source=dict(name='paired', dir=folder, fields=dict(image='.', text='.')),
+      split='train without fold 1/10', crop=dict(name='random_resized', min_area=0.5),
+    ),
+    optim=dict(lr=5e-4, weight_decay=0.1, b2=0.98, warmup='5%', clip=1.0),
+    evals=dict(held_out=dict(name='retrieval', split='fold 1/10 of train', every='10%')),
+  )  # fmt: skip

@@ -35,7 +35,8 @@ class ZeroShot(Classification):
   Attributes:
     templates: sentences with {} for the name, one of the sets of `text.prompts`, or separated by ;.
     names: of the classes, in their order, where those of the data do not say what they are:
-      separated by commas, or a file with a name in each line. Of 'a, b' the first is taken.
+      'imagenet', CLIP's names in the order of ImageNet; separated by commas; or a file with a name
+      in each line. Of 'a, b' the first is taken.
     dir: images in a directory for each class, {dir}/{split}/CLASS/; the data of the run, if not
       given.
   """
@@ -72,7 +73,9 @@ class ZeroShot(Classification):
   def on(self, sources: Mapping[str, Source]) -> Evaluator:
     """See `Evaluator`."""
     (source,) = sources.values()
-    names = named(self.names) if self.names else source.fields['label'].names
+    names = source.fields['label'].names
+    if self.names:
+      names = prompts.imagenet_names() if self.names == 'imagenet' else named(self.names)
     if len(names) != len(source.fields['label'].names):
       raise RunError(
         f'names={self.names!r} are {len(names)}, and {source.name} has '
