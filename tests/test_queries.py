@@ -18,8 +18,9 @@ from tests.test_costs import products, traced
 from vit_jax import models
 from vit_jax.architecture.card import Card
 from vit_jax.architecture.detr import ANCHORS
-from vit_jax.convert import adapt, layout
+from vit_jax.convert import adapt, layout, timm
 from vit_jax.convert import detr as detr_dialect
+from vit_jax.convert import yolos as yolos_dialect
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.costs import flops
@@ -284,6 +285,24 @@ def test_published_yolos_predicts(tmp_path):
   objects = task.decode(found.outputs, found.example, predictor.seen).facts['objects']
   assert [each['class'] for each in objects] == [names[i] for i in scores.argmax(1)[order]]
   np.testing.assert_allclose([each['box'] for each in objects], want[order], atol=0.02)
+
+
+def test_files_of_its_own_code_are_yolos(tmp_path):
+  """With queries behind the patches, and products of queries, keys and values in one array."""
+  model = make(yolos())
+  style = dict(encoder=timm.STYLES['timm'])
+  rules = yolos_dialect.make_rules(model.config, adapt.abstract(model.config), style)
+  arrays = layout.write(rules, tree.flatten(model))
+  assert arrays['backbone.mid_pos_embed'].shape == (1, 1, 1 + 5 + PLACES, 16)
+  assert arrays['backbone.blocks.1.attn.qkv.weight'].shape == (3 * 16, 16)
+  save_file(arrays, tmp_path / 'yolos.safetensors')
+  said = dict(image_size=(16, 24), num_heads=2)
+  again = vit_jax.load(tmp_path / 'yolos.safetensors', encoder=said)
+  assert (again.config.kind, again.config.encoder.queries) == ('yolos', 5)
+  for name, leaf in tree.flatten(model).items():
+    np.testing.assert_array_equal(tree.flatten(again)[name], leaf, name)
+  with pytest.raises(RunError, match='24 patches are no square'):
+    vit_jax.load(tmp_path / 'yolos.safetensors', encoder=dict(num_heads=2))
 
 
 def test_a_decoder_of_detr_starts_one_behind_a_vit(tmp_path):

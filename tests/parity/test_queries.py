@@ -1,5 +1,6 @@
 """Detectors with queries against transformers: YOLOS, and DETR's decoder behind its own encoder."""
 
+import argparse
 import dataclasses
 import re
 
@@ -105,6 +106,57 @@ def test_yolos(tmp_path, middle):
   assert other.config.encoder.grid == (6, 4)
   with jax.default_matmul_precision('highest'):
     close(other(jnp.asarray(x))['logits'][:, 0], numpy(out.logits), 1e-5, 'read for another size')
+
+
+def of_hustvl(module):
+  """What YOLOS's own code would have saved."""
+  state = {}
+  for name, value in module.state_dict().items():
+    name = published(name)
+    for pattern, new in (
+      (r'^vit\.embeddings\.cls_token', 'backbone.cls_token'),
+      (r'^vit\.embeddings\.detection_tokens', 'backbone.det_token'),
+      (r'^vit\.embeddings\.position_embeddings', 'backbone.pos_embed'),
+      (r'^vit\.embeddings\.patch_embeddings\.projection', 'backbone.patch_embed.proj'),
+      (r'^vit\.encoder\.mid_position_embeddings', 'backbone.mid_pos_embed'),
+      (r'^vit\.encoder\.layer', 'backbone.blocks'), (r'^vit\.layernorm', 'backbone.norm'),
+      (r'layernorm_before', 'norm1'), (r'layernorm_after', 'norm2'),
+      (r'attention\.output\.dense', 'attn.proj'), (r'intermediate\.dense', 'mlp.fc1'),
+      (r'(?<=\d\.)output\.dense', 'mlp.fc2'), (r'^class_labels_classifier', 'class_embed'),
+      (r'^bbox_predictor', 'bbox_embed'), (r'attention\.attention\.', 'attn.'),
+    ):  # fmt: skip
+      name = re.sub(pattern, new, name)
+    state[name] = value
+  for name in [n for n in state if '.attn.query.' in n]:
+    parts = [state.pop(name.replace('query', part)) for part in ('query', 'key', 'value')]
+    state[name.replace('query', 'qkv')] = torch.cat(parts)
+  return state
+
+
+@pytest.mark.parametrize('middle', [True, False])
+def test_files_of_hustvl(tmp_path, middle):
+  """Their names and packed products; sizes that nobody says have to be said."""
+  module = yolos(use_mid_position_embeddings=middle, layer_norm_eps=1e-6)
+  saved = {'model': of_hustvl(module), 'epoch': 299, 'args': argparse.Namespace(lr=1e-4)}
+  torch.save(saved, tmp_path / 'checkpoint.pth')
+  said = dict(image_size=(32, 48), num_heads=4)
+  model = vit_jax.load(tmp_path / 'checkpoint.pth', encoder=said)
+  assert (model.config.kind, model.config.middle) == ('yolos', middle)
+  assert (model.config.encoder.queries, model.card.task['name']) == (QUERIES, 'detection')
+  x = images((24, 40, 3))
+  with torch.no_grad():
+    want = module(torch_images(x))
+  with jax.default_matmul_precision('highest'):
+    got = jax.jit(lambda model, x: model(x))(model, jnp.asarray(x))
+  close(got['logits'][:, 0], numpy(want.logits), 1e-5, 'logits')
+  close(got['boxes'][:, 0], numpy(want.pred_boxes), 1e-5, 'boxes')
+  with pytest.raises(vit_jax.RunError, match='24 patches are no square: give encoder'):
+    vit_jax.load(tmp_path / 'checkpoint.pth', encoder=dict(num_heads=4))
+  if middle:
+    saved['model']['backbone.mid_pos_embed'] = torch.zeros(2, 1, 40, WIDTH)
+    torch.save(saved, tmp_path / 'other.pth')
+    with pytest.raises(vit_jax.RunError, match='between layers are of 40 tokens'):
+      vit_jax.load(tmp_path / 'other.pth', encoder=said)
 
 
 def test_own_detectors_become_yolos(tmp_path):

@@ -23,6 +23,7 @@ from vit_jax.convert import (
   timm,
   transformers,
   upernet,
+  yolos,
 )
 from vit_jax.convert.dialects import DIALECTS
 from vit_jax.convert.opened import Opened
@@ -32,7 +33,7 @@ from vit_jax.core.errors import RunError, suggest
 
 READERS: dict[str, Any] = {
   'detr': detr, 'eomt': eomt, 'npz': npz, 'openai': openai, 'upernet': upernet,
-  'segmenter': segmenter,
+  'segmenter': segmenter, 'yolos': yolos,
   'transformers': transformers, 'timm': timm,
   'backbones': backbones, 'dino': dino,
 }  # fmt: skip

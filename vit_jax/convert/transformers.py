@@ -9,12 +9,11 @@ from typing import Any
 
 from vit_jax.architecture import MaskedArchitecture, TwoTowersArchitecture, YolosArchitecture
 from vit_jax.architecture.card import Card
-from vit_jax.convert import masked, reading
+from vit_jax.convert import masked, reading, yolos
 from vit_jax.convert.source import IMAGENET, INCEPTION, OPENAI, Source, pair
 from vit_jax.convert.transformers_names import TOWERS
 from vit_jax.convert.transformers_names import make_rules as make_rules
 from vit_jax.core.errors import RunError, suggest
-from vit_jax.data.fields import Field
 from vit_jax.models.masked import MaeConfig, MaskedConfig
 from vit_jax.models.text import TextConfig
 from vit_jax.models.two_towers import TwoTowersConfig
@@ -274,13 +273,7 @@ def _yolos(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
   classes = source.shape('class_labels_classifier.layers.2.weight', 2)[0] - 1
   # What its preprocessor says of sizes is of sides, whatever the shape of images.
   card = _card(source, 'yolos', encoder.image_size, classes)
-  # Numbers that no class has are called N/A there, all of them alike: nobody looks for these.
-  fields = {'image': Field('image', dtype='uint8'), 'boxes': Field('boxes', card.class_names)}
-  card = dataclasses.replace(
-    card, size=encoder.image_size, fills=True,
-    task={'name': 'detection', 'class_weight': 1.0, 'mean': card.mean, 'std': card.std},
-    fields={name: dataclasses.asdict(field) for name, field in fields.items()},
-  )  # fmt: skip
+  card = yolos.detecting(dataclasses.replace(card, size=encoder.image_size))
   middle = f'{style["prefix"]}encoder.mid_position_embeddings' in source
   return YolosConfig(encoder, classes, middle=middle), card
 
