@@ -428,7 +428,7 @@ def check_bands(bands: Sequence[int], channels: int) -> None:
 
 def _reading(model: Any, classes: str, templates: str, vocabulary: str) -> Any:
   """A model that reads texts as a classifier of the classes they name; any other as it is."""
-  task, _ = tasks.of(model.card)
+  task: Any = tasks.of(model.card)[0]
   reads = hasattr(task, 'tokenizer')
   if reads and not classes:
     raise RunError(

@@ -319,6 +319,7 @@ def no_cache() -> Iterator[None]:
 
 def _experiment(cfg: config_lib.Config) -> Experiment:
   """Of the data set only its size and classes matter; a missing one is replaced."""
+  cfg = dataclasses.replace(cfg, task=cfg.task.without_files())
   try:
     return lanes.experiment(cfg)
   except NoDataError as error:

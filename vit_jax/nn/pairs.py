@@ -90,7 +90,8 @@ def around(kind: str, block: int, pairs: Pairs, scale: jax.Array, bias: jax.Arra
     pairs: of the whole batch.
     scale, bias: see `dense`.
   """
-  return Found(*_around(kind, block, pairs, scale, bias))
+  found: Any = _around(kind, block, pairs, scale, bias)
+  return Found(*found)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -183,7 +184,8 @@ def _meet_again(kind, block, pairs, scale, bias, normalisers, wanted):
 
 
 _around.defvjp(_keep, _back)
-_AXES: Any = Pairs(('batch', None), ('batch', None), ('batch', None), ('batch',))
+_rows: Any = ('batch', None)
+_AXES = Pairs(_rows, _rows, _rows, _rows[:1])
 _EXACT = jax.lax.Precision.HIGHEST
 
 

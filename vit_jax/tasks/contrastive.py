@@ -20,7 +20,7 @@ from vit_jax.tasks.classification import Classification
 from vit_jax.tasks.images import Images
 from vit_jax.tasks.task import Batch, Context, Coupled, Fields, Prediction, Seen, Sums
 from vit_jax.text import TOKENIZERS
-from vit_jax.text.plain import Words
+from vit_jax.text.plain import Blank, Words
 from vit_jax.text.tokenizer import Filed
 
 # Configurations are checked before JAX is there.
@@ -84,6 +84,11 @@ class Contrastive(Images, Coupled):
     """See `Task`."""
     return self.tokenizer.files
 
+  def without_files(self) -> Self:
+    """See `Task`."""
+    missing = isinstance(self.tokenizer, Filed) and not self.tokenizer.files
+    return dataclasses.replace(self, tokenizer=Blank.like(self.tokenizer)) if missing else self
+
   def settled(self, fields: Fields) -> Self:
     """See `Task`: the tokenizer as its file is now, with the words of the data if it has none."""
     tokenizer, names = self.tokenizer, fields[self.field].names if self.field in fields else ()
@@ -94,8 +99,6 @@ class Contrastive(Images, Coupled):
           '--config.task.tokenizer.name=bytes reads any text, clip and others read a vocabulary'
         )
       tokenizer = dataclasses.replace(tokenizer, vocabulary=names)
-    if isinstance(tokenizer, Filed) and not tokenizer.files:  # a plan needs none
-      return self
     return dataclasses.replace(self, tokenizer=tokenizer.named)
 
   def fitted(self, model: Any, fields: Fields) -> Any:

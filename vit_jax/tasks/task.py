@@ -153,6 +153,13 @@ class Task:
     """Paths of what belongs to the model: a run keeps copies."""
     return ()
 
+  def without_files(self) -> Self:
+    """The task with something of the same size for `files` that are needed and not given.
+
+    For plans, in which only sizes matter.
+    """
+    return self
+
   def settled(self, fields: Fields) -> Self:
     """The task with what only the data can tell in fields that are unset.
 

@@ -7,6 +7,8 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+import numpy as np
+
 from vit_jax.core.errors import RunError
 from vit_jax.text import forms
 from vit_jax.text.tokenizer import Frame, Tokenizer, digest_of
@@ -48,6 +50,40 @@ class Bytes(Tokenizer):
   def framed(self, pieces: _Bytes) -> Frame:
     """See `Tokenizer`."""
     return Frame((), (pieces.size - 1,), 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Blank(Tokenizer):
+  """Stands for a tokenizer whose file is not there, where only the sizes of things matter.
+
+  Attributes:
+    size, end: its.
+  """
+
+  kind: ClassVar[str] = 'blank'
+  size: int = 1  # type: ignore
+  end: int = 0  # type: ignore
+
+  @classmethod
+  def like(cls, other: Tokenizer) -> Blank:
+    """Of the sizes of another one, which are known without its file."""
+    return cls(length=other.length, size=other.size, end=other.end)
+
+  def opened(self) -> _Bytes:
+    """See `Tokenizer`."""
+    return _Bytes()
+
+  def framed(self, pieces: _Bytes) -> Frame:
+    """See `Tokenizer`."""
+    del pieces
+    return Frame((), (self.end,), 0)
+
+  def row(self, text: str) -> np.ndarray:
+    """See `Tokenizer`: of any text the same."""
+    del text
+    row = np.zeros(self.length, np.int32)
+    row[-1] = self.end
+    return row
 
 
 class _Words:
