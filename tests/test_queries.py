@@ -289,7 +289,8 @@ def test_published_yolos_predicts(tmp_path):
 
 def test_files_of_its_own_code_are_yolos(tmp_path):
   """With queries behind the patches, and products of queries, keys and values in one array."""
-  model = make(yolos())
+  encoder = ViTConfig(**VIT, queries=5, posemb_tokens='all')
+  model = make(YolosConfig(encoder, 3, middle=True))
   style = dict(encoder=timm.STYLES['timm'])
   rules = yolos_dialect.make_rules(model.config, adapt.abstract(model.config), style)
   arrays = layout.write(rules, tree.flatten(model))
