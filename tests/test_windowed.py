@@ -56,10 +56,10 @@ def data(root, images, names):
   return DataConfig(source=source, split='test')
 
 
-def evaluated(root, task, model, evaluator, names, lanes=0):
+def evaluated(root, task, model, evaluator, names, lanes=0, dtype='uint8'):
   """What an evaluation of the files finds."""
   fields = {
-    **dict.fromkeys(task.images, Field('image', dtype='uint8', channels=3)),
+    **dict.fromkeys(task.images, Field('image', dtype=dtype, channels=3)),
     'map': Field('map', names, ignore=(255,)),
   }
   evaluation = prepare(
@@ -196,6 +196,27 @@ def test_images_are_brought_to_a_shorter_side_first(tmp_path):
     said.append(cv2.resize(chances, (width, height)).argmax(-1))
   got, want = scores.arrays['confusion'][:, :3], confusion(said, truths(tmp_path), 3)
   assert abs(got - want).sum() <= 2  # a tie within rounding counts twice
+
+
+def test_pixels_that_are_missing_do_not_count(tmp_path):
+  """Of floats, in windows as elsewhere: a pixel is missing where any band is."""
+  rng = np.random.default_rng(4)
+  folder(tmp_path, ('image',), 3)
+  model = Pointwise(segmenter.SegmenterConfig(ViTConfig(**ENCODER), 3).resolve())
+  kernel, want = np.asarray(model.kernel[...], np.float64), 0
+  for number, (size, truth) in enumerate(zip(SIZES, truths(tmp_path), strict=True)):
+    pixels = rng.normal(size=(*size, 3)).astype(np.float32)
+    pixels[0, :3, rng.integers(3)] = np.nan
+    path = tmp_path / 'test' / 'image' / f'{number}.png'
+    path.unlink()
+    np.save(path.with_suffix('.npy'), pixels)
+    known = np.isfinite(pixels).all(-1)
+    want = want + confusion([(pixels @ kernel).argmax(-1)], [np.where(known, truth, 255)], 3)
+  task = Segmentation(mean=(0.0,), std=(1.0,))
+  evaluator = Scores(windows=True, overlap=0.3)
+  _, scores = evaluated(tmp_path, task, model, evaluator, NAMES, dtype='float32')
+  np.testing.assert_array_equal(scores.arrays['confusion'][:, :3], want)
+  assert not scores.arrays['confusion'][:, 3].any()
 
 
 def test_what_cannot_be_done_by_windows_is_refused(tmp_path):
