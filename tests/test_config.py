@@ -37,6 +37,7 @@ CONFIGS = [
   'dinov2.py:L/14,22k', 'land_cover.py', 'land_cover.py:tiles', 'change.py', 'change.py:levir',
   'contrastive.py', 'contrastive.py:softmax', 'contrastive.py:pairs,DIR',
   'clip.py:B/16', 'clip.py:L/14,DIR', 'siglip.py:B/16', 'siglip.py:So400m/14', 'lit.py:B/16',
+  'zeroshot.py:DIR', 'zeroshot.py:DIR,imagenet', 'zeroshot.py:DIR,coco',
   'damage.py', 'damage.py:xbd', 'detection.py', 'detection.py:photos', 'panoptic.py',
   'detr.py', 'detr.py:coco', 'detr.py:original,coco', 'detr.py:masks', 'detr.py:masks,coco',
   'yolos.py:Ti,coco', 'yolos.py:B,coco', 'panoptic.py:L,coco',
