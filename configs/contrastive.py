@@ -6,7 +6,7 @@ how they lie. Eight of the 48 pairs of a colour and a form are never shown in tr
     python -m vit_jax.train --config=configs/contrastive.py --workdir=runs/contrastive
 
 With CLIP's loss: `contrastive.py:softmax`. Judged by names of classes alone: the 48 pairs, of
-pictures with one thing, of pairs that were seen (seen) and that were not (held_out); by retrieval
+pictures with one thing, of pairs that were seen (test) and that were not (held_out); by retrieval
 among 1,000 captions of two things (two); and by how often a picture of two things is more like its
 caption than like the one that has them exchanged (two/preferred; 0.5 is chance).
 
@@ -47,7 +47,7 @@ def drawn(biased):
     data=dict(source=dict(name='generated', examples=400_000, generator=dict(name='objects'))),
     optim=dict(lr=1.5e-3, weight_decay=0.05, b2=0.98, warmup='5%', clip=1.0),
     evals=dict(
-      seen=dict(name='zeroshot', split='seen_one', templates='a {};an {}', every='20%'),
+      test=dict(name='zeroshot', split='seen_one', templates='a {};an {}', every='20%'),
       held_out=dict(name='zeroshot', split='held_out_one', templates='a {};an {}', every='20%'),
       two=dict(name='retrieval', split='test_two', wrong='swapped', every='20%'),
     ),

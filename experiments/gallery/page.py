@@ -20,7 +20,7 @@ test examples and runs.
 def write(results: pathlib.Path) -> None:
   """Writes README.md beside the results."""
   rows = [json.loads(path.read_text()) for path in sorted(results.glob('*.json'))]
-  order = {'path': 0, 'recipes': 1, 'ssl': 2}
+  order = {'path': 0, 'recipes': 1, 'ssl': 2, 'dense': 3, 'text': 4}
   rows.sort(key=lambda row: (order.get(row['group'], 99), row['name']))
   lines = [
     HEAD,

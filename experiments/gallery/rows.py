@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from experiments import packaged
 from experiments.gallery import controls, dense
 from experiments.gallery.metrics import MEAN_AP, MEAN_IOU, R2, TOP1, Metric
+from experiments.gallery.texts import Contrasted
 from experiments.gallery.ways import Distilled, Finetuned, Pretrained, Probed, Trained, Way
 from experiments.ssl import judged
 
@@ -101,6 +102,11 @@ ROWS: Sequence[Row] = (
       ('mean@4', 'mean@8', 'patches@2', 'patches@4', 'patches@6', 'patches@8', 'patches@10'),
     ),
     TOP1, 'gain', 0.05,
+  ),
+  Row(
+    'contrastive', 'text', 'quick', 'objects, drawn, with captions',
+    Contrasted('configs/contrastive.py', (('data.source.generator.shuffled', 'True'),)), TOP1,
+    'value', 0.95,
   ),
   Row('mae', 'ssl', 'quick', UNLABELLED, Pretrained('configs/ssl.py:mae'), TOP1, 'gain', 0.08),
   Row(

@@ -31,7 +31,6 @@ from vit_jax.core import schema
 from vit_jax.data import preprocess
 from vit_jax.data.classes import aligned
 from vit_jax.data.pipeline import eval_batches, iterate
-from vit_jax.data.views import View
 from vit_jax.evaluate import restore
 from vit_jax.nn import sharding
 from vit_jax.probing import features, judge, table
@@ -393,10 +392,12 @@ def opened(config: str, options: Mapping[str, str]) -> tuple[Experiment, Any, An
   return experiment, experiment.source, test
 
 
-def rows_of(experiment: Experiment, source: Any, most: int) -> dict[str, np.ndarray]:
-  """The first examples of a source as the task sees them in evaluation."""
+def rows_of(
+  experiment: Experiment, source: Any, most: int, name: str = 'test'
+) -> dict[str, np.ndarray]:
+  """The first examples of a source as an evaluation of the run, by its name, sees them."""
   cfg, fields = experiment.config, experiment.fields
-  rows = cfg.task.rows(cfg.model, fields, View(cfg.evals['test'].crop), train=False)
+  rows = cfg.evals[name].rows(cfg.task, cfg.model, fields)
   parts: list[dict[str, np.ndarray]] = []
   count = 0
   with contextlib.closing(iterate(eval_batches(rows, source, 256, range(256)))) as stream:

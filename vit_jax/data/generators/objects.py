@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vit_jax.core.errors import RunError
 from vit_jax.data.examples import Example
@@ -62,6 +62,7 @@ class Objects:
     least, most: things of a picture where the split does not say how many.
     small, large: radius of the circle around a thing of either size in pixels, from and to.
     noise: standard deviation of that of pixels in [0, 1].
+    shuffled: captions are those of other pictures, to see what is learned from nothing.
   """
 
   splits: ClassVar[tuple[str, ...]] = tuple(_SPLITS)
@@ -72,6 +73,7 @@ class Objects:
   small: tuple[float, float] = (4.5, 5.5)
   large: tuple[float, float] = (7.5, 9.0)
   noise: float = 0.03
+  shuffled: bool = False
 
   def __post_init__(self):
     if not 1 <= self.least <= self.most <= len(HELD_OUT) * len(SIZES) or self.noise < 0:
@@ -112,20 +114,25 @@ class Objects:
     from vit_jax.data.masks import around
 
     graph = self.graph(rng, split)
-    most = min(2, len(graph.things))
-    caption = graph.caption(rng, most if split.endswith('_two') or rng.random() < _TWO else 1)
+    caption = self._caption(graph, rng, split)
     image, ids = self._drawn(graph, rng)
+    said = self._caption(self.graph(rng, split), rng, split) if self.shuffled else caption
     label = np.array([PAIRS.index(thing.pair) for thing in graph.things], np.int64)
     masks = [ids == number for number in range(1, len(label) + 1)]
     corners = np.array([around(mask) for mask in masks], np.float64)
     area = np.array([mask.sum() for mask in masks], np.float64)
     crowd = np.zeros(len(label), bool)
     return {
-      'image': image, 'text': caption.text, 'swapped': caption.swapped,
+      'image': image, 'text': said.text, 'swapped': said.swapped,
       'label': int(label[caption.first]), 'labels': np.unique(label),
       'boxes': Boxes(corners, label, crowd, area), 'masks': Masks(masks, label, crowd),
       'map': np.concatenate([[0], label + 1])[ids],
     }  # fmt: skip
+
+  def _caption(self, graph: Graph, rng: np.random.Generator, split: str) -> Any:
+    """What is said of a picture."""
+    most = min(2, len(graph.things))
+    return graph.caption(rng, most if split.endswith('_two') or rng.random() < _TWO else 1)
 
   def graph(self, rng: np.random.Generator, split: str) -> Graph:
     """What is in a picture of a split, one of `splits`."""
