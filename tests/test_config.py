@@ -98,7 +98,7 @@ def test_configs_trace_a_step(name, data_dir):
   assert jax.tree.structure(state) == jax.tree.structure(experiment.abstract_state)
   own = {
     'classification': {'top1'}, 'segmentation': {'accuracy'},
-    'detection': {'classes', 'distance', 'overlap', 'iou', 'accuracy',
+    'detection': {'classes', 'distance', 'overlap', 'iou', 'accuracy', 'left_out',
                   *metrics.keys() & {'dense', 'denoising'}},
     'change': {'accuracy'},
     'damage': {'accuracy', 'located', 'damage'},

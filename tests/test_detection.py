@@ -94,6 +94,7 @@ def drawn(nothing, seed=0):
   batch = {
     'boxes': boxes.corners(jnp.asarray(wanted, jnp.float32)), 'mask': jnp.asarray(images),
     'boxes_label': jnp.asarray(label, jnp.int32), 'boxes_known': jnp.asarray(there, jnp.float32),
+    'boxes_left_out': jnp.array([0.0, 3, 0, 1]),
   }  # fmt: skip
   return (logits.astype(np.float32), said.astype(np.float32)), batch, (wanted, label, there, images)
 
@@ -542,11 +543,16 @@ def test_what_the_data_decide():
   fields = {'boxes': Field('boxes', NAMES)}
   rows = task.rows(model, fields, View(), train=True)
   assert rows.arrays()['boxes'].shape == (24, 4)  # no more than there are queries
-  assert task.notes(model, fields) == ['24 queries, focal loss; room for 24 objects in an image']
+  (said,) = task.notes(model, fields)
+  assert said.startswith('24 queries, focal loss; room for 24 objects in an image (task.most=30)')
   few = Detection(most=1).rows(model, fields, View(size=(16, 24)), train=True)
   two = EXAMPLE['boxes']._replace(crowd=np.array([False, False]))
-  with pytest.raises(RunError, match='has 2 objects, and there is room for 1'):
-    few.make({**EXAMPLE, 'boxes': two}, np.random.default_rng(0))
+  row = few.make({**EXAMPLE, 'boxes': two}, np.random.default_rng(0))
+  both = rows.make({**EXAMPLE, 'boxes': two}, np.random.default_rng(0))
+  assert (row['boxes_left_out'], both['boxes_left_out']) == (1, 0)
+  areas = [(right - left) * (low - top) for left, top, right, low in both['boxes'][:2]]
+  np.testing.assert_array_equal(row['boxes'], both['boxes'][[np.argmax(areas)]])
+  assert row['boxes_label'] == both['boxes_label'][np.argmax(areas)]
 
 
 @pytest.mark.parametrize(

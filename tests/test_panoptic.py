@@ -70,9 +70,19 @@ def test_segments_of_a_view(source):
     np.testing.assert_allclose(boxes[:count] * [24, 20, 24, 20], np.reshape(want, (-1, 4)))
     assert not boxes[count:].any()
   assert min(crowds, fewer) > 3
-  with pytest.raises(RunError, match='segments, and there is room for 1'):
-    Columns(View(size=(32, 48)), (Image(3),), (Segments(8, 1),)).make(source[0], None)
   example = source[0]
+  every, few = (
+    Columns(View(size=(32, 48)), (Image(3),), (Segments(8, most, boxes=True),)).make(example, None)
+    for most in (12, 1)
+  )
+  count = int(every['segments_known'].sum())
+  assert (every['segments_left_out'], few['segments_left_out']) == (0, count - 1)
+  areas = np.bincount(every['segments'].ravel(), minlength=count + 1)[1:]
+  largest = np.argmax(areas)
+  np.testing.assert_array_equal(few['segments'], every['segments'] == largest + 1)
+  assert few['segments_label'] == every['segments_label'][largest]
+  np.testing.assert_array_equal(few['segments_box'][0], every['segments_box'][largest])
+  assert count > 1
   other = example['panoptic']._replace(segments={})
   with pytest.raises(RunError, match='nobody says of which class the segment'):
     Segments(8).make({**example, 'panoptic': other}, View(size=(32, 48)).place(32, 48, None))

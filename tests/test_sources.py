@@ -18,7 +18,17 @@ from vit_jax.data import audit, masks, preprocess
 from vit_jax.data.classes import matched
 from vit_jax.data.config import DataConfig
 from vit_jax.data.examples import Source
-from vit_jax.data.fields import VOID, Boxes, Field, Mapped, named, require, wanted
+from vit_jax.data.fields import (
+  VOID,
+  Boxes,
+  Field,
+  Mapped,
+  Masks,
+  Panoptic,
+  named,
+  require,
+  wanted,
+)
 from vit_jax.data.generators import Scenes, Shapes, forms, shapes
 from vit_jax.data.misfit import MisfitError
 from vit_jax.data.order import drawn
@@ -598,6 +608,13 @@ def test_what_is_said_of_data():
   ):  # fmt: skip
     assert part in text, part
   assert audit.audit({'train': Counted()}, 0) == []
+  for kind, value, called in (
+    ('masks', Masks([None] * 3, np.zeros(3, int), np.zeros(3, bool)), 'masks'),
+    ('panoptic', Panoptic(b'', {4: (0, False), 5: (1, False), 9: (1, True)}), 'segments'),
+  ):
+    field = Field(kind, ('a', 'b'))
+    counts = [audit._noted(field, value, 0), 6]
+    assert audit._about(field, counts, []) == [f'4.5 {called} an image, 6 at most']
   assert audit.audit({'train': open_split(Synthetic(3, 9), 'train')}, 9) == []
   some = audit.audit({'train': Counted()}, 3)
   assert any('of 3 looked at' in line for line in some)

@@ -279,7 +279,6 @@ def test_points_that_are_not_in_view_are_not_known_and_sides_change_in_a_mirror(
     (dict(map=np.zeros((HEIGHT, WIDTH, 3))), MisfitError, 'one whole number for each pixel'),
     (dict(map=cv2.imencode('.jpg', np.zeros((HEIGHT, WIDTH)))[1].tobytes()),
      MisfitError, 'has a map stored as JPEG, which changes numbers: use PNG'),
-    (dict(boxes=boxes(np.tile([[0, 0, 50, 50]], (8, 1)))), RunError, '8 objects, and there is'),
   ],
 )  # fmt: skip
 def test_values_that_cannot_be(change, error, message):

@@ -167,7 +167,8 @@ def test_loss_and_gradients(tmp_path, monkeypatch):
   monkeypatch.setattr(Panoptic, '_lifted', lambda self, *args: jnp.zeros((2, 2, 6), bool))
   task = Panoptic(most=most, points=64, lifted=Schedule(0.0))
   batch = dict(image=x, mask=np.ones(2, np.float32), segments=ids, segments_label=label,
-               segments_known=known, drawn=np.zeros((2, 2), np.uint32))  # fmt: skip
+               segments_known=known, segments_left_out=np.zeros(2),
+               drawn=np.zeros((2, 2), np.uint32))  # fmt: skip
   context = Context({}, task.totals(batch), {'task.lifted': 0.0}, None, 0, None)
 
   @jax.jit

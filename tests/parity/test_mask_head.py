@@ -245,7 +245,7 @@ def test_loss_and_its_gradient(auxiliary):
   part = {
     'image': jnp.zeros((batch, *size, 3)), 'mask': jnp.ones(batch), 'segments': jnp.asarray(ids),
     'segments_label': jnp.asarray(label), 'segments_known': jnp.asarray(known),
-    'segments_box': jnp.asarray(corners),
+    'segments_box': jnp.asarray(corners), 'segments_left_out': jnp.array([0.0, 2, 1]),
   }  # fmt: skip
   about = types.SimpleNamespace(says=('logits', 'boxes', 'masks'), queries=QUERIES)
 
@@ -276,5 +276,6 @@ def test_loss_and_its_gradient(auxiliary):
     ('masks', 'loss_mask'), ('dice', 'loss_dice'),
   ):  # fmt: skip
     assert float(sums[ours]) == pytest.approx(terms[own].item(), rel=1e-5), ours
+  assert float(sums['left_out']) == 1  # of an example
   for name, tensor in tensors.items():
     close(gradient[name], numpy(tensor.grad), 1e-4, name)

@@ -345,7 +345,7 @@ def test_yolos_learns_as_theirs(tmp_path):
     'image': jnp.asarray(x), 'boxes_label': jnp.asarray(classes, jnp.int32),
     'boxes': jnp.asarray(corners, jnp.float32),
     'boxes_known': jnp.asarray(np.arange(most) < np.array(counts)[:, None], jnp.float32),
-    'mask': jnp.ones(len(x)),
+    'mask': jnp.ones(len(x)), 'boxes_left_out': jnp.zeros(len(x)),
   }  # fmt: skip
   task = Detection(most=most, class_weight=1.0)
 

@@ -167,6 +167,10 @@ def _noted(field: Field, value: Any, number: int) -> Any:
     return value if number < _MAPS else None
   if field.kind == 'text':
     return (value,) if isinstance(value, str) else value
+  if field.kind == 'masks':
+    return len(value.label)
+  if field.kind == 'panoptic':
+    return len(value.segments)
   if field.kind != 'image':
     return value if field.kind in ('class', 'classes', 'vector', 'points', 'boxes') else None
   try:
@@ -210,6 +214,9 @@ def _about(field: Field, values: Sequence[Any], images: Sequence[_Image | None])
     labels = collections.Counter(int(label) for boxes in values for label in boxes.label)
     each = f'{np.mean(counts):.1f} boxes an image, {max(counts)} at most' if counts else 'none'
     return [each, *_classes(labels, field)]
+  if field.kind in ('masks', 'panoptic') and values:
+    called = {'masks': 'masks', 'panoptic': 'segments'}[field.kind]
+    return [f'{np.mean(values):.1f} {called} an image, {max(values)} at most']
   if field.kind == 'map':
     return _maps(field, values[:_MAPS])
   return _texts(values) if field.kind == 'text' else []

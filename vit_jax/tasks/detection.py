@@ -38,7 +38,8 @@ class Detection(Images):
   by the number of objects in the whole batch, the cross-entropy by the sum of its weights.
 
   Attributes:
-    most: objects of an image that there is room for; of a model with fewer queries so many.
+    most: objects of an image that there is room for; of a model with fewer queries so many. Where
+      there are more, the largest in view are learned.
     class_weight: of classes: 2 with a focal loss, 1 with a cross-entropy in DETR.
     box_weight: of the distance of boxes along centre, width and height.
     overlap_weight: of 1 - the generalised intersection over union.
@@ -134,7 +135,10 @@ class Detection(Images):
     """See `Task`."""
     how = 'cross-entropy' if model.nothing else 'focal loss'
     room = min(self.most, model.queries)
-    own = f'{model.queries} queries, {how}; room for {room} objects in an image'
+    own = (
+      f'{model.queries} queries, {how}; room for {room} objects in an image (task.most={self.most})'
+      ': of more the largest are learned, and left_out counts the others'
+    )
     return [own, *super().notes(model, fields)]
 
   def rows(self, model: Any, fields: Fields, view: View, *, train: bool) -> Rows:
@@ -159,7 +163,7 @@ class Detection(Images):
     """The weighted sum of the terms of all layers; reported are those of the last.
 
     `iou` is the mean overlap of objects with the boxes of their queries, `accuracy` the share of
-    them whose class is right.
+    them whose class is right; `left_out` are objects of an example that there is no room for.
     """
     targets, extra = matching.Targets.of(part), boxes.framed(part)
     if denoises := 'noise_flip' in part:
@@ -186,6 +190,7 @@ class Detection(Images):
       'classes': shared(first[-1]), 'distance': (found.distance[-1], 'boxes'),
       'overlap': (found.overlap[-1], 'boxes'), 'iou': (found.iou[-1], 'boxes'),
       'accuracy': (found.right[-1], 'boxes'),
+      'left_out': ((part['boxes_left_out'] * part['mask']).sum(), 'examples'),
     }  # fmt: skip
     if 'dense_logits' in said:
       dense = matching.dense_loss(said, targets, weights, nothing=nothing) / total

@@ -43,7 +43,8 @@ class Queries(Images):
   over points, of which most are those of three times as many where a mask is least certain.
 
   Attributes:
-    most: segments of an image.
+    most: segments of an image that there is room for; where there are more, the largest in view are
+      learned.
     points: that the loss of a mask is the mean of; 0 for all cells of the masks, or beside boxes
       all pixels, as in DETR.
     tried: points that are looked at for each of them, to find uncertain ones.
@@ -115,6 +116,14 @@ class Queries(Images):
       )
     return super().adapt(dataclasses.replace(model, num_classes=classes), fields)
 
+  def notes(self, model: Any, fields: Fields) -> list[str]:
+    """See `Task`."""
+    own = (
+      f'{model.queries} queries; room for {self.most} segments in an image (task.most={self.most})'
+      ': of more the largest are learned, and left_out counts the others'
+    )
+    return [own, *super().notes(model, fields)]
+
   def rows(self, model: Any, fields: Fields, view: View, *, train: bool) -> Rows:
     """See `Task`."""
     del train
@@ -158,9 +167,9 @@ class Queries(Images):
   def loss(self, model: Any, part: Batch, ctx: Context) -> tuple[jax.Array, Sums, dict[str, Any]]:
     """The sum over layers; of the last one are `classes`, `masks`, `dice` and `accuracy`.
 
-    `left_out` are segments of an example that are too many for the queries. With boxes there are
-    their `distance` and `overlap`, too, and `iou`, the mean overlap of segments with those of their
-    queries.
+    `left_out` are segments of an example that there is no room, or no query, for. With boxes there
+    are their `distance` and `overlap`, too, and `iou`, the mean overlap of segments with those of
+    their queries.
     """
     targets, config = mask_losses.Targets.of(part), model.config
     found = self._beside_boxes if 'boxes' in config.says else self._alone
@@ -170,7 +179,9 @@ class Queries(Images):
     )
     loss, sums, place, classes = found(model, part, targets, ctx, of_classes)
     sums['classes'] = classes / of_classes * examples, 'examples'
-    sums['left_out'] = (targets.there & (place[:, -1] < 0)).sum(), 'examples'
+    left_out = (targets.there & (place[:, -1] < 0)).sum()
+    left_out += (part['segments_left_out'] * part['mask']).sum()
+    sums['left_out'] = left_out, 'examples'
     return loss, {'loss': (loss * examples, 'examples'), **sums}, {}
 
   def _alone(

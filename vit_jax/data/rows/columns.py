@@ -528,7 +528,8 @@ class Instances:
 
   `boxes` (most, 4) float32, left, top, right and bottom as shares of the view; `boxes_label`
   (most,) int32; `boxes_known` (most,) float32, 0 behind the last; `masks` (most, height, width)
-  uint8. Crowds are left out. Of an object that is not in view nothing is there.
+  uint8. Crowds are none. Of an object that is not in view nothing is there. Where there are more,
+  the largest in view are there, and `boxes_left_out`, float32 (), is how many others there were.
 
   Attributes:
     classes: how many there are.
@@ -551,7 +552,7 @@ class Instances:
     """See `Column`."""
     found = {
       'boxes': Array((self.most, 4), np.float32), 'boxes_label': Array((self.most,), np.int32),
-      'boxes_known': Array((self.most,), np.float32),
+      'boxes_known': Array((self.most,), np.float32), 'boxes_left_out': Array((), np.float32),
     }  # fmt: skip
     return found | ({'masks': Array((self.most, *size), np.uint8)} if self.masks else {})
 
@@ -562,15 +563,12 @@ class Instances:
     corners, share = placement.boxes(boxes.corners)
     sides = corners[:, 2:] - corners[:, :2]
     kept = np.flatnonzero((share >= self.least) & (sides >= 1).all(1) & ~boxes.crowd)
-    if len(kept) > self.most:
-      raise RunError(
-        f'{example["name"]} has {len(kept)} objects, and there is room for {self.most}: raise '
-        'task.most, or take a model with more queries, by smaller patches or larger images'
-      )
+    kept, left_out = _largest(kept, sides[kept].prod(1), self.most)
     row = {name: np.zeros(a.shape, a.dtype) for name, a in self.arrays(placement.size).items()}
     row['boxes'][: len(kept)] = corners[kept] / np.array([*placement.size[::-1]] * 2)
     row['boxes_label'][: len(kept)] = boxes.label[kept]
     row['boxes_known'][: len(kept)] = 1
+    row['boxes_left_out'][...] = left_out
     for at, number in enumerate(kept if self.masks else ()):
       mask = masks.drawn(example['masks'].shapes[number], placement.source)
       row['masks'][at] = placement.labels(mask.astype(np.uint8), 0)
@@ -586,6 +584,8 @@ class Segments:
   (most,), 0 behind the last. Crowds are none. Numbers are given anew to what is in view. Of objects
   whose masks overlap a pixel is of the smaller one. With boxes there is `segments_box`, float32
   (most, 4): around what is in view of each, left, top, right and bottom as shares of the view.
+  Where there are more, the largest in view are there, and `segments_left_out`, float32 (), is how
+  many others there were.
 
   Attributes:
     classes: how many there are.
@@ -613,6 +613,7 @@ class Segments:
       'segments': Array(size, np.dtype(np.uint8 if self.most <= 255 else np.uint16)),
       'segments_label': Array((self.most,), np.int32),
       'segments_known': Array((self.most,), np.float32),
+      'segments_left_out': Array((), np.float32),
     }
     return found | ({'segments_box': Array((self.most, 4), np.float32)} if self.boxes else {})
 
@@ -620,14 +621,14 @@ class Segments:
     """See `Column`."""
     ids, labels = self.whole(example, placement.source)
     seen = placement.labels(ids, 0)
-    there = [int(number) for number in np.unique(seen) if number]
-    _check(example, [labels[number] for number in there], self.classes)
-    if len(there) > self.most:
-      raise RunError(
-        f'{example["name"]} has {len(there)} segments, and there is room for {self.most}'
-      )
+    found, areas = np.unique(seen, return_counts=True)
+    every = found[found > 0]
+    _check(example, [labels[number] for number in every.tolist()], self.classes)
+    every, left_out = _largest(every, areas[found > 0], self.most)
+    there = every.tolist()
     row = {name: np.zeros(a.shape, a.dtype) for name, a in self.arrays(placement.size).items()}
-    row['segments'][:] = (np.searchsorted(there, seen) + 1) * (seen > 0)
+    row['segments'][:] = (np.searchsorted(there, seen) + 1) * np.isin(seen, there)
+    row['segments_left_out'][...] = left_out
     row['segments_label'][: len(there)] = [labels[number] for number in there]
     row['segments_known'][: len(there)] = 1
     if self.boxes:
@@ -672,6 +673,12 @@ def _check(example: Example, labels: Any, classes: int) -> None:
       raise RunError(
         f'{example["name"]} has label {label}, outside the {classes} classes of the model'
       )
+
+
+def _largest(which: np.ndarray, areas: np.ndarray, most: int) -> tuple[np.ndarray, int]:
+  """So many of some numbers, those with the largest areas, in their order; how many are not."""
+  first = np.sort(np.argsort(-areas, kind='stable')[:most])
+  return which[first], len(which) - len(first)
 
 
 def _around(numbers: np.ndarray) -> np.ndarray:
