@@ -39,23 +39,24 @@ def rounded(values):
 @pytest.mark.parametrize('dtype', ['uint16', 'float32'])
 def test_statistics_are_those_of_all_pixels_that_are_there(tmp_path, dtype):
   """By NumPy, in float64, of images of all sizes; NaN, and what files call nodata, are missing."""
-  rng = np.random.default_rng(0)
+  rng, nodata = np.random.default_rng(0), {'uint16': 65535, 'float32': -9999.0}[dtype]
   folder, pixels = tmp_path / 'train' / 'images', []
   folder.mkdir(parents=True)
   (tmp_path / 'train' / 'maps').mkdir()
   for number, size in enumerate(((9, 12), (20, 5), (7, 7))):
     image = (rng.gamma(2, 500 * (number + 1), (*size, 5)) + 100).astype(dtype)
     there = np.ones(size, bool)
-    if dtype == 'float32' and number < 2:
-      image[2:4, 1, 3], there[2:4, 1] = (np.nan, -9999.0)[number], False
-    if number == 1:
-      scene(folder / '1.tif', image, nodata=-9999.0 if dtype == 'float32' else None)
+    if number == 0 or dtype == 'float32':
+      image[2:4, 1, 3], there[2:4, 1] = (nodata, np.nan, np.nan)[number], False
+    if number == 0:
+      scene(folder / '0.tif', image, nodata=nodata)
     else:
       np.save(folder / f'{number}.npy', image)
     np.save(tmp_path / 'train' / 'maps' / f'{number}.npy', np.zeros(size, np.uint8))
     pixels.append(image[there].astype(np.float64))
   source = open_split(Paired(dir=str(tmp_path), names={'map': 'a,b'}), 'train')
-  images = Image(5, dtype, gaps=dtype == 'float32')
+  images = Image(5, dtype, gaps=True)
+  assert source.fields['image'].gaps
   field = audit.with_bands(source, source.fields, [images])['image']
   every = np.concatenate(pixels) / (65535 if dtype == 'uint16' else 1)
   np.testing.assert_allclose(field.center, rounded(every.mean(0)), rtol=1e-12)
@@ -172,6 +173,12 @@ def test_what_is_missing_is_zero_and_of_no_class():
     row = half.make(example, rng)
     np.testing.assert_array_equal(row['map'] == 255, missing)
     assert not row['image'][np.repeat(np.repeat(missing, 2, 0), 2, 1)].any()
+    # What is made of a missing pixel, and of others, is missing; a map says what is in the middle.
+    small = Columns(View(size=(4, 6)), (Image(3, dtype, gaps=True),), (Map(3, (VOID,)),))
+    row = small.make(example, rng)
+    touched = missing.reshape(4, 2, 6, 2).any((1, 3))
+    np.testing.assert_array_equal(row['there'] == 0, touched)
+    assert not row['image'][touched].any()
   # Where nothing reckons with it, it is refused.
   with pytest.raises(MisfitError, match='not finite'):
     preprocess.decode(nan, 3, 'float32')

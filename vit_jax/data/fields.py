@@ -53,7 +53,8 @@ class Field:
     stuff: names of the classes of panoptic segments that are not counted, such as sky.
     center, spread: mean and standard deviation of the numbers of a vector, or of the bands of an
       image (shares of the largest whole number, floats in their own unit), once they are known.
-    gaps: whether examples say in 'there', bool (height, width), which pixels of their images are.
+    gaps: whether pixels of an image may be missing: by what its file calls nodata, or, where the
+      source knows it, by 'there' in examples, bool (height, width).
   """
 
   kind: str

@@ -2,12 +2,13 @@
 
 An image has one channel (grey), two (grey and alpha), three (colour), four (colour and alpha), or
 any number of which nothing is known. Grey and colour become each other, and alpha is dropped, where
-the model takes the other; nothing is made up, and everything else is a `MisfitError`. Of images of
-floats NaN, or what a TIFF file calls nodata, is a number that is missing.
+the model takes the other; nothing is made up, and everything else is a `MisfitError`. What a TIFF
+file calls nodata, or of floats NaN, is a number that is missing.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import re
@@ -102,6 +103,13 @@ def described(image: bytes | np.ndarray) -> tuple[tuple[int, int], int, str]:
   return pixels.shape[:2], pixels.shape[2], str(pixels.dtype)  # type: ignore
 
 
+def nodata(image: bytes | np.ndarray) -> float | None:
+  """The number by which a file says that one is missing; None if it has none."""
+  if isinstance(image, bytes) and _kind(image) == 'TIFF':
+    return tiff.read_header(image).nodata
+  return None
+
+
 def conversion(image: bytes | np.ndarray, channels: int) -> str:
   """What `decode` does to the channels of an image, for people; '' for nothing."""
   pixels, alpha = _whole(image)
@@ -132,6 +140,7 @@ class Opened:
 
   Attributes:
     size: height and width, upright.
+    there: which pixels are, bool (height, width): those of which no number is missing.
   """
 
   def __init__(
@@ -145,6 +154,16 @@ class Opened:
     self.size: tuple[int, int] = (
       (self._header.height, self._header.width) if self._header else self._pixels.shape[:2]  # type: ignore
     )
+
+  @functools.cached_property
+  def there(self) -> np.ndarray:
+    """See above."""
+    pixels, missing = self.decoded(), nodata(self._image)
+    if pixels.dtype == np.float32:
+      known = np.isfinite(pixels)
+    else:
+      known = np.ones_like(pixels, bool) if missing is None else pixels != missing
+    return np.asarray(known.all(-1))
 
   def within(self, placement: Placement) -> np.ndarray:
     """What is in the frame of a model: an array (*size, channels).

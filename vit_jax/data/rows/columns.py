@@ -19,6 +19,8 @@ from vit_jax.data.views import Placement, View
 
 # A box of which less than this share is in view is no longer there.
 LEAST = 0.1
+# Of the weights that make a pixel, how far their sum may be from 1.
+_WHOLE = 1e-4
 
 
 class Column(Protocol):
@@ -126,7 +128,7 @@ class Columns:
       row[image.field] = pixels.within(placement)
     if self.gaps:
       there = self._there(example, opened)
-      row |= self._with_gaps(row, placement.labels(there.astype(np.uint8), 1))
+      row |= self._with_gaps(row, _within(there, placement))
       example = self._voided(example, there)
     for column in self.columns:
       row |= column.make(example, placement)
@@ -161,8 +163,8 @@ class Columns:
     size = opened[0].size
     there = np.asarray(example.get('there', np.ones(size, bool)), bool)
     for image, pixels in zip(self.images, opened, strict=True):
-      if image.dtype == 'float32' and pixels.size == size:
-        there = there & np.isfinite(pixels.decoded()).all(-1)
+      if image.gaps and pixels.size == size:
+        there = there & pixels.there
     return there
 
   def _voided(self, example: Example, there: np.ndarray) -> Example:
@@ -178,7 +180,7 @@ class Columns:
   def _with_gaps(self, row: Mapping[str, Any], there: np.ndarray) -> dict[str, Any]:
     """Images of a row, 0 where pixels are missing, and which are there."""
     for image in self.images:
-      if image.dtype == 'float32':  # what was made of a missing number is missing, too
+      if image.dtype == 'float32':
         there = there & np.isfinite(row[image.field]).all(-1)
     own = {image.field: row[image.field] for image in self.images}
     kept = {n: np.where(there[..., None] > 0, x, x.dtype.type(0)) for n, x in own.items()}
@@ -259,8 +261,7 @@ class Whole(Columns):
     row = {i.field: each.within(placement) for i, each in zip(self.images, opened, strict=True)}
     if not self.gaps:
       return own, row
-    there = placement.labels(self._there(example, opened).astype(np.uint8), 1)
-    return own, self._with_gaps(row, there)
+    return own, self._with_gaps(row, _within(self._there(example, opened), placement))
 
   def placement(self, example: Example) -> Placement:
     """See `Columns`: predictions are in the frame of the image, at its own size, already."""
@@ -280,7 +281,8 @@ class Image:
     channels: that the model takes.
     dtype: of the values, 'uint8', 'uint16' or 'float32'.
     field: its name.
-    gaps: whether pixels may be missing: NaN, or those that are not in 'there' of the example.
+    gaps: whether pixels may be missing: see `preprocess.Opened`; and those that are not in 'there'
+      of the example, if it has that.
   """
 
   channels: int
@@ -664,6 +666,15 @@ class Segments:
 def labelled(view: View, channels: int, classes: int, dtype: str = 'uint8') -> Columns:
   """An image and its class."""
   return Columns(view, (Image(channels, dtype),), (Label(classes),))
+
+
+def _within(there: np.ndarray, placement: Placement) -> np.ndarray:
+  """Which pixels of a frame are made of those alone that are there, bool (height, width)."""
+  near = placement.labels(there.astype(np.uint8), 1) > 0
+  if there.all() or placement.changes:
+    return near
+  share = preprocess.Opened(there[..., None].astype(np.float32), 1, 'float32').within(placement)
+  return near & (np.abs(share[..., 0] - 1) < _WHOLE)
 
 
 def _check(example: Example, labels: Any, classes: int) -> None:

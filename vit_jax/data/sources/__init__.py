@@ -154,7 +154,7 @@ def _looked_at(source: Source) -> Source:
   """A source that knows of its images of which type they are, from the first that can be read."""
   unknown = [n for n, f in source.fields.items() if f.kind == 'image' and not f.dtype]
   if unknown:
-    from vit_jax.data.preprocess import described
+    from vit_jax.data.preprocess import described, nodata
 
     fields = dict(source.fields)
     for index in range(min(len(source), _TRIES)):
@@ -162,7 +162,10 @@ def _looked_at(source: Source) -> Source:
       try:
         for name in unknown:
           _, channels, dtype = described(example[name])
-          fields[name] = dataclasses.replace(fields[name], dtype=dtype, channels=channels)
+          gaps = nodata(example[name]) is not None
+          fields[name] = dataclasses.replace(
+            fields[name], dtype=dtype, channels=channels, gaps=gaps
+          )
       except ValueError:
         continue
       break
