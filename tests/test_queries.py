@@ -450,3 +450,36 @@ def test_a_classifier_starts_a_yolos(tmp_path):
   np.testing.assert_array_equal(found['encoder/posemb'][:, 0], theirs.posemb[:, 0])
   assert found['middle'].shape == (1, 1 + 100 + 48, 32)
   assert np.asarray(found['encoder/queries']).std() == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize('name', ['yolos', 'eomt'])
+def test_queries_that_a_checkpoint_lacks_are_new(tmp_path, name):
+  """As many as are asked for; and those that it has stay."""
+  theirs = vit_jax.create('', image_size=(32, 32), patch_size=8, width=32, depth=2, mlp_dim=64,
+                          num_heads=2, class_token=True, mlp='gelu')  # fmt: skip
+  vit_jax.save(theirs, tmp_path / 'vit', 'transformers')
+  tasks = {'yolos': dict(name='detection', most=3, class_weight=1.0), 'eomt': dict(name='panoptic')}
+  more = dict(middle=True) if name == 'yolos' else dict(blocks=1)
+
+  def started(path, queries):
+    config = config_lib.complete(dict(
+      total='2 steps', batch_size=8, inits=dict(encoder=str(tmp_path / path)), task=tasks[name],
+      model=dict(name=name, **more, encoder=dict(variant='deit:S/16', queries=queries)),
+      data=dict(source=dict(name='generated', examples=32, generator=dict(name='shapes'))),
+    ))  # fmt: skip
+    with jax.set_mesh(sharding.make_mesh('data')):
+      return lanes.experiment(schema.build(config_lib.Config, config_lib.to_dict(config)))
+
+  experiment = started('vit', 7)
+  assert experiment.config.model.encoder.queries == 7
+  assert experiment.config.model.encoder.width == 32
+  leaves = tree.flatten(experiment.abstract_state.model)
+  assert leaves['encoder/queries'].shape == (1, 7, 32)
+  assert any('has nothing that fits: queries' in note for note in experiment.notes)
+  own = YolosConfig(ViTConfig(**VIT, queries=5), 3).create(nnx.Rngs(0))
+  own.card = Card('vit_jax', (16, 24), resize='bilinear')
+  vit_jax.save(own, tmp_path / 'yolos', 'transformers')
+  if name == 'yolos':
+    assert started('yolos', 5).config.model.encoder.queries == 5
+    with pytest.raises(RunError, match='has 5 queries, which have learned: leave out'):
+      started('yolos', 7)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.architecture import SINGLE, Composition, encoders
+from vit_jax.architecture import SINGLE, Composition, ViTArchitecture, encoders
 from vit_jax.architecture.card import Card, about
 from vit_jax.convert import adapt, notes, read
 from vit_jax.convert.opened import Opened
@@ -219,6 +219,15 @@ class Start:
       self._untrained = {n.removeprefix(f'{name}/') for n in self._untrained}
     _refuse_own(fields, self._config, self.field, self.path)
     self.model: Any = adapt.changed(self._config, _given(fields, keep=bool(keep)))
+    if (wanted := _fresh(fields).get('queries')) is not None:
+      found = self._config.queries
+      if found not in (0, wanted):
+        section = f'model.{tower}'.rstrip('.')
+        raise RunError(
+          f'{self.field}={self.path} has {found} queries, which have learned: leave out '
+          f'{section}.queries={wanted}'
+        )
+      self.model = dataclasses.replace(self.model, queries=wanted).resolve()
     self.card: Card = opened.card
     channels = [t.in_channels for t in encoders(self.model).values() if hasattr(t, 'in_channels')]
     if channels:
@@ -377,11 +386,18 @@ def _given(fields: Any, *, keep: bool = False) -> dict[str, Any]:
   }  # fmt: skip
 
 
+def _fresh(fields: Any) -> dict[str, Any]:
+  """What a run sets of one tower that a checkpoint need not have: tokens that are new then."""
+  wanted = getattr(fields, 'queries', None) if isinstance(fields, ViTArchitecture) else None
+  return {} if wanted is None else {'queries': wanted}
+
+
 def _open(
   path: str, choice: dict[str, Any], fields: Any, tower: str, field: str
 ) -> tuple[Opened, str]:
   """Opens a checkpoint, and says which of its towers is of the wanted kind; '' for the whole."""
-  chosen_tower, hints = choice.pop('tower', ''), _given(fields)
+  chosen_tower, fresh = choice.pop('tower', ''), _fresh(fields)
+  hints = {name: value for name, value in _given(fields).items() if name not in fresh}
   try:
     with notes.printed():
       opened = read.open_checkpoint(path, **choice, **hints)
