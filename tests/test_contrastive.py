@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 import vit_jax
+from tests import runs
 from vit_jax import config as config_lib
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.data.fields import Field
 from vit_jax.data.rows.texts import Caption, Captions, key
+from vit_jax.data.sources.embedded import Features
 from vit_jax.evaluators.retrieval import ranked
 from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.nn import sharding, tree
@@ -295,3 +297,75 @@ def test_predictions_by_names(run, tmp_path, typed):
   status, _, error = typed('vit_jax.predict', workdir, tmp_path / 'x.png')
   assert status
   assert '--classes="a cat,a dog"' in error
+
+
+# --- features instead of images ---
+
+
+def test_training_from_features_is_training_from_images(tmp_path, typed):
+  """Of a locked tower: losses, evaluations and parameters are the same; the run sees images."""
+  with one_device():
+    vit = vit_jax.create('mu/8', image_size=(16, 16), posemb='sincos', **TINY)
+    vit_jax.save(vit, tmp_path / 'tower', 'vit_jax')
+  (tmp_path / 'data.py').write_text(
+    f'from vit_jax.config import complete\n'
+    f'def get_config():\n  return complete(dict(data=dict(source={SOURCE!r}), total="1 step",\n'
+    f'    batch_size=8, model=dict(variant="mu/8")))\n'
+  )
+  table = tmp_path / 'features.parquet'
+  status, _, error = typed(
+    'vit_jax.embed', tmp_path / 'tower', tmp_path / 'data.py', f'--out={table}',
+    '--split=train,test_two', '--features=pooled',
+  )  # fmt: skip
+  assert status == 0, error
+  own = dict(
+    model__logit_bias=True, task__frozen=('image/.*',), inits={'image': str(tmp_path / 'tower')},
+    evals__two__wrong='',
+  )  # fmt: skip
+  images = configured(**own).to_dict()
+  images['evals'].pop('one')
+  given = json.loads(json.dumps(images))
+  given['data']['source'] = dict(name='features', file=str(table))
+  given['task']['vectors'] = 'vector'
+  results = [
+    train(config_lib.complete(each), str(tmp_path / name))
+    for name, each in (('images', images), ('features', given))
+  ]
+  lines = [runs.lines(tmp_path / name) for name in ('images', 'features')]
+  for one, two in zip(*lines, strict=True):
+    shared = one.keys() & two.keys() - {'images_per_second'}
+    assert {n: one[n] for n in shared} == pytest.approx({n: two[n] for n in shared}, rel=1e-4)
+  for name, value in results[0]['metrics'].items():
+    assert results[1]['metrics'][name] == pytest.approx(value, abs=1e-4), name
+  assert results[1]['flops']['training_total'] < results[0]['flops']['training_total']
+  with one_device():
+    both = [tree.flatten(vit_jax.load(tmp_path / name)) for name in ('images', 'features')]
+  for name, leaf in both[0].items():
+    np.testing.assert_allclose(both[1][name], leaf, atol=1e-5, err_msg=name)
+  from PIL import Image
+
+  Image.fromarray(np.zeros((24, 24, 3), np.uint8)).save(tmp_path / 'x.png')
+  status, said, _ = typed(
+    'vit_jax.predict', tmp_path / 'features', tmp_path / 'x.png', '--classes=red circle,blue star'
+  )
+  assert status == 0
+  assert 'red circle' in said
+  for changes, message in (
+    (dict(frozen=()), r'features stand for an image tower that is not trained: --config'),
+    (dict(vectors='features'), r"the data has no field 'features' of the kind vector"),
+  ):
+    wrong = json.loads(json.dumps(given))
+    wrong['task'] |= changes
+    cfg = schema.build(
+      training_config.Config, training_config.to_dict(config_lib.complete(wrong))
+    )  # fmt: skip
+    with pytest.raises(RunError, match=message), one_device():
+      lanes.experiment(cfg)
+  for source, message in (
+    (dict(file=str(tmp_path / 'no.parquet')), 'there is no file'),
+    (dict(file=str(table), features='cls'), "has no features 'cls'"),
+  ):
+    with pytest.raises(RunError, match=message):
+      Features(**source).open('train')
+  with pytest.raises(RunError, match="has no split 'val'"):
+    Features(file=str(table)).open('val')

@@ -23,7 +23,7 @@ from vit_jax.probing.features import Feature
 from vit_jax.tasks.classification import Classification
 
 # Fields whose values stand beside the features.
-KEPT = ('class', 'classes', 'vector')
+KEPT = ('class', 'classes', 'vector', 'text')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,7 +38,10 @@ FIXED = ('split', 'index', 'name')
 PART = 4096
 # Facts of a card that another start may write differently.
 _FREE = ('checkpoint', 'version')
-_TYPES = {'class': pa.int32(), 'classes': pa.list_(pa.int32()), 'vector': pa.list_(pa.float64())}
+_TYPES = {
+  'class': pa.int32(), 'classes': pa.list_(pa.int32()), 'vector': pa.list_(pa.float64()),
+  'text': pa.list_(pa.string()),
+}  # fmt: skip
 Say = Callable[[str], None]
 
 
@@ -312,7 +315,11 @@ class _Parts:
     }  # fmt: skip
     for name, field in self.card['fields'].items():
       given = rows.values[name]
-      columns[name] = given if field['kind'] == 'class' else [np.asarray(v).tolist() for v in given]
+      if field['kind'] == 'text':
+        given = [[text] if isinstance(text, str) else list(text) for text in given]
+      elif field['kind'] != 'class':
+        given = [np.asarray(value).tolist() for value in given]
+      columns[name] = given
     for name, array in rows.features.items():
       columns[name] = self._cast(name, array)
     arrays = []

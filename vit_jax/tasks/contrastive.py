@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -12,9 +13,12 @@ from etils import epy
 from vit_jax.architecture.towers import TwoTowersArchitecture
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError, suggest
+from vit_jax.costs.step import Pass
 from vit_jax.data.examples import Example
+from vit_jax.data.fields import require
 from vit_jax.data.rows import Rows
-from vit_jax.data.rows.texts import Caption, Captions, texts_of
+from vit_jax.data.rows.columns import Vector
+from vit_jax.data.rows.texts import Caption, Captions, Described, texts_of
 from vit_jax.data.views import View
 from vit_jax.tasks.classification import Classification
 from vit_jax.tasks.images import Images
@@ -29,6 +33,7 @@ with epy.lazy_imports():
   import jax.numpy as jnp
   import numpy as np
 
+  from vit_jax.models import two_towers
   from vit_jax.nn import pairs, sharding, tree
 
 LOSSES = ('softmax', 'sigmoid')
@@ -56,6 +61,8 @@ class Contrastive(Images, Coupled):
       together, or kept 'apart' like others, as in the papers.
     most_scale: the scale of the logits stays below; 0 for no limit. CLIP has 100.
     captions: of an example, that evaluations look at, the first so many. Training draws one of all.
+    vectors: a field with what the locked image tower has made of images, which are then not looked
+      at: of a table that `vit_jax.embed` has written, 'vector'.
   """
 
   tokenizer: Any = schema.choice(TOKENIZERS, 'words')
@@ -65,6 +72,7 @@ class Contrastive(Images, Coupled):
   duplicates: str = 'left_out'
   most_scale: float = 100.0
   captions: int = 5
+  vectors: str = ''
   field: ClassVar[str] = 'text'
 
   def __post_init__(self):
@@ -135,20 +143,60 @@ class Contrastive(Images, Coupled):
         'model.logit_bias: a softmax does not feel a bias, which would never be trained: '
         '--config.model.logit_bias=False, or --config.task.loss_of=sigmoid'
       )
+    if self.vectors:
+      self._check_vectors(model, fields)
     return super().adapt(model, fields)
+
+  def _check_vectors(self, model: Any, fields: Fields) -> None:
+    require(fields, {self.vectors: 'vector'}, 'the data')
+    if not any(re.fullmatch(pattern, 'image/embed/kernel') for pattern in self.frozen):
+      raise RunError(
+        f'task.vectors={self.vectors}: features stand for an image tower that is not trained: '
+        '--config.task.frozen="(\'image/.*\',)"'
+      )
+    width, there = model.image.num_classes or model.image.width, len(fields[self.vectors].names)
+    if there != width:
+      raise RunError(
+        f'task.vectors={self.vectors}: {there} numbers stand for what the image tower gives, which '
+        f'are {width}: features of another model, or of another kind'
+      )
+
+  def notes(self, model: Any, fields: Fields) -> list[str]:
+    """See `Task`."""
+    if not self.vectors:
+      return []
+    return [f'images are not looked at: {self.vectors} is what the image tower has made of them']
 
   def rows(self, model: Any, fields: Fields, view: View, *, train: bool) -> Rows:
     """See `Task`."""
+    texts: Any = Captions(self.tokenizer, self.captions, self.field)
+    drawn = (Caption(self.tokenizer, self.field),)
+    if self.vectors:
+      vector = Vector(len(fields[self.vectors].names), self.vectors)
+      return Described((vector,), drawn) if train else Described((vector, texts))
     if train:
-      drawn = (Caption(self.tokenizer, self.field),)
       return self.columns(model, fields, view, drawn=drawn)
-    return self.columns(model, fields, view, Captions(self.tokenizer, self.captions, self.field))
+    return self.columns(model, fields, view, texts)
+
+  def passes(self, model: Any) -> list[Pass]:
+    """See `Task`: of both towers, or of that which reads. All pairs together are far less."""
+    return [Pass(model.text if self.vectors else model)]
+
+  def augment(self, batch: Batch, key: Any, hyper: Mapping[str, Any]) -> Batch:
+    """See `Task`."""
+    return super().augment(batch, key, hyper) if 'image' in batch else batch
+
+  def see(self, model: Any, batch: Batch, noise: Any = None) -> jax.Array:
+    """Unit vectors of the images of a batch, which may be there already."""
+    if self.vectors and self.vectors in batch:
+      return two_towers.unit(batch[self.vectors])
+    return model.encode_image(batch['image'], key=noise)
 
   def embed(self, model: Any, part: Batch, ctx: Context) -> Any:
     """See `Coupled`."""
     of_image, of_text = ctx.noise.split()
     return {
-      'image': model.encode_image(part['image'], key=of_image),
+      'image': self.see(model, part, of_image),
       'text': model.encode_text(part['tokens'], key=of_text),
       'key': part['same'] if self.duplicates == 'left_out' else part['same'][:, :0],
       'real': part['mask'],
@@ -194,7 +242,7 @@ class Contrastive(Images, Coupled):
 
   def predict(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
     """Unit vectors: 'image', float32 (batch, width), and 'text' (batch, captions, width)."""
-    found = {'image': model.encode_image(batch['image'])}
+    found = {'image': self.see(model, batch)}
     if 'tokens' in batch:
       found |= {'text': self.read(model, batch['tokens']), 'known': batch['tokens_known']}
     return found
@@ -224,6 +272,8 @@ class Contrastive(Images, Coupled):
 
   def draw(self, prediction: Prediction, example: Example, seen: Seen) -> np.ndarray:
     """See `Task`."""
+    if 'image' not in example:
+      raise NotImplementedError('there is no image to draw on')
     if 'classes' in prediction.facts:
       return self._classes.draw(prediction, example, seen)
     return super().draw(prediction, example, seen)

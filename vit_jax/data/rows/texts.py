@@ -58,6 +58,48 @@ class Caption:
 
 
 @dataclasses.dataclass(frozen=True)
+class Described:
+  """Rows of texts and of what an image tower has made of the image, without the image.
+
+  Attributes:
+    columns: of fields, which need no view.
+    drawn: see `columns.Columns`.
+  """
+
+  columns: tuple[Any, ...]
+  drawn: tuple[Any, ...] = ()
+
+  @property
+  def needs(self) -> dict[str, str]:
+    """See `Rows`."""
+    every = (*self.columns, *self.drawn)
+    return {name: kind for each in every for name, kind in each.needs.items()}
+
+  def arrays(self) -> dict[str, Array]:
+    """See `Rows`."""
+    found: dict[str, Array] = {}
+    for each in self.columns:
+      found |= each.arrays((0, 0))
+    for each in self.drawn:
+      found |= each.arrays()
+    return found
+
+  def make(self, example: Example, rng: np.random.Generator) -> dict[str, Any]:
+    """See `Rows`."""
+    row: dict[str, Any] = {}
+    for each in self.columns:
+      row |= each.make(example, None)
+    for each in self.drawn:
+      row |= each.make(example, rng)
+    return row
+
+  def about(self, example: Example) -> list[str]:
+    """See `Rows`."""
+    del example
+    return []
+
+
+@dataclasses.dataclass(frozen=True)
 class Captions:
   """The first texts: `name`, int32 (most, length), and `name`_known, float32 (most,), if there.
 

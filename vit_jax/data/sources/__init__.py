@@ -14,6 +14,7 @@ from vit_jax.data import folds
 from vit_jax.data.examples import Example, Source, Wrapped
 from vit_jax.data.sources import tar
 from vit_jax.data.sources.coco import Coco
+from vit_jax.data.sources.embedded import Features
 from vit_jax.data.sources.folder import Folder
 from vit_jax.data.sources.generated import Generated
 from vit_jax.data.sources.manifest import Manifest
@@ -30,7 +31,7 @@ from vit_jax.data.sources.xbd import Xbd
 PLAIN = {
   'tfds': Tfds, 'folder': Folder, 'manifest': Manifest, 'paired': Paired,
   'parquet': Parquet, 'coco': Coco, 'synthetic': Synthetic, 'generated': Generated,
-  'xbd': Xbd, 'tiles': Tiles, 'tar': Tar,
+  'xbd': Xbd, 'tiles': Tiles, 'tar': Tar, 'features': Features,
 }  # fmt: skip
 
 
