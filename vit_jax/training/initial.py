@@ -220,7 +220,8 @@ class Start:
     _refuse_own(fields, self._config, self.field, self.path)
     self.model: Any = adapt.changed(self._config, _given(fields, keep=bool(keep)))
     if (wanted := _fresh(fields).get('queries')) is not None:
-      found = self._config.queries
+      config: Any = self._config
+      found = config.queries
       if found not in (0, wanted):
         section = f'model.{tower}'.rstrip('.')
         raise RunError(
