@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vit_jax.core.errors import RunError
 from vit_jax.nn import pairs
 from vit_jax.nn.sharding import reshard
 
@@ -150,3 +151,10 @@ def test_the_ring_has_no_more_than_a_block(mesh):
   assert whole < 8 * 4 * local**2
   assert blocks < 12 * features + 8 * 4 * local * local // 8
   assert blocks < whole < dense / 2
+
+
+def test_blocks_that_do_not_divide_are_refused():
+  arrays, scale, bias = given()
+  both = pairs.Pairs(*(jnp.asarray(x, jnp.float32) for x in arrays))
+  with pytest.raises(RunError, match='blocks of 5 texts do not divide the 16 pairs of a device'):
+    pairs.around('sigmoid', 5, both, jnp.float32(scale), jnp.float32(bias))

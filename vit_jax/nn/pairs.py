@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vit_jax.core.errors import RunError
 from vit_jax.nn.sharding import per_shard, reshard, ring, spec, total, whole
 
 KINDS = ('softmax', 'sigmoid')
@@ -202,6 +203,8 @@ def _in_blocks(see: Callable[..., Any], block: int) -> Callable[..., Any]:
 
     if not 0 < block < size:
       return some(state, (part, number))
+    if size % block:
+      raise RunError(f'blocks of {block} texts do not divide the {size} pairs of a device')
     cut = lambda x: x.reshape(size // block, block, *x.shape[1:])  # noqa: E731
     state, parts = jax.lax.scan(some, state, jax.tree.map(cut, (part, number)))
     return state, jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), parts)

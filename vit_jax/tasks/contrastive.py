@@ -203,11 +203,7 @@ class Contrastive(Images, Coupled):
     }  # fmt: skip
 
   def joint(self, model: Any, z: Any, ctx: Context) -> tuple[jax.Array, Sums, dict[str, Any]]:
-    """The loss; reported with it are the shares of images, and of texts, whose own is the first.
-
-    And the scale of the logits and their bias; and how far apart pairs are, and all images, and all
-    texts (alignment and uniformity, Wang & Isola 2020, equations 4 and 5).
-    """
+    """The loss; reported with it are the shares of images, and of texts, whose own is the first."""
     scale, bias = model.scale, model.bias
     given = pairs.Pairs(z['image'], z['text'], z['key'], z['real'])
     if self.form == 'dense':
