@@ -326,6 +326,8 @@ def test_a_decoder_of_detr_starts_one_behind_a_vit(tmp_path):
       name='generated', examples=32, generator=dict(name='shapes')
     )),
   ))  # fmt: skip
+  blank, _ = config_lib.started(config, ())  # as the command line makes it
+  config = config_lib.complete(blank.to_dict())
   with jax.set_mesh(sharding.make_mesh('data')):
     experiment = lanes.experiment(schema.build(config_lib.Config, config_lib.to_dict(config)))
     assert experiment.config.model.decoder.queries == 6

@@ -291,7 +291,7 @@ def override(config: Any, items: Sequence[tuple[str, str]]) -> ml_collections.Co
 # and fields of other sections that it does.
 OWN = (
   'name', 'num_classes', 'dtype', 'scan', 'remat', 'dropout', 'drop_path', 'drop_path_mode',
-  'patch_dropout', 'mup_width', 'mup_depth', 'initial', 'head_bias',
+  'patch_dropout', 'mup_width', 'mup_depth', 'initial', 'head_bias', 'memory',
 )  # fmt: skip
 _TAKEN = ('mean', 'std')
 
