@@ -17,6 +17,12 @@ held out; texts are read byte by byte unless there is another tokenizer:
 
 A ViT-S/16 and a text tower of the same width, from random weights or, with --config.inits.image,
 those of a checkpoint. What it scores has not been measured.
+
+A text tower alone, for features of images that `vit_jax.embed` has put into a table with splits
+train and test, of the checkpoint that the image tower is:
+
+    python -m vit_jax.train --config=configs/contrastive.py:features,TABLE --workdir=runs/locked \
+      --config.inits.image=CHECKPOINT
 """
 
 from vit_jax.config import chosen, complete
@@ -26,8 +32,10 @@ LOSSES = {'sigmoid': True, 'softmax': False}
 
 
 def get_config(argument='sigmoid'):
-  kind, _, folder = argument.partition(',')
-  return complete(own(folder) if kind == 'pairs' else drawn(chosen(kind, LOSSES)))
+  kind, _, place = argument.partition(',')
+  if kind in (others := {'pairs': own, 'features': locked}):
+    return complete(others[kind](place))
+  return complete(drawn(chosen(kind, {**LOSSES, **others})))
 
 
 def drawn(biased):
@@ -67,4 +75,20 @@ def own(folder):
     ),
     optim=dict(lr=5e-4, weight_decay=0.1, b2=0.98, warmup='5%', clip=1.0),
     evals=dict(held_out=dict(name='retrieval', split='fold 1/10 of train', every='10%')),
+  )  # fmt: skip
+
+
+def locked(table):
+  text = dict(variant='clip:B', width=192, depth=3, mlp_dim=768, num_heads=3)
+  return dict(
+    total='60 epochs',
+    batch_size=256,
+    model=dict(name='two_towers', variant='', text=text, logit_bias=False),
+    task=dict(
+      name='contrastive', tokenizer=dict(name='bytes', length=64), vectors='vector',
+      frozen=('image/.*',),
+    ),
+    data=dict(source=dict(name='features', file=table)),
+    optim=dict(lr=1e-3, weight_decay=0.1, b2=0.98, warmup='10%', clip=1.0),
+    evals=dict(test=dict(name='retrieval', every='20%')),
   )  # fmt: skip

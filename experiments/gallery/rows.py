@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from experiments import packaged
 from experiments.gallery import controls, dense
 from experiments.gallery.metrics import MEAN_AP, MEAN_IOU, R2, TOP1, Metric
-from experiments.gallery.texts import Contrasted
+from experiments.gallery.texts import RECALL, Contrasted, Read
 from experiments.gallery.ways import Distilled, Finetuned, Pretrained, Probed, Trained, Way
 from experiments.ssl import judged
 
@@ -107,6 +107,10 @@ ROWS: Sequence[Row] = (
     'contrastive', 'text', 'quick', 'objects, drawn, with captions',
     Contrasted('configs/contrastive.py', (('data.source.generator.shuffled', 'True'),)), TOP1,
     'value', 0.95,
+  ),
+  Row(
+    'retrieval_clipart', 'text', 'quick', 'Open Clip Art Library, titles and keywords',
+    Read(), RECALL, 'value', 0.1,
   ),
   Row('mae', 'ssl', 'quick', UNLABELLED, Pretrained('configs/ssl.py:mae'), TOP1, 'gain', 0.08),
   Row(
