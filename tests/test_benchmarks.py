@@ -167,6 +167,7 @@ class Fake:
     return timing.Timed(lambda: jnp.float32(self.losses.pop(0)), jax.block_until_ready)
 
 
+@pytest.mark.slow
 def test_the_judge():
   judge = train_step.Judge(rounds=3, least=0.0)
   race = train_step.Race('Ti/16', 32, 4, 'train', 'float32', 2)

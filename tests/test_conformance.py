@@ -377,7 +377,7 @@ def test_every_optimizer_on_a_mesh(optimizer, data_dir):
 
 @pytest.mark.parametrize(
   'name',
-  only('toy_dino', 'toy_set', 'contrastive', 'toy_moco', 'detection', 'packed', 'distillation'),
+  only('toy_dino', 'toy_set', 'contrastive', 'toy_moco', 'packed', 'distillation'),
 )
 def test_lanes_are_the_runs_alone(name, data_dir):
   """Over the seed, the learning rate, and a hyperparameter that only this task has."""
@@ -603,6 +603,7 @@ def test_evaluations_by_record_with_lanes(data_dir, tmp_path):
   assert (both['said'][0] != alone['said']).any()
 
 
+@pytest.mark.slow
 def test_two_processes_leave_what_one_does(data_dir, tmp_path):
   """Records of two splits gathered, and parameters of a file read by both, cut over eight devices.
 

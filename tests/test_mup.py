@@ -73,6 +73,7 @@ def slopes(sizes, found):
   }
 
 
+@pytest.mark.slow
 def test_coordinate_check_of_width():
   """Activations move as much in wide models as in narrow ones (Yang et al. 2022, appendix D.1)."""
   got = slopes(WIDTHS, [moved(config_of(width)) for width in WIDTHS])

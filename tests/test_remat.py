@@ -62,6 +62,7 @@ def test_gradients_are_those_of_any_other_scan(case, mesh, monkeypatch):
     np.testing.assert_allclose(a / scale, b / scale, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_under_vmap(monkeypatch):
   """As lanes of a sweep run."""
   monkeypatch.setattr(remat, 'stays', lambda policy: policy == 'names')

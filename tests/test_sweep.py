@@ -251,6 +251,7 @@ def test_combinations_that_one_program_can_train_are_lanes(sweep):
       expand(dataclasses.replace(sweep, lanes=lanes))
 
 
+@pytest.mark.slow
 def test_a_sweep_without_labels(data_dir, tmp_path, monkeypatch):
   """Judged by what it fills in, and by neighbours; at a cost that the run confirms."""
   config = masked(ratio=0.75).unlock()

@@ -14,7 +14,7 @@ import pytest
 
 import vit_jax
 from tests import compiling
-from tests.conftest import ROOT
+from tests.conftest import ROOT, tiers
 from tests.runs import assert_bit_identical, command, cut_off, lines, run, with_fault
 from vit_jax.checkpoints import formats
 from vit_jax.core.errors import RunError
@@ -148,19 +148,21 @@ def test_a_checkpoint_that_does_not_fit_is_compared(finished, digits):
 
 @pytest.mark.parametrize(
   ('fault', 'message'),
-  [
-    (
-      'fail before mkdir */checkpoints/8.*',
-      r'step 8 could not be written .* last good one is step 4',
-    ),
-    ('fail before open */4.*/_CHECKPOINT_METADATA', 'step 4 could not be written'),
-    ('fail before rename */checkpoints/4.deleted', 'step 12 could not be written'),
-    ('fail before open */.config.json.partial', r'cannot write .*config\.json'),
-    ('fail before rename */result.json', r'cannot write .*result\.json'),
-    ('fail before mkdir */checkpoints', r'cannot write .*checkpoints'),
-    ('fail before mkdir */run', r'cannot write to --workdir='),
-  ],
-)
+  tiers(
+    [
+      (
+        'fail before mkdir */checkpoints/8.*',
+        r'step 8 could not be written .* last good one is step 4',
+      ),
+      ('fail before open */4.*/_CHECKPOINT_METADATA', 'step 4 could not be written'),
+      ('fail before rename */checkpoints/4.deleted', 'step 12 could not be written'),
+      ('fail before open */.config.json.partial', r'cannot write .*config\.json'),
+      ('fail before rename */result.json', r'cannot write .*result\.json'),
+      ('fail before mkdir */checkpoints', r'cannot write .*checkpoints'),
+      ('fail before mkdir */run', r'cannot write to --workdir='),
+    ], 0, 3, 6,
+  ),
+)  # fmt: skip
 def test_a_disk_that_fills_up(finished, tmp_path, fault, message):
   with pytest.raises(RunError, match=message) as error:
     with_fault(tmp_path / 'run', finished[2], fault)
@@ -319,6 +321,7 @@ for text, folder in zip(sys.argv[1::2], sys.argv[2::2]):
 """
 
 
+@pytest.mark.slow
 def test_compiled_programs_are_kept(tmp_path, digits):
   """A process without a cache of its own writes one beside the run, unless it is told not to."""
   environment = {k: v for k, v in os.environ.items() if k != 'JAX_COMPILATION_CACHE_DIR'}

@@ -506,9 +506,8 @@ if __name__ == '__main__':
     'vit_jax.predict', 'Predicts what a model was trained for on images.',
     (
       'runs/photos new --out=predicted --attention',
-      'vit_base.safetensors photos --labels=imagenet_classes.txt --top=3',
-      'runs/change before.tif after.tif --out=maps',
       'runs/land scene.tif --bands=4,3,2,8 --out=maps',
+      "clip photos --classes='a cat,a dog'",
     ),
   )  # fmt: skip
   parser.add_argument('checkpoint', help='npz, safetensors or PyTorch file; folder; run directory')

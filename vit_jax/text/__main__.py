@@ -129,7 +129,6 @@ if __name__ == '__main__':
     'shows what a tokenizer makes of a text.',
     (
       'train captions.csv --size=4096 --out=vocabulary.json',
-      'train photos --out=vocabulary.json --data.source.fields.text=caption',
       "show vocabulary.json 'a red cat' --length=16",
       "show CHECKPOINT 'a red cat'",
     ),

@@ -7,8 +7,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from vit_jax.core import paths
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.data.examples import Example, NoDataError, NoSplitError, Source, headline
@@ -97,6 +95,8 @@ class FeaturesSource(Source):
   def __getitem__(self, index: int) -> Example:
     if not 0 <= index < len(self):
       raise IndexError(index)
+    import numpy as np
+
     example: dict[str, Any] = {'vector': self._vectors[index].astype(np.float64)}
     for name, column in self._columns.items():
       value = column[index].as_py()
