@@ -47,6 +47,7 @@ CASES = (
   ('change.py:LEVIR-CD', 'v5e:2x4'), ('damage.py:xbd', 'v5e:2x4'),
   ('segmentation.py:upernet,ADEChallengeData2016', 'v5e:4x4'),
   ('segmentation.py:segmenter,ADEChallengeData2016', 'v5e:2x4'),
+  ('clip.py:B/16', 'v5e:16x16'), ('siglip.py:B/16', 'v5e:16x16'), ('lit.py:B/16', 'v5e:8x16'),
   ('ssl.py:mae,imagenette', 'v5e:1x1'), ('ssl.py:dino,imagenette', 'v5e:1x1'),
   ('ssl.py:labels,imagenette', 'v5e:1x1'), ('ssl.py:simmim,imagenette', 'v5e:1x1'),
   ('ssl.py:dinov2,imagenette', 'v5e:1x1'),
