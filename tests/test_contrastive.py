@@ -130,6 +130,16 @@ def test_what_does_not_fit_is_said(changes, message):
     built(**changes)
 
 
+def test_images_are_measured():
+  experiment = built(task__measure=True)
+  task = experiment.config.task
+  assert len(task.mean) == len(task.std) == 3
+  assert all(0 < value < 0.5 for value in task.mean)
+  assert any('task.measure' in note for note in experiment.notes)
+  with pytest.raises(RunError, match=r'task\.measure is of images, and task\.vectors are there'):
+    built(task__measure=True, task__vectors='vector')
+
+
 def test_other_models_and_data_without_words():
   fields = {'image': Field('image'), 'text': Field('text')}
   with pytest.raises(RunError, match='name=words needs words, and the data do not say theirs'):

@@ -84,6 +84,8 @@ class Contrastive(Images, Coupled):
       raise RunError(f'task.block={self.block} is a number of texts of task.form=ring')
     if not (self.most_scale == 0 or 1 <= self.most_scale < math.inf):
       raise RunError(f'task.most_scale={self.most_scale} must be at least 1, or 0 for no limit')
+    if self.vectors and self.measure:
+      raise RunError('task.measure is of images, and task.vectors are there instead of them')
     if self.captions < 1:
       raise RunError(f'task.captions={self.captions} must be at least 1')
 
@@ -107,7 +109,7 @@ class Contrastive(Images, Coupled):
           '--config.task.tokenizer.name=bytes reads any text, clip and others read a vocabulary'
         )
       tokenizer = dataclasses.replace(tokenizer, vocabulary=names)
-    return dataclasses.replace(self, tokenizer=tokenizer.named)
+    return dataclasses.replace(super().settled(fields), tokenizer=tokenizer.named)
 
   def fitted(self, model: Any, fields: Fields) -> Any:
     """See `Task`: a text tower for the tokens there are."""
@@ -163,9 +165,12 @@ class Contrastive(Images, Coupled):
 
   def notes(self, model: Any, fields: Fields) -> list[str]:
     """See `Task`."""
-    if not self.vectors:
-      return []
-    return [f'images are not looked at: {self.vectors} is what the image tower has made of them']
+    lines = super().notes(model, fields)
+    if self.vectors:
+      lines.append(
+        f'images are not looked at: {self.vectors} is what the image tower has made of them'
+      )
+    return lines
 
   def rows(self, model: Any, fields: Fields, view: View, *, train: bool) -> Rows:
     """See `Task`."""
