@@ -13,7 +13,7 @@ way. Where this differs: activations are bfloat16, with losses and vectors in fl
 are float16; crops are those of OpenCLIP; texts of a batch that are the same count for neither side.
 """
 
-from vit_jax.config import chosen, complete
+from vit_jax.config import by_names, chosen, complete
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 RECIPES = {'B/32': 5e-4, 'B/16': 5e-4, 'L/14': 4e-4}
@@ -25,7 +25,6 @@ def get_config(argument='B/16'):
   lr = chosen(size, RECIPES)
   tower = dict(dtype='bfloat16', remat='names')
   center = dict(name='center', method='bicubic', fraction=1.0)
-  test = dict(name='zeroshot', dir=folder, templates='imagenet', names='imagenet', crop=center)
   return complete(dict(
     total=f'{32 * EXAMPLES // BATCH} steps',
     batch_size=BATCH,
@@ -39,5 +38,5 @@ def get_config(argument='B/16'):
       lr=lr, weight_decay=0.2, b2=0.98, eps=1e-6, warmup='2000 steps',
       decay=(('.*kernel|text/embed|.*posemb', 1.0), ('.*', 0.0)),
     ),
-    evals=dict(imagenet=dict(test, every='5%')) if folder else {},
+    evals=by_names(folder, center),
   ))  # fmt: skip

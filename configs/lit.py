@@ -15,7 +15,7 @@ way. Where this differs: CLIP's text tower and vocabulary; AdamW where theirs is
 Adafactor. 901 million pairs are ours.
 """
 
-from vit_jax.config import chosen, complete
+from vit_jax.config import by_names, chosen, complete
 
 RECIPES = {'B/16': ('B', 16_384, 55_000), 'L/16': ('L', 16_384, 55_000)}
 
@@ -25,7 +25,6 @@ def get_config(argument='B/16'):
   text, batch, steps = chosen(size, RECIPES)
   tower = dict(dtype='bfloat16', remat='names')
   view = dict(name='resize', method='bicubic')
-  test = dict(name='zeroshot', dir=folder, templates='imagenet', names='imagenet', crop=view)
   return complete(dict(
     total=f'{steps} steps',
     batch_size=batch,
@@ -42,5 +41,5 @@ def get_config(argument='B/16'):
       crop=dict(name='random_resized', method='bicubic', min_area=0.5), flip='horizontal',
     ),
     optim=dict(lr=1e-3, weight_decay=1e-4, clip=1.0, warmup='10000 steps', b2=0.95),
-    evals=dict(imagenet=dict(test, every='5%')) if folder else {},
+    evals=by_names(folder, view),
   ))  # fmt: skip

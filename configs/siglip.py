@@ -14,7 +14,7 @@ way. Where this differs: the loss goes around the devices in blocks, as in the p
 code; texts of a batch that are the same count for neither side. 10,000 steps of warmup are ours.
 """
 
-from vit_jax.config import chosen, complete
+from vit_jax.config import by_names, chosen, complete
 
 RECIPES = {'B/16': 40_000_000_000, 'So400m/14': 40_000_000_000}
 BATCH = 32_768
@@ -25,7 +25,6 @@ def get_config(argument='B/16'):
   pairs = chosen(size, RECIPES)
   tower = dict(dtype='bfloat16', remat='names')
   whole = dict(name='resize', method='bilinear')
-  test = dict(name='zeroshot', dir=folder, templates='imagenet', names='imagenet', crop=whole)
   return complete(dict(
     total=f'{pairs // BATCH} steps',
     batch_size=BATCH,
@@ -38,5 +37,5 @@ def get_config(argument='B/16'):
     optim=dict(
       lr=1e-3, weight_decay=1e-4, b2=0.95, clip=1.0, warmup='10000 steps', mu_dtype='bfloat16'
     ),
-    evals=dict(imagenet=dict(test, every='5%')) if folder else {},
+    evals=by_names(folder, whole),
   ))  # fmt: skip

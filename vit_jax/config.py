@@ -1,6 +1,16 @@
 """What files in `configs/` import."""
 
 from vit_jax.training.config import complete
-from vit_jax.training.recipes import IMAGENET, big_vision, chosen, multicrop, timm, torchvision
+from vit_jax.training.recipes import (
+  IMAGENET,
+  big_vision,
+  by_names,
+  chosen,
+  multicrop,
+  timm,
+  torchvision,
+)
 
-__all__ = ['IMAGENET', 'big_vision', 'chosen', 'complete', 'multicrop', 'timm', 'torchvision']
+__all__ = [
+  'IMAGENET', 'big_vision', 'by_names', 'chosen', 'complete', 'multicrop', 'timm', 'torchvision',
+]  # fmt: skip

@@ -57,6 +57,17 @@ def big_vision(
   )  # fmt: skip
 
 
+def by_names(folder: str, crop: Mapping[str, Any]) -> dict[str, Any]:
+  """Evaluations of images of ImageNet by CLIP's names and templates; none without their directory.
+
+  Args:
+    folder: has a directory for each class.
+    crop: of the images.
+  """
+  test = dict(name='zeroshot', dir=folder, templates='imagenet', names='imagenet', every='5%')
+  return dict(imagenet=dict(test, crop=dict(crop))) if folder else {}
+
+
 def torchvision(
   dataset: str, *, least: float = 0.08, method: str = 'bicubic', **more: Any
 ) -> dict[str, Any]:
