@@ -41,8 +41,7 @@ def vectors(model: Any, tokenizer: Any, names: Sequence[str], templates: str) ->
 
   found = jax.lax.map(read, jnp.asarray(cut)).reshape(-1, model.config.text.num_classes)
   sums = jnp.zeros((len(asked), found.shape[-1])).at[of].add(found[: len(rows)])
-  length = jnp.linalg.norm(sums, axis=-1, keepdims=True)
-  return sums / jnp.maximum(length, 1e-12)
+  return unit(sums)
 
 
 class Named(nnx.Module):
