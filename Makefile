@@ -46,7 +46,7 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	@touch $@ $(VENV)/.installed
 
 # Some of the references ask for packages of hundreds of megabytes that nothing here calls.
-$(PARITY)/.installed: pyproject.toml tests/parity/requirements.txt
+$(PARITY)/.installed: pyproject.toml tests/parity/requirements.txt tests/parity/requirements-bare.txt
 	$(PYTHON) -m venv $(PARITY)
 	$(PARITY)/bin/pip install --quiet --editable '.[dev]' -r tests/parity/requirements.txt
 	$(PARITY)/bin/pip install --quiet --no-deps -r tests/parity/requirements-bare.txt
