@@ -24,6 +24,8 @@ from vit_jax.nn.sharding import per_shard, reshard, ring, spec, total, whole
 
 KINDS = ('softmax', 'sigmoid')
 _LOW = -1e30  # of a logit that does not count; differences to it are finite
+# Cosines that differ by less are equal: the same two vectors may have others in another product.
+_SAME = 1e-6
 
 
 class Pairs(NamedTuple):
@@ -47,8 +49,9 @@ class Found(NamedTuple):
 
   Attributes:
     loss: its part of the loss, whose sum over the batch is to be divided by the number of pairs.
-    text_right: whether its own text is more like the image than any other of the batch.
-    image_right: whether its own image is more like the text than any other.
+    text_right: whether its own text is more like the image than any other of the batch; what is
+      equally similar, but for rounding, counts against it.
+    image_right: whether its own image is more like the text than any other, likewise.
   """
 
   loss: jax.Array
@@ -236,5 +239,6 @@ def _found(kind, pairs, scale, bias, loss, mine, best, best_of):
   logit = mine * scale + bias
   loss = loss + jax.nn.softplus(-logit) if kind == 'sigmoid' else loss - logit
   real = pairs.real > 0
+  mine = mine - _SAME
   some = [jnp.where(real, value, 0) for value in (loss, mine > best, mine > best_of)]
   return Found(*(value.astype(jnp.float32) for value in some))
