@@ -30,8 +30,7 @@ def get_config(argument='B/16'):
     batch_size=BATCH,
     model=dict(name='two_towers', variant=f'siglip:{size}', image=tower, text=tower),
     task=dict(
-      name='contrastive', loss_of='sigmoid', form='ring', tokenizer=dict(name='siglip'),
-      most_scale=0.0,
+      name='contrastive', loss_of='sigmoid', form='ring', tokenizer=dict(name='siglip')
     ),
     data=dict(source=dict(name='tar', shards='pairs/{00000..41407}.tar'), crop=whole),
     optim=dict(

@@ -164,6 +164,9 @@ def test_where_scale_and_bias_begin_and_end(loss):
     kept = task.kept(towers)
     assert float(kept.scale) == pytest.approx(4)
     assert float(dataclasses.replace(task, most_scale=0.0).kept(towers).scale) == pytest.approx(5)
+    large = dataclasses.replace(model, start_scale=117.0).create(jax_rngs())  # as of a SigLIP
+    usual = Contrastive(tokenizer=WORDS, loss_of=loss).kept(large)
+    assert float(usual.scale) == pytest.approx(117 if loss == 'sigmoid' else 100)
     others = {n: x for n, x in tree.flatten(towers).items() if n != 'logit_scale'}
     assert all((tree.flatten(kept)[n] == x).all() for n, x in others.items())
 

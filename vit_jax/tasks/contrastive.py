@@ -21,7 +21,7 @@ from vit_jax.data.rows.columns import Vector
 from vit_jax.data.rows.texts import Caption, Captions, Described, texts_of
 from vit_jax.data.views import View
 from vit_jax.tasks.classification import Classification
-from vit_jax.tasks.images import Images
+from vit_jax.tasks.images import UNSET, Images
 from vit_jax.tasks.task import Batch, Context, Coupled, Fields, Prediction, Seen, Sums
 from vit_jax.text import TOKENIZERS
 from vit_jax.text.plain import Blank, Words
@@ -59,7 +59,8 @@ class Contrastive(Images, Coupled):
     block: of a ring, texts whose logits are there at a time on a device; 0 for those of one device.
     duplicates: two texts of a batch that are the same are 'left_out' of what does not belong
       together, or kept 'apart' like others, as in the papers.
-    most_scale: the scale of the logits stays below; 0 for no limit. CLIP has 100.
+    most_scale: the scale of the logits stays below; 0 for no limit; unset: 100 with a softmax, as
+      in CLIP, and no limit with a sigmoid: published SigLIPs have 110 and more.
     captions: of an example, that evaluations look at, the first so many. Training draws one of all.
     vectors: a field with what the locked image tower has made of images, which are then not looked
       at: of a table that `vit_jax.embed` has written, 'vector'.
@@ -70,7 +71,7 @@ class Contrastive(Images, Coupled):
   form: str = 'dense'
   block: int = 0
   duplicates: str = 'left_out'
-  most_scale: float = 100.0
+  most_scale: float = UNSET
   captions: int = 5
   vectors: str = ''
   field: ClassVar[str] = 'text'
@@ -82,7 +83,7 @@ class Contrastive(Images, Coupled):
         raise RunError(f'unknown task.{name} {value!r}: {suggest(value, known)}')
     if self.block < 0 or (self.block and self.form != 'ring'):
       raise RunError(f'task.block={self.block} is a number of texts of task.form=ring')
-    if not (self.most_scale == 0 or 1 <= self.most_scale < math.inf):
+    if self.most_scale and not 1 <= self.most_scale < math.inf:
       raise RunError(f'task.most_scale={self.most_scale} must be at least 1, or 0 for no limit')
     if self.vectors and self.measure:
       raise RunError('task.measure is of images, and task.vectors are there instead of them')
@@ -236,9 +237,11 @@ class Contrastive(Images, Coupled):
 
     A bound within the loss would leave no gradient to come back from it.
     """
-    leaves = tree.flatten(model)
-    if self.most_scale and 'logit_scale' in leaves:
-      leaves['logit_scale'] = jnp.minimum(leaves['logit_scale'], math.log(self.most_scale))
+    leaves, most = tree.flatten(model), self.most_scale
+    if most is None:
+      most = 100.0 if self.loss_of == 'softmax' else 0.0
+    if most and 'logit_scale' in leaves:
+      leaves['logit_scale'] = jnp.minimum(leaves['logit_scale'], math.log(most))
     return tree.unflatten(model, leaves)
 
   def predict(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
