@@ -16,16 +16,18 @@ from vit_jax.core.errors import RunError
 from vit_jax.data.fields import Field
 from vit_jax.data.rows.texts import Caption, Captions, key
 from vit_jax.data.sources.embedded import Features
+from vit_jax.evaluate import evaluate
 from vit_jax.evaluators.retrieval import ranked
 from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.nn import sharding, tree
 from vit_jax.tasks import naming
 from vit_jax.tasks.contrastive import Contrastive
-from vit_jax.text.plain import Words
+from vit_jax.text.plain import Bytes, Words
 from vit_jax.train import train
 from vit_jax.training import config as training_config
 from vit_jax.training import lanes
 from vit_jax.training.evaluation import restore
+from vit_jax.training.workdir import Workdir
 
 TINY = dict(width=16, depth=1, mlp_dim=32, num_heads=2)
 IMAGE = dict(variant='mu/8', image_size=(16, 16), posemb='sincos', **TINY)
@@ -310,6 +312,66 @@ def test_predictions_by_names(run, tmp_path, typed):
   status, _, error = typed('vit_jax.predict', workdir, tmp_path / 'x.png')
   assert status
   assert '--classes="a cat,a dog"' in error
+
+
+# --- tokenizers that go with a model ---
+
+
+def test_a_text_tower_keeps_its_tokenizer(run):
+  """What a run leaves unset is that of the checkpoint it starts from; another one is refused."""
+  path = str(run[0])
+  with one_device():
+    wanted = vit_jax.load(path).card.task['tokenizer']
+  words = tuple(wanted['vocabulary'])
+  for given in ({}, dict(task__tokenizer__vocabulary=words)):
+    experiment = built(init=path, **given)
+    found = experiment.config.task.tokenizer
+    assert (found.vocabulary, found.length, found.known) == (words, 14, wanted['known'])
+    assert not any('tokens' in note for note in experiment.notes)
+  short = built(init=path, task__tokenizer__length=9)
+  assert f'texts have 9 tokens, those that {path} was trained with 14' in short.notes
+  alone = built(inits={'image': path}, task__tokenizer__vocabulary=words[::-1])
+  assert alone.config.task.tokenizer.vocabulary == words[::-1]
+  with pytest.raises(RunError, match=r'another one than that of .*run.* leave out its vocabulary'):
+    built(init=path, task__tokenizer__vocabulary=words[::-1])
+  task = {'name': 'contrastive', 'tokenizer': wanted}
+  with pytest.raises(RunError, match=r'by the tokenizer words, and .* not bytes'):
+    Contrastive(tokenizer=Bytes()).begun(task, path, 'text')
+
+
+def vocabulary(file, *texts):
+  """Writes one of 270 tokens."""
+  from vit_jax.text import jsons
+
+  file.write_text(jsons.trained(texts, 270))
+  return file.read_bytes()
+
+
+def test_a_run_goes_on_with_the_vocabulary_it_began_with(tmp_path):
+  """Whatever has become of the file; and a new run in the same place has that which is there."""
+  place, file = tmp_path / 'run', tmp_path / 'v.json'
+  first, copy = vocabulary(file, 'a red circle above a blue square'), place / 'vocabulary/v.json'
+  config = configured(total='2 steps').to_dict()
+  config['task']['tokenizer'] = dict(name='json', file=str(file), length=14)
+  config = config_lib.complete({**config, 'evals': {'two': config['evals']['two']}})
+  scores = {n: v for n, v in train(config, str(place))['metrics'].items() if n.startswith('two/')}
+  known = Workdir(str(place)).checkpoints().facts()['task']['tokenizer']['known']
+  other = vocabulary(file, 'zebras quietly juggle mangos')
+  assert evaluate(str(place)) == pytest.approx(scores)
+  with one_device():
+    assert restore(str(place))[0].config.task.tokenizer.known == known
+    assert vit_jax.load(place).card.task['tokenizer']['file'] == str(copy)
+  copy.unlink()
+  with pytest.raises(RunError, match='this is another tokenizer than the one'):
+    evaluate(str(place))
+  copy.write_bytes(first)
+  train(config_lib.complete({**config.to_dict(), 'seed': 1}), str(place), overwrite=True)
+  assert copy.read_bytes() == other
+
+
+def test_a_digest_in_a_configuration_is_that_of_its_file():
+  with pytest.raises(RunError, match='this is another tokenizer than the one'):
+    built(task__tokenizer__known='0' * 16)
 
 
 # --- features instead of images ---

@@ -25,7 +25,7 @@ from vit_jax.tasks.images import UNSET, Images
 from vit_jax.tasks.task import Batch, Context, Coupled, Fields, Prediction, Seen, Sums
 from vit_jax.text import TOKENIZERS
 from vit_jax.text.plain import Blank, Words
-from vit_jax.text.tokenizer import Filed
+from vit_jax.text.tokenizer import Filed, Tokenizer
 
 # Configurations are checked before JAX is there.
 with epy.lazy_imports():
@@ -99,6 +99,40 @@ class Contrastive(Images, Coupled):
     """See `Task`."""
     missing = isinstance(self.tokenizer, Filed) and not self.tokenizer.files
     return dataclasses.replace(self, tokenizer=Blank.like(self.tokenizer)) if missing else self
+
+  def begun(self, theirs: Mapping[str, Any], path: str, tower: str) -> tuple[Self, list[str]]:
+    """See `Task`: a text tower keeps its tokenizer, whose file need not be given.
+
+    Raises:
+      RunError: for another tokenizer.
+    """
+    it = _tokenizer(theirs)
+    if it is None or tower not in ('', 'text') or isinstance(self.tokenizer, Blank):
+      return self, []
+    if type(self.tokenizer) is not type(it):
+      raise RunError(
+        f'{path} reads texts by the tokenizer {it.kind}, and its text tower does not know the '
+        f'numbers of another one: --config.task.tokenizer.name={it.kind}, not '
+        f'{self.tokenizer.kind}'
+      )
+    own = _like(self.tokenizer, it)
+    if it.known and dataclasses.replace(own, length=it.length, known='').digest != it.known:
+      raise RunError(
+        f'task.tokenizer is another one than that of {path}, whose text tower does not know its '
+        f'numbers: leave out {"task.tokenizer.file" if own.files else "its vocabulary"}'
+      )
+    lines = [] if own.length == it.length else [
+      f'texts have {own.length} tokens, those that {path} was trained with {it.length}'
+    ]  # fmt: skip
+    return dataclasses.replace(self, tokenizer=dataclasses.replace(own, known='')), lines
+
+  def again(self, theirs: Mapping[str, Any]) -> Self:
+    """See `Task`: with the tokenizer that it had, and no other."""
+    it = _tokenizer(theirs)
+    if it is None:
+      return self
+    own = dataclasses.replace(_like(self.tokenizer, it), known=it.known)
+    return dataclasses.replace(self, tokenizer=own)
 
   def settled(self, fields: Fields) -> Self:
     """See `Task`: the tokenizer as its file is now, with the words of the data if it has none."""
@@ -287,3 +321,19 @@ class Contrastive(Images, Coupled):
     """What is predicted by names of classes."""
     loss = 'softmax' if self.loss_of == 'softmax' else 'sigmoid_mean'
     return Classification(loss_of=loss, mean=self.mean, std=self.std)
+
+
+def _tokenizer(task: Mapping[str, Any]) -> Tokenizer | None:
+  """Of a task as a checkpoint keeps it, if it has one."""
+  told = dict(task.get('tokenizer') or {})
+  kind = schema.pick(TOKENIZERS, told.pop('name'), 'tokenizer') if told else None
+  return schema.build(kind, told, 'tokenizer') if kind else None
+
+
+def _like(own: Tokenizer, other: Tokenizer) -> Tokenizer:
+  """A tokenizer with what it leaves unset as it is of another one of its kind."""
+  if type(own) is not type(other):
+    return own
+  length = other.length if own.length == own.usual else own.length
+  unset = not getattr(own, 'file', True) or not getattr(own, 'vocabulary', True)
+  return dataclasses.replace(other if unset else own, length=length)

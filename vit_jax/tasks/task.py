@@ -160,6 +160,25 @@ class Task:
     """
     return self
 
+  def begun(self, theirs: Mapping[str, Any], path: str, tower: str) -> tuple[Self, list[str]]:
+    """The task of a run that starts from a checkpoint, and lines for people about it.
+
+    Args:
+      theirs: what the checkpoint was trained for, its name and fields; empty if it does not say so.
+      path: of the checkpoint.
+      tower: of the model, that starts from it, by name; '' for the whole.
+
+    Raises:
+      RunError: if the checkpoint cannot do this.
+    """
+    del theirs, path, tower
+    return self, []
+
+  def again(self, theirs: Mapping[str, Any]) -> Self:
+    """The task of a run that goes on, or is judged; `theirs` is what its checkpoints say of it."""
+    del theirs
+    return self
+
   def settled(self, fields: Fields) -> Self:
     """The task with what only the data can tell in fields that are unset.
 

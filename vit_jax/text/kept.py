@@ -12,15 +12,20 @@ from vit_jax.core.errors import RunError
 FOLDER = 'vocabulary'
 
 
-def keep(files: Sequence[str], folder: paths.Path) -> None:
-  """Copies files of a tokenizer into the directory of a run; those that are there stay.
+def keep(files: Sequence[str], folder: paths.Path, *, anew: bool = False) -> None:
+  """Copies files of a tokenizer into the directory of a run.
+
+  Args:
+    files: of the tokenizer.
+    folder: the directory of the run.
+    anew: whether copies that are there are of an earlier run, and are replaced; else they stay.
 
   Raises:
     RunError: for one that cannot be read, or written.
   """
   for file in files:
     path, copy = paths.at(file), folder / FOLDER / paths.at(file).name
-    if copy.is_file():
+    if path == copy or (copy.is_file() and not anew):
       continue
     try:
       data = path.read_bytes()
@@ -31,7 +36,9 @@ def keep(files: Sequence[str], folder: paths.Path) -> None:
 
 
 def found(task: Mapping[str, Any], folder: paths.Path) -> dict[str, Any]:
-  """A task, as its name and fields, with the copy of its vocabulary where the original is gone.
+  """A task, as its name and fields, with the copy of its vocabulary if there is one.
+
+  The original may be gone, or be another one by now.
 
   Args:
     task: of a run.
@@ -41,6 +48,6 @@ def found(task: Mapping[str, Any], folder: paths.Path) -> dict[str, Any]:
   if not isinstance(tokenizer, Mapping) or not tokenizer.get('file'):
     return dict(task)
   copy = folder / FOLDER / paths.at(tokenizer['file']).name
-  if paths.at(tokenizer['file']).is_file() or not copy.is_file():
+  if not copy.is_file():
     return dict(task)
   return {**task, 'tokenizer': {**tokenizer, 'file': str(copy)}}

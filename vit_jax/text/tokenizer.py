@@ -112,8 +112,8 @@ class Tokenizer(abc.ABC):
 
   @property
   def named(self) -> Self:
-    """Itself, bound to what its files hold now: see `known`."""
-    return dataclasses.replace(self, known=self.digest)
+    """Itself, bound to what its files hold now: see `known`; raises RunError as `row` does."""
+    return dataclasses.replace(self, known=self._digest(self._checked()[0]))
 
   def form(self, text: str) -> str:
     """How texts are written before they are cut into pieces.

@@ -98,6 +98,7 @@ class Experiment:
     asked = cfg
     if known:
       cfg = schema.filled(cfg, known.decided)
+      cfg = dataclasses.replace(cfg, task=cfg.task.again(known.task))
     self._starts = [] if known else starts(cfg)
     self.layout = BatchLayout(cfg.batch_size)
     classed = cfg.task.classed
@@ -119,6 +120,9 @@ class Experiment:
         kept = {n: v for n, v in kept.items() if getattr(cfg.task, n) is None}
         cfg = dataclasses.replace(cfg, task=dataclasses.replace(cfg.task, **kept))
       model = start.within(model)
+      task, lines = cfg.task.begun(start.card.task, start.path, start.tower)
+      start.notes += lines
+      cfg = dataclasses.replace(cfg, task=task)
     card = next((start.card for start in self._starts if start.sees), card)
     if known:
       model = _with_classes(model, known.model)

@@ -89,11 +89,14 @@ def train(
       say(_devices())
       say(f'opening the data: {cfg.data.split} and what is evaluated on')
       known = None if delete else exchange.from_first(workdir.known)
-      if not known and cfg.fork:
+      if new := not known:
+        cfg = schema.build(config_lib.Config, record)
+      if new and cfg.fork:
         known = exchange.from_first(Workdir(cfg.fork).known)
+        cfg = schema.build(config_lib.Config, Workdir(cfg.fork).at_home(record))
       experiment = lanes.experiment(cfg, known, wishes or {})
       workdir.prepare()
-      workdir.keep(experiment.config.task.files)
+      workdir.keep(experiment.config.task.files, anew=new)
       health.configure(workdir.path, chrono.seconds, silent=cfg.health.silent, wait=cfg.health.wait)
     session = _Session(experiment, workdir, record, chrono, started, delete=bool(delete))
     result = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -31,11 +32,13 @@ class Known(NamedTuple):
     decided: values of unset fields, nested; see `schema.decided`.
     fields: of the examples that it was trained on.
     model: its configuration, as plain JSON.
+    task: likewise.
   """
 
   decided: Mapping[str, Any]
   fields: dict[str, Field]
   model: Mapping[str, Any]
+  task: Mapping[str, Any] = MappingProxyType({})
 
 
 class Workdir:
@@ -97,13 +100,15 @@ class Workdir:
     return schema.build(config_lib.Config, self.at_home(self.record()))
 
   def at_home(self, record: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration of this run, with copies of files that are no longer where they were."""
+    """A configuration of this run, with its own copies of files that belong to the model."""
     return {**record, 'task': kept.found(record['task'], self.path)}
 
-  def keep(self, files: Sequence[str]) -> None:
-    """Keeps copies of files that belong to the model; raises RunError."""
+  def keep(self, files: Sequence[str], *, anew: bool) -> None:
+    """Keeps copies of files that belong to the model, see `kept.keep`; raises RunError."""
     if files:
-      peers.agreed('copies of the vocabulary are there', lambda: kept.keep(files, self.path))
+      peers.agreed(
+        'copies of the vocabulary are there', lambda: kept.keep(files, self.path, anew=anew)
+      )
 
   def changes(self, record: Mapping[str, Any]) -> dict[str, tuple]:
     """The fields in which this run, if there is one, would compute something else than `record`."""
@@ -288,7 +293,9 @@ class Workdir:
     if not facts:
       return None
     fields = {name: Field.from_dict(field) for name, field in facts['fields'].items()}
-    return Known(facts['decided'], fields, facts['model'])
+    return Known(
+      facts['decided'], fields, facts['model'], kept.found(facts.get('task', {}), self.path)
+    )
 
   def result(self) -> dict[str, Any] | None:
     """The contents of result.json; None if the run is not complete.
