@@ -1,6 +1,6 @@
-"""Files of named arrays: npz, safetensors and PyTorch's zip format. Reading runs no code of theirs.
+"""Files of named arrays: npz, safetensors, PyTorch's zip format and GGUF.
 
-Arrays are read one at a time, when they are asked for.
+Arrays are read one at a time, when they are asked for. Reading runs no code of theirs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from vit_jax.convert import pickles
+from vit_jax.convert import gguf, gguf_file, pickles
+from vit_jax.convert.stubs import Arrays, Stub
 from vit_jax.core import paths
 from vit_jax.core.errors import RunError
 
@@ -22,22 +23,6 @@ WEIGHTS = ('model.safetensors', 'open_clip_model.safetensors', 'open_clip_pytorc
            'pytorch_model.bin')  # fmt: skip
 # Of parameters.
 TYPES = {np.dtype(t) for t in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)}
-
-
-class Stub:
-  """Shape and dtype of an array, which `np.asarray` fetches."""
-
-  def __init__(self, shape: tuple[int, ...], dtype: Any, fetch: Any):
-    self.shape, self.dtype, self._fetch = tuple(shape), np.dtype(dtype), fetch
-
-  def __array__(self, dtype=None, copy=None) -> np.ndarray:
-    """The array itself."""
-    del copy
-    array = np.asarray(self._fetch())
-    return array if dtype is None else array.astype(dtype)
-
-
-Arrays = dict[str, Stub]
 
 
 def read(path: paths.Path) -> Arrays:
@@ -65,9 +50,11 @@ def parts(path: paths.Path) -> dict[str, Arrays]:
       start = file.read(8)
     if path.suffix == '.safetensors':
       return {'': _safetensors(path)}
+    if path.suffix == '.gguf' or start.startswith(gguf_file.MAGIC):
+      return {'': gguf.opened(path)[0]}
     if not start.startswith(b'PK'):
       raise RunError(
-        f'{path} is neither npz nor safetensors nor a zip file of PyTorch'
+        f'{path} is neither npz nor safetensors nor a zip file of PyTorch nor GGUF'
         + ('; save it again with a current torch.save' if start[:1] == b'\x80' else '')
       )
     with zipfile.ZipFile(path) as archive:
