@@ -425,6 +425,17 @@ def test_training_from_features_is_training_from_images(tmp_path, typed):
   )
   assert status == 0
   assert 'red circle' in said
+  # Another tower of the same shape, and one from random values, are not that of the features.
+  with one_device():
+    other = vit_jax.create('mu/8', image_size=(16, 16), posemb='sincos', seed=1, **TINY)
+    vit_jax.save(other, tmp_path / 'other', 'vit_jax')
+  for inits in ({'image': str(tmp_path / 'other')}, {}):
+    wrong = {**given, 'inits': inits, 'model': {**given['model'], 'image': IMAGE}, 'seed': 5}
+    cfg = training_config.to_dict(config_lib.complete(wrong))
+    with one_device():
+      experiment = lanes.experiment(schema.build(training_config.Config, cfg))
+      with pytest.raises(RunError, match=r'et/train has no features of the image tower: of a test'):
+        experiment.init()
   for changes, message in (
     (dict(frozen=()), r'features stand for an image tower that is not trained: --config'),
     (dict(vectors='features'), r"the data has no field 'features' of the kind vector"),

@@ -16,6 +16,7 @@ from vit_jax import models, tasks
 from vit_jax.core.errors import RunError
 from vit_jax.data import crops, pipeline
 from vit_jax.data.examples import Example, Source, Wrapped
+from vit_jax.data.sources.embedded import sample_image
 from vit_jax.data.views import View
 from vit_jax.nn import sharding, tree
 from vit_jax.probing import features as features_lib
@@ -24,6 +25,7 @@ from vit_jax.tasks.classification import Classification
 
 # Fields whose values stand beside the features.
 KEPT = ('class', 'classes', 'vector', 'text')
+_SAMPLED = 8192  # numbers of a feature, at most, of which a sample is kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +133,17 @@ class Embedder:
       found.update(f'{name} {array.shape}\n'.encode())
       found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()
+
+  def sample(self) -> dict[str, list[float]]:
+    """Features of `embedded.sample_image` by name, but for those of very many numbers."""
+    [image] = self._rows.arrays().values()
+    names = [name for name, width in self.widths.items() if width <= _SAMPLED]
+    if image.dtype != np.uint8 or not names:
+      return {}
+    rows = np.stack([sample_image(image.shape)] * len(self._layout.rows))
+    placed = self._layout.place({'image': rows})
+    found = self._compute(self._model, self._fresh, placed['image'])
+    return {name: self._layout.local(found[name])[0].astype(float).tolist() for name in names}
 
   def steps(self, source: Source) -> int:
     """How many batches a source has."""

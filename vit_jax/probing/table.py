@@ -3,7 +3,7 @@
 A row is an example: `split`, `index` (in the split), `name`, its fields (`label`, ...), and a
 column for each of its features, lists of a fixed number of floats. The metadata of the file has,
 under `vit_jax`, a card in JSON: checkpoint, digest of its parameters, features, preprocessing,
-data, names of the classes.
+data, names of the classes, features of an image that is always the same (`sample`).
 
 While it is computed, OUT.parts/ beside it holds a file for each so many examples, each whole or not
 there. They become the row groups of OUT, which appears at once, and are deleted then.
@@ -37,7 +37,7 @@ FIXED = ('split', 'index', 'name')
 # Examples of a part, or the next multiple of the batch.
 PART = 4096
 # Facts of a card that another start may write differently.
-_FREE = ('checkpoint', 'version')
+_FREE = ('checkpoint', 'version', 'sample')
 _TYPES = {
   'class': pa.int32(), 'classes': pa.list_(pa.int32()), 'vector': pa.list_(pa.float64()),
   'text': pa.list_(pa.string()),
@@ -160,6 +160,7 @@ def card_of(
     'seed': seed, 'preprocessing': embedder.preprocessing, 'data': data,
     'examples': {split: len(source) for split, source in sources.items()}, 'fields': fields,
     'batch_size': embedder.batch_size, 'part': per * embedder.batch_size,
+    'sample': embedder.sample(),
   }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 from etils import epy
@@ -14,11 +14,12 @@ from vit_jax.architecture.towers import TwoTowersArchitecture
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.costs.step import Pass
-from vit_jax.data.examples import Example
+from vit_jax.data.examples import Example, Source
 from vit_jax.data.fields import require
 from vit_jax.data.rows import Rows
 from vit_jax.data.rows.columns import Vector
 from vit_jax.data.rows.texts import Caption, Captions, Described, texts_of
+from vit_jax.data.sources import embedded
 from vit_jax.data.views import View
 from vit_jax.tasks.classification import Classification
 from vit_jax.tasks.images import UNSET, Images
@@ -39,6 +40,7 @@ with epy.lazy_imports():
 LOSSES = ('softmax', 'sigmoid')
 FORMS = ('dense', 'ring')
 DUPLICATES = ('left_out', 'apart')
+_ALIKE = 0.99  # cosine of the same features, computed in another type
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -206,6 +208,30 @@ class Contrastive(Images, Coupled):
         f'images are not looked at: {self.vectors} is what the image tower has made of them'
       )
     return lines
+
+  def verify(self, model: Callable[[], Any], source: Source) -> None:
+    """See `Task`: features of a table are those of the image tower, or RunError."""
+    table = embedded.table_of(source) if self.vectors else None
+    if table is None or table.sample is None:
+      return
+    towers = model()
+    tower = towers.config.image
+    pixels = embedded.sample_image((*tower.image_size, tower.in_channels))
+    pixels = np.stack([pixels] * sharding.shards('batch'))
+
+    def see(towers: Any) -> jax.Array:
+      images = sharding.reshard(jnp.asarray(pixels), 'batch', None, None, None)
+      return sharding.whole(towers.encode_image(self.normalize(images)))
+
+    wanted = np.array(table.sample)
+    like = float(np.asarray(jax.jit(see)(towers))[0] @ wanted / max(np.linalg.norm(wanted), 1e-12))
+    if not like > _ALIKE:
+      size = 'x'.join(map(str, table.card['preprocessing']['size']))
+      raise RunError(
+        f'{table.name} has no features of the image tower: of a test image theirs have a cosine of '
+        f'{like:.2f}. They are the {table.feature} of {table.card["checkpoint"]}, for images of '
+        f'{size}, and the tower must start from it: --config.inits.image'
+      )
 
   def rows(self, model: Any, fields: Fields, view: View, *, train: bool) -> Rows:
     """See `Task`."""

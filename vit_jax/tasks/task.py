@@ -12,7 +12,7 @@ from etils import epy
 from vit_jax.architecture.card import Card
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.costs.step import Pass
-from vit_jax.data.examples import Example
+from vit_jax.data.examples import Example, Source
 from vit_jax.data.fields import Field
 from vit_jax.data.rows import Rows
 from vit_jax.data.views import View
@@ -247,6 +247,18 @@ class Task:
       model: its configuration, as `adapt` gave it.
     """
     return [Pass(model)]
+
+  def verify(self, model: Callable[[], Any], source: Source) -> None:
+    """Called once before the first step of a run.
+
+    Args:
+      model: gives the whole model.
+      source: the training data.
+
+    Raises:
+      RunError: if they do not go together, as only values tell.
+    """
+    del model, source
 
   def start(self, model: Any, key: Any) -> dict[str, Any]:
     """State of the task before the first step.

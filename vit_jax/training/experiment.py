@@ -270,8 +270,14 @@ class Experiment:
     """The initial state; equal seeds give equal values on any mesh. Sets `frozen`."""
     taken = self._taken() if self._starts or self._owned else {}
     state, frozen = jax.jit(self._init)(self._seeds(), taken)
+    model = lambda: tree.merge(self._of_one(state.model), frozen)  # noqa: E731
+    self.config.task.verify(model, self.source)
     self.adopt(frozen)
     return state
+
+  def _of_one(self, model: Any) -> Any:
+    """Trainable parameters of a run alone."""
+    return model
 
   def _taken(self) -> dict[str, jax.Array]:
     """Parameters that come from checkpoints, on the devices, by name."""

@@ -78,6 +78,9 @@ class Lanes(Experiment):
   def _seeds(self) -> Any:
     return np.array([lane.seed for lane in self.lanes], np.uint32)
 
+  def _of_one(self, model: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[0], model)
+
   def _init(self, seed: Any, taken: Any = MappingProxyType({})) -> tuple[State, Any]:
     _, frozen = super()._init(np.uint32(self.config.seed), taken)
     return jax.vmap(lambda seed: super(Lanes, self)._init(seed, taken)[0])(seed), frozen

@@ -4,15 +4,45 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from vit_jax.core import paths
 from vit_jax.core.errors import RunError, suggest
-from vit_jax.data.examples import Example, NoDataError, NoSplitError, Source, headline
+from vit_jax.data.examples import Example, NoDataError, NoSplitError, Source, Wrapped, headline
 from vit_jax.data.fields import Field
 
+if TYPE_CHECKING:
+  import numpy as np
+
 _KEY = b'vit_jax'
+_COARSE = 7  # squares along each side of the test image
+
+
+def sample_image(shape: Sequence[int]) -> np.ndarray:
+  """An image of whose features a table keeps a copy, by which their model is known again.
+
+  Args:
+    shape: height, width, channels.
+
+  Returns:
+    uint8 of that shape: coarse squares of random colours, with some noise, always the same.
+  """
+  import numpy as np
+
+  height, width, channels = shape
+  rng = np.random.default_rng(0)
+  coarse = rng.integers(32, 224, (_COARSE, _COARSE, channels))
+  rows, columns = (np.arange(side) * _COARSE // side for side in (height, width))
+  noise = rng.integers(-32, 32, (height, width, channels))
+  return (coarse[rows][:, columns] + noise).astype(np.uint8)
+
+
+def table_of(source: Source) -> FeaturesSource | None:
+  """The table that a source reads, or a part of it; None if it is another source."""
+  while isinstance(source, Wrapped):
+    source = source.source
+  return source if isinstance(source, FeaturesSource) else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +74,8 @@ class FeaturesSource(Source):
 
   Attributes:
     card: what the table says of its features: checkpoint, digest, preprocessing.
+    feature: its name in the table.
+    sample: features of `sample_image`; None in a table of an earlier version.
   """
 
   def __init__(self, config: Features, split: str):
@@ -76,6 +108,8 @@ class FeaturesSource(Source):
     except (pa.ArrowException, OSError) as error:
       raise RunError(f'{path} is damaged, or no Parquet file: {error}') from None
     self.name = f'{path.name}/{split}'
+    self.feature = column
+    self.sample: list[float] | None = self.card.get('sample', {}).get(column)
     width = self.card['features'][column]
     self.fields = {'vector': Field('vector', tuple(f'{column}[{i}]' for i in range(width)))}
     for name, of in kept.items():
@@ -108,4 +142,5 @@ class FeaturesSource(Source):
 
   def summary(self) -> list[str]:
     """How many there are, and whose features they have."""
-    return [headline(self), self._said]
+    unknown = f'{self.name}: it does not say what could be checked of its model'
+    return [headline(self), self._said, *([unknown] if self.sample is None else [])]
