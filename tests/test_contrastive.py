@@ -1,16 +1,20 @@
 """Images and texts: rows, what does not fit, retrieval, classes by their names."""
 
 import dataclasses
+import itertools
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import vit_jax
 from tests import runs
+from tests.test_text import clip_files
 from vit_jax import config as config_lib
+from vit_jax.architecture.card import Card
 from vit_jax.core import schema
 from vit_jax.core.errors import RunError
 from vit_jax.data.fields import Field
@@ -18,10 +22,13 @@ from vit_jax.data.rows.texts import Caption, Captions, key
 from vit_jax.data.sources.embedded import Features
 from vit_jax.evaluate import evaluate
 from vit_jax.evaluators.retrieval import ranked
+from vit_jax.models.text import TextConfig
 from vit_jax.models.two_towers import TwoTowersConfig
+from vit_jax.models.vit import ViTConfig
 from vit_jax.nn import sharding, tree
 from vit_jax.tasks import naming
 from vit_jax.tasks.contrastive import Contrastive
+from vit_jax.text import TOKENIZERS
 from vit_jax.text.plain import Bytes, Words
 from vit_jax.train import train
 from vit_jax.training import config as training_config
@@ -174,14 +181,10 @@ def test_where_scale_and_bias_begin_and_end(loss):
 
 
 def vit_config():
-  from vit_jax.models.vit import ViTConfig
-
   return ViTConfig(**IMAGE)
 
 
 def text_config():
-  from vit_jax.models.text import TextConfig
-
   return TextConfig('clip:B', vocab_size=9, context_length=6, **TINY)
 
 
@@ -287,8 +290,6 @@ def make(image):
 def test_predictions_by_names(run, tmp_path, typed):
   """Of any classes; the probabilities are those of the model, and a picture shows them."""
   workdir, _ = run
-  from PIL import Image
-
   rng = np.random.default_rng(0)
   Image.fromarray(rng.integers(256, size=(24, 24, 3), dtype=np.uint8)).save(tmp_path / 'x.png')
   out = tmp_path / 'out'
@@ -312,6 +313,11 @@ def test_predictions_by_names(run, tmp_path, typed):
   status, _, error = typed('vit_jax.predict', workdir, tmp_path / 'x.png')
   assert status
   assert '--classes="a cat,a dog"' in error
+  status, _, error = typed(
+    'vit_jax.predict', workdir, tmp_path / 'x.png', '--classes=a,b', '--vocabulary=v.json'
+  )
+  assert status
+  assert '--vocabulary=v.json: words, by which this model reads texts, is in no file' in error
 
 
 # --- tokenizers that go with a model ---
@@ -369,6 +375,49 @@ def test_a_run_goes_on_with_the_vocabulary_it_began_with(tmp_path):
   assert copy.read_bytes() == other
 
 
+def test_a_vocabulary_goes_along(tmp_path, caplog, typed):
+  """With whatever is written of a model; what readers are not told of is said."""
+  (tmp_path / 'files').mkdir()
+  _, vocab, whole, _ = clip_files(tmp_path / 'files')
+  fields = {'image': {'kind': 'image', 'dtype': 'uint8'}, 'text': {'kind': 'text'}}
+  small = dict(width=16, depth=1, mlp_dim=32, num_heads=2)
+
+  def towers(name, **given):
+    tokenizer = TOKENIZERS[name](length=24, **given).named
+    model = TwoTowersConfig(
+      '', ViTConfig('clip:B/4', image_size=(8, 8), num_classes=6, mlp='quick_gelu', **small),
+      TextConfig('clip:B', vocab_size=tokenizer.size, context_length=24, num_classes=6,
+                 mlp='quick_gelu', **small), logit_bias=False,
+    ).create(jax_rngs())  # fmt: skip
+    task = {'name': 'contrastive', 'tokenizer': {'name': name, **dataclasses.asdict(tokenizer)}}
+    model.card = Card('vit_jax', (8, 8), (0.5,) * 3, (0.5,) * 3, task=task, fields=fields)
+    return model, tokenizer
+
+  with one_device():
+    for file, dialect in itertools.product((vocab, whole), ('vit_jax', 'transformers', 'openai')):
+      model, tokenizer = towers('clip', file=str(file))
+      place = tmp_path / f'{dialect}-{file.stem}'
+      vit_jax.save(model, place, dialect)
+      read, _ = vit_jax.tasks.of(vit_jax.load(place).card)
+      assert read.tokenizer.known == tokenizer.known
+      assert all(str(path).startswith(str(place)) for path in read.tokenizer.files)
+      assert (read.tokenizer.row('the cat') == tokenizer.row('the cat')).all()
+    caplog.clear()
+    vit_jax.save(towers('words', vocabulary=('a', 'cat'))[0], tmp_path / 'words', 'transformers')
+    assert 'the tokenizer words is dropped: transformers has no place for it' in caplog.text
+    model, _ = towers('clip', file=str(vocab))
+    vocab.unlink()
+    for dialect in ('vit_jax', 'transformers'):
+      caplog.clear()
+      vit_jax.save(model, tmp_path / f'without-{dialect}', dialect)
+      assert f'its vocabulary is not taken along: there is no file {vocab}' in caplog.text
+  Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / 'x.png')
+  bare = tmp_path / 'without-transformers'
+  status, _, error = typed('vit_jax.predict', bare, tmp_path / 'x.png', '--classes=a,b')
+  assert status
+  assert 'there is no vocabulary by the checkpoint: --vocabulary=FILE, for clip' in error
+
+
 def test_a_digest_in_a_configuration_is_that_of_its_file():
   with pytest.raises(RunError, match='this is another tokenizer than the one'):
     built(task__tokenizer__known='0' * 16)
@@ -417,8 +466,6 @@ def test_training_from_features_is_training_from_images(tmp_path, typed):
     both = [tree.flatten(vit_jax.load(tmp_path / name)) for name in ('images', 'features')]
   for name, leaf in both[0].items():
     np.testing.assert_allclose(both[1][name], leaf, atol=1e-5, err_msg=name)
-  from PIL import Image
-
   Image.fromarray(np.zeros((24, 24, 3), np.uint8)).save(tmp_path / 'x.png')
   status, said, _ = typed(
     'vit_jax.predict', tmp_path / 'features', tmp_path / 'x.png', '--classes=red circle,blue star'

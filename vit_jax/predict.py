@@ -25,6 +25,7 @@ from vit_jax.data.rows.columns import Columns
 from vit_jax.data.views import View
 from vit_jax.tasks.images import Images
 from vit_jax.tasks.task import Prediction, Seen
+from vit_jax.text.tokenizer import Filed
 
 # Arguments are checked before JAX is there.
 with epy.lazy_imports():
@@ -440,6 +441,13 @@ def _reading(model: Any, classes: str, templates: str, vocabulary: str) -> Any:
     raise RunError(
       f'--classes is for a model that reads texts, and this is a {model.config.kind} trained for '
       f'{tasks.described(task)["name"]}'
+    )
+  if vocabulary and not isinstance(task.tokenizer, Filed):
+    raise RunError(f'--vocabulary={vocabulary}: {task.tokenizer.kind}, by which this model reads '
+                   'texts, is in no file')  # fmt: skip
+  if not vocabulary and isinstance(task.tokenizer, Filed) and not task.tokenizer.file:
+    raise RunError(
+      f'there is no vocabulary by the checkpoint: --vocabulary=FILE, for {task.tokenizer.kind}'
     )
   if vocabulary:
     tokenizer = dataclasses.replace(task.tokenizer, file=vocabulary)

@@ -8,7 +8,7 @@ from typing import Any
 from vit_jax.architecture import TwoTowersArchitecture
 from vit_jax.architecture.card import Card
 from vit_jax.architecture.vit import stem_stride
-from vit_jax.convert import augreg
+from vit_jax.convert import augreg, reading
 from vit_jax.convert.layout import BLOCKS, Rule, Shapes, Table, To, rules
 from vit_jax.convert.source import Source
 from vit_jax.core.errors import RunError
@@ -17,6 +17,8 @@ from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.models.vit import ViTConfig
 
 PREFIXES = ('', 'params/', 'opt/target/', 'params/img/', 'opt/target/img/', 'img/')
+# Of two towers, by how many tokens there are.
+TOKENIZERS = {32_000: 'siglip', 256_000: 'siglip2'}
 # Optimizer state and counters that training checkpoints have besides the parameters.
 IGNORE = r'(opt|extra|states?|step|opt/state)(/.*)?'
 POSEMB = ('pos_embedding', 'Transformer/posembed_input/pos_embedding', 'Transformer/pos_embedding')
@@ -188,7 +190,10 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
     variant='', width=width, vocab_size=vocab, num_classes=source.shape(head, 2)[1],
     context_length=source.shape(f'{at}txt/pos_embedding', 3)[1], **sizes,
   )  # fmt: skip
-  return TwoTowersConfig('', image, text, logit_bias=f'{at}b' in source), card
+  biased = f'{at}b' in source
+  if kind := TOKENIZERS.get(vocab):
+    card = reading.trained(card, source, kind, length=text.context_length, sigmoid=biased)
+  return TwoTowersConfig('', image, text, logit_bias=biased), card
 
 
 def _sizes(source: Source, query: str, up: str, scan: bool, base: str) -> dict[str, Any]:

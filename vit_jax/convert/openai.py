@@ -124,7 +124,7 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
     no_bias='head', layerscale=1e-5 if f'{block}0.ls_1.gamma' in source else 0.0, **common,
   )  # fmt: skip
   biased = 'logit_bias' in source
-  card = reading.trained(card, source, 'clip', sigmoid=biased)
+  card = reading.trained(card, source, 'clip', length=text.context_length, sigmoid=biased)
   return TwoTowersConfig('', image, text, logit_bias=biased), card
 
 

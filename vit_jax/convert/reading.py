@@ -15,7 +15,7 @@ from vit_jax.text.folders import of_folder
 MERGES = 'bpe_simple_vocab_16e6.txt.gz'
 
 
-def trained(card: Card, source: Source, kind: str, *, sigmoid: bool) -> Card:
+def trained(card: Card, source: Source, kind: str, *, length: int, sigmoid: bool) -> Card:
   """A card of a model that was trained to tell which texts belong to an image.
 
   Its tokenizer is that of the folder; where there is none it is known but for its file, which is
@@ -25,14 +25,15 @@ def trained(card: Card, source: Source, kind: str, *, sigmoid: bool) -> Card:
     card: of the images.
     source: the checkpoint.
     kind: of its tokenizer, one of `TOKENIZERS`.
+    length: of its texts, in tokens.
     sigmoid: whether its loss was SigLIP's.
   """
   path = paths.at(source.where)
   folder = path if path.is_dir() else path.parent
   tokenizer = of_folder(folder)
   if tokenizer is None and kind == 'clip' and (folder / MERGES).is_file():
-    tokenizer = Clip(file=str(folder / MERGES)).named
-  tokenizer = tokenizer or TOKENIZERS[kind]()
+    tokenizer = Clip(file=str(folder / MERGES), length=length).named
+  tokenizer = tokenizer or TOKENIZERS[kind](length=length)
   name = next(name for name, each in TOKENIZERS.items() if each is type(tokenizer))
   task = {
     'name': 'contrastive', 'loss_of': 'sigmoid' if sigmoid else 'softmax', 'mean': card.mean,

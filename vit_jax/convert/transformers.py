@@ -367,7 +367,8 @@ def _towers(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
     # 2 is what old configurations say by mistake; the token is then the largest number.
     eot=-1 if kind != 'clip' or eot == 2 else eot, no_bias='head' if kind == 'clip' else '',
   )  # fmt: skip
-  card = reading.trained(card, source, kind, sigmoid=kind != 'clip')
+  length = text.context_length
+  card = reading.trained(card, source, kind, length=length, sigmoid=kind != 'clip')
   return TwoTowersConfig('', image, text, logit_bias=kind != 'clip'), card
 
 

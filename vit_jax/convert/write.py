@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -34,6 +35,7 @@ from vit_jax.convert import (
   notes,
   npz,
   openai,
+  reading,
   timm,
   timm_config,
   transformers,
@@ -46,6 +48,7 @@ from vit_jax.convert.source import Source
 from vit_jax.core import paths
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.nn import tree
+from vit_jax.text import folders, kept
 
 # Dialects of a file alone, whose header says what names and shapes do not.
 HEADERS = ('dinov2', 'dinov3', 'mae', 'dino', 'ibot')
@@ -108,6 +111,8 @@ def save(
       files.write_safetensors(place / name, arrays, {})
       for name, value in plan.beside.items():
         (place / name).write_text(json.dumps(value, indent=2) + '\n')
+      for file in plan.vocabulary:
+        (place / paths.at(file).name).write_bytes(paths.at(file).read_bytes())
   for text in plan.notes:
     notes.say(f'{path}: {text}')
   return None
@@ -123,6 +128,7 @@ class _Plan:
     beside: contents of the JSON files next to the weights, by name.
     facts: in the header of a safetensors file.
     notes: on what the files say otherwise than the model, or not at all.
+    vocabulary: files of the tokenizer, which go along.
   """
 
   config: Any
@@ -131,6 +137,7 @@ class _Plan:
   beside: dict[str, Any]
   facts: dict[str, str]
   notes: list[str]
+  vocabulary: Sequence[str] = ()
 
 
 def _able(config: Any, leaves: Leaves, card: Card, but: str) -> list[str]:
@@ -193,7 +200,28 @@ def _plan(model: Any, leaves: Leaves, card: Card, dialect: str) -> _Plan:
     made = npz.make_rules(config, shapes, npz.style_for(config, dialect))
   read, its_card = _read_back(config, made, beside, dialect)
   found += _differences(model, config, read, card, its_card, dialect, told=bool(beside))
-  return _Plan(config, leaves, made, beside, facts, found + _lost(card, its_card, dialect))
+  found += _lost(card, its_card, dialect)
+  vocabulary, said = _vocabulary(card, its_card, dialect) if two else ((), [])
+  return _Plan(config, leaves, made, beside, facts, found + said, vocabulary)
+
+
+def _vocabulary(card: Card, its_card: Card, dialect: str) -> tuple[Sequence[str], list[str]]:
+  """Files of the tokenizer that readers find beside a model, and what they are not told of it."""
+  ours, theirs = card.task.get('tokenizer'), its_card.task.get('tokenizer')
+  if not ours or not theirs:
+    return (), []
+  if ours['name'] != theirs['name']:
+    return (), [f'the tokenizer {ours["name"]} is dropped: {dialect} has no place for it, and '
+                f'readers assume {theirs["name"]}']  # fmt: skip
+  found = [] if ours['length'] == theirs['length'] else [
+    f'texts of {ours["length"]} tokens become {theirs["length"]}: {dialect} has no place for that'
+  ]  # fmt: skip
+  files = kept.files_of(card.task)
+  if lacking := [file for file in files if not paths.at(file).is_file()]:
+    return (), [*found, f'its vocabulary is not taken along: there is no file {lacking[0]}']
+  if other := [f for f in files if paths.at(f).name not in (*folders.FILES, reading.MERGES)]:
+    return (), [*found, f'its vocabulary is not taken along: no reader looks for {other[0]}']
+  return files, found
 
 
 def _not_pooled(model: Any) -> Any:
@@ -356,7 +384,12 @@ def _plain_card(config: Any) -> Card:
 
 
 def _save_run(path: paths.Path, model: Any, card: Card, overwrite: bool) -> None:
+  files = kept.files_of(card.task)
+  if lacking := [file for file in files if not paths.at(file).is_file()]:
+    notes.say(f'{path}: its vocabulary is not taken along: there is no file {lacking[0]}')
+    files = ()
   with paths.target(path, overwrite=overwrite, last=FACTS) as place:
+    kept.keep(files, place)
     checkpoints = Checkpoints(place / 'checkpoints')
     try:
       checkpoints.save(0, {'model': model}, about(model.config, card))

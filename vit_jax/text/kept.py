@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vit_jax.core import paths
+from vit_jax.core import paths, schema
 from vit_jax.core.errors import RunError
+from vit_jax.text import TOKENIZERS
 
 # In the directory of a run.
 FOLDER = 'vocabulary'
+
+
+def files_of(task: Mapping[str, Any]) -> tuple[str, ...]:
+  """Files of the tokenizer of a task, given as its name and fields."""
+  told = dict(task.get('tokenizer') or {})
+  if not told:
+    return ()
+  kind = schema.pick(TOKENIZERS, told.pop('name'), 'tokenizer')
+  return schema.build(kind, told, 'tokenizer').files
 
 
 def keep(files: Sequence[str], folder: paths.Path, *, anew: bool = False) -> None:
