@@ -12,6 +12,7 @@ from vit_jax.architecture.change import ChangeArchitecture
 from vit_jax.architecture.detr import DecoderArchitecture, DetrArchitecture
 from vit_jax.architecture.dino import DinoArchitecture
 from vit_jax.architecture.eomt import EomtArchitecture
+from vit_jax.architecture.language import LanguageArchitecture
 from vit_jax.architecture.masked import MaeArchitecture, MaskedArchitecture
 from vit_jax.architecture.segmenter import (
   MaskTransformerArchitecture,
@@ -37,7 +38,7 @@ MODELS = {
   'yolos': YolosArchitecture, 'change': ChangeArchitecture,
   'token_detector': TokenDetectorArchitecture,
   'mask_transformer': MaskTransformerArchitecture,
-  'upernet': UPerNetArchitecture,
+  'upernet': UPerNetArchitecture, 'language': LanguageArchitecture,
 }  # fmt: skip
 
 # Models that give one vector for each image.
@@ -56,6 +57,7 @@ __all__ = [
   'DinoArchitecture',
   'EncoderConfig',
   'EomtArchitecture',
+  'LanguageArchitecture',
   'MaeArchitecture',
   'MaskTransformerArchitecture',
   'MaskedArchitecture',

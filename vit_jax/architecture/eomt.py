@@ -55,7 +55,7 @@ class EomtArchitecture(OnImages):
     encoder, queries = self.encoder, self.queries
     width, tokens = encoder.width, math.prod(encoder.grid) + encoder.prefix
     products = 2 * width * (encoder.query_width + encoder.key_width)
-    products += (3 if encoder.mlp == 'swiglu' else 2) * width * encoder.mlp_dim
+    products += (3 if encoder.gated else 2) * width * encoder.mlp_dim
     pairs = (tokens + queries) ** 2 - tokens**2
     more = self.blocks * (queries * products + 2 * encoder.query_width * pairs)
     return (('queries', queries * width, more), *self.heads, *self._pixels)

@@ -248,12 +248,67 @@ def text_options(variant: str) -> dict[str, Any]:
   Raises:
     RunError: for an unknown family or size.
   """
+  return _options_of('text tower', variant, TEXT_FAMILIES, TEXT_BASE)
+
+
+# Decoder-only language models. Everything not said is as in `LANGUAGE_BASE`.
+LANGUAGE_BASE: dict[str, Any] = {
+  **ENCODER, 'norm': 'rmsnorm', 'mlp': 'swiglu', 'no_bias': 'query,key,value,out,mlp',
+  'vocab_size': 32_000, 'context_length': 2048, 'tied': False, 'scaled_embed': False,
+  'rope_base': 10_000.0, 'rope_scaling': (),
+}  # fmt: skip
+LANGUAGE_FAMILIES: dict[str, Family] = {
+  # Allal et al. 2025.
+  'smollm2': Family(
+    {'135M': (576, 30, 1536, 9), '360M': (960, 32, 2560, 15), '1.7B': (2048, 24, 8192, 32)},
+    dict(vocab_size=49_152, context_length=8192, tied=True, rope_base=100_000.0, eps=1e-5),
+    {'135M': dict(kv_heads=3), '360M': dict(kv_heads=5), '1.7B': dict(rope_base=130_000.0)},
+  ),
+  # Touvron et al. 2023.
+  'llama2': Family(
+    {'7B': (4096, 32, 11008, 32), '13B': (5120, 40, 13824, 40)},
+    dict(context_length=4096, eps=1e-5),
+  ),
+  # Grattafiori et al. 2024.
+  'llama3.1': Family(
+    {'8B': (4096, 32, 14336, 32)},
+    dict(vocab_size=128_256, context_length=131_072, kv_heads=8, rope_base=500_000.0, eps=1e-5,
+         rope_scaling=(8.0, 1.0, 4.0, 8192.0)),
+  ),
+  # Yang et al. 2024.
+  'qwen2': Family(
+    {'0.5B': (896, 24, 4864, 14), '1.5B': (1536, 28, 8960, 12), '7B': (3584, 28, 18944, 28)},
+    dict(vocab_size=151_936, context_length=32_768, tied=True, rope_base=1e6, no_bias='out,mlp',
+         kv_heads=2),
+    {'7B': dict(vocab_size=152_064, tied=False, kv_heads=4)},
+  ),
+  # Gemma Team 2024.
+  'gemma': Family(
+    {'2B': (2048, 18, 16384, 8), '7B': (3072, 28, 24576, 16)},
+    dict(vocab_size=256_000, context_length=8192, tied=True, scaled_embed=True, head_dim=256,
+         norm='rmsnorm1p', mlp='geglu_tanh'),
+    {'2B': dict(kv_heads=1)},
+  ),
+}  # fmt: skip
+
+
+def language_options(variant: str) -> dict[str, Any]:
+  """Every field of `LanguageConfig` that a variant ('smollm2:135M') decides.
+
+  Raises:
+    RunError: for an unknown family or size.
+  """
+  return _options_of('language model', variant, LANGUAGE_FAMILIES, LANGUAGE_BASE)
+
+
+def _options_of(
+  what: str, variant: str, families: dict[str, Family], base: dict[str, Any]
+) -> dict[str, Any]:
   if not variant:
-    return dict(TEXT_BASE)
+    return dict(base)
   name, _, size = variant.partition(':')
-  if name not in TEXT_FAMILIES:
-    raise RunError(f'unknown family of text towers {name!r}: {suggest(name, TEXT_FAMILIES)}')
-  family = TEXT_FAMILIES[name]
-  if size not in family.sizes:
-    raise RunError(f'unknown text tower {variant!r}: {suggest(size, family.sizes)}')
-  return {**TEXT_BASE, **family.fields(size)}
+  if name not in families:
+    raise RunError(f'unknown family of {what}s {name!r}: {suggest(name, families)}')
+  if size not in families[name].sizes:
+    raise RunError(f'unknown {what} {variant!r}: {suggest(size, families[name].sizes)}')
+  return {**base, **families[name].fields(size)}

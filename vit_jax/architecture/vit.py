@@ -20,14 +20,16 @@ PRODUCTS = NAMES[:-1]
 REMAT = ('none', 'dots', 'names', 'full')
 BIASES = ('query', 'key', 'value', 'out', 'mlp', 'norm', 'embed', 'head')
 OPTIONS = {
-  'norm': ('layernorm', 'rmsnorm'),
+  'norm': ('layernorm', 'rmsnorm', 'rmsnorm1p'),
   'norm_place': ('pre', 'post'),
-  'mlp': ('gelu', 'gelu_tanh', 'quick_gelu', 'relu', 'swiglu'),
+  'mlp': ('gelu', 'gelu_tanh', 'quick_gelu', 'relu', 'swiglu', 'geglu_tanh'),
   'relative_bias': ('none', 'layer', 'shared'),
   'rope_pairs': ('halves', 'neighbours'),
   'drop_path_mode': ('linear', 'constant', 'subset'),
   'dtype': ('float32', 'bfloat16'),
 }
+# Of activations, those that gate a second projection.
+GATED = ('swiglu', 'geglu_tanh')
 UNSET: Any = None
 # Of features, in the group normalisation of the ResNet in front.
 STEM_GROUPS = 32
@@ -66,9 +68,10 @@ class EncoderConfig:
     kv_heads: heads of keys and values, each of which serves equally many of queries (grouped-query
       attention, Ainslie et al. 2023); 0 for one for each.
     head_dim: features of a head; 0 for width / num_heads.
-    mlp: activation, 'gelu' (exact), 'gelu_tanh', 'quick_gelu', 'relu' or 'swiglu' (gated).
+    mlp: activation, 'gelu' (exact), 'gelu_tanh', 'quick_gelu' or 'relu'; or a gate, 'swiglu' or
+      'geglu_tanh' (Shazeer 2020).
     mlp_norm: a norm on the hidden layer of the MLP (EVA-02).
-    norm: 'layernorm' or 'rmsnorm'.
+    norm: 'layernorm', 'rmsnorm', or 'rmsnorm1p', whose factors are 1 + what is learned (Gemma).
     eps: epsilon of all norms.
     norm_place: 'pre' norms what enters attention and MLP, and once after the last block; 'post'
       norms the sum with the residual instead (Vaswani et al. 2017).
@@ -183,6 +186,11 @@ class EncoderConfig:
       raise RunError('model.dropout is of all examples: use drop_path_mode=linear or constant')
     if self.parallel and self.norm_place == 'post':
       raise RunError('parallel blocks have one norm, before both branches: use norm_place=pre')
+
+  @property
+  def gated(self) -> bool:
+    """Whether MLPs have a second projection, which gates the first."""
+    return self.mlp in GATED
 
   @property
   def head_width(self) -> int:

@@ -374,9 +374,9 @@ def signature(config: Any) -> dict[str, Any]:
   found = {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE}
   found['eps'] = max(config.eps, 1e-6)  # smaller ones cannot be told from rounding
   without = set(config.without)
-  if not config.num_classes:
+  if not getattr(config, 'num_classes', 0):
     without.discard('head')
-  if config.norm == 'rmsnorm':
+  if config.norm != 'layernorm':
     without.discard('norm')
   found['no_bias'] = ','.join(sorted(without))
   if isinstance(config, ViTArchitecture):

@@ -18,9 +18,11 @@ from flax import nnx
 from vit_jax import models
 from vit_jax.architecture import (
   MODELS,
+  SINGLE,
   Backbone,
   DecoderArchitecture,
   DinoArchitecture,
+  LanguageArchitecture,
   MaskedArchitecture,
   TextArchitecture,
   ViTArchitecture,
@@ -479,7 +481,8 @@ def _say_what_is_guessed(opened: Opened, source: Source) -> None:
       'instead, for images of other sizes, too; posemb=learned reads them as a table'
     )
   given = source.config.get('pretrained_cfg') or source.config
-  if not (source.preprocessor or source.config.get('preprocess_cfg') or given.get('mean')):
+  sees = any(isinstance(tower, SINGLE) for tower in encoders(config).values())
+  if sees and not (source.preprocessor or source.config.get('preprocess_cfg') or given.get('mean')):
     height, width = card.size
     notes.say(
       f'{opened.where}: no file next to the weights says how images are prepared; assuming '
@@ -504,7 +507,7 @@ def _checked(changes: Mapping[str, Any], tower: str = '') -> dict[str, Any]:
   kinds: dict[str, Any] = {
     field.name: kind
     for kind in (*(kind for kind in MODELS.values() if issubclass(kind, Backbone)),
-                 DecoderArchitecture, ViTArchitecture, TextArchitecture)
+                 DecoderArchitecture, LanguageArchitecture, ViTArchitecture, TextArchitecture)
     for field in dataclasses.fields(kind)
   }  # fmt: skip
   for name, value in changes.items():

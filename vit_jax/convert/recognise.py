@@ -16,6 +16,7 @@ from vit_jax.convert import (
   detr,
   dino,
   eomt,
+  language,
   npz,
   openai,
   parts,
@@ -32,6 +33,7 @@ from vit_jax.core import schema
 from vit_jax.core.errors import RunError, suggest
 
 READERS: dict[str, Any] = {
+  'language': language,
   'detr': detr, 'eomt': eomt, 'npz': npz, 'openai': openai, 'upernet': upernet,
   'segmenter': segmenter, 'yolos': yolos,
   'transformers': transformers, 'timm': timm,

@@ -17,6 +17,7 @@ from vit_jax.architecture import (
   Backbone,
   Composition,
   DinoArchitecture,
+  LanguageArchitecture,
   MaskedArchitecture,
   TwoTowersArchitecture,
   YolosArchitecture,
@@ -30,6 +31,7 @@ from vit_jax.convert import (
   dino,
   files,
   forms,
+  language,
   layout,
   masked,
   notes,
@@ -160,6 +162,8 @@ def _plan(model: Any, leaves: Leaves, card: Card, dialect: str) -> _Plan:
   two = isinstance(model, TwoTowersArchitecture)
   if isinstance(model, Backbone):
     return _plan_backbone(model, leaves, card, dialect)
+  if isinstance(model, LanguageArchitecture):
+    return _plan_language(model, leaves, dialect)
   if isinstance(model, MaskedArchitecture | DinoArchitecture | YolosArchitecture):
     model = _not_pooled(model)
   if two and dialect in ('timm', *HEADERS):
@@ -256,6 +260,21 @@ def _plan_backbone(config: Backbone, leaves: Leaves, card: Card, dialect: str) -
   return _Plan(config, leaves, made, beside, {}, found + _lost(card, its_card, dialect))
 
 
+def _plan_language(config: LanguageArchitecture, leaves: Leaves, dialect: str) -> _Plan:
+  """As `_plan`, of a language model."""
+  if not dialect.startswith('transformers'):
+    raise RunError(f'{dialect} has no language models')
+  style = dict(kind=language.kind_of(config), prefix='model.', head='lm_head')
+  shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
+  made = language.make_rules(config, shapes, style)
+  beside = {'config.json': language.sidecar(config)}
+  _read_back(config, made, beside, dialect)
+  found = []
+  if config.dtype != 'float32':
+    found.append(f'dtype={config.dtype!r} of activations is dropped: readers choose their own')
+  return _Plan(config, leaves, made, beside, {}, found)
+
+
 def _read_back(
   config: Any, made: list[layout.Rule], beside: dict[str, Any], dialect: str
 ) -> tuple[Any, Card]:
@@ -286,17 +305,18 @@ def _read_back(
         raise RunError(
           f'{dialect} cannot express {name}={value!r}: it would be read as {b.get(name)!r}'
         )
-  return back, card_for_channels(card, _seeing(back).in_channels)
+  seeing = _seeing(back)
+  return back, card_for_channels(card, seeing.in_channels) if seeing else card
 
 
 def _seeing(config: Any) -> Any:
-  """The tower of a model that sees images."""
-  return next(tower for tower in encoders(config).values() if isinstance(tower, SINGLE))
+  """The tower of a model that sees images, or None."""
+  return next((tower for tower in encoders(config).values() if isinstance(tower, SINGLE)), None)
 
 
 def _told(config: Any, dialect: str) -> dict[str, Any]:
   """What a reader is told of a tower by the header of a file, or by people."""
-  known = {'image_size': config.image_size}
+  known = {'image_size': config.image_size} if hasattr(config, 'image_size') else {}
   return {**known, 'num_heads': config.num_heads} if dialect in HEADERS else known
 
 
@@ -378,7 +398,9 @@ def _lost(card: Card, its_card: Card, dialect: str) -> list[str]:
 
 
 def _plain_card(config: Any) -> Card:
-  image = next(t for t in encoders(config).values() if isinstance(t, SINGLE))
+  image = _seeing(config)
+  if image is None:
+    return Card('vit_jax', (1, 1))
   channels = image.in_channels
   return Card('vit_jax', image.image_size, (0.5,) * channels, (0.5,) * channels)
 

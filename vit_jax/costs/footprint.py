@@ -146,7 +146,7 @@ def _block(config: EncoderConfig, run: Sequence) -> Iterator[float]:
   yield run.share * size * 2 * (run.queries * heads + run.keys * key_heads)
   yield run.share * FLOAT * run.queries * config.num_heads * 2
   yield size * (rows[0] * heads + n * width)  # what goes through output projections, into the MLP
-  yield size * n * hidden * (4 if config.mlp == 'swiglu' else 2)
+  yield size * n * hidden * (4 if config.gated else 2)
   if config.mlp_norm:
     yield _norm(config, n, hidden)
   if config.qk_norm:
@@ -182,7 +182,7 @@ def _around(config: ViTArchitecture, tokens: int) -> Iterator[float]:
   norms = config.embed_norm + (config.norm_place == 'pre' and not config.pool_norm)
   yield norms * _norm(config, tokens, width)
   if config.pool == 'map':
-    patches, gated = tokens - config.prefix, 4 if config.mlp == 'swiglu' else 2
+    patches, gated = tokens - config.prefix, 4 if config.gated else 2
     heads = config.query_width
     yield size * (2 * (patches + 1) * width + (2 * patches + 3) * heads)
     yield FLOAT * 2 * config.num_heads

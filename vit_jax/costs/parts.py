@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from vit_jax.architecture import pyramid
 from vit_jax.architecture.backbones import Backbone
 from vit_jax.architecture.detr import DecoderArchitecture, perceptron
+from vit_jax.architecture.language import LanguageArchitecture
 from vit_jax.architecture.pattern import parse
 from vit_jax.architecture.towers import Composition, TextArchitecture, encoders
 from vit_jax.architecture.vit import EncoderConfig, ViTArchitecture, kept_names
@@ -89,6 +90,8 @@ def parts(config: Any, *, training: bool = False, examples: int = 0) -> list[Par
     return [*found, *(Part(name, params, macs) for name, params, macs in config.rest)]
   if isinstance(config, TextArchitecture):
     return _text(config, training, examples)
+  if isinstance(config, LanguageArchitecture):
+    return _language(config, training, examples)
   if isinstance(config, DecoderArchitecture):
     return _decoder(config, training, examples)
   if isinstance(config, Backbone):
@@ -113,7 +116,7 @@ def sequence(config: Any, *, training: bool = False, examples: int = 0) -> Seque
   if training and config.drop_path_mode == 'subset' and config.drop_path:
     share = 1 - config.drop_path
     share = max(1, round(examples * share)) / examples if examples else share
-  if isinstance(config, TextArchitecture):
+  if isinstance(config, TextArchitecture | LanguageArchitecture):
     return blocks_on(config, (config.context_length,), share=share)
   if isinstance(config, DecoderArchitecture):
     return blocks_on(config, (config.queries,), share=share, memory=config.memory)
@@ -239,6 +242,17 @@ def _text(config: TextArchitecture, training: bool, examples: int) -> list[Part]
   ]
 
 
+def _language(config: LanguageArchitecture, training: bool, examples: int) -> list[Part]:
+  words = config.vocab_size * config.width
+  run = sequence(config, training=training, examples=examples)
+  macs = run.tokens * words
+  return [
+    Part('words', words),
+    *blocks(config, run),
+    Part('head', words * (not config.tied), macs, 2 * macs),
+  ]
+
+
 def _decoder(config: DecoderArchitecture, training: bool, examples: int) -> list[Part]:
   width = config.width
   contents = width * (config.anchors != 'tokens')
@@ -299,7 +313,7 @@ def blocks(
   # Fused attention keeps no weights: the backward pass begins with the scores.
   yield part('attention', tables * run.table * config.num_heads, 2 * products, products)
   up, bias = width * config.mlp_dim, 'mlp' not in without
-  names = ('up', 'gate', 'down') if config.mlp == 'swiglu' else ('up', 'down')
+  names = ('up', 'gate', 'down') if config.gated else ('up', 'down')
   mlp = [
     part(name, depth * (up + bias * (width if name == 'down' else config.mlp_dim)), run.tokens * up)
     for name in names
@@ -337,8 +351,8 @@ def _pool(config: ViTArchitecture, patches: int) -> Part:
   """Attention pooling: one query; keys and values of every patch, everything else once."""
   width, bias = config.width, 'mlp' not in config.without
   heads = config.query_width
-  up = config.mlp_dim * width * (3 if config.mlp == 'swiglu' else 2)
-  biases = bias * (width + config.mlp_dim * (2 if config.mlp == 'swiglu' else 1))
+  up = config.mlp_dim * width * (3 if config.gated else 2)
+  biases = bias * (width + config.mlp_dim * (2 if config.gated else 1))
   projections = 4 * width * heads + 3 * heads + width
   params = width + projections + up + biases + _per_norm(config) * width
   products = patches * heads
@@ -370,7 +384,7 @@ def needed(config: EncoderConfig) -> set[str]:
 
   A sum needs no summands for its gradient, but a norm of the sum and a factor of LayerScale do.
   """
-  names = {'norm', 'qkv', 'context', 'hidden'} | ({'gate'} if config.mlp == 'swiglu' else set())
+  names = {'norm', 'qkv', 'context', 'hidden'} | ({'gate'} if config.gated else set())
   if config.layerscale or not config.parallel:
     names.add('attn')
   if config.layerscale or config.norm_place == 'post':

@@ -130,7 +130,7 @@ def _partly(model: Any, trained: Collection[str], examples: int) -> int:
           total += part.macs * (1 + 2 * through)
         else:
           matrices = sum(name.endswith('kernel') for name in learns[part.name])
-          count = (3 if config.mlp == 'swiglu' else 2) if part.name == 'mlp' else 1
+          count = (3 if config.gated else 2) if part.name == 'mlp' else 1
           total += part.macs * (1 + through + min(1, matrices / count))
       behind = behind or any(learns.values())
       first = first and not any(part.macs for part in here)

@@ -14,6 +14,7 @@ from vit_jax.architecture import (
   DetrArchitecture,
   DinoArchitecture,
   EomtArchitecture,
+  LanguageArchitecture,
   MaeArchitecture,
   MaskedArchitecture,
   MaskTransformerArchitecture,
@@ -50,6 +51,7 @@ MODULES: dict[type, str] = {
   TokenDetectorArchitecture: 'vit_jax.models.token_detector:TokenDetector',
   MaskTransformerArchitecture: 'vit_jax.models.segmenter:MaskTransformer',
   UPerNetArchitecture: 'vit_jax.models.upernet:UPerNet',
+  LanguageArchitecture: 'vit_jax.models.language:Language',
 }
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from vit_jax.architecture.vit import GATED
 from vit_jax.nn.positions import resize_weights
 from vit_jax.nn.remat import keep
 from vit_jax.nn.sharding import device, einsum, gather, param, per_shard, shards, spec
@@ -62,7 +63,8 @@ class Norm(nnx.Module):
 
   Args:
     width: of the last axis, over which it works; statistics are float32.
-    kind: 'layernorm', or 'rmsnorm' (no mean, no bias).
+    kind: 'layernorm', or 'rmsnorm' (no mean, no bias), or 'rmsnorm1p', whose factors are 1 + what
+      is learned, and so decay to 1 (Gemma).
     eps: added to the variance.
     bias: whether layer normalisation adds one.
     axis: logical name of that axis, if it is sharded.
@@ -72,7 +74,7 @@ class Norm(nnx.Module):
     self, width: int, rngs: nnx.Rngs, *, kind: str = 'layernorm', eps: float = 1e-6,
     bias: bool = True, axis: str | None = None,
   ):  # fmt: skip
-    self.scale = param(ones, rngs, (width,), (axis,))
+    self.scale = param(zeros if kind == 'rmsnorm1p' else ones, rngs, (width,), (axis,))
     if bias and kind == 'layernorm':
       self.bias = param(zeros, rngs, (width,), (axis,))
     self.kind, self.eps = kind, eps
@@ -92,7 +94,8 @@ class Norm(nnx.Module):
       mean = _kept(mean)
       y = y - mean
     variance = _kept(variance)
-    y = y * jax.lax.rsqrt(variance + self.eps) * self.scale[...]
+    scale = 1 + self.scale[...] if self.kind == 'rmsnorm1p' else self.scale[...]
+    y = y * jax.lax.rsqrt(variance + self.eps) * scale
     if hasattr(self, 'bias'):
       y = y + self.bias[...]
     return y.astype(x.dtype)
@@ -242,13 +245,14 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 
 
 # By the names in `architecture.OPTIONS`. GELU: Hendrycks & Gimpel 2016, exact and with tanh.
-# SwiGLU: Shazeer 2020.
+# SwiGLU and GeGLU: Shazeer 2020.
 ACTIVATIONS = {
   'gelu': functools.partial(jax.nn.gelu, approximate=False),
   'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),
   'quick_gelu': quick_gelu,
   'relu': jax.nn.relu,
   'swiglu': jax.nn.silu,
+  'geglu_tanh': functools.partial(jax.nn.gelu, approximate=True),
 }
 
 
@@ -257,7 +261,7 @@ class Mlp(nnx.Module):
 
   Args:
     width, mlp_dim: features outside and inside.
-    kind: of activation; with 'swiglu' it gates a second projection.
+    kind: of activation; one of `architecture.vit.GATED` gates a second projection.
     norm: makes a norm of that width for the hidden layer (NormFormer, EVA-02), or None.
     bias: of the projections.
   """
@@ -267,7 +271,7 @@ class Mlp(nnx.Module):
     bias: bool = True,
   ):  # fmt: skip
     self.up = Dense(rngs, (width, mlp_dim), ('embed', 'mlp'), bias=bias)
-    if kind == 'swiglu':
+    if kind in GATED:
       self.gate = Dense(rngs, (width, mlp_dim), ('embed', 'mlp'), bias=bias)
     if norm:
       self.norm = norm(mlp_dim, rngs, axis='mlp')
@@ -281,7 +285,7 @@ class Mlp(nnx.Module):
     # Derivatives of activations would keep several arrays as large as their argument.
     rows, activation = flatten(x), jax.checkpoint(ACTIVATIONS[self.kind], prevent_cse=False)
     y = keep(self.up.rows(rows), 'hidden')
-    if self.kind == 'swiglu':
+    if hasattr(self, 'gate'):
       y = activation(keep(self.gate.rows(rows), 'gate')) * y
     else:
       y = activation(y)

@@ -223,6 +223,32 @@ def rope(
   return xp.pad(angles, [(0, 0)] * (angles.ndim - 1) + [(0, more)]) if more else angles
 
 
+def rotary(
+  places: Array, head_dim: int, base: float, scaling: tuple[float, ...] = (), xp: ModuleType = np
+) -> Array:
+  """Angles of rotary positions in a sequence (Su et al. 2021, section 3.2.2).
+
+  Args:
+    places: of tokens, int (...).
+    head_dim: width of a head, an even number.
+    base: wavelengths grow geometrically from 1 to almost this factor.
+    scaling: see `architecture.language.LanguageArchitecture.rope_scaling`.
+    xp: numpy or jax.numpy.
+
+  Returns:
+    float32 (..., head_dim / 2).
+  """
+  bands = np.float32(base) ** -(np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
+  if len(scaling) == 1:
+    bands = bands / np.float32(scaling[0])
+  elif scaling:
+    factor, low, high, length = scaling
+    turns = length * bands / (2 * np.pi)
+    share = np.clip((turns - low) / (high - low), 0, 1)  # of a band as it is
+    bands = bands * share + bands / factor * (1 - share)
+  return xp.asarray(places, xp.float32)[..., None] * bands.astype(np.float32)
+
+
 def relative_rows(grid: tuple[int, ...], *, prefix: bool) -> int:
   """Rows of a table of relative positions: one for each distance, three for a prefix."""
   return math.prod(2 * side - 1 for side in grid) + 3 * prefix
