@@ -9,6 +9,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+import vit_jax
 from vit_jax.convert import files, gguf, gguf_file
 from vit_jax.core.errors import RunError
 from vit_jax.text import jsons
@@ -229,6 +230,11 @@ def test_arrays_have_the_names_of_transformers(write, kind, biases, head):
   for name, array in arrays.items():
     if kind == 'qwen2' or not re.search('attn_[qk]', name):
       np.testing.assert_array_equal(found[NAMES[name]], array)
+  model = vit_jax.load(path)
+  embed = 'model.embed_tokens.weight'
+  np.testing.assert_array_equal(model.embed[...], found[embed])
+  assert (model.config.tied, model.config.rope_base) == (not head, 1e5)
+  assert np.isfinite(model(np.arange(5)[None])).all()
   [(part, read)] = files.parts(path).items()
   assert (part, {*read}) == ('', {*found})
   for name, stub in read.items():

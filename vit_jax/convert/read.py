@@ -31,7 +31,7 @@ from vit_jax.architecture import (
 from vit_jax.architecture.card import Card
 from vit_jax.architecture.vit import INTERPOLATIONS
 from vit_jax.checkpoints.store import Checkpoints
-from vit_jax.convert import adapt, delta, files, hub, notes, parts
+from vit_jax.convert import adapt, delta, files, gguf, hub, notes, parts
 from vit_jax.convert import changes as changes_lib
 from vit_jax.convert.dialects import SIDECARS
 from vit_jax.convert.opened import Opened, Unread, Wanted
@@ -261,6 +261,8 @@ def _open_file(
     config = paths.read_object(beside[0]) if beside else {}
     if (folder / 'preprocessor_config.json').exists():
       preprocessor = paths.read_object(folder / 'preprocessor_config.json')
+  if file.suffix == '.gguf':
+    config = gguf.opened(file)[1]
   said = files.facts(file) if file.suffix == '.safetensors' else {}
   if facts := {name: int(said[name]) for name in FACTS if said.get(name, '').isdecimal()}:
     config.setdefault('model_args', facts)
