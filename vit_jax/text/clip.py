@@ -78,7 +78,7 @@ class BytePairs:
     self.digest = digest_of(repr((list(merges), others, self.start, self.end)).encode())
     self._remembered = functools.lru_cache(1 << 16)(self._word)
 
-  def ids(self, text: str, most: int) -> list[int]:
+  def ids(self, text: str, most: int, *, begins: bool = True) -> list[int]:
     """See `Vocabulary`: words do not know of each other, so what follows is not looked at."""
     found: list[int] = []
     for match in _split()(text):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
@@ -30,6 +31,31 @@ def tokenizers() -> Any:
   return tokenizers
 
 
+def _opened(data: bytes) -> tuple[Any, Any]:
+  """The package's own, of the bytes of a file, and the padding that this says."""
+  model = tokenizers().Tokenizer.from_buffer(data)
+  padding = model.padding
+  model.no_padding()
+  model.no_truncation()
+  # A text that spells a special token does not become one.
+  model.encode_special_tokens = True
+  return model, padding
+
+
+def _unspaced(part: Any) -> Any:
+  """A normalizer or pre_tokenizer of a file that puts no space before texts; None for nothing."""
+  if not isinstance(part, dict):
+    return part
+  for name in ('normalizers', 'pretokenizers'):
+    if isinstance(several := part.get(name), list):
+      return {**part, name: [kept for each in several if (kept := _unspaced(each)) is not None]}
+  if part.get('type') == 'Prepend':
+    return None
+  if part.get('type') == 'Metaspace':
+    return {**{k: v for k, v in part.items() if k != 'add_prefix_space'}, 'prepend_scheme': 'never'}
+  return {**part, 'add_prefix_space': False} if part.get('add_prefix_space') else part
+
+
 class Tokens:
   """See `Vocabulary`.
 
@@ -40,12 +66,7 @@ class Tokens:
 
   def __init__(self, data: bytes):
     """Of the bytes of a file; raises what the package does."""
-    self._model: Any = tokenizers().Tokenizer.from_buffer(data)
-    padding = self._model.padding
-    self._model.no_padding()
-    self._model.no_truncation()
-    # A text that spells a special token does not become one.
-    self._model.encode_special_tokens = True
+    self._data, (self._model, padding) = data, _opened(data)
     numbers = self._model.get_vocab(with_added_tokens=True)
     self.size, self.digest = max(numbers.values(), default=-1) + 1, digest_of(data)
     named = [numbers[name] for name in _PADS if name in numbers]
@@ -64,9 +85,19 @@ class Tokens:
             return tuple(framed[:at]), tuple(framed[at + len(inside) :])
     raise ValueError('no text can be written with its pieces')
 
-  def ids(self, text: str, most: int) -> list[int]:
+  def ids(self, text: str, most: int, *, begins: bool = True) -> list[int]:
     """See `Vocabulary`."""
-    return self._model.encode(text, add_special_tokens=False).ids
+    model = self._model if begins else self._inner
+    return model.encode(text, add_special_tokens=False).ids
+
+  @functools.cached_property
+  def _inner(self) -> Any:
+    """The model, without a space that it puts before texts."""
+    data = json.loads(self._data)
+    parts = {name: _unspaced(data.get(name)) for name in ('normalizer', 'pre_tokenizer')}
+    if all(parts[name] == data.get(name) for name in parts):
+      return self._model
+    return _opened(json.dumps({**data, **parts}).encode())[0]
 
   def words(self, ids: Sequence[int]) -> str:
     """See `Vocabulary`."""

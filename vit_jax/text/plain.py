@@ -19,7 +19,7 @@ class _Bytes:
 
   size, digest = 258, 'utf-8'
 
-  def ids(self, text: str, most: int) -> list[int]:
+  def ids(self, text: str, most: int, *, begins: bool = True) -> list[int]:
     """See `Vocabulary`: 1 for the byte 0, and so on."""
     return [byte + 1 for byte in text[:most].encode()]
 
@@ -94,7 +94,7 @@ class _Words:
     self._numbers: Mapping[str, int] = {word: number for number, word in enumerate(words, 2)}
     self.size, self.digest = len(self._words), digest_of('\n'.join(words).encode())
 
-  def ids(self, text: str, most: int) -> list[int]:
+  def ids(self, text: str, most: int, *, begins: bool = True) -> list[int]:
     """See `Vocabulary`."""
     return [self._numbers.get(word, 1) for word in text.split(' ', most)[:most] if word]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -13,6 +14,18 @@ from vit_jax.text.tokenizer import Filed, Frame, digest_of, once, without
 WHAT = 'it is a model of SentencePiece, such as spiece.model or tokenizer.model'
 # Fields of a model (sentencepiece_model.proto): pieces, how it was trained, how texts are written.
 _NEEDED = {1, 2, 3}
+# How texts are written, field 3: neither with another space in front (field 3 of that) nor without
+# those of their own (field 4).
+_AS_IT_IS = bytes([3 << 3 | 2, 4, 3 << 3, 0, 4 << 3, 0])
+
+
+def _processor(data: bytes) -> Any:
+  """The package's own; raises RunError without it."""
+  try:
+    import sentencepiece
+  except ImportError:
+    raise without('sentencepiece') from None
+  return sentencepiece.SentencePieceProcessor(model_proto=data)
 
 
 class Pieces:
@@ -24,18 +37,20 @@ class Pieces:
 
   def __init__(self, data: bytes):
     """Of the bytes of a model; raises what the package does."""
-    try:
-      import sentencepiece
-    except ImportError:
-      raise without('sentencepiece') from None
-    self._model: Any = sentencepiece.SentencePieceProcessor(model_proto=data)
+    self._data, self._model = data, _processor(data)
     self.size, self.digest = self._model.get_piece_size(), digest_of(data)
     self.start, self.end = self._model.bos_id(), self._model.eos_id()
     self.pad = self._model.pad_id()
 
-  def ids(self, text: str, most: int) -> list[int]:
+  def ids(self, text: str, most: int, *, begins: bool = True) -> list[int]:
     """See `Vocabulary`."""
-    return self._model.encode(text)
+    return (self._model if begins else self._inner).encode(text)
+
+  @functools.cached_property
+  def _inner(self) -> Any:
+    """The model, without a space that it puts before texts."""
+    # Of a field that is there twice, what the second one says counts.
+    return _processor(self._data + _AS_IT_IS)
 
   def words(self, ids: Sequence[int]) -> str:
     """See `Vocabulary`."""

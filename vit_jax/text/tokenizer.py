@@ -42,8 +42,14 @@ class Vocabulary(Protocol):
   size: int
   digest: str
 
-  def ids(self, text: str, most: int) -> list[int]:
-    """Numbers of the pieces of a text; of more than `most` perhaps only the first `most`."""
+  def ids(self, text: str, most: int, *, begins: bool = True) -> list[int]:
+    """Numbers of the pieces of a text; of more than `most` perhaps only the first `most`.
+
+    Args:
+      text: in its form.
+      most: how many are wanted.
+      begins: whether nothing is before it. Else it has no space in front that is not its own.
+    """
     ...
 
   def words(self, ids: Sequence[int]) -> str:
@@ -126,9 +132,15 @@ class Tokenizer(abc.ABC):
     """
     return forms.whole(text)
 
-  def ids(self, text: str) -> list[int]:
-    """Numbers of the pieces of a text alone, however many; raises RunError as `opened` does."""
-    return self._checked()[0].ids(self.form(text), sys.maxsize)
+  def ids(self, text: str, *, begins: bool = True) -> list[int]:
+    """Numbers of the pieces of a text alone, however many; raises RunError as `opened` does.
+
+    Args:
+      text: whatever.
+      begins: whether nothing is before it. Else it goes on behind other pieces, without the space
+        that some vocabularies put before texts.
+    """
+    return self._checked()[0].ids(self.form(text), sys.maxsize, begins=begins)
 
   def row(self, text: str) -> np.ndarray:
     """int32 (length,): a text in its frame. One that is too long is cut, and ended all the same.
