@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from vit_jax.data.fields import Field
 from vit_jax.data.rows.texts import Caption, Captions, key
 from vit_jax.data.sources.embedded import Features
 from vit_jax.evaluate import evaluate
-from vit_jax.evaluators.retrieval import ranked
+from vit_jax.evaluators.retrieval import Looked, Retrieval, ranked
 from vit_jax.models.text import TextConfig
 from vit_jax.models.two_towers import TwoTowersConfig
 from vit_jax.models.vit import ViTConfig
@@ -29,7 +30,7 @@ from vit_jax.nn import sharding, tree
 from vit_jax.tasks import naming
 from vit_jax.tasks.contrastive import Contrastive
 from vit_jax.text import TOKENIZERS
-from vit_jax.text.plain import Bytes, Words
+from vit_jax.text.plain import Blank, Bytes, Words
 from vit_jax.train import train
 from vit_jax.training import config as training_config
 from vit_jax.training import lanes
@@ -104,6 +105,23 @@ def test_captions_of_evaluations():
   assert not row['other'][1:].any()
 
 
+def test_examples_without_a_text():
+  rng = np.random.default_rng(0)
+  with pytest.raises(ValueError, match='has no text'):
+    Caption(WORDS).make({'text': ()}, rng)
+  drawn = [Caption(WORDS).make({'text': ('', 'a disc')}, rng)['tokens'].tolist() for _ in range(9)]
+  assert drawn == [WORDS.row('a disc').tolist()] * 9
+  assert Caption(WORDS).make({'text': ''}, rng)['tokens'].tolist() == WORDS.row('').tolist()
+  bare = Looked(np.ones(1, np.float32), np.zeros((0, 1), np.float32), (), float('nan'))
+  found = types.SimpleNamespace(records=[bare], source=types.SimpleNamespace(name='photos'))
+  with pytest.raises(RunError, match='photos: no example has a text'):
+    Retrieval().finish({'test': found})
+  row = {'image': bare.image, 'text': np.ones((2, 1), np.float32), 'known': np.zeros(2),
+         'wrong': np.ones((1, 1), np.float32), 'wrong_known': np.ones(1)}  # fmt: skip
+  seen = types.SimpleNamespace(rows=types.SimpleNamespace(needs={'text': 'text'}))
+  assert np.isnan(Retrieval(wrong='other').record(row, {'text': ''}, seen).preferred)
+
+
 # --- what does not fit ---
 
 
@@ -137,6 +155,35 @@ def test_the_text_tower_is_made_for_the_tokens():
 def test_what_does_not_fit_is_said(changes, message):
   with pytest.raises(RunError, match=message):
     built(**changes)
+
+
+def test_a_tower_that_looks_at_the_largest_token():
+  """As old CLIPs: the end of a text must be that one."""
+  model = TwoTowersConfig(
+    '', vit_config(), dataclasses.replace(text_config(), vocab_size=300, eot=-1), logit_bias=False
+  ).resolve()  # fmt: skip
+  fields = {'image': Field('image', dtype='uint8'), 'text': Field('text')}
+  for tokenizer, message in (
+    (WORDS, None),
+    (Blank(size=9, end=2), 'end with 2'),
+    (Blank(size=9, end=-1), 'no end'),
+  ):
+    task = Contrastive(tokenizer=dataclasses.replace(tokenizer, length=6))
+    if message is None:
+      task.adapt(model, fields)
+      continue
+    with pytest.raises(RunError, match=f'looks at the largest token .* {message}'):
+      task.adapt(model, fields)
+
+
+def test_tokens_that_are_none():
+  with one_device():
+    tower = text_config().create(jax_rngs())
+    for number in (-1, 9):
+      with pytest.raises(ValueError, match=f'no token {number}: this model has those from 0 to 8'):
+        tower(jnp.full((1, 6), number))
+    with pytest.raises(ValueError, match='7 tokens are more than the 6'):
+      tower(jnp.zeros((1, 7), jnp.int32))
 
 
 def test_images_are_measured():

@@ -70,7 +70,7 @@ class Retrieval(Evaluator):
     texts = texts_of(example, _field(seen))[: len(row['known'])]
     own = row['text'][row['known'] > 0]
     like = float('nan')
-    if self.wrong and row['wrong_known'][0]:
+    if self.wrong and row['wrong_known'][0] and len(own):
       like = float(own[0] @ row['image'] - row['wrong'][0] @ row['image'])
     return Looked(row['image'], own, tuple(filter(None, texts)), like)
 
@@ -85,6 +85,8 @@ class Retrieval(Evaluator):
     records: list[Looked] = found['test'].records
     if not records:
       raise RunError(f'{found["test"].source.name}: no example can be used')
+    if not any(len(each.texts) for each in records):
+      raise RunError(f'{found["test"].source.name}: no example has a text')
     images = np.stack([each.image for each in records])
     ranks = ranked(images, [each.texts for each in records], [each.said for each in records])
     values: dict[str, Any] = {}

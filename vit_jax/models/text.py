@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.core import Tracer
 
 from vit_jax.architecture.towers import TextArchitecture
 from vit_jax.nn.attention import Context
@@ -41,7 +42,12 @@ class Text(nnx.Module):
       )
 
   def __call__(self, tokens: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-    """int (batch, tokens) -> float32 (batch, num_classes); `key` is of stochastic depth."""
+    """int (batch, tokens) -> float32 (batch, num_classes); `key` is of stochastic depth.
+
+    Raises:
+      ValueError: for more tokens than `context_length`; outside of `jax.jit`, for a token that is
+        not in the vocabulary.
+    """
     return self._forward(tokens, key, record=False)['output']
 
   def features(self, tokens: jax.Array, *, key: jax.Array | None = None) -> dict[str, jax.Array]:
@@ -52,6 +58,12 @@ class Text(nnx.Module):
     config, length = self.config, tokens.shape[1]
     if length > config.context_length:
       raise ValueError(f'{length} tokens are more than the {config.context_length} of this model')
+    if not isinstance(tokens, Tracer) and tokens.size:
+      for number in (int(tokens.min()), int(tokens.max())):
+        if not 0 <= number < config.vocab_size:
+          raise ValueError(
+            f'there is no token {number}: this model has those from 0 to {config.vocab_size - 1:,}'
+          )
     tokens = reshard(tokens, 'batch', None)
     x = self.embed.at[tokens].get(out_sharding=spec('batch', None, None))
     x = x.astype(jnp.float32) + self.posemb[:, :length]

@@ -177,6 +177,13 @@ class Contrastive(Images, Coupled):
         f'the text tower looks at token {text.eot} (model.text.eot), and texts of the tokenizer '
         f'end with {tokenizer.end}'
       )
+    if text.pool == 'eot' and text.eot < 0 and tokenizer.end != tokenizer.size - 1:
+      ends = f'end with {tokenizer.end}' if tokenizer.end >= 0 else 'have no end'
+      raise RunError(
+        'the text tower looks at the largest token of a text (model.text.eot=-1), and texts of the '
+        f'tokenizer {ends}: --config.model.text.pool=last, or an end that is token '
+        f'{tokenizer.size - 1:,}'
+      )
     if model.logit_bias and self.loss_of == 'softmax':
       raise RunError(
         'model.logit_bias: a softmax does not feel a bias, which would never be trained: '

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vit_jax.models.two_towers import unit
+from vit_jax.models.two_towers import cosines, unit
 from vit_jax.nn import sharding
 from vit_jax.text import prompts
 from vit_jax.text.siglip import SigLip, SigLip2
@@ -63,8 +63,7 @@ class Named(nnx.Module):
   def __call__(self, images: jax.Array, *, key: Any = None) -> jax.Array:
     """Images as for `ViT` -> float32 logits (batch, classes)."""
     vectors = unit(self.image(images, key=key))
-    cosines = sharding.einsum('id,cd->ic', vectors, self.classes[...], out=('batch', None))
-    return cosines * self.scale[...] + self.bias[...]
+    return cosines(vectors, self.classes[...]) * self.scale[...] + self.bias[...]
 
 
 def classifier(model: Any, task: Any, names: Sequence[str], templates: str) -> Named:

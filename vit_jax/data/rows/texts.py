@@ -33,6 +33,8 @@ def texts_of(example: Example, field: str) -> tuple[str, ...]:
 class Caption:
   """One of the texts, drawn: 'tokens', int32 (length,), and its `key`, 'same'.
 
+  An empty text is drawn only where there is no other.
+
   Attributes:
     tokenizer: one of `text.TOKENIZERS`.
   """
@@ -51,8 +53,11 @@ class Caption:
     return {'tokens': Array((length,), np.int32), 'same': Array((KEYS,), np.float32)}
 
   def make(self, example: Example, rng: np.random.Generator) -> dict[str, Any]:
-    """See `columns.Drawn`."""
-    texts = texts_of(example, self.field)
+    """See `columns.Drawn`; raises ValueError for an example without a text."""
+    every = texts_of(example, self.field)
+    if not every:
+      raise ValueError(f'has no {self.field}')
+    texts = [text for text in every if text] or every
     tokens = self.tokenizer.row(texts[int(rng.integers(len(texts)))])
     return {'tokens': tokens, 'same': key(tokens)}
 
