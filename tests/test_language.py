@@ -18,7 +18,7 @@ from vit_jax.costs import flops
 from vit_jax.costs.parts import parts
 from vit_jax.models.language import LanguageConfig
 from vit_jax.nn import positions, sharding
-from vit_jax.nn.generate import Prompt, Sampling, generate
+from vit_jax.nn.generate import Prompt, Rules, Sampling, generate
 from vit_jax.nn.masks import Mask
 
 SMALL = dict(width=24, depth=2, mlp_dim=40, num_heads=4, vocab_size=50, context_length=32)
@@ -57,8 +57,8 @@ def padded(prompts, side):
 @functools.partial(jax.jit, static_argnames=('sampling', 'seen'))
 def say(model, tokens, there, index, sampling, seen=False):
   prompt = Prompt(model.read(tokens), there, there if seen else None, index)
-  sayable = np.arange(model.config.vocab_size) != PAD
-  return generate(model, prompt, sampling, ends=(END,), pad=PAD, sayable=sayable)
+  sayable = tuple(number != PAD for number in range(model.config.vocab_size))
+  return generate(model, prompt, Rules(sampling=sampling, ends=(END,), pad=PAD, sayable=sayable))
 
 
 def said(prompts, sampling, side='right', seen=False, first=0):

@@ -10,7 +10,7 @@ import torch
 
 import vit_jax
 from tests.parity.references import hf, numpy
-from vit_jax.nn.generate import Prompt, Sampling, generate
+from vit_jax.nn.generate import Prompt, Rules, Sampling, generate
 
 pytestmark = pytest.mark.filterwarnings('ignore')  # of PyTorch about its own tracing
 SMALL = dict(
@@ -108,7 +108,9 @@ def test_said(case):
   given = dict(zip(('input_ids', 'attention_mask'), inputs, strict=True))
   want = numpy(theirs.generate(**given, max_new_tokens=6, do_sample=False))[:, 11:]
   found = generate(
-    ours, Prompt(ours.read(TOKENS), there, None, np.arange(3)), Sampling(most=6), ends=(2,)
+    ours,
+    Prompt(ours.read(TOKENS), there, None, np.arange(3)),
+    Rules(sampling=Sampling(most=6), ends=(2,)),
   )
   np.testing.assert_array_equal(found.tokens[:, : want.shape[1]], want)
 

@@ -14,6 +14,7 @@ from vit_jax.architecture.dino import DinoArchitecture
 from vit_jax.architecture.eomt import EomtArchitecture
 from vit_jax.architecture.language import LanguageArchitecture
 from vit_jax.architecture.masked import MaeArchitecture, MaskedArchitecture
+from vit_jax.architecture.multimodal import MultimodalArchitecture
 from vit_jax.architecture.segmenter import (
   MaskTransformerArchitecture,
   SegmenterArchitecture,
@@ -39,6 +40,7 @@ MODELS = {
   'token_detector': TokenDetectorArchitecture,
   'mask_transformer': MaskTransformerArchitecture,
   'upernet': UPerNetArchitecture, 'language': LanguageArchitecture,
+  'multimodal': MultimodalArchitecture,
 }  # fmt: skip
 
 # Models that give one vector for each image.
@@ -62,6 +64,7 @@ __all__ = [
   'MaskTransformerArchitecture',
   'MaskedArchitecture',
   'MixerArchitecture',
+  'MultimodalArchitecture',
   'ResNetArchitecture',
   'SegmenterArchitecture',
   'TextArchitecture',

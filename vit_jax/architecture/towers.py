@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 from vit_jax.architecture import variants
@@ -66,11 +68,14 @@ class Composition:
     main: the tower that others start from, where it is not said which.
     sized: whether nothing but its `encoder` depends on the size of images, so that it can be
       evaluated at another one.
+    follows: of towers and of parts of `rest`, by name, what comes before them, by what the names of
+      its parameters begin with. Where any of that is trained, gradients go through them.
   """
 
   kind: ClassVar[str]
   main: ClassVar[str] = ''
   sized: ClassVar[bool] = False
+  follows: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
 
   @property
   def towers(self) -> dict[str, Any]:

@@ -21,26 +21,30 @@ class Kind(NamedTuple):
   Attributes:
     name: of its classes, before 'ForCausalLM'.
     options: fields of `LanguageArchitecture`.
+    heads, context: what a config.json that does not say them means.
     act: of config.json.
-    eps: where config.json does not say it.
   """
 
   name: str
   options: dict[str, Any]
+  heads: int
+  context: int
   act: str = 'silu'
-  eps: float = 1e-6
+
+
+EPS = 1e-6  # likewise
 
 
 _LLAMA: dict[str, Any] = dict(norm='rmsnorm', mlp='swiglu')
 _GEMMA: dict[str, Any] = dict(norm='rmsnorm1p', mlp='geglu_tanh', scaled_embed=True)
 TYPES = {
-  'llama': Kind('Llama', _LLAMA),
-  'qwen2': Kind('Qwen2', _LLAMA),
-  'qwen3': Kind('Qwen3', dict(_LLAMA, qk_norm=True)),
-  'gemma': Kind('Gemma', _GEMMA, act='gelu_pytorch_tanh'),
+  'llama': Kind('Llama', _LLAMA, 32, 2048),
+  'qwen2': Kind('Qwen2', _LLAMA, 32, 32_768),
+  'qwen3': Kind('Qwen3', dict(_LLAMA, qk_norm=True), 32, 32_768),
+  'gemma': Kind('Gemma', _GEMMA, 16, 8192, act='gelu_pytorch_tanh'),
 }
-# Of the first gated activation: what old files of Gemma say, and mean the other one by.
-_TANH = ('gelu', 'gelu_pytorch_tanh', None)
+# What old files of Gemma say, and mean the other one by.
+_TANH = ('gelu', 'gelu_pytorch_tanh')
 # By their fields in config.json.
 _SIZES = {
   'hidden_size': 'width', 'num_hidden_layers': 'depth', 'intermediate_size': 'mlp_dim',
@@ -78,7 +82,7 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
   queries, keys = (
     source.shape(f'{block}self_attn.{name}_proj.weight', 2)[0] for name in ('q', 'k')
   )
-  heads = _heads(source, block, queries)
+  heads = _heads(source, kind, block, queries)
   head_dim = queries // heads
   if queries % heads or keys % head_dim:
     raise RunError(
@@ -89,8 +93,8 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
   ]
   if f'{block}mlp.down_proj.bias' not in source:
     without.append('mlp')
-  act = given.get('hidden_activation') or given.get('hidden_act')
-  if act != kind.act and not (kind.act in _TANH and act in _TANH) and given:
+  act = given.get('hidden_activation') or given.get('hidden_act') or kind.act
+  if act != kind.act and not (kind.act in _TANH and act in _TANH):
     raise RunError(f'{source.where}: hidden_act={act!r} is not supported in a {kind.name}')
   if given.get('use_sliding_window'):
     raise RunError(f'{source.where}: use_sliding_window=true is not supported')
@@ -98,9 +102,9 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
   found: dict[str, Any] = dict(
     variant='', width=width, depth=source.count(re.escape(prefix) + r'layers\.(\d+)\.'),
     mlp_dim=source.shape(f'{block}mlp.gate_proj.weight', 2)[0], num_heads=heads,
-    kv_heads=keys // head_dim, head_dim=head_dim, eps=float(given.get('rms_norm_eps', kind.eps)),
+    kv_heads=keys // head_dim, head_dim=head_dim, eps=float(given.get('rms_norm_eps', EPS)),
     vocab_size=vocabulary, tied=f'{style["head"]}.weight' not in source, no_bias=','.join(without),
-    context_length=int(given.get('max_position_embeddings', 2048)), rope_base=base,
+    context_length=int(given.get('max_position_embeddings', kind.context)), rope_base=base,
     rope_scaling=scaling, **kind.options,
   )  # fmt: skip
   for name, ours in _SIZES.items():
@@ -116,13 +120,15 @@ def architecture(source: Source, style: dict[str, Any]) -> tuple[Any, Card]:
   return LanguageConfig(**found), Card('transformers', (1, 1))
 
 
-def _heads(source: Source, block: str, queries: int) -> int:
+def _heads(source: Source, kind: Kind, block: str, queries: int) -> int:
   """Of the queries."""
   given = source.hints.get('num_heads', source.config.get('num_attention_heads'))
   if given is not None:
     return source.integer(given, 'num_heads')
   if (norm := f'{block}self_attn.q_norm.weight') in source:
     return queries // source.shape(norm, 1)[0]
+  if source.config:
+    return kind.heads
   raise RunError(f'{source.where} does not say how many heads it has: give num_heads')
 
 

@@ -114,10 +114,11 @@ def model_of(opened: Opened, patch_method: str = 'bilinear', tower: str = '') ->
     notes.say(f'{opened.where}: the head for {classes} classes is new, initialised to zero{names}')
   towers: dict[str, Any] = getattr(config, 'towers', {})
   for name, one in towers.items():
-    wanted = changes.get(name, {}).get('num_classes', one.num_classes)
-    if wanted != one.num_classes:
+    own = getattr(one, 'num_classes', 0)
+    wanted = changes.get(name, {}).get('num_classes', own)
+    if wanted != own:
       raise RunError(
-        f'{opened.where}: {name} projects to {one.num_classes} features, as the other towers '
+        f'{opened.where}: {name} projects to {own} features, as the other towers '
         f'need it: its num_classes cannot be {wanted}'
       )
   config, card, leaves = adapt.adapt(config, card, leaves, changes, patch_method)

@@ -17,6 +17,7 @@ from vit_jax.convert import (
   dino,
   eomt,
   language,
+  multimodal,
   npz,
   openai,
   parts,
@@ -33,7 +34,7 @@ from vit_jax.core import schema
 from vit_jax.core.errors import RunError, suggest
 
 READERS: dict[str, Any] = {
-  'language': language,
+  'multimodal': multimodal, 'language': language,
   'detr': detr, 'eomt': eomt, 'npz': npz, 'openai': openai, 'upernet': upernet,
   'segmenter': segmenter, 'yolos': yolos,
   'transformers': transformers, 'timm': timm,

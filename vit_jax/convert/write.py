@@ -19,6 +19,7 @@ from vit_jax.architecture import (
   DinoArchitecture,
   LanguageArchitecture,
   MaskedArchitecture,
+  MultimodalArchitecture,
   TwoTowersArchitecture,
   YolosArchitecture,
   encoders,
@@ -34,6 +35,7 @@ from vit_jax.convert import (
   language,
   layout,
   masked,
+  multimodal,
   notes,
   npz,
   openai,
@@ -164,6 +166,8 @@ def _plan(model: Any, leaves: Leaves, card: Card, dialect: str) -> _Plan:
     return _plan_backbone(model, leaves, card, dialect)
   if isinstance(model, LanguageArchitecture):
     return _plan_language(model, leaves, dialect)
+  if isinstance(model, MultimodalArchitecture):
+    return _plan_multimodal(model, leaves, card, dialect)
   if isinstance(model, MaskedArchitecture | DinoArchitecture | YolosArchitecture):
     model = _not_pooled(model)
   if two and dialect in ('timm', *HEADERS):
@@ -272,6 +276,24 @@ def _plan_language(config: LanguageArchitecture, leaves: Leaves, dialect: str) -
   found = []
   if config.dtype != 'float32':
     found.append(f'dtype={config.dtype!r} of activations is dropped: readers choose their own')
+  return _Plan(config, leaves, made, beside, {}, found)
+
+
+def _plan_multimodal(
+  config: MultimodalArchitecture, leaves: Leaves, card: Card, dialect: str
+) -> _Plan:  # fmt: skip
+  """As `_plan`, of a language model that sees."""
+  if not dialect.startswith('transformers'):
+    raise RunError(f'{dialect} has no language models')
+  style = multimodal.style_for(config)
+  shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
+  made = multimodal.make_rules(config, shapes, style)
+  # What stands for the image in texts is read by other programs only: the last row, if none is known.
+  token = config.language.vocab_size - 1
+  beside, found = multimodal.sidecar(config, card, style, token)
+  read, its_card = _read_back(config, made, beside, dialect)
+  found += _differences(config, config, read, card, its_card, dialect, told=True)
+  found.append(f'the token of images is {token}, the last of the vocabulary')
   return _Plan(config, leaves, made, beside, {}, found)
 
 

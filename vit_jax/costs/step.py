@@ -112,8 +112,13 @@ def _partly(model: Any, trained: Collection[str], examples: int) -> int:
   is trained or nothing.
   """
   total = 0.0
+  follows = model.follows if isinstance(model, Composition) else {}
+
+  def before(name: str) -> bool:
+    return any(each.startswith(follows.get(name, ())) for each in trained)
+
   for tower, config in encoders(model).items():
-    behind, first, prefix = False, True, f'{tower}/' if tower else ''
+    behind, first, prefix = before(tower), True, f'{tower}/' if tower else ''
     own = [name.removeprefix(prefix) for name in trained if name.startswith(prefix)]
     if isinstance(config, Backbone):
       total += _partly_of(config, own)
@@ -131,9 +136,13 @@ def _partly(model: Any, trained: Collection[str], examples: int) -> int:
         else:
           matrices = sum(name.endswith('kernel') for name in learns[part.name])
           count = (3 if config.gated else 2) if part.name == 'mlp' else 1
+          if part.name == 'head' and getattr(config, 'tied', False):
+            matrices = 'embed' in own
           total += part.macs * (1 + through + min(1, matrices / count))
       behind = behind or any(learns.values())
       first = first and not any(part.macs for part in here)
   if isinstance(model, Composition):
-    total += sum(GRADS['full'] * macs for _, _, macs in model.rest)
+    for name, _, macs in model.rest:
+      learns = any(each.startswith(f'{name}/') for each in trained) or name not in follows
+      total += macs * (1 + learns + (before(name) or name not in follows))
   return round(total)

@@ -19,6 +19,7 @@ from vit_jax.architecture import (
   MaskedArchitecture,
   MaskTransformerArchitecture,
   MixerArchitecture,
+  MultimodalArchitecture,
   ResNetArchitecture,
   SegmenterArchitecture,
   TextArchitecture,
@@ -52,6 +53,7 @@ MODULES: dict[type, str] = {
   MaskTransformerArchitecture: 'vit_jax.models.segmenter:MaskTransformer',
   UPerNetArchitecture: 'vit_jax.models.upernet:UPerNet',
   LanguageArchitecture: 'vit_jax.models.language:Language',
+  MultimodalArchitecture: 'vit_jax.models.multimodal:Multimodal',
 }
 
 

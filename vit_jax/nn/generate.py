@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vit_jax.core.errors import RunError
 from vit_jax.nn import cache
@@ -77,84 +78,121 @@ class Said(NamedTuple):
   log_probs: jax.Array
 
 
-class _State(NamedTuple):
+class State(NamedTuple):
+  """Between one token and the next.
+
+  Attributes:
+    step: tokens that were said.
+    token: the last one of each row, int32 (batch,).
+    done: which rows have ended, bool (batch,).
+    said: so far.
+    cache: of all that was read.
+    keys, prefix: of the prompt and of all that may be said, see `Prompt`, bool (batch, length).
+    numbers: of the rows.
+  """
+
   step: Any
   token: jax.Array
   done: jax.Array
   said: Said
   cache: cache.Cache
+  keys: jax.Array
+  prefix: jax.Array | None
+  numbers: jax.Array
 
 
-def generate(
-  model: Any, prompt: Prompt, sampling: Sampling, *, ends: tuple[int, ...] = (), pad: int = 0,
-  sayable: Any = None,
-) -> Said:  # fmt: skip
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rules:
+  """What does not change from token to token.
+
+  Attributes:
+    sampling: of each.
+    ends: tokens that end what is said.
+    pad: what stands behind them.
+    sayable: which tokens may be said, (vocab_size,); all, if not given. Neither padding nor images
+      should be, nor rows of a table that is longer than the vocabulary.
+  """
+
+  sampling: Sampling
+  ends: tuple[int, ...] = ()
+  pad: int = 0
+  sayable: tuple[bool, ...] | None = None
+
+
+def generate(model: Any, prompt: Prompt, rules: Rules) -> Said:
   """Continues each prompt until it ends.
 
   Args:
     model: a `models.language.Language`.
     prompt: of each row.
-    sampling: static.
-    ends: tokens that end what is said.
-    pad: what stands behind them.
-    sayable: which tokens may be said, bool (vocab_size,); all, if not given. Neither padding nor
-      images should be, nor rows of a table that is longer than the vocabulary.
+    rules: static.
 
   Raises:
     ValueError: if prompt and answer may be longer than the context of the model.
   """
-  length = prompt.x.shape[1] + sampling.most
+  state = begin(model, prompt, rules)
+
+  def goes_on(state: State) -> Any:
+    return (state.step < rules.sampling.most) & ~state.done.all()
+
+  return jax.lax.while_loop(goes_on, lambda state: advance(model, state, rules), state).said
+
+
+def begin(model: Any, prompt: Prompt, rules: Rules) -> State:
+  """Reads prompts, and says the first token of each; arguments as for `generate`."""
+  most, batch = rules.sampling.most, len(prompt.x)
+  length = prompt.x.shape[1] + most
   if length > model.config.context_length:
     raise ValueError(
-      f'{prompt.x.shape[1]} tokens of a prompt and {sampling.most} of an answer are more than the '
+      f'{prompt.x.shape[1]} tokens of a prompt and {most} of an answer are more than the '
       f'{model.config.context_length} of the context'
     )
-  batch, prompt = len(prompt.x), _at_the_end(prompt)
-  more = ((0, 0), (0, sampling.most))
-  keys = jnp.pad(prompt.there, more, constant_values=True)
-  prefix = None if prompt.prefix is None else jnp.pad(prompt.prefix & prompt.there, more)
-  mask = Mask(causal=True, keys=keys, prefix=prefix)
-  places = jnp.cumsum(keys, axis=1) - 1
-
-  def through(x: jax.Array, at: Any, state: cache.Cache) -> tuple[jax.Array, cache.Cache]:
-    own = jax.lax.dynamic_slice_in_dim(places, at, x.shape[1], axis=1)
-    x, state = cache.extend(model.encoder, x, state, Context(model.angles(own), mask=mask))
-    return model.logits(x[:, -1:])[:, 0], state
-
-  def chosen(logits: jax.Array, step: Any, said: Said, done: jax.Array) -> Any:
-    token = _choose(_only(logits, sayable), sampling, step, prompt.numbers)
-    found = jax.nn.log_softmax(logits)
-    log_prob = jax.vmap(lambda row, at: row[at])(found, token)
-    token = jnp.where(done, pad, token)
-    said = Said(
-      said.tokens.at[:, step].set(token),
-      said.lengths + ~done,
-      said.log_probs.at[:, step].set(jnp.where(done, 0.0, log_prob)),
-    )
-    for end in ends:
-      done = done | (token == end)
-    return token, done, said
-
+  prompt = _at_the_end(prompt)
+  more = ((0, 0), (0, most))
   of_row, of_token = spec('batch'), spec('batch', None)
   none = Said(
-    jnp.full((batch, sampling.most), pad, jnp.int32, out_sharding=of_token),
+    jnp.full((batch, most), rules.pad, jnp.int32, out_sharding=of_token),
     jnp.zeros(batch, jnp.int32, out_sharding=of_row),
-    jnp.zeros((batch, sampling.most), out_sharding=of_token),
+    jnp.zeros((batch, most), out_sharding=of_token),
   )
-  start = cache.empty(model.encoder, batch, length)
-  logits, held = through(prompt.x, 0, start)
-  token, done, said = chosen(logits, 0, none, jnp.zeros(batch, bool, out_sharding=of_row))
+  state = State(
+    jnp.int32(0), jnp.zeros(batch, jnp.int32, out_sharding=of_row),
+    jnp.zeros(batch, bool, out_sharding=of_row), none, cache.empty(model.encoder, batch, length),
+    jnp.pad(prompt.there, more, constant_values=True),
+    None if prompt.prefix is None else jnp.pad(prompt.prefix & prompt.there, more), prompt.numbers,
+  )  # fmt: skip
+  return _said(model, prompt.x, 0, state, rules)
 
-  def goes_on(state: _State) -> Any:
-    return (state.step < sampling.most) & ~state.done.all()
 
-  def step(state: _State) -> _State:
-    x = model.read(state.token[:, None])
-    logits, held = through(x, prompt.x.shape[1] + state.step - 1, state.cache)
-    token, done, said = chosen(logits, state.step, state.said, state.done)
-    return _State(state.step + 1, token, done, said, held)
+def advance(model: Any, state: State, rules: Rules) -> State:
+  """Says one more token; arguments as for `generate`."""
+  at = state.keys.shape[1] - rules.sampling.most + state.step - 1
+  return _said(model, model.read(state.token[:, None]), at, state, rules)
 
-  return jax.lax.while_loop(goes_on, step, _State(jnp.int32(1), token, done, said, held)).said
+
+def _said(model: Any, x: jax.Array, at: Any, state: State, rules: Rules) -> State:
+  """What follows `x`, (batch, tokens, width), which begins at a place of the cache."""
+  mask = Mask(causal=True, keys=state.keys, prefix=state.prefix)
+  places = jnp.cumsum(state.keys, axis=1) - 1
+  own = jax.lax.dynamic_slice_in_dim(places, at, x.shape[1], axis=1)
+  context = Context(model.angles(own), mask=mask)
+  x, held = cache.extend(model.encoder, x, state.cache, context)
+  logits = model.logits(x[:, -1:])[:, 0]
+  only = logits
+  if rules.sayable is not None:
+    only = jnp.where(np.array(rules.sayable), logits, -jnp.inf)
+  token = _choose(only, rules.sampling, state.step, state.numbers)
+  log_prob = jax.vmap(lambda row, at: row[at])(jax.nn.log_softmax(logits), token)
+  token = jnp.where(state.done, rules.pad, token)
+  tokens, lengths, log_probs = state.said
+  said = Said(
+    tokens.at[:, state.step].set(token), lengths + ~state.done,
+    log_probs.at[:, state.step].set(jnp.where(state.done, 0.0, log_prob)),
+  )  # fmt: skip
+  done = state.done
+  for end in rules.ends:
+    done = done | (token == end)
+  return state._replace(step=state.step + 1, token=token, done=done, said=said, cache=held)
 
 
 def _at_the_end(prompt: Prompt) -> Prompt:
@@ -162,10 +200,6 @@ def _at_the_end(prompt: Prompt) -> Prompt:
   order = jnp.argsort(prompt.there, axis=1, stable=True)
   take = lambda x: None if x is None else jax.vmap(lambda row, at: row[at])(x, order)  # noqa: E731
   return prompt._replace(x=take(prompt.x), there=take(prompt.there), prefix=take(prompt.prefix))
-
-
-def _only(logits: jax.Array, sayable: Any) -> jax.Array:
-  return logits if sayable is None else jnp.where(sayable, logits, -jnp.inf)
 
 
 def _choose(logits: jax.Array, sampling: Sampling, step: Any, numbers: jax.Array) -> jax.Array:
