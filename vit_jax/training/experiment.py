@@ -99,7 +99,7 @@ class Experiment:
     if known:
       cfg = schema.filled(cfg, known.decided)
       cfg = dataclasses.replace(cfg, task=cfg.task.again(known.task))
-    self._starts = [] if known else starts(cfg)
+    self._starts, self._new = [] if known else starts(cfg), not known
     self.layout = BatchLayout(cfg.batch_size)
     classed = cfg.task.classed
     if training or not known:
@@ -270,8 +270,9 @@ class Experiment:
     """The initial state; equal seeds give equal values on any mesh. Sets `frozen`."""
     taken = self._taken() if self._starts or self._owned else {}
     state, frozen = jax.jit(self._init)(self._seeds(), taken)
-    model = lambda: tree.merge(self._of_one(state.model), frozen)  # noqa: E731
-    self.config.task.verify(model, self.source)
+    if self._new:
+      model = lambda: tree.merge(self._of_one(state.model), frozen)  # noqa: E731
+      self.config.task.verify(model, self.source)
     self.adopt(frozen)
     return state
 
