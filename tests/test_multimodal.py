@@ -62,12 +62,11 @@ def test_what_reaches_which_token(kind):
   run = jax.jit(lambda model, *args: model(*args))
   plain = np.asarray(run(model(kind), images, tokens, asked))
   places = model(kind).config.places
-  moved = lambda other, asked=asked: (
-    np.abs(  # noqa: E731
-      np.asarray(run(model(kind), images, other, asked)) - plain
-    ).max((0, 2))
-    > 1e-6
-  )
+
+  def moved(other):
+    found = np.asarray(run(model(kind), images, other, asked))
+    return np.abs(found - plain).max((0, 2)) > 1e-6
+
   for at in (6 + places, 3 + places):
     other = tokens.copy()
     other[:, at] = (other[:, at] + 7) % 50

@@ -1,4 +1,4 @@
-"""Language models that see, of Hugging Face transformers: LLaVA, PaliGemma, SmolVLM and Idefics 3."""
+"""Language models that see, of Hugging Face transformers: LLaVA, PaliGemma, SmolVLM, Idefics 3."""
 
 from __future__ import annotations
 
@@ -54,10 +54,9 @@ TEMPLATES = {
 
 
 def recognise(source: Source) -> dict[str, Any] | None:
-  """What a checkpoint of an image tower, a projector and a language model is; None if it is none."""
-  if 'model.mm_projector.0.weight' in source and not any(
-    'vision_tower' in n for n in source.arrays
-  ):
+  """What a checkpoint of an image tower, a projector and a language model is; None if not one."""
+  sees = any('vision_tower' in name for name in source.arrays)
+  if 'model.mm_projector.0.weight' in source and not sees:
     raise RunError(
       f'{source.where} is a LLaVA as its own code writes it, without its image tower: read the one '
       'of transformers (llava-hf)'
@@ -204,9 +203,8 @@ def sidecar(
   of_image = dict(style['vision'])
   beside, notes = transformers_config.sidecar(config.vision, card, of_image)
   # Without anything that pools it is written as one that classifies by the mean of its patches.
-  vision = {
-    k: v for k, v in beside['config.json']['vision_config'].items() if k[:10] != 'vision_use'
-  }
+  vision = dict(beside['config.json']['vision_config'])
+  del vision['vision_use_head']
   words = {k: v for k, v in language.sidecar(config.language).items() if k != 'architectures'}
   kind = style['kind']
   said: dict[str, Any] = {

@@ -288,7 +288,7 @@ def _plan_multimodal(
   style = multimodal.style_for(config)
   shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
   made = multimodal.make_rules(config, shapes, style)
-  # What stands for the image in texts is read by other programs only: the last row, if none is known.
+  # What stands for the image in texts, other programs alone read.
   token = config.language.vocab_size - 1
   beside, found = multimodal.sidecar(config, card, style, token)
   read, its_card = _read_back(config, made, beside, dialect)

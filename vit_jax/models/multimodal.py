@@ -88,7 +88,7 @@ class Multimodal(nnx.Module):
     return Mask(causal=True, prefix=asked if self.config.prefix else None)
 
   def see(self, images: jax.Array, *, key: Any = None) -> jax.Array:
-    """What an image is among tokens: float (batch, height, width, channels) -> (batch, places, width)."""
+    """Images as tokens: float (batch, height, width, channels) -> (batch, places, width)."""
     config, tower = self.config, self.vision
     keys = (None, None) if key is None else noise(key).split()
     x, context = tower.tokens(images, key=keys[0])

@@ -1,8 +1,8 @@
 """The loss of a language model, with the logits of a few tokens at a time.
 
-Of 256,000 tokens the logits of one place are a megabyte, and a row has thousands of places, of which
-few may be answers. Each device goes over its own places piece by piece, those that count first:
-pieces in which none does are passed over. The logits of a piece are computed again for the
+Of 256,000 tokens the logits of one place are a megabyte, and a row has thousands of places, of
+which few may be answers. Each device goes over its own places piece by piece, those that count
+first: pieces in which none does are passed over. The logits of a piece are computed again for the
 gradient.
 """
 
@@ -69,7 +69,7 @@ def _local(x: jax.Array, table: jax.Array, follows: jax.Array, counts: jax.Array
 
   def none(x: jax.Array, follows: jax.Array, counts: jax.Array) -> tuple[jax.Array, jax.Array]:
     del x, follows
-    return (jnp.zeros(counts.shape),) * 2
+    return jnp.zeros(counts.shape), jnp.zeros(counts.shape)
 
   @jax.checkpoint
   def piece(each: Any) -> tuple[jax.Array, jax.Array]:
