@@ -1,5 +1,6 @@
 """Images and texts: rows, what does not fit, retrieval, classes by their names."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -21,7 +22,7 @@ from vit_jax.core.errors import RunError
 from vit_jax.data.fields import Field
 from vit_jax.data.rows.texts import Caption, Captions, key
 from vit_jax.data.sources.embedded import Features
-from vit_jax.evaluate import evaluate
+from vit_jax.evaluate import evaluate, evaluate_checkpoint
 from vit_jax.evaluators.retrieval import Looked, Retrieval, ranked
 from vit_jax.models.text import TextConfig
 from vit_jax.models.two_towers import TwoTowersConfig
@@ -463,6 +464,19 @@ def test_a_vocabulary_goes_along(tmp_path, caplog, typed):
   status, _, error = typed('vit_jax.predict', bare, tmp_path / 'x.png', '--classes=a,b')
   assert status
   assert 'there is no vocabulary by the checkpoint: --vocabulary=FILE, for clip' in error
+  for name in ('cat', 'dog'):
+    (tmp_path / 'photos' / name).mkdir(parents=True)
+    (tmp_path / 'photos' / name / 'x.png').write_bytes((tmp_path / 'x.png').read_bytes())
+  judged = dict(name='zeroshot', dir=str(tmp_path / 'photos'), split='.')
+  config = dict(
+    total='1 step', batch_size=8, model=dict(name='two_towers', variant='clip:B/32'),
+    data=dict(source=dict(name='folder', dir=str(tmp_path / 'photos'))), evals={'photos': judged},
+  )  # fmt: skip
+  for file, message in ((str(whole), ''), ('', r'tokenizer\.file is missing')):
+    task = dict(name='contrastive', tokenizer=dict(name='clip', file=file))
+    with pytest.raises(RunError, match=message) if message else contextlib.nullcontext():
+      scores = evaluate_checkpoint(str(bare), config_lib.complete({**config, 'task': task}))
+      assert scores['photos/top1'] in (0, 0.5)  # both pictures are the same
 
 
 def test_a_digest_in_a_configuration_is_that_of_its_file():

@@ -22,6 +22,7 @@ from vit_jax.evaluators.evaluator import prepare
 from vit_jax.nn import sharding
 from vit_jax.processes import exchange
 from vit_jax.tasks.task import Fields
+from vit_jax.text.tokenizer import Filed
 from vit_jax.training import config as config_lib
 from vit_jax.training import lanes
 from vit_jax.training.experiment import Experiment
@@ -89,6 +90,10 @@ def evaluate_checkpoint(
     task, fields = tasks.of(card)
     if not card.task and type(task) is not type(cfg.task):
       task = dataclasses.replace(cfg.task, mean=card.mean, std=card.std)
+    own, given = (getattr(each, 'tokenizer', None) for each in (task, cfg.task))
+    if isinstance(own, Filed) and type(own) is type(given) and not own.file:
+      # Of a checkpoint without a vocabulary beside it.
+      task = dataclasses.replace(task, tokenizer=dataclasses.replace(own, file=given.file))
     evaluations = {}
     for name, evaluator in cfg.evals.items():
       if not any(field.startswith(f'evals.{name}.crop.') for field in insisted):

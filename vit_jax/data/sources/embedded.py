@@ -142,5 +142,5 @@ class FeaturesSource(Source):
 
   def summary(self) -> list[str]:
     """How many there are, and whose features they have."""
-    unknown = f'{self.name}: it does not say what could be checked of its model'
+    unknown = f'{self.name}: whose features they are cannot be checked, as it has no sample of them'
     return [headline(self), self._said, *([unknown] if self.sample is None else [])]
