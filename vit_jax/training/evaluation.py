@@ -91,9 +91,10 @@ def evaluate_checkpoint(
     if not card.task and type(task) is not type(cfg.task):
       task = dataclasses.replace(cfg.task, mean=card.mean, std=card.std)
     own, given = (getattr(each, 'tokenizer', None) for each in (task, cfg.task))
-    if isinstance(own, Filed) and type(own) is type(given) and not own.file:
+    if isinstance(own, Filed) and isinstance(given, Filed) and not own.file:
       # Of a checkpoint without a vocabulary beside it.
-      task = dataclasses.replace(task, tokenizer=dataclasses.replace(own, file=given.file))
+      file = given.file if own.kind == given.kind else ''
+      task = dataclasses.replace(task, tokenizer=dataclasses.replace(own, file=file))
     evaluations = {}
     for name, evaluator in cfg.evals.items():
       if not any(field.startswith(f'evals.{name}.crop.') for field in insisted):
