@@ -172,7 +172,8 @@ def _noted(field: Field, value: Any, number: int) -> Any:
   if field.kind == 'panoptic':
     return len(value.segments)
   if field.kind != 'image':
-    return value if field.kind in ('class', 'classes', 'vector', 'points', 'boxes') else None
+    kept = ('class', 'classes', 'vector', 'points', 'boxes', 'dialogue')
+    return value if field.kind in kept else None
   try:
     size, channels, dtype = preprocess.described(value)
     ends = None
@@ -219,6 +220,13 @@ def _about(field: Field, values: Sequence[Any], images: Sequence[_Image | None])
     return [f'{np.mean(values):.1f} {called} an image, {max(values)} at most']
   if field.kind == 'map':
     return _maps(field, values[:_MAPS])
+  if field.kind == 'dialogue' and values:
+    counts = [len(turns) for turns in values]
+    sizes = [len(answer) for turns in values for _, answer in turns]
+    return [
+      f'{np.mean(counts):.1f} questions a dialogue, {max(counts)} at most',
+      f'answers of {np.median(sizes):.0f} characters in the median, {max(sizes):,} at most',
+    ]
   return _texts(values) if field.kind == 'text' else []
 
 

@@ -12,6 +12,7 @@
 | map | an encoded file without loss, or an array of ints (height, width): a class for each pixel |
 | panoptic | `Panoptic` |
 | text | str, or a tuple of several that say the same |
+| dialogue | a tuple of pairs of str, what is asked and what is answered |
 
 Pixels are areas: the upper left one is between 0 and 1.
 """
@@ -31,11 +32,14 @@ if TYPE_CHECKING:
 
 KINDS = (
   'image', 'class', 'classes', 'vector', 'points', 'boxes', 'masks', 'map', 'panoptic', 'text',
+  'dialogue',
 )  # fmt: skip
 # Whose names are those of classes.
 CLASSED = ('class', 'classes', 'boxes', 'masks', 'map', 'panoptic')
 # Kinds of fields that are called like this.
-USUAL = {kind: kind for kind in KINDS} | {'label': 'class', 'labels': 'classes', 'target': 'vector'}
+USUAL = {kind: kind for kind in KINDS} | {
+  'label': 'class', 'labels': 'classes', 'target': 'vector', 'question': 'text', 'answer': 'text',
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -233,7 +233,7 @@ def _complaint(name: str, error: ValueError) -> tuple[str, str]:
   """About an image that cannot be used: what is wrong with it, and what to do."""
   if not isinstance(error, MisfitError):
     return f'corrupt image {name}: {error}', 'Repair it'
-  fix = 'Convert it'
+  fix = error.fix or 'Convert it'
   if error.channels:
     fix = f'If all are like that, --config.model.in_channels={error.channels}; else convert it'
   return f'{name} {error}', fix

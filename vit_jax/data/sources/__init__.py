@@ -17,6 +17,7 @@ from vit_jax.data.sources.coco import Coco
 from vit_jax.data.sources.embedded import Features
 from vit_jax.data.sources.folder import Folder
 from vit_jax.data.sources.generated import Generated
+from vit_jax.data.sources.llava import Llava
 from vit_jax.data.sources.manifest import Manifest
 from vit_jax.data.sources.mixture import Mixed, checked
 from vit_jax.data.sources.paired import Paired, captioned
@@ -31,7 +32,7 @@ from vit_jax.data.sources.xbd import Xbd
 PLAIN = {
   'tfds': Tfds, 'folder': Folder, 'manifest': Manifest, 'paired': Paired,
   'parquet': Parquet, 'coco': Coco, 'synthetic': Synthetic, 'generated': Generated,
-  'xbd': Xbd, 'tiles': Tiles, 'tar': Tar, 'features': Features,
+  'xbd': Xbd, 'tiles': Tiles, 'tar': Tar, 'features': Features, 'llava': Llava,
 }  # fmt: skip
 
 
@@ -61,7 +62,7 @@ class Mixture:
 
 SOURCES = {**PLAIN, 'mixture': Mixture}
 # Of these the files are found by listing or by reading what lists them.
-_LISTED = (Folder, Manifest, Paired, Parquet, Coco, Xbd, Tiles, Tar)
+_LISTED = (Folder, Manifest, Paired, Parquet, Coco, Xbd, Tiles, Tar, Llava)
 # What opens a source that is given by a function: in a run of several processes one for all.
 _opened: contextvars.ContextVar[Callable[[Callable[[], Source]], Source]] = contextvars.ContextVar(
   'opened', default=lambda make: make()

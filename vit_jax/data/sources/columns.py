@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vit_jax.core.errors import RunError
 from vit_jax.data import files
 from vit_jax.data.fields import Boxes, Field, Mapped
+from vit_jax.data.sources import conversations
 from vit_jax.data.sources.paired import map_field
 from vit_jax.data.sources.tables import Table, split_unit
 
@@ -243,6 +244,16 @@ def _text(part: Part) -> tuple[Field, list[Any]]:
   return Field('text'), [tuple(value) if isinstance(value, list) else value for value in values]
 
 
+def _dialogue(part: Part) -> tuple[Field, list[Any]]:
+  (name,), found = part.columns, []
+  for row, value in enumerate(part.table.columns[name]):
+    try:
+      found.append(conversations.turns(value))
+    except ValueError as error:
+      raise part.table.wrong(row, f'{name} {error}') from None
+  return Field('dialogue'), found
+
+
 def _number(value: Any) -> float:
   """A number, NaN if it is not known; raises ValueError for anything else."""
   if value is None or (isinstance(value, str) and value.strip().casefold() in _UNKNOWN):
@@ -296,5 +307,5 @@ def _several(value: Any, width: int) -> list[float]:
 
 MAKE: Mapping[str, Callable[[Part], tuple[Field, Sequence[Any]]]] = {
   'image': _image, 'class': _class, 'classes': _classes, 'vector': _vector, 'points': _points,
-  'boxes': _boxes, 'map': _map, 'text': _text,
+  'boxes': _boxes, 'map': _map, 'text': _text, 'dialogue': _dialogue,
 }  # fmt: skip

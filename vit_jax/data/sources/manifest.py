@@ -25,12 +25,15 @@ from vit_jax.data.sources.columns import MAKE, Part
 from vit_jax.data.sources.tables import Table, read_table, split_unit
 
 # Columns that become fields unasked, whatever their case; of several the first. Besides a map needs
-# names, points and boxes must be lists.
+# names, points, boxes and dialogues must be lists, questions and answers texts or lists of texts.
 COLUMNS = {
   'image': ('image', 'path', 'file', 'filename', 'file_name', 'image_path', 'filepath'),
   'label': ('label', 'class', 'category'),
   'map': ('map', 'mask'),
   'text': ('text', 'caption'),
+  'question': ('question',),
+  'answer': ('answer', 'answers'),
+  'dialogue': ('dialogue', 'conversations'),
   **{name: (name,) for name in ('labels', 'classes', 'target', 'vector', 'points', 'boxes')},
 }
 # Of more files than these only some are looked for.
@@ -55,6 +58,8 @@ class Manifest(Mapped):
     box: lines of the same image are one example, and where all are empty there is no box. Or a
     list of [left, top, right, bottom], and one of classes. Without classes all are 'object'.
   - text: a text, or a list of texts that say the same.
+  - dialogue: a list of messages, {"from": "human", "value": TEXT}, {"from": "gpt", "value": TEXT}
+    and so on, or with "role", "content", "user" and "assistant".
 
   Attributes:
     file: its path, '{split}' for the name of the split; may be in a zip file.
@@ -215,7 +220,9 @@ def _asked(config: Manifest, table: Table, by: str) -> tuple[dict[str, Wanted], 
     if column is None or name in asked or (name == 'map' and name not in config.names):
       continue
     columns = (column,)
-    if name in ('points', 'boxes'):
+    if name in ('question', 'answer') and not all(map(_is_text, table.columns[column])):
+      continue
+    if name in ('points', 'boxes', 'dialogue'):
       if not any(isinstance(value, list) for value in table.columns[column]):
         continue
       columns += ('boxes_label',) * (name == 'boxes' and 'boxes_label' in table.columns)
@@ -235,6 +242,11 @@ def _asked(config: Manifest, table: Table, by: str) -> tuple[dict[str, Wanted], 
     if column not in {*used, by}
   ]
   return asked, unused
+
+
+def _is_text(value: Any) -> bool:
+  every = value if isinstance(value, list) and value else [value]
+  return all(isinstance(each, str) for each in every)
 
 
 def _grouped(table: Table, asked: dict[str, Wanted], by: str) -> list[Sequence[int]]:

@@ -16,7 +16,7 @@ from vit_jax.core import paths
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.data import files
 from vit_jax.data.examples import Example, Source, headline
-from vit_jax.data.fields import CLASSED, Field, Mapped, Wanted
+from vit_jax.data.fields import CLASSED, USUAL, Field, Mapped, Wanted
 from vit_jax.data.sources import hub
 from vit_jax.data.sources.columns import names_of_points
 
@@ -123,7 +123,7 @@ class ParquetSource(Source):
     for column, kind in free.items():
       name, usual = column, _ONLY.get(kind, column)
       alone = [*free.values(), *asked].count(kind) == 1 and usual not in {*free, *found}
-      if alone and name != usual:
+      if alone and name != usual and name not in USUAL:
         self._said.append(f'the column {column} is the field {usual}')
         name = usual
       if name not in found and name != 'name':
