@@ -30,6 +30,7 @@ from vit_jax.training.workdir import Workdir
 VIT = dict(variant='mu/4', image_size=(8, 8), in_channels=1, depth=2, width=16, mlp_dim=32,
            num_heads=2, posemb='sincos', pool='mean', drop_path=0.2, dropout=0.1)  # fmt: skip
 TEXT = dict(variant='clip:B', width=16, depth=1, mlp_dim=32, num_heads=2)
+SPEAKING = dict(variant='', width=16, depth=2, mlp_dim=32, num_heads=2)
 WORDS = ('a', 'and', 'nothing', *'0123456789')
 # Of drawn pictures.
 SEEN = {**VIT, 'image_size': (16, 16), 'in_channels': 3, 'variant': 'mu/8', 'drop_path': 0.0}
@@ -72,6 +73,15 @@ CASES = {
     costs=dict(model__text__no_bias=FEW),
     task=dict(name='contrastive', loss_of='sigmoid', form='ring', frozen=('image/.*',),
               tokenizer=dict(name='words', vocabulary=WORDS, length=8)),
+  ),
+  'language': dict(
+    arrays=True,
+    evals=dict(test=dict(name='answers', every='100%', batch_size=64, measure=('exact', 'cider'))),
+    model=dict(name='multimodal', vision={**SEEN, 'pool': None}, language=SPEAKING, layer=-2),
+    lanes={'lr': (1e-3, 1e-2)}, unrolled=dict(model__language__scan=False), data=SCENES,
+    costs=dict(task__most=1),
+    task=dict(name='language', frozen=('vision/.*',), length=24, most=8,
+              tokenizer=dict(name='words', vocabulary=WORDS)),
   ),
   'toy_captions': dict(
     arrays=True,

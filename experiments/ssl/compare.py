@@ -44,11 +44,12 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
     'its patches is what is judged:', 'by nearest neighbours and a linear classifier with all '
     'labels, and by logistic regression on 1, 10 and 60 labels of each class,', 'three subsets for '
     'each of the runs, the same for all methods. Below each method is the same encoder at random.',
-    '', f'| | {" | ".join(titles)} | epochs | minutes |', f'|{"---|" * (len(titles) + 3)}',
+    '', f'| | {" | ".join(titles)} | epochs | minutes on cores |', f'|{"---|" * (len(titles) + 3)}',
   ]  # fmt: skip
   pixels: dict[str, Any] = {}
   for row in rows:
-    minutes = f'{row["epochs"]:.3g} | {row["seconds"] / 60:.0f}'
+    cores = row['machine']['cores']
+    minutes = f'{row["epochs"]:.3g} | {row["seconds"] / 60:.0f} on {cores}'
     for whose, found in row['scores'].items():
       if whose in (PIXELS, COMPONENTS):  # of the first; views of others may be smaller
         pixels.setdefault(whose, found)

@@ -1,5 +1,6 @@
 """Evaluators: measurements that are exact on every example; see `evaluator`."""
 
+from vit_jax.evaluators.answers import Answers
 from vit_jax.evaluators.change import Change, Damage
 from vit_jax.evaluators.classification import Classification
 from vit_jax.evaluators.detection import Detection
@@ -21,5 +22,5 @@ EVALUATORS = {
   'reconstruction': Reconstruction, 'change': Change, 'damage': Damage,
   'detection': Detection,
   'panoptic': Panoptic, 'instances': Instances,
-  'retrieval': Retrieval, 'zeroshot': ZeroShot,
+  'retrieval': Retrieval, 'zeroshot': ZeroShot, 'answers': Answers,
 }  # fmt: skip

@@ -96,7 +96,7 @@ class Language(nnx.Module):
 
   def logits(self, x: jax.Array) -> jax.Array:
     """(batch, tokens, width) -> float32 (batch, tokens, vocab_size)."""
-    kernel = self.table.astype(x.dtype)
+    kernel = gather(self.table.astype(x.dtype), 'embed', None)
     return jnp.einsum(
       'btd,dv->btv', x, kernel, out_sharding=spec('batch', None, None),
       preferred_element_type=jnp.float32,
@@ -104,6 +104,5 @@ class Language(nnx.Module):
 
   @property
   def table(self) -> jax.Array:
-    """What features are compared with, float32 (width, vocab_size), whole on each device."""
-    kernel = self.embed[...].T if self.config.tied else self.head.kernel[...]
-    return gather(kernel, 'embed', None)
+    """What features are compared with, float32 (width, vocab_size)."""
+    return self.embed[...].T if self.config.tied else self.head.kernel[...]

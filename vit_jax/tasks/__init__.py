@@ -16,6 +16,7 @@ from vit_jax.tasks.detection import Detection
 from vit_jax.tasks.dino import Dino
 from vit_jax.tasks.distillation import Distillation
 from vit_jax.tasks.instances import Instances
+from vit_jax.tasks.language import LanguageModelling
 from vit_jax.tasks.masked import MaskedImages
 from vit_jax.tasks.multilabel import MultiLabel
 from vit_jax.tasks.networks import Network
@@ -32,7 +33,7 @@ TASKS = {
   'masked': MaskedImages, 'dino': Dino, 'change': Change, 'damage': Damage,
   'detection': Detection,
   'panoptic': Panoptic, 'instances': Instances, 'semantic': Semantic,
-  'contrastive': Contrastive,
+  'contrastive': Contrastive, 'language': LanguageModelling,
 }  # fmt: skip
 
 

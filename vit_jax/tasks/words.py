@@ -44,6 +44,7 @@ def cross_entropy(
   """
   axes = ('batch', None, None), (None, None), ('batch', None), ('batch', None)
   out = Judged(('batch', None), ('batch', None))  # type: ignore
+  table = sharding.reshard(table, None, None)
   return sharding.per_shard(_local, axes, out)(x, table, follows, counts)
 
 

@@ -423,7 +423,12 @@ class Experiment:
     trained = {tree.whole(tree.group(path)): leaf for path, leaf in leaves}
 
     def own(one: Pass) -> Pass:
-      """With the names of what is trained, where it is of the model or one of its towers."""
+      """With the names of what is trained, where it is of the model or one of its towers.
+
+      A composition may be passed through in part, as one of fewer layers.
+      """
+      if one.grad == 'full' and isinstance(model, Composition) and type(one.model) is type(model):
+        return one._replace(trained=trained)
       for name, tower in {'': model, **encoders(model)}.items():
         if one.model is tower:
           return one._replace(trained=tree.inside(trained, name))
@@ -562,4 +567,6 @@ def _with_classes(model: Any, known: Mapping[str, Any]) -> Any:
     own = {n: tuple(v) if isinstance(v, list) else v for n, v in known.items() if n in model.own}
     towers = {n: _with_classes(t, known[n]) for n, t in model.towers.items() if n in known}
     return dataclasses.replace(model, **towers, **own)
+  if not hasattr(model, 'num_classes'):
+    return model
   return dataclasses.replace(model, num_classes=known.get('num_classes', 0) or model.num_classes)

@@ -330,7 +330,8 @@ class Start:
     """Decides what is taken over for `model`, which the run has made of `self.model`."""
     mine, theirs = encoders(model), encoders(self._config)
     for name, tower in mine.items():
-      if self._fresh_head or tower.num_classes != theirs[name].num_classes:
+      classes = [getattr(each, 'num_classes', 0) for each in (tower, theirs[name])]
+      if self._fresh_head or len(set(classes)) > 1:
         heads = tuple(f'{name}/{head}'.lstrip('/') for head in _HEADS)
         self._leaves = {n: leaf for n, leaf in self._leaves.items() if not n.startswith(heads)}
     said = () if self.tower or len(mine) > 1 else _HEADS
