@@ -41,7 +41,7 @@ CONFIGS = [
   'damage.py', 'damage.py:xbd', 'detection.py', 'detection.py:photos', 'panoptic.py',
   'detr.py', 'detr.py:coco', 'detr.py:original,coco', 'detr.py:masks', 'detr.py:masks,coco',
   'yolos.py:Ti,coco', 'yolos.py:B,coco', 'panoptic.py:L,coco',
-  'panoptic.py:instances',
+  'panoptic.py:instances', 'language.py',
 ]  # fmt: skip
 
 
@@ -106,6 +106,7 @@ def test_configs_trace_a_step(name, data_dir):
     'instances': {*MASKS, 'pixels'},
     'distillation': {'top1', 'teacher', 'agreement'},
     'dino': {*WATCHED, *metrics.keys() & {'center', 'patches', 'koleo'}},
+    'language': {'token_loss', 'right', 'tokens_left_out'},
     'contrastive': {'text_right', 'image_right', 'scale', *metrics.keys() & {'bias'}},
     'masked': {'accuracy'} & {'accuracy' * (tree['task'].get('target') == 'colours')},
   }.get(tree['task']['name'], set())  # fmt: skip
