@@ -74,7 +74,7 @@ class Answers(Evaluator):
   def record(self, row: Mapping[str, np.ndarray], example: Example, seen: Seen) -> Any:
     """See `Evaluator`: what is said, and the right answers."""
     (dialogue,) = (each for each in seen.rows.drawn if isinstance(each, Dialogue))
-    said = dialogues.said(dialogue.template, dialogue.tokenizer, row['said'])
+    said = dialogues.said(dialogue.template, dialogue.tokenizer, row['said'].tolist())
     return _Said(said.strip(), _right(example, dialogue.kind))
 
   def finish(self, found: Mapping[str, Found]) -> Scores:
