@@ -23,6 +23,7 @@ from vit_jax.data.examples import Example, Source
 from vit_jax.data.fields import Field, named
 from vit_jax.data.rows.columns import Columns
 from vit_jax.data.views import View
+from vit_jax.tasks.contrastive import Contrastive
 from vit_jax.tasks.images import Images
 from vit_jax.tasks.task import Prediction, Seen
 from vit_jax.text.tokenizer import Filed
@@ -430,7 +431,7 @@ def check_bands(bands: Sequence[int], channels: int) -> None:
 def _reading(model: Any, classes: str, templates: str, vocabulary: str) -> Any:
   """A model that reads texts as a classifier of the classes they name; any other as it is."""
   task: Any = tasks.of(model.card)[0]
-  reads = hasattr(task, 'tokenizer')
+  reads = isinstance(task, Contrastive)
   if reads and not classes:
     raise RunError(
       'this model reads texts: say among which classes it is to choose, --classes="a cat,a dog"'
