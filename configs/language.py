@@ -24,7 +24,7 @@ def get_config():
     total='1500 steps',
     batch_size=256,
     model=dict(name='multimodal', vision=vision, language=language, projector='linear'),
-    task=dict(name='language', length=56, tokenizer=dict(name='words', length=16)),
+    task=dict(name='language', length=56, tokenizer=dict(name='words')),
     data=dict(source=dict(name='generated', examples=400_000, generator=dict(name='objects'))),
     optim=dict(lr=1.5e-3, weight_decay=0.05, b2=0.98, warmup='5%', clip=1.0),
     evals=dict(

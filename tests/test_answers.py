@@ -32,6 +32,7 @@ def experiment(**fields):
   (dict(template='viccuna'), "unknown task.template 'viccuna'"),
   (dict(average='batch'), "unknown task.average 'batch'"),
   (dict(most=0), 'must be at least 1'),
+  (dict(tokenizer=dict(name='words', vocabulary=WORDS, length=8)), 'is of texts alone'),
   (dict(length=4), 'has no place for texts: an image takes 4 tokens'),
   (dict(template='chatml'), "the template 'chatml' needs the token <|im_start|>"),
 ])  # fmt: skip

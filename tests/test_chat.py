@@ -23,7 +23,7 @@ from vit_jax.text.plain import Words
 @pytest.fixture(scope='module')
 def model():
   """One that says many things."""
-  tokenizer = Words(vocabulary=WORDS, length=8)
+  tokenizer = Words(vocabulary=WORDS)
   config = MultimodalConfig(
     ViTConfig(**{**SEEN, 'pool': None}),
     LanguageConfig(**SPEAKING, vocab_size=tokenizer.size, context_length=128),

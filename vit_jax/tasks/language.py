@@ -46,7 +46,7 @@ class LanguageModelling(Images):
   `--config.init`.
 
   Attributes:
-    tokenizer: of the language model.
+    tokenizer: of the language model; its `length` is not used.
     template: how a dialogue is written; one of `text.dialogues.TEMPLATES`.
     length: tokens of a row, those of the image included.
     asked: of captions what is asked for them, of questions what is said with them, 'answer en {}';
@@ -75,6 +75,11 @@ class LanguageModelling(Images):
       raise RunError(f'unknown task.average {self.average!r}: {suggest(self.average, AVERAGES)}')
     if min(self.length, self.most) < 1:
       raise RunError(f'task.length={self.length} and task.most={self.most} must be at least 1')
+    if self.tokenizer.length != self.tokenizer.usual:
+      raise RunError(
+        f'task.tokenizer.length={self.tokenizer.length} is of texts alone: a row of a dialogue has '
+        'task.length tokens'
+      )
 
   @property
   def files(self) -> tuple[str, ...]:
