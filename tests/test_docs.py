@@ -34,6 +34,7 @@ SLOW = {
   'docs/how-to/fine-tune.md': 'two runs from a checkpoint',
   'docs/how-to/hold-out-a-fold.md': 'a run',
   'docs/how-to/images-and-text.md': 'two runs, a vocabulary and a prediction',
+  'docs/how-to/language-models.md': 'a run, a prediction and an answer',
   'docs/how-to/large-data-sets.md': 'a run from a packed data set',
   'docs/how-to/multi-label.md': 'a run and a prediction',
   'docs/how-to/plan-a-run.md': 'compiles for a slice of TPUs',
