@@ -9,6 +9,7 @@ COMMANDS = {
   'finetune': 'fine-tune a checkpoint on images, by a recipe that is chosen and explained',
   'evaluate': 'evaluate a run, or a checkpoint of any dialect',
   'predict': 'predict on images with a checkpoint of any dialect',
+  'chat': 'answer questions about an image with a language model that sees',
   'embed': 'write features of a data set, by a checkpoint of any dialect, to a table',
   'probe': 'judge features beside raw pixels and random parameters',
   'report': 'make report.html of a run anew',

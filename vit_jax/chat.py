@@ -20,12 +20,12 @@ with epy.lazy_imports():
   import jax
   import numpy as np
 
-  from vit_jax import predict, tasks
+  from vit_jax import tasks
   from vit_jax.convert import notes, read
   from vit_jax.core import paths
   from vit_jax.models import multimodal
   from vit_jax.nn import generate, sharding
-  from vit_jax.tasks import language
+  from vit_jax.tasks import images, language
   from vit_jax.text import dialogues
 
 # Prompts are filled up to a multiple of so many tokens: a program for each length.
@@ -84,7 +84,7 @@ class Speaker:
     """
     channels = self._model.config.vision.in_channels
     try:
-      pixels = predict.prepare(image, self._model.card, channels)
+      pixels = images.prepare(image, self._model.card, channels)
     except ValueError as error:
       raise RunError(f'the image cannot be used: {error}') from None
     self._seen, self.turns = self._see(self._model, pixels[None]), []

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from etils import epy
 
 from vit_jax.architecture import SINGLE, ViTArchitecture, encoders
-from vit_jax.architecture.card import Card
 from vit_jax.convert import arguments
 from vit_jax.core import command, paths
 from vit_jax.core.errors import RunError
@@ -25,6 +24,7 @@ from vit_jax.data.rows.columns import Columns
 from vit_jax.data.views import View
 from vit_jax.tasks.contrastive import Contrastive
 from vit_jax.tasks.images import Images
+from vit_jax.tasks.images import prepare as prepare
 from vit_jax.tasks.task import Prediction, Seen
 from vit_jax.text.tokenizer import Filed
 
@@ -42,23 +42,6 @@ with epy.lazy_imports():
   from vit_jax.tasks import naming, scenes
 
 FORMATS = ('json', 'csv')
-
-
-def prepare(image: Any, card: Card, channels: int = 0) -> np.ndarray:
-  """An image as a model wants it, float32 (*card.size, channels).
-
-  Args:
-    image: encoded, or uint8 (height, width, channels).
-    card: of the model.
-    channels: of the model; those of an array if not given.
-  """
-  crop = crops.of_card(card)
-  channels = channels or image.shape[2]
-  height, width = card.size
-  view = View(crop, size=(height, width))
-  pixels = preprocess.prepare(image, view, channels, None)
-  pixels = pixels.astype(np.float32) / 255
-  return (pixels - np.array(card.mean, np.float32)) / np.array(card.std, np.float32)
 
 
 class Inputs(Source):

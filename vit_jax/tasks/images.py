@@ -12,6 +12,7 @@ from etils import epy
 from vit_jax.architecture import MODELS, SINGLE, encoders
 from vit_jax.architecture.card import Card
 from vit_jax.core.errors import RunError
+from vit_jax.data import crops, preprocess
 from vit_jax.data.rows.columns import Column, Columns, Drawn, Image
 from vit_jax.data.views import View
 from vit_jax.tasks import mixing
@@ -187,6 +188,23 @@ class Images(Task):
     fraction = getattr(crop, 'fraction', 0.0)
     fills = getattr(crop, 'fills', False)
     return Card('vit_jax', seeing.image_size, mean, std, crop.method, fraction, names, fills)
+
+
+def prepare(image: Any, card: Card, channels: int = 0) -> np.ndarray:
+  """An image as a model wants it, float32 (*card.size, channels).
+
+  Args:
+    image: encoded, or uint8 (height, width, channels).
+    card: of the model.
+    channels: of the model; those of an array if not given.
+  """
+  crop = crops.of_card(card)
+  channels = channels or image.shape[2]
+  height, width = card.size
+  view = View(crop, size=(height, width))
+  pixels = preprocess.prepare(image, view, channels, None)
+  pixels = pixels.astype(np.float32) / 255
+  return (pixels - np.array(card.mean, np.float32)) / np.array(card.std, np.float32)
 
 
 def _inside(images: jax.Array, extent: jax.Array) -> jax.Array:
