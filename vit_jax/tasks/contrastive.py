@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Self
 from etils import epy
 
 from vit_jax.architecture.towers import TwoTowersArchitecture
-from vit_jax.core import schema
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.costs.step import Pass
 from vit_jax.data.examples import Example, Source
@@ -22,11 +21,10 @@ from vit_jax.data.rows.texts import Caption, Captions, Described, texts_of
 from vit_jax.data.sources import embedded
 from vit_jax.data.views import View
 from vit_jax.tasks.classification import Classification
-from vit_jax.tasks.images import UNSET, Images
+from vit_jax.tasks.images import UNSET
+from vit_jax.tasks.reading import Reading, like, tokenizer_of
 from vit_jax.tasks.task import Batch, Context, Coupled, Fields, Prediction, Seen, Sums
-from vit_jax.text import TOKENIZERS
-from vit_jax.text.plain import Blank, Words
-from vit_jax.text.tokenizer import Filed, Tokenizer
+from vit_jax.text.plain import Blank
 
 # Configurations are checked before JAX is there.
 with epy.lazy_imports():
@@ -44,7 +42,7 @@ _ALIKE = 0.99  # cosine of the same features, computed in another type
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Contrastive(Images, Coupled):
+class Contrastive(Reading, Coupled):
   """Trains an image and a text tower to agree on pairs that belong together, and on no others.
 
   Whatever the mesh, the loss is one number of the whole batch: that of all images with all texts.
@@ -54,7 +52,6 @@ class Contrastive(Images, Coupled):
   et al. 2022); with model.image.patch_dropout it sees a part of the patches (FLIP, Li et al. 2023).
 
   Attributes:
-    tokenizer: of the texts.
     loss_of: 'softmax' (CLIP, Radford et al. 2021) or 'sigmoid' (SigLIP, Zhai et al. 2023).
     form: 'dense', with the logits of the images of a device with all texts, or 'ring', in which
       texts go from device to device, and the logits are those of a block.
@@ -68,7 +65,6 @@ class Contrastive(Images, Coupled):
       at: of a table that `vit_jax.embed` has written, 'vector'.
   """
 
-  tokenizer: Any = schema.choice(TOKENIZERS, 'words')
   loss_of: str = 'softmax'
   form: str = 'dense'
   block: int = 0
@@ -92,23 +88,13 @@ class Contrastive(Images, Coupled):
     if self.captions < 1:
       raise RunError(f'task.captions={self.captions} must be at least 1')
 
-  @property
-  def files(self) -> tuple[str, ...]:
-    """See `Task`."""
-    return self.tokenizer.files
-
-  def without_files(self) -> Self:
-    """See `Task`."""
-    missing = isinstance(self.tokenizer, Filed) and not self.tokenizer.files
-    return dataclasses.replace(self, tokenizer=Blank.like(self.tokenizer)) if missing else self
-
   def begun(self, theirs: Mapping[str, Any], path: str, tower: str) -> tuple[Self, list[str]]:
     """See `Task`: a text tower keeps its tokenizer, whose file need not be given.
 
     Raises:
       RunError: for another tokenizer.
     """
-    it = _tokenizer(theirs)
+    it = tokenizer_of(theirs)
     if it is None or tower not in ('', 'text') or isinstance(self.tokenizer, Blank):
       return self, []
     if type(self.tokenizer) is not type(it):
@@ -117,7 +103,7 @@ class Contrastive(Images, Coupled):
         f'numbers of another one: --config.task.tokenizer.name={it.kind}, not '
         f'{self.tokenizer.kind}'
       )
-    own = _like(self.tokenizer, it)
+    own = like(self.tokenizer, it)
     if it.known and dataclasses.replace(own, length=it.length, known='').digest != it.known:
       raise RunError(
         f'task.tokenizer is another one than that of {path}, whose text tower does not know its '
@@ -128,25 +114,9 @@ class Contrastive(Images, Coupled):
     ]  # fmt: skip
     return dataclasses.replace(self, tokenizer=dataclasses.replace(own, known='')), lines
 
-  def again(self, theirs: Mapping[str, Any]) -> Self:
-    """See `Task`: with the tokenizer that it had, and no other."""
-    it = _tokenizer(theirs)
-    if it is None:
-      return self
-    own = dataclasses.replace(_like(self.tokenizer, it), known=it.known)
-    return dataclasses.replace(self, tokenizer=own)
-
-  def settled(self, fields: Fields) -> Self:
-    """See `Task`: the tokenizer as its file is now, with the words of the data if it has none."""
-    tokenizer, names = self.tokenizer, fields[self.field].names if self.field in fields else ()
-    if isinstance(tokenizer, Words) and not tokenizer.vocabulary:
-      if not names:
-        raise RunError(
-          'task.tokenizer.name=words needs words, and the data do not say theirs: '
-          '--config.task.tokenizer.name=bytes reads any text, clip and others read a vocabulary'
-        )
-      tokenizer = dataclasses.replace(tokenizer, vocabulary=names)
-    return dataclasses.replace(super().settled(fields), tokenizer=tokenizer.named)
+  def words(self, fields: Fields) -> tuple[str, ...]:
+    """See `Reading`: of its field."""
+    return fields[self.field].names if self.field in fields else ()
 
   def fitted(self, model: Any, fields: Fields) -> Any:
     """See `Task`: a text tower for the tokens there are."""
@@ -354,19 +324,3 @@ class Contrastive(Images, Coupled):
     """What is predicted by names of classes."""
     loss = 'softmax' if self.loss_of == 'softmax' else 'sigmoid_mean'
     return Classification(loss_of=loss, mean=self.mean, std=self.std)
-
-
-def _tokenizer(task: Mapping[str, Any]) -> Tokenizer | None:
-  """Of a task as a checkpoint keeps it, if it has one."""
-  told = dict(task.get('tokenizer') or {})
-  kind = schema.pick(TOKENIZERS, told.pop('name'), 'tokenizer') if told else None
-  return schema.build(kind, told, 'tokenizer') if kind else None
-
-
-def _like(own: Tokenizer, other: Tokenizer) -> Tokenizer:
-  """A tokenizer with what it leaves unset as it is of another one of its kind."""
-  if type(own) is not type(other):
-    return own
-  length = other.length if own.length == own.usual else own.length
-  unset = not getattr(own, 'file', True) or not getattr(own, 'vocabulary', True)
-  return dataclasses.replace(other if unset else own, length=length)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 from etils import epy
 
 from vit_jax.architecture.multimodal import MultimodalArchitecture
-from vit_jax.core import schema
 from vit_jax.core.errors import RunError, suggest
 from vit_jax.costs.step import Pass
 from vit_jax.data.examples import Example
@@ -17,12 +16,10 @@ from vit_jax.data.rows import Rows
 from vit_jax.data.rows.dialogues import Dialogue, kind_of
 from vit_jax.data.rows.texts import texts_of
 from vit_jax.data.views import View
-from vit_jax.tasks.images import Images
+from vit_jax.tasks.reading import Reading
 from vit_jax.tasks.task import Batch, Context, Fields, Prediction, Seen, Sums
-from vit_jax.text import TOKENIZERS, dialogues
+from vit_jax.text import dialogues
 from vit_jax.text.dialogues import TEMPLATES
-from vit_jax.text.plain import Blank, Words
-from vit_jax.text.tokenizer import Filed
 
 # Configurations are checked before JAX is there.
 with epy.lazy_imports():
@@ -38,7 +35,7 @@ AVERAGES = ('tokens', 'examples')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LanguageModelling(Images):
+class LanguageModelling(Reading):
   """Trains a language model to answer questions about an image, or to describe it.
 
   With task.frozen=('vision/.*', 'language/.*') only the projector is trained, the first stage of
@@ -46,7 +43,6 @@ class LanguageModelling(Images):
   `--config.init`.
 
   Attributes:
-    tokenizer: of the language model; its `length` is not used.
     template: how a dialogue is written; one of `text.dialogues.TEMPLATES`.
     length: tokens of a row, those of the image included.
     asked: of captions what is asked for them, of questions what is said with them, 'answer en {}';
@@ -57,7 +53,6 @@ class LanguageModelling(Images):
     most: tokens of an answer in predictions and evaluations, its end included.
   """
 
-  tokenizer: Any = schema.choice(TOKENIZERS, 'words')
   template: str = 'answers'
   length: int = 64
   asked: str = ''
@@ -80,29 +75,6 @@ class LanguageModelling(Images):
         f'task.tokenizer.length={self.tokenizer.length} is of texts alone: a row of a dialogue has '
         'task.length tokens'
       )
-
-  @property
-  def files(self) -> tuple[str, ...]:
-    """See `Task`."""
-    return self.tokenizer.files
-
-  def without_files(self) -> Self:
-    """See `Task`."""
-    missing = isinstance(self.tokenizer, Filed) and not self.tokenizer.files
-    return dataclasses.replace(self, tokenizer=Blank.like(self.tokenizer)) if missing else self
-
-  def settled(self, fields: Fields) -> Self:
-    """See `Task`: the tokenizer as its file is now, with the words of the data if it has none."""
-    tokenizer = self.tokenizer
-    if isinstance(tokenizer, Words) and not tokenizer.vocabulary:
-      known = [w for field in fields.values() if field.kind == 'text' for w in field.names]
-      if not known:
-        raise RunError(
-          'task.tokenizer.name=words needs words, and the data do not say theirs: '
-          '--config.task.tokenizer.name=bytes reads any text, json and others read a vocabulary'
-        )
-      tokenizer = dataclasses.replace(tokenizer, vocabulary=tuple(dict.fromkeys(known)))
-    return dataclasses.replace(super().settled(fields), tokenizer=tokenizer.named)
 
   def fitted(self, model: Any, fields: Fields) -> Any:
     """See `Task`: a language model for the tokens there are."""
